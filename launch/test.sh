@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Runs the tests, in .venv, from any directory. Arguments go to pytest: `bash launch/test.sh tests/test_heat.py -k exp`.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+use_venv test
+# Two workers on two cores halve the time, which is mostly compilation.
+exec python -m pytest -n 2 "$@"

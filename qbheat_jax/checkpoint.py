@@ -1,0 +1,135 @@
+"""Checkpoints: state, data position and config together, written in the background; the only room that knows orbax.
+
+WORKDIR/checkpoints/STEP/ holds all that is needed to go on. Each carries a sum over the bits of every array, so that
+a file damaged on disk is found out when it is read, and the checkpoint before it is taken instead.
+"""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from qbheat_jax.errors import RUN_FAILED, UserError
+
+log = logging.getLogger("qbheat")
+
+
+@jax.jit
+def _bit_sums(tree):
+    """uint32 sum of the bits of each leaf; exact, so the same however the leaf is sharded."""
+
+    def bits(leaf):
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[leaf.dtype.itemsize]
+        whole = leaf.astype(jnp.uint8) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, unsigned)
+        return whole.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+    return jnp.stack([bits(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. `keep`: how many are kept, the newest ones."""
+
+    def __init__(self, workdir, keep=3):
+        self.directory = epath.Path(workdir) / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        with _disk(self.directory):
+            self._manager = ocp.CheckpointManager(self.directory.resolve(), options=options)
+
+    def save(self, step, state, position, config_json):
+        """Starts writing; the arrays are copied first, so the state may be donated at once."""
+        record = {"position": int(position), "bits": [int(s) for s in jax.device_get(_bit_sums(state))]}
+        with _disk(self.directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=ocp.args.JsonSave(record),
+                    config=ocp.args.JsonSave(json.loads(config_json)),
+                ),
+            )
+
+    def steps(self):
+        return sorted(self._manager.all_steps())
+
+    def config(self):
+        """The config of the newest checkpoint whose config can be read, as a dict; None without one."""
+        for step in reversed(self.steps()):
+            try:
+                return self._restore(step, config=ocp.args.JsonRestore())["config"]
+            except Exception as error:
+                log.warning("checkpoint %s: its config cannot be read (%s)", step, _brief(error))
+        return None
+
+    def restore(self, state):
+        """(step, state, position) of the newest checkpoint that is whole, or None where there is none at all.
+
+        `state`: arrays, or shapes with shardings, as the restored state is to be. A torn or damaged checkpoint is moved
+        aside with a warning and the one before it taken; if all are damaged, UserError.
+        """
+        steps = self.steps()
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        for step in reversed(steps):
+            try:
+                items = self._restore(step, state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore())
+                if [int(s) for s in jax.device_get(_bit_sums(items["state"]))] != items["data"]["bits"]:
+                    raise ValueError("what was read is not what was written")
+                return step, items["state"], items["data"]["position"]
+            except Exception as error:
+                self._set_aside(step, error)
+        if steps:
+            raise UserError(f"{self.directory}: none of the checkpoints {steps} can be read", exit_code=RUN_FAILED)
+        return None
+
+    def restore_variables(self):
+        """(step, {"params", "batch_stats"} as numpy) of the newest whole checkpoint; the average where there is one."""
+        for step in reversed(self.steps()):
+            try:
+                state = self._restore(step, state=ocp.args.StandardRestore(), data=ocp.args.JsonRestore())["state"]
+                return step, {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
+            except Exception as error:
+                log.warning("checkpoint %s cannot be read (%s): taking the one before it", step, _brief(error))
+        raise UserError(f"{self.directory}: there is no checkpoint that can be read")
+
+    def wait(self):
+        """Until what was saved is on disk; errors of the writing come out here."""
+        with _disk(self.directory):
+            self._manager.wait_until_finished()
+
+    def close(self):
+        with _disk(self.directory):
+            self._manager.close()
+
+    def _restore(self, step, **items):
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _set_aside(self, step, error):
+        log.warning("checkpoint %s is damaged (%s): taking the one before it", step, _brief(error))
+        if jax.process_index() == 0:
+            target = self.directory / f"damaged_{step}"
+            if target.exists():
+                target.rmtree()
+            (self.directory / str(step)).rename(target)
+        self._manager.reload()
+
+
+def _brief(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+class _disk:
+    """Turns what a file system refuses (full, read-only, no permission) into one line and exit code 1."""
+
+    WORDS = ("no space left", "disk quota", "read-only file system", "permission denied", "resource_exhausted")
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        if error is not None and (isinstance(error, OSError) or any(w in str(error).lower() for w in self.WORDS)):
+            raise UserError(f"{self.directory} cannot be written: {_brief(error)}", exit_code=RUN_FAILED) from error

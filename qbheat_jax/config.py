@@ -1,0 +1,253 @@
+"""Configs: what every field means, what it accepts, and how a file and the command line become one checked config.
+
+A config file is a flat python file with `get_config()` that returns an `ml_collections.ConfigDict` (or dict) of the
+fields it sets; everything else takes the default below. Fields are checked before anything is compiled, each mistake
+in one sentence that names the field, the value and what would be accepted.
+
+Durations are in steps unless the name says otherwise: wherever the table has `warmup` or `eval_every`, a config may
+instead set `warmup_epochs`, `warmup_examples` or `warmup_percent` (of the run), see `optim.duration`.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import math
+import os
+from typing import Any
+
+import ml_collections
+
+from qbheat_jax import heat, quarters
+from qbheat_jax.errors import UserError
+
+UNITS = ("epochs", "examples", "percent")
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field: `default` also gives the type. `accept` is a tuple of choices, or (predicate, words)."""
+
+    default: Any
+    doc: str
+    accept: Any = None
+    type: type = None
+    duration: bool = False
+
+
+def _at_least(low):
+    return (lambda v: v >= low, f"a number that is at least {low}")
+
+
+_POSITIVE = (lambda v: v > 0, "a number above 0")
+_FRACTION = (lambda v: 0 <= v <= 1, "a number from 0 to 1")
+_BELOW_ONE = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
+_RANGE = (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "two numbers, low and high, 0 < low <= high")
+_AXIS = (lambda v: v >= 1 or v == -1, "a number of devices, or -1 for all that are left")
+_NUMBERS = (lambda v: len(v) > 0 and all(x >= 0 for x in v), "one or more numbers, none negative")
+
+_DATA = {
+    "data.source": Field("photos", "where images come from: photos, tfds:NAME, folder:PATH, synthetic"),
+    "data.tfds_dir": Field("", "where tensorflow-datasets keeps its data; empty: its own default"),
+    "data.max_bad_fraction": Field(0.01, "stop when more than this share of the images cannot be read", _FRACTION),
+    "data.workers": Field(0, "decoding threads of each process; 0: as many as pay", _at_least(0)),
+    "data.prefetch": Field(2, "batches made ready ahead of the step", _at_least(1)),
+}
+_ENCODER = {
+    "encoder.name": Field("mobile_former_w720", "the encoder, a name of models.registry"),
+    "encoder.stride": Field(0, "pixels a cell, where the encoder leaves a choice; 0: its own", _at_least(0)),
+    "encoder.drop_path": Field(0.0, "stochastic depth rate", _BELOW_ONE),
+    "dtype": Field("float32", "type computed in; parameters, losses and norm statistics are float32", ("float32", "bfloat16")),
+}
+
+PRETRAIN = {
+    "seed": Field(0, "root of every random number of the run", _at_least(0)),
+    "objective": Field("qbheat", "what is learnt from", ("qbheat",)),
+    **_DATA,
+    "data.split": Field("train", "the split trained on"),
+    "data.eval_split": Field("val", "the split whose loss is reported every eval_every steps; empty: none"),
+    "data.crop_scale": Field((0.2, 1.0), "share of the image's area that a random-resized-crop keeps", _RANGE),
+    "data.crop_ratio": Field((3 / 4, 4 / 3), "its aspect ratio", _RANGE),
+    "data.flip": Field(True, "mirror half of the images"),
+    "image_size": Field(256, "pixels a side of the images trained on", _POSITIVE),
+    "batch_size": Field(1024, "examples a step, over all devices", _POSITIVE),
+    "total_steps": Field(None, "length of the run in steps; exactly one of total_steps, total_epochs", _POSITIVE, int),
+    "total_epochs": Field(None, "length of the run in passes over the split", _POSITIVE, float),
+    **_ENCODER,
+    "decoder.width": Field(512, "channels of the decoder's blocks (our choice)", _POSITIVE),
+    "decoder.depth": Field(4, "its transformer blocks; 0: purely linear (our choice)", _at_least(0)),
+    "decoder.heads": Field(8, "their attention heads (our choice)", _POSITIVE),
+    "heat.propagator": Field("offset", "the map over a distance (offset is the paper's)", heat.PROPAGATORS),
+    "heat.directions": Field("untied", "one matrix a direction, or a step back as the inverse of one ahead", heat.DIRECTIONS),
+    "heat.norm": Field("none", "layer norm before the map (none is QB-Heat, layer is FINOLA)", heat.NORMS),
+    "heat.init_scale": Field(0.0, "standard deviation of A and B at the start, times sqrt(width)", _at_least(0)),
+    "quarter.placements": Field("corners_center", "placements drawn from, uniformly (our choice)", tuple(quarters.PLACEMENT_SETS)),
+    "norm_pix": Field(False, "predict pixels normalised within each patch (our choice)"),
+    "loss_on": Field("masked", "cells that count (masked is the paper's)", ("masked", "all")),
+    "learning_rate": Field(1.5e-4, "peak rate for a batch of 256; the run's is this times batch_size / 256", _POSITIVE),
+    "warmup": Field(0, "linear warm-up; then a cosine to 0", _at_least(0), duration=True),
+    "weight_decay": Field(0.05, "AdamW's, not on biases and norms", _at_least(0)),
+    "adam_b1": Field(0.9, "AdamW's first decay", _BELOW_ONE),
+    "adam_b2": Field(0.95, "AdamW's second decay", _BELOW_ONE),
+    "clip_norm": Field(0.0, "largest norm of the gradient; 0: no clipping", _at_least(0)),
+    "ema": Field(0.0, "decay of an average of the parameters, which then is what is evaluated; 0: none", _BELOW_ONE),
+    "mesh.data": Field(-1, "devices over which the batch is split; -1: all that are left", _AXIS),
+    "mesh.fsdp": Field(1, "devices over which batch and parameters are split", _AXIS),
+    "log_every": Field(50, "steps between lines of metrics", _POSITIVE, duration=True),
+    "eval_every": Field(0, "steps between evaluations; 0: only at the end", _at_least(0), duration=True),
+    "checkpoint_every": Field(1000, "steps between checkpoints; there is always one at the end", _POSITIVE, duration=True),
+    "keep": Field(3, "checkpoints kept", _POSITIVE),
+}
+
+PROBE = {
+    "seed": Field(0, "root of every random number of the probe", _at_least(0)),
+    "protocol": Field("lin", "lin: a linear classifier on pooled features; tran-1: one transformer block before it", ("lin", "tran-1")),
+    **_DATA,
+    **_ENCODER,
+    "data.source": Field("", "labelled images; empty: those the encoder was trained on"),
+    "encoder.name": Field("", "the encoder of --init random; a directory brings its own"),
+    "image_size": Field(0, "pixels a side; 0: as the encoder was trained", _at_least(0)),
+    "data.holdout": Field(0.1, "share of train to choose hyper-parameters on, where the source has no val split", _BELOW_ONE),
+    "batch_size": Field(128, "examples a step of the head", _POSITIVE),
+    "total_epochs": Field(90.0, "passes over the training features", _POSITIVE),
+    "optimizer": Field("sgd", "of the head", ("sgd", "lars", "adamw")),
+    "learning_rates": Field((0.1,), "for a batch of 256; all are trained, the best on held-out images is chosen", _NUMBERS),
+    "weight_decays": Field((0.0,), "all are trained, with every learning rate", _NUMBERS),
+    "warmup_epochs": Field(0.0, "linear warm-up; then a cosine to 0", _at_least(0)),
+    "momentum": Field(0.9, "of sgd and lars", _BELOW_ONE),
+    "standardise": Field(True, "features to mean 0, variance 1 over train: a batch norm without gain and bias"),
+    "refit": Field(True, "after choosing, train once more on train and held-out images together"),
+    "label_smoothing": Field(0.0, "share of the target spread over all classes", _BELOW_ONE),
+    "head.width": Field(0, "channels of tran-1's block; 0: the encoder's", _at_least(0)),
+    "head.heads": Field(8, "its attention heads", _POSITIVE),
+    "head.dropout": Field(0.0, "dropout in its block", _BELOW_ONE),
+    "head.drop_path": Field(0.0, "drop path in its block", _BELOW_ONE),
+    "cache_gib": Field(8.0, "largest memory that cached features may take", _POSITIVE),
+}
+
+
+def load(path, overrides=(), fields=PRETRAIN):
+    """Config file and `(key, text)` overrides from the command line -> a checked, locked ConfigDict."""
+    given = flatten(_get_config(path))
+    for key, text in overrides:
+        field, _ = _lookup(key, fields)
+        given[key] = _parse(text, field)
+    return resolve(given, fields)
+
+
+def resolve(given, fields=PRETRAIN):
+    """{dotted key: value} over the defaults -> a checked, locked ConfigDict."""
+    values = {key: field.default for key, field in fields.items()}
+    for key, value in given.items():
+        field, base = _lookup(key, fields)
+        values[key] = _check(key, value, field)
+        if key != base:
+            values.pop(base, None) if base not in given else _fail(key, value, f"{base} not to be set as well: one of them")
+    if fields is PRETRAIN:
+        _check_together(values)
+    config = ml_collections.ConfigDict(type_safe=False)
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node = config
+        for parent in parents:
+            if parent not in node:
+                node[parent] = ml_collections.ConfigDict(type_safe=False)
+            node = node[parent]
+        node[leaf] = value
+    return config.lock()
+
+
+def flatten(config, prefix=""):
+    """Nested dict or ConfigDict -> {dotted key: value}."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, (dict, ml_collections.ConfigDict)):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def to_json(config):
+    """A text that `from_json` reads back to an equal config."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text, fields=PRETRAIN):
+    return resolve(flatten(json.loads(text)), fields)
+
+
+def _get_config(path):
+    if not os.path.isfile(path):
+        raise UserError(f"--config {path}: there is no such file")
+    spec = importlib.util.spec_from_file_location("_qbheat_config", path)
+    if spec is None:
+        raise UserError(f"--config {path}: a python file with get_config() is needed")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+        return config if isinstance(config, dict) else config.to_dict()
+    except Exception as error:  # whatever a config file may do wrong, it is the file that is at fault
+        raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+
+
+def _lookup(key, fields):
+    """-> (field, name of the field in the table); raises UserError, with the likeliest name, where there is none."""
+    if key in fields:
+        return fields[key], key
+    base, _, unit = key.rpartition("_")
+    if unit in UNITS and base in fields and fields[base].duration:
+        return Field(0.0, "", _at_least(0), float), base
+    near = difflib.get_close_matches(key, fields, 1, 0.5)
+    hint = f"; did you mean {near[0]}?" if near else f"; the fields are {', '.join(fields)}"
+    raise UserError(f"config field {key} is unknown{hint}")
+
+
+def _parse(text, field):
+    if (field.type or type(field.default)) is str:
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _fail(key, value, accepted):
+    raise UserError(f"config field {key}={value!r} is not accepted: it takes {accepted}")
+
+
+def _check(key, value, field):
+    """The value, of the field's type, or a UserError."""
+    kind = field.type or type(field.default)
+    if value is None and field.default is None:
+        return None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is tuple and isinstance(value, (list, tuple)):
+        if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+            _fail(key, value, "numbers")
+        value = tuple(float(v) for v in value)
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "a list of numbers"}[kind]
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        _fail(key, value, words)
+    if isinstance(field.accept, tuple) and callable(field.accept[0]):
+        if not field.accept[0](value):
+            _fail(key, value, field.accept[1])
+    elif field.accept and value not in field.accept:
+        _fail(key, value, "one of " + ", ".join(map(repr, field.accept)))
+    return value
+
+
+def _check_together(values):
+    """Combinations of a pre-training config that cannot be, found without building anything."""
+    steps, epochs = values["total_steps"], values["total_epochs"]
+    if (steps is None) == (epochs is None):
+        raise UserError(
+            f"config fields total_steps={steps} and total_epochs={epochs}: exactly one of them must be set"
+        )
+    if values["decoder.width"] % values["decoder.heads"] or values["decoder.width"] % 4:
+        _fail("decoder.width", values["decoder.width"], f"a multiple of 4 and of decoder.heads={values['decoder.heads']}")
+    if values["mesh.data"] == values["mesh.fsdp"] == -1:
+        _fail("mesh.fsdp", -1, "a number of devices when mesh.data is -1: only one axis can take all that are left")

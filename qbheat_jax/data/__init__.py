@@ -1,0 +1,93 @@
+"""Images in, batches out. Importing this, and making `synthetic` batches, brings no tensorflow.
+
+A batch is a dict of numpy arrays, this process's share of a global batch:
+
+    image    uint8[B, S, S, 3]
+    quarter  int32[B]   index of the visible block's placement, 0..8 (see qbheat_jax.quarters)
+    label    int32[B]   -1 where there is none
+    mask     bool[B]    False for padding and for images that could not be decoded
+    index    int32[B]   number of the example in its split, -1 for padding
+"""
+
+from qbheat_jax.data.bad import BadFiles
+from qbheat_jax.data.batches import NumpyBatches, Plan
+from qbheat_jax.data.examples import Recipe
+from qbheat_jax.data.sources import describe, open_source
+from qbheat_jax.data.synthetic import Synthetic
+from qbheat_jax.errors import UserError
+
+__all__ = ["BadFiles", "describe", "eval_batches", "open_source", "train_batches"]
+
+
+def train_batches(
+    source,
+    *,
+    split,
+    batch_size,
+    image_size,
+    seed,
+    placements,
+    crop_scale,
+    crop_ratio,
+    flip,
+    position=0,
+    process_index=0,
+    process_count=1,
+    workers=0,
+    prefetch=2,
+    bad=None,
+):
+    """Endless iterator over this process's training batches, `batch_size // process_count` examples each.
+
+    Every epoch shows every example once, in an order of its own; the stream of examples is a pure function of
+    (seed, position), whatever `process_count`, `workers` (threads, 0 to let tensorflow choose) and `prefetch`
+    (batches made ahead) are. `position` is the first example's place in the run's global stream; the iterator's
+    `.position` is that of the next batch. `crop_scale`, `crop_ratio`: ranges of the random crop; `flip`: mirror
+    half of the images. `bad`: a `BadFiles`, checked after every batch; without one, bad files are only logged.
+
+    Raises UserError for an unknown split, fewer images than a batch, a batch that the processes cannot share.
+    """
+    recipe = Recipe(image_size, seed, tuple(placements), True, tuple(crop_scale), tuple(crop_ratio), flip)
+    plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, start=position)
+    return _batches(plan, workers, prefetch)
+
+
+def eval_batches(
+    source,
+    *,
+    split,
+    batch_size,
+    image_size,
+    seed,
+    placements,
+    epochs=1,
+    process_index=0,
+    process_count=1,
+    workers=0,
+    prefetch=2,
+    bad=None,
+):
+    """Iterator over this process's batches of a split in its own order, `epochs` times, without augmentation.
+
+    An image of image_size x image_size is taken as it is; from another one, the shorter side is scaled to
+    image_size / 0.875 and the centre cut out. The last batch of an epoch is filled with padding (mask False), so
+    every process yields ceil(n / batch_size) batches an epoch. The placement depends on (seed, index) alone.
+
+    Raises UserError for an unknown split and for a batch that the processes cannot share.
+    """
+    recipe = Recipe(image_size, seed, tuple(placements), False)
+    plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, epochs=epochs)
+    return _batches(plan, workers, prefetch)
+
+
+def _batches(plan, workers, prefetch):
+    if isinstance(plan.source, Synthetic):
+        return NumpyBatches(plan)
+    try:
+        from qbheat_jax.data.pipeline import TensorflowBatches
+    except ImportError as error:
+        raise UserError(
+            f"data.source='{plan.source.spec}' needs tensorflow ({error}): pip install tensorflow-cpu, or use "
+            "data.source='synthetic'"
+        ) from error
+    return TensorflowBatches(plan, workers, prefetch)

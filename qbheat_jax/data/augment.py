@@ -1,0 +1,112 @@
+"""Stateless image operations: every random draw is a function of (seed, epoch, index, purpose). numpy and Pillow only.
+
+Nothing here keeps a generator between examples, so an example looks the same whichever process, thread or
+resumed run makes it.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+_MASK = (1 << 64) - 1
+
+# What a draw is for. Two purposes of one example are independent; the numbers must never change meaning.
+PURPOSES = {"crop": 1, "flip": 2, "quarter": 3, "order": 4, "files": 5, "photos": 6, "noise": 7}
+
+# Evaluation keeps this share of the shorter side: 224 out of 256, the usual protocol.
+CENTRE_SHARE = 0.875
+
+
+def mix(x):
+    """One step of splitmix64: uint64 (a Python int or a numpy array) -> uint64 of the same kind, a bijection."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def bits(seed, epoch, index, purpose):
+    """64 random bits for each example.
+
+    `seed` is an int; `epoch` and `index` are ints, or integer arrays that broadcast (then uint64 comes back in
+    their shape); `purpose` is a key of `PURPOSES`. Unlike numpy's generators, this is the same under every numpy.
+    """
+    h = mix((int(seed) & _MASK) ^ mix(PURPOSES[purpose]))
+    return mix(mix(h ^ _unsigned(epoch)) ^ _unsigned(index))
+
+
+def _unsigned(x):
+    return x.astype(np.uint64) if isinstance(x, np.ndarray) else int(x) & _MASK
+
+
+def rng(seed, epoch, index, purpose):
+    """numpy.random.Generator (Philox) of one example and one purpose; making it takes about 10 microseconds."""
+    return np.random.Generator(np.random.Philox(key=bits(seed, epoch, index, purpose)))
+
+
+def random_resized_crop_box(generator, height, width, scale, ratio):
+    """(top, left, height, width) in pixels of a random box, by Inception's rule (as in torchvision).
+
+    `scale` = (least, most) share of the image's area, `ratio` = (least, most) width / height, drawn uniformly in
+    its logarithm. Ten tries; where none fits, the largest central box whose ratio is in range.
+    """
+    draws = generator.random((10, 2))
+    place = generator.random(2)
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for area_draw, ratio_draw in draws.tolist():
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+        aspect = math.exp(log_low + (log_high - log_low) * ratio_draw)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(place[0] * (height - h + 1)), int(place[1] * (width - w + 1))
+            return top, left, h, w
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w = min(width, max(1, round(height * aspect)))
+    h = min(height, max(1, round(width / aspect)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def centre_box(height, width, size):
+    """(top, left, height, width) of the evaluation crop.
+
+    Scaling this box to `size` is the same as scaling the shorter side to size / 0.875 and cutting out the centre.
+    An image that is already size x size is kept whole.
+    """
+    if height == width == size:
+        return 0, 0, height, width
+    side = max(1, round(min(height, width) * CENTRE_SHARE))
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def crop_resize(image, box, size):
+    """uint8[H, W, 3] and a box (top, left, height, width) -> uint8[size, size, 3], bicubic with antialiasing.
+
+    The box is cut out first, so that no pixel outside it has any influence: a decoder that only decodes the box
+    gives the same result.
+    """
+    top, left, height, width = box
+    return resize(image[top : top + height, left : left + width], size)
+
+
+def resize(image, size):
+    """uint8[h, w, 3] -> uint8[size, size, 3], bicubic with antialiasing; a copy where it has that size already."""
+    if image.shape[:2] == (size, size):
+        return np.array(image)
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def centre(image, size):
+    """uint8[H, W, 3] -> uint8[size, size, 3]: the evaluation crop."""
+    return crop_resize(image, centre_box(*image.shape[:2], size), size)
+
+
+def flip(image):
+    """uint8[H, W, 3] -> its left-right mirror image (a view)."""
+    return image[:, ::-1]
+
+
+def flips(seed, epoch, index):
+    """Whether this example is mirrored, with probability one half: bool (or bool[...] for arrays)."""
+    return (bits(seed, epoch, index, "flip") >> 63) == 1

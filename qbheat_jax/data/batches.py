@@ -1,0 +1,93 @@
+"""Batches: the checks that every pipeline shares, and the numpy-only pipeline of `synthetic`."""
+
+import math
+
+import numpy as np
+
+from qbheat_jax.data.bad import BadFiles
+from qbheat_jax.data.examples import empty
+from qbheat_jax.data.order import Order, Slices
+from qbheat_jax.errors import UserError
+
+# Examples that one call of the pipeline makes in a row: enough to make Python's overhead small, few enough that
+# all workers have something to do.
+CHUNK = 16
+
+
+class Plan:
+    """Which examples this process makes, in which order.
+
+    Attributes: `source`, `split`, `recipe`, `bad`, `batch_size` (global), `local` (this process's share), `start`
+    (first position), `order`, `slices`, `batches` (how many there are; None without end).
+    """
+
+    def __init__(self, source, split, recipe, batch_size, process_index, process_count, bad, *, start=0, epochs=None):
+        self.source, self.split, self.recipe = source, source.split(split), recipe
+        n = source.splits[self.split]
+        if batch_size < 1 or batch_size % process_count:
+            raise UserError(
+                f"batch_size={batch_size} cannot be shared by {process_count} processes: use a multiple of "
+                f"{process_count}"
+            )
+        if n < 1:
+            raise UserError(f"data.source='{source.spec}' split '{self.split}' has no images")
+        if recipe.train and n < batch_size:
+            raise UserError(
+                f"data.source='{source.spec}' split '{self.split}' has {n} images, fewer than batch_size={batch_size}: "
+                f"use batch_size={n} or less, or more images"
+            )
+        self.batch_size, self.start = batch_size, start
+        per_epoch = math.ceil(n / batch_size)
+        self.batches = None if epochs is None else per_epoch * epochs
+        padded = None if recipe.train else per_epoch * batch_size
+        self.order = Order(n, recipe.seed, shuffle=recipe.train, padded=padded)
+        most = CHUNK if source.random_access else 1
+        self.slices = Slices(start, batch_size, process_index, process_count, most)
+        self.local = self.slices.local
+        self.bad = bad if bad is not None else BadFiles(1.0, n)
+
+
+class Batches:
+    """Iterator over the local batches of one process.
+
+    `position` is the global position after the last batch that was handed out: give it back as `position` to
+    go on from there, with any number of processes.
+    """
+
+    def __init__(self, plan):
+        self.plan = plan
+        self.position = plan.start
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        batch = self._next()
+        self.plan.bad.check()
+        self.position += self.plan.batch_size
+        return batch
+
+    def close(self):
+        """Ends the iterator and what runs for it in the background."""
+
+
+class NumpyBatches(Batches):
+    """`synthetic`: noise by index, no augmentation, no threads, no tensorflow."""
+
+    def _next(self):
+        plan = self.plan
+        done = (self.position - plan.start) // plan.batch_size
+        if plan.batches is not None and done >= plan.batches:
+            raise StopIteration
+        size = plan.recipe.image_size
+        first = done * plan.slices.per_batch
+        positions = np.concatenate([plan.slices.positions(first + k) for k in range(plan.slices.per_batch)])
+        epochs, indices = plan.order(positions)
+        real = indices >= 0
+        quarters = plan.recipe.quarters(epochs, np.maximum(indices, 0))
+        images, labels = plan.source.gather(np.maximum(indices, 0), size)
+        if not real.all():
+            padding = empty(len(indices), size)
+            images = np.where(real[:, None, None, None], images, padding["image"])
+            labels = np.where(real, labels, padding["label"])
+        return {"image": images, "quarter": quarters, "label": labels, "mask": real, "index": indices.astype(np.int32)}

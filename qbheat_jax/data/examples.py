@@ -1,0 +1,106 @@
+"""One example: what the source holds -> image, label, quarter, mask. No tensorflow, and no state."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qbheat_jax.data import augment, decode, quarter
+
+# What stands in for an image that cannot be decoded, and for padding: ImageNet's mean, so that it is near zero after
+# normalisation. `mask` is False there.
+MEAN_GREY = (124, 116, 104)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the images of a split become what the model takes.
+
+    `image_size` in pixels; `seed` int; `placements` tuple of placement indices 0..8. `train` switches to random
+    crops (`crop_scale`, `crop_ratio` as in augment.random_resized_crop_box) and mirroring (`flip`); otherwise the
+    centre is cut out and the epoch does not matter.
+    """
+
+    image_size: int
+    seed: int
+    placements: tuple
+    train: bool
+    crop_scale: tuple = (1.0, 1.0)
+    crop_ratio: tuple = (1.0, 1.0)
+    flip: bool = False
+
+    def box(self, epoch, index, height, width):
+        """(top, left, height, width) of the part of a height x width image that this example shows."""
+        if not self.train:
+            return augment.centre_box(height, width, self.image_size)
+        generator = augment.rng(self.seed, epoch, index, "crop")
+        return augment.random_resized_crop_box(generator, height, width, self.crop_scale, self.crop_ratio)
+
+    def image(self, data, epoch, index, jpeg_window=None):
+        """Encoded bytes, or uint8[H, W, 3 or 1], -> uint8[image_size, image_size, 3]. Raises `decode.BadImage`.
+
+        `jpeg_window(data, box_of)` may give the pixels of the box without decoding the rest, or None.
+        """
+
+        def box_of(height, width):
+            return self.box(epoch, index, height, width)
+
+        window = None
+        if isinstance(data, np.ndarray):
+            data = as_rgb(data)
+        elif jpeg_window is not None:
+            window = jpeg_window(data, box_of)
+        if window is None:
+            image = data if isinstance(data, np.ndarray) else decode.decode(data)
+            pixels = augment.crop_resize(image, box_of(*image.shape[:2]), self.image_size)
+        else:
+            pixels = augment.resize(window, self.image_size)
+        mirrored = self.train and self.flip and augment.flips(self.seed, epoch, index)
+        return augment.flip(pixels) if mirrored else pixels
+
+    def quarters(self, epochs, indices):
+        """int64[c], int64[c] -> int32[c] placements; outside training the same in every epoch."""
+        return quarter.draw(self.seed, epochs if self.train else np.zeros_like(epochs), indices, self.placements)
+
+
+def as_rgb(array):
+    """Decoded pixels uint8[H, W], uint8[H, W, 1] or uint8[H, W, 3] -> uint8[H, W, 3]. Raises `decode.BadImage`."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3):
+        raise decode.BadImage(f"decoded pixels of shape {array.shape} and type {array.dtype}, not uint8 grey or RGB")
+    return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+def empty(count, image_size):
+    """A batch of `count` padding examples, to be filled in."""
+    return {
+        "image": np.full((count, image_size, image_size, 3), MEAN_GREY, np.uint8),
+        "quarter": np.zeros(count, np.int32),
+        "label": np.full(count, -1, np.int32),
+        "mask": np.zeros(count, bool),
+        "index": np.full(count, -1, np.int32),
+    }
+
+
+def build(recipe, fetch, epochs, indices, bad, jpeg_window=None):
+    """One chunk of a batch.
+
+    `fetch(k, index) -> (data, label, name)` gives the example at place k of the chunk; `epochs`, `indices` int64[c],
+    index -1 for padding. What cannot be read or decoded goes to `bad` and leaves a masked example.
+    Returns image uint8[c, S, S, 3], quarter int32[c], label int32[c], mask bool[c], index int32[c].
+    """
+    out = empty(len(indices), recipe.image_size)
+    out["quarter"][:] = recipe.quarters(epochs, np.maximum(indices, 0))
+    for k, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist())):
+        if index < 0:
+            continue
+        out["index"][k] = index
+        name = f"example {index}"
+        try:
+            data, label, name = fetch(k, index)
+            out["label"][k] = label
+            out["image"][k] = recipe.image(data, epoch, index, jpeg_window)
+            out["mask"][k] = True
+        except (decode.BadImage, OSError) as error:
+            bad.add(getattr(error, "filename", None) or name, getattr(error, "strerror", None) or error)
+    return out

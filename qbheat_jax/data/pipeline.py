@@ -1,0 +1,195 @@
+"""The tf.data pipeline: runs the examples of a plan on many threads, in the plan's order, ahead of the training loop.
+
+tensorflow gives the threads, the ordering and the prefetching, and decodes the cropped part of a JPEG. What
+an example looks like is decided in `examples`, without it.
+"""
+
+import threading
+import weakref
+
+import numpy as np
+
+from qbheat_jax.data import decode, examples
+from qbheat_jax.data.batches import Batches
+from qbheat_jax.data.cpu_tensorflow import tf
+from qbheat_jax.errors import RUN_FAILED, UserError
+
+_KEYS = ("image", "quarter", "label", "mask", "index")
+_TYPES = (tf.uint8, tf.int32, tf.int32, tf.bool, tf.int32)
+
+# Pixels decoded around the box. libjpeg interpolates colour from the neighbouring block, which a window that ends at
+# the box does not have: without this margin the box's edges differ from those of the whole image.
+_MARGIN = 16
+
+
+def jpeg_window(data, box_of):
+    """The box of a JPEG, decoding little more than the box: uint8[h, w, 3], or None where Pillow has to do it.
+
+    `box_of(height, width) -> (top, left, height, width)`. None for what is no upright grey or three-colour JPEG, and
+    for one that does not end as a JPEG must (it is truncated, and only decoding it whole finds that out).
+    Raises `decode.BadImage` where not even the header can be read.
+    """
+    if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
+        return None
+    image = decode.open_header(data)
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L") or decode.orientation(image) != 1:
+        return None
+    top, left, height, width = box_of(image.height, image.width)
+    above, before = min(top, _MARGIN), min(left, _MARGIN)
+    window = (
+        top - above,
+        left - before,
+        min(image.height - top, height + _MARGIN) + above,
+        min(image.width - left, width + _MARGIN) + before,
+    )
+    try:
+        pixels = tf.io.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_ACCURATE").numpy()
+    except tf.errors.OpError:
+        return None
+    return pixels[above : above + height, before : before + width]
+
+
+class TensorflowBatches(Batches):
+    """Batches made by `workers` threads (0: as many as tensorflow finds useful), `prefetch` batches ahead."""
+
+    def __init__(self, plan, workers, prefetch):
+        super().__init__(plan)
+        self._work = _Work(plan)
+        # The threads call back into Python, which they must not do once the interpreter has begun to go: `finalize`
+        # runs when this iterator is dropped and, where it never is, before exit.
+        self._running = [iter(_dataset(self._work, workers, prefetch))]
+        self._close = weakref.finalize(self, _stop, self._work, self._running)
+
+    def _next(self):
+        if not self._running:
+            raise StopIteration
+        try:
+            arrays = next(self._running[0])
+        except StopIteration:
+            self._work.reraise()
+            raise
+        except tf.errors.OpError:
+            self._work.reraise()  # Our own error, rather than tensorflow's account of it.
+            raise
+        local = self.plan.local
+        return {key: array.numpy().reshape(local, *array.shape[2:]) for key, array in zip(_KEYS, arrays)}
+
+    def close(self):
+        self._close()
+
+
+def _stop(work, running):
+    work.stop.set()
+    running.clear()
+
+
+def _dataset(work, workers, prefetch):
+    options = tf.data.Options()
+    options.deterministic = True
+    if workers:
+        options.threading.private_threadpool_size = workers
+    chunk, per_batch = work.plan.slices.chunk, work.plan.slices.per_batch
+    size = work.plan.recipe.image_size
+    shapes = ((chunk, size, size, 3), (chunk,), (chunk,), (chunk,), (chunk,))
+
+    def make(j):
+        arrays = tf.numpy_function(work.make, [j], _TYPES, stateful=False)
+        return tuple(tf.ensure_shape(array, shape) for array, shape in zip(arrays, shapes))
+
+    total = work.plan.batches * per_batch if work.plan.batches is not None else np.iinfo(np.int64).max
+    if work.plan.source.random_access:
+        chunks = tf.data.Dataset.range(total)
+    else:
+        chunks = tf.data.Dataset.from_generator(lambda: work.read(total), output_signature=tf.TensorSpec((), tf.int64))
+    parallel = workers or tf.data.AUTOTUNE
+    made = chunks.map(make, num_parallel_calls=parallel, deterministic=True)
+    return made.batch(per_batch, drop_remainder=True).prefetch(max(1, prefetch)).with_options(options)
+
+
+class _Work:
+    """What tensorflow's threads run. It must not know the iterator, which would then never be dropped."""
+
+    def __init__(self, plan):
+        self.plan = plan
+        self.stop = threading.Event()
+        self._error = None
+        # Examples of a stream on their way from the reader to the threads that decode them, by chunk.
+        self._read = {}
+
+    def reraise(self):
+        if self._error is not None:
+            raise self._error
+
+    def make(self, j):
+        """Chunk number int64 -> the chunk's five arrays."""
+        try:
+            if self.stop.is_set():
+                made = examples.empty(self.plan.slices.chunk, self.plan.recipe.image_size)
+            else:
+                made = self._make(int(j))
+            return tuple(made[key] for key in _KEYS)
+        except BaseException as error:
+            self._error = self._error or error
+            raise
+
+    def _make(self, j):
+        plan = self.plan
+        positions = plan.slices.positions(j)
+        if plan.source.random_access:
+            epochs, indices = plan.order(positions)
+
+            def fetch(_, index):
+                return plan.source.fetch(plan.split, index)
+
+        else:
+            epochs, _ = plan.order.places(positions)
+            item = self._read.pop(j)
+            indices = np.array([-1 if item is None else item[3]])
+
+            def fetch(_, index):
+                return item[:3]
+
+        return examples.build(plan.recipe, fetch, epochs, indices, plan.bad, jpeg_window)
+
+    def read(self, total):
+        """Reads a stream source: yields chunk numbers, and keeps what each of them is made from."""
+        try:
+            epoch, stream = None, None
+            for j in range(total):
+                if self.stop.is_set():
+                    return
+                epochs, places = self.plan.order.places(self.plan.slices.positions(j))
+                if places[0] < 0:
+                    self._read[j] = None
+                else:
+                    if epoch != epochs[0]:
+                        epoch = epochs[0]
+                        stream = self._open(int(epoch), int(places[0]))
+                    self._read[j] = next(stream, None)
+                    if self._read[j] is None:
+                        raise UserError(
+                            f"data.source='{self.plan.source.spec}' split '{self.plan.split}' ended early in epoch "
+                            f"{epoch}: it should have {self.plan.order.n} images; prepare the data set again"
+                        )
+                yield j
+        except tf.errors.OpError as error:  # A file that is gone, or a record that fails its checksum.
+            reason = " ".join((error.message or type(error).__name__).split())[:300]
+            message = f"data.source='{self.plan.source.spec}' cannot be read: {reason}"
+            self._error = UserError(message, exit_code=RUN_FAILED)
+            raise self._error from error
+        except BaseException as error:
+            self._error = self._error or error
+            raise
+
+    def _open(self, epoch, first):
+        plan = self.plan
+        # Where an epoch begins within the global batches of this run, so that the reader can keep this process's share.
+        shift = epoch * plan.order.padded - plan.start
+        return plan.source.stream(
+            plan.split,
+            seed=plan.recipe.seed,
+            epoch=epoch,
+            shuffle=plan.recipe.train,
+            first=first,
+            keep=(shift, plan.batch_size, plan.slices.first, plan.local),
+        )

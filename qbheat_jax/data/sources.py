@@ -1,0 +1,43 @@
+"""The one door to images: a spec string -> a Source."""
+
+from qbheat_jax.data.synthetic import Synthetic
+from qbheat_jax.errors import UserError
+
+ACCEPTED = "'photos', 'tfds:NAME[/CONFIG]', 'folder:PATH', 'synthetic' or 'synthetic:N'"
+
+
+def open_source(spec, *, image_size=64, tfds_dir=""):
+    """Spec string -> `base.Source`.
+
+    `image_size` (pixels) is the size at which `synthetic` makes its images; `tfds_dir` is the folder that holds
+    the prepared data sets of `tfds:` ("" for its default). Raises UserError where the spec is not understood or
+    what it names is not there.
+    """
+    kind = str(spec).partition(":")[0]
+    # Each kind brings its own dependencies: imported when it is asked for.
+    if kind == "synthetic":
+        return Synthetic(spec, image_size)
+    if spec == "photos":
+        from qbheat_jax.data.photos import Photos
+
+        return Photos(spec)
+    if kind == "folder":
+        from qbheat_jax.data.folder import Folder
+
+        return Folder(spec)
+    if kind == "tfds":
+        from qbheat_jax.data.tfds_source import Tfds
+
+        return Tfds(spec, tfds_dir)
+    raise UserError(f"data.source='{spec}' is not understood: write {ACCEPTED}")
+
+
+def describe(source):
+    """One line for the log: images by split, and classes.
+
+    >>> describe(open_source("synthetic:80"))
+    'synthetic:80: train 80, val 10, test 10 images; 10 classes'
+    """
+    splits = ", ".join(f"{split} {count:,}" for split, count in source.splits.items())
+    classes = f"{len(source.class_names)} classes" if source.class_names else "no labels"
+    return f"{source.spec}: {splits} images; {classes}"

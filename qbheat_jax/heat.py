@@ -1,0 +1,227 @@
+"""The heat operator: linear maps from z_x = A z, z_y = B z that carry features over a signed distance.
+
+The steady heat equation with the isotropic Laplacian made a linear correlation, z_xx + S z_yy = 0, is satisfied by
+z_x = A z and z_y = B z with S = -A^2 (B^2)^-1 (arXiv 2211.13228). By either equation the feature at a distance is a
+linear map, the propagator, of the feature here, and the map is the same at every position. Four propagators, over a
+distance d in units of half an image:
+
+| name       | map                                | note                                                               |
+|------------|------------------------------------|--------------------------------------------------------------------|
+| `offset`   | I + d A                            | the paper's finite difference                                      |
+| `power`    | (I + A / n)^(n d), n cells a half  | one finite difference a cell; by repeated squaring                 |
+| `exp`      | expm(d A)                          | the exact solution of z_x = A z                                    |
+| `spectral` | V diag(exp(d lambda)) V^-1         | one V for both axes, so A B = B A; complex pairs as real 2x2 blocks|
+
+Directions: `untied` learns a matrix for each of +x, -x, +y, -y, each over a positive distance, so that flipping the
+images swaps A+ and A-; `tied` learns +x and +y, and a step back is the inverse of the step forward.
+
+Pure functions of arrays and a params dict. Maps act on column vectors: z(x + d) = P z(x), `z @ P.T` on the last axis.
+Everything is float32, products at full precision: the propagators are powers, and errors would be raised with them.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qbheat_jax import quarters
+
+PROPAGATORS = ("offset", "power", "exp", "spectral")
+DIRECTIONS = ("untied", "tied")
+NORMS = ("none", "layer")
+
+_PRECISION = jax.lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True)
+class Heat:
+    """Static choices. `init_scale` is the standard deviation of the entries of A, B at the start, times sqrt(width)."""
+
+    propagator: Literal["offset", "power", "exp", "spectral"] = "offset"
+    directions: Literal["untied", "tied"] = "untied"
+    norm: Literal["none", "layer"] = "none"
+    init_scale: float = 0.0
+
+    def __post_init__(self):
+        for field, accepted in (("propagator", PROPAGATORS), ("directions", DIRECTIONS), ("norm", NORMS)):
+            if getattr(self, field) not in accepted:
+                raise ValueError(f"heat.{field}={getattr(self, field)!r} is not one of {', '.join(accepted)}")
+
+    @property
+    def names(self):
+        """The learnt directions: x is along columns (A), y along rows (B)."""
+        return ("x+", "y+") if self.directions == "tied" else ("x+", "x-", "y+", "y-")
+
+
+def init(rng, width, heat):
+    """Parameters for features of `width` channels; with init_scale 0 every propagator is the identity.
+
+    offset, power, exp: {"x+": [C, C], ...}. spectral: {"basis": [C, C], "x+": [C], ...}, see `eigenvalues`.
+    """
+    keys = dict(zip((*heat.names, "basis"), jax.random.split(rng, len(heat.names) + 1)))
+    spectral = heat.propagator == "spectral"
+    shape = (width,) if spectral else (width, width)
+    scale = heat.init_scale / np.sqrt(width)
+    params = {name: scale * jax.random.normal(keys[name], shape, jnp.float32) for name in heat.names}
+    if spectral:  # orthogonal, hence as well conditioned as can be
+        params["basis"] = jax.random.orthogonal(keys["basis"], width).astype(jnp.float32)
+    return params
+
+
+def _product(a, b):
+    return jnp.matmul(a, b, precision=_PRECISION)
+
+
+def _pairs(width):
+    """How many complex pairs `spectral` holds: they take half the channels, real eigenvalues take the others."""
+    return width // 4
+
+
+def eigenvalues(values):
+    """float32[C] of `spectral` -> complex64[C]: the first C - 2 * (C // 4) are real, then growths, then frequencies."""
+    pairs = _pairs(values.shape[0])
+    real, growth, frequency = jnp.split(values, [values.shape[0] - 2 * pairs, values.shape[0] - pairs])
+    pair = growth + 1j * frequency
+    return jnp.concatenate([real.astype(jnp.complex64), jnp.stack([pair, pair.conj()], 1).reshape(-1)])
+
+
+def _block_diagonal(scale, pairs):
+    """Real [C, C]: diag of the real parts, then [[re, -im], [im, re]] for every complex pair. `scale` complex[C]."""
+    alone = scale.shape[0] - 2 * pairs
+    matrix = jnp.diag(scale.real)
+    if pairs:
+        first = alone + 2 * np.arange(pairs)
+        imaginary = scale[first].imag
+        matrix = matrix.at[first, first + 1].set(-imaginary).at[first + 1, first].set(imaginary)
+    return matrix
+
+
+def generator(params, heat, name):
+    """The matrix A (or B) of one learnt direction, `name` as in `Heat.names` -> float32 [C, C]."""
+    if heat.propagator != "spectral":
+        return params[name]
+    return _in_basis(params["basis"], eigenvalues(params[name]))
+
+
+def _in_basis(basis, scale):
+    """V diag(scale) V^-1, real."""
+    right = _block_diagonal(scale, _pairs(basis.shape[0]))
+    # X V = V D  <=>  V^T X^T = D^T V^T
+    return jnp.linalg.solve(basis.T, _product(basis, right).T).T
+
+
+def propagator(params, heat, axis, distance, cells):
+    """The map P of z(. + distance) = P z(.) along an axis -> float32 [C, C].
+
+    axis: "x" or "y". distance: signed, in half images, not 0. cells: n, the cells of half the image along the axis,
+    which only `power` uses; it needs n * distance to be whole.
+    """
+    forward = distance > 0
+    if heat.directions == "tied":
+        name, steps, inverse = f"{axis}+", abs(distance), not forward
+    else:
+        name, steps, inverse = f"{axis}{'+' if forward else '-'}", abs(distance), False
+
+    if heat.propagator == "spectral":
+        values = eigenvalues(params[name])
+        return _in_basis(params["basis"], jnp.exp((-steps if inverse else steps) * values))
+    matrix = params[name]
+    eye = jnp.eye(matrix.shape[0], dtype=jnp.float32)
+    if heat.propagator == "exp":
+        return jax.scipy.linalg.expm((-steps if inverse else steps) * matrix)
+    if heat.propagator == "offset":
+        step = eye + steps * matrix
+    else:
+        count = cells * steps
+        if count != int(count):
+            raise ValueError(f"power takes whole cells, but {distance} of a half of {cells} cells is {cells * distance}")
+        with jax.default_matmul_precision("highest"):
+            step = jnp.linalg.matrix_power(eye + matrix / cells, int(count))  # by repeated squaring
+    return jnp.linalg.inv(step) if inverse else step
+
+
+def _normalise(z, heat):
+    """z, or its layer norm without gain and bias over the channels (`norm: layer`)."""
+    if heat.norm == "none":
+        return z
+    mean, variance = z.mean(-1, keepdims=True), z.var(-1, keepdims=True)
+    return (z - mean) * jax.lax.rsqrt(variance + 1e-6)
+
+
+def _changes(params, heat, axis, steps, cells):
+    """(matrices float32 [K, C, C], weights [len(steps), K]) with P(steps[i]) - I = sum over k of weights[i, k] matrices[k].
+
+    As few matrices as will do, since every example goes through all of them. An untied offset changes in proportion
+    to the distance, so one matrix a direction serves all steps.
+    """
+    if heat.propagator == "offset" and heat.directions == "untied":
+        signs = sorted({np.sign(d) for d in steps})
+        matrices = [params[f"{axis}{'+' if sign > 0 else '-'}"] for sign in signs]
+        return jnp.stack(matrices), np.array([[abs(d) * (np.sign(d) == sign) for sign in signs] for d in steps])
+    matrices = [propagator(params, heat, axis, d, cells) for d in steps]
+    return jnp.stack(matrices) - jnp.eye(matrices[0].shape[0], dtype=jnp.float32), np.eye(len(steps))
+
+
+def extrapolate(params, heat, visible, quarter, placements=tuple(range(9))):
+    """Fills the three masked quarters of the grid from the visible one: along x (columns), then along y (rows).
+
+    visible [B, h/2, w/2, C], any float type; quarter int32[B], placement index of each example, each in the static
+    tuple `placements` -> float32 [B, h, w, C]. The visible cells come back as they were; a masked one is
+    z + (P(d) - I) norm(z) of the visible cell z it comes from, which is P(d) z where there is no norm.
+
+    Examples differ in the steps they need. All go through every map that some placement needs, in one matrix product,
+    and each takes the results it wants by a small 0/1 product: a gather would move a C x C map for each example.
+    """
+    visible = visible.astype(jnp.float32)
+    _, rows, columns, _ = visible.shape
+    quarters.check_grid(2 * rows, 2 * columns, placements)
+    z = _fill(params, heat, "x", visible, quarter, placements)
+    return _fill(params, heat, "y", z.swapaxes(1, 2), quarter, placements).swapaxes(1, 2)
+
+
+def _fill(params, heat, axis, z, quarter, placements):
+    """Doubles the third dimension: z [B, other, n, C] -> [B, other, 2n, C]."""
+    cells, quarters_axis = z.shape[2], "yx".index(axis)
+    steps = quarters.steps(placements, quarters_axis)
+    matrices, weights = _changes(params, heat, axis, steps, cells)
+    table = quarters.selection(2 * cells, steps, placements, quarters_axis)  # [9, 1 + steps, 2n, n]
+    copied = table.sum(1)  # each cell starts from the cell it comes from ...
+    change = np.einsum("qsij,sk->qkij", table[:, 1:], weights).astype(np.float32)  # ... and is changed on the way
+    moved = jnp.einsum("brjc,kdc->bkrjd", _normalise(z, heat), matrices, precision=_PRECISION)
+    copy = jnp.einsum("bij,brjc->bric", jnp.asarray(copied)[quarter], z, precision=_PRECISION)
+    return copy + jnp.einsum("bkij,bkrjd->brid", jnp.asarray(change)[quarter], moved, precision=_PRECISION)
+
+
+def commutator(a, b):
+    """||A B - B A|| / (||A|| ||B||), Frobenius norms; 0 iff both orders of differentiation agree (z_xy = z_yx)."""
+    norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
+    return jnp.where(norms > 0, jnp.linalg.norm(_product(a, b) - _product(b, a)) / jnp.where(norms > 0, norms, 1.0), 0.0)
+
+
+def correlation(a, b):
+    """S = -A^2 (B^2)^-1 of z_xx + S z_yy = 0 -> [C, C], as float64 numpy. Raises LinAlgError where B is singular."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return -np.linalg.solve((b @ b).T, (a @ a).T).T
+
+
+def describe(params, heat):
+    """What A and B are, for logs and reports -> dict of numpy arrays.
+
+    For each learnt direction `spectrum/NAME` complex[C] (eigenvalues per half image) and `norm/NAME`; `commutator/+` and
+    (untied) `commutator/-`; `S/+` [C, C], absent where B is singular, as it is before the first step.
+    """
+    result = {}
+    for name in heat.names:
+        matrix = np.asarray(generator(params, heat, name), np.float64)
+        result[f"spectrum/{name}"] = np.linalg.eigvals(matrix)
+        result[f"norm/{name}"] = np.linalg.norm(matrix)
+    for sign in ("+",) if heat.directions == "tied" else ("+", "-"):
+        a, b = generator(params, heat, f"x{sign}"), generator(params, heat, f"y{sign}")
+        result[f"commutator/{sign}"] = float(commutator(a, b))
+        try:
+            result[f"S/{sign}"] = correlation(a, b)
+        except np.linalg.LinAlgError:
+            pass
+    return result

@@ -1,0 +1,32 @@
+"""Pixels as numbers: normalisation of uint8 images on the device, and images cut into patches and back."""
+
+import jax.numpy as jnp
+
+# ImageNet's channel means and standard deviations on the 0..1 scale, the field's common default.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images, mean=MEAN, std=STD):
+    """uint8 [..., 3] -> float32 [..., 3], mean and standard deviation of the data set taken out per channel."""
+    return (images.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def unnormalise(pixels, mean=MEAN, std=STD):
+    """The inverse of `normalise`, rounded and clipped: float [..., 3] -> uint8 [..., 3]."""
+    scaled = (pixels * jnp.asarray(std) + jnp.asarray(mean)) * 255.0
+    return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)
+
+
+def to_patches(images, size):
+    """[B, H, W, C] -> [B, H / size, W / size, size * size * C]; within a patch by row, column, channel."""
+    batch, height, width, channels = images.shape
+    x = images.reshape(batch, height // size, size, width // size, size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, size * size * channels)
+
+
+def from_patches(patches, size):
+    """The inverse of `to_patches`: [B, h, w, size * size * C] -> [B, h * size, w * size, C]."""
+    batch, height, width, _ = patches.shape
+    x = patches.reshape(batch, height, width, size, size, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * size, width * size, -1)

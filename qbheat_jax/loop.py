@@ -1,0 +1,220 @@
+"""The one training loop: mesh, data, model, shard, restore, step, log, evaluate, save."""
+
+import collections
+import logging
+import math
+import time
+
+import jax
+import numpy as np
+from etils import epath
+
+from qbheat_jax import config as config_lib
+from qbheat_jax import data as data_lib
+from qbheat_jax import metrics, optim, quarters, rng, sharding, trees
+from qbheat_jax import state as state_lib
+from qbheat_jax.checkpoint import Checkpoints
+from qbheat_jax.errors import RUN_FAILED, UserError
+
+log = logging.getLogger("qbheat")
+
+# What may differ when an interrupted run goes on: how it is watched, and where it is computed.
+RESUMABLE = (
+    "log_every", "eval_every", "checkpoint_every", "keep", "mesh.", "data.workers", "data.prefetch",
+    "data.max_bad_fraction", "data.tfds_dir",
+)  # fmt: skip
+
+
+def train(config, workdir, objective, source, evaluators=()):
+    """Trains `objective` on `source` as the config says; goes on where an earlier run in the workdir stopped.
+
+    evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
+    Returns {"step", "skipped_files", "seconds", "images_per_second"} and the last evaluation's figures.
+    Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1).
+    """
+    workdir, started = epath.Path(workdir), time.perf_counter()
+
+    # Mesh
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(config.batch_size, mesh)
+
+    # Data
+    examples = source.splits[config.data.split]
+    steps = optim.total_steps(config, examples)
+    bad = data_lib.BadFiles(config.data.max_bad_fraction, examples)
+
+    # Model, sharded as it is made
+    key = rng.root(config.seed)
+    schedule = optim.schedule(config, steps, examples)
+    optimizer = optim.adamw(config, schedule)
+    saved = Checkpoints(workdir, config.keep)
+    claim(workdir, config, saved.config())
+    state, shardings = state_lib.create(objective, optimizer, batch_shapes(config), key, mesh, config.ema)
+    step_fn = state_lib.train_step(objective, optimizer, key, shardings, mesh, config.ema)
+
+    # Restore
+    step, position = 0, 0
+    restored = saved.restore(state)
+    if restored:
+        step, state, position = restored
+        log.info("resuming %s from step %d of %d", workdir, step, steps)
+    else:
+        log.info("%d parameters, %d steps, seed %d", trees.count(state.params), steps, config.seed)
+    begin, evaluated = step, {}
+    due = _Due(config, steps, examples, begin)
+    writer, progress = metrics.Writer(workdir, step), metrics.Progress(step, steps, config.batch_size)
+    history = _History(workdir, begin)
+    batches = _device_batches(config, source, mesh, position, bad)
+    try:
+        while step < steps:
+            # Step
+            with progress.waiting():
+                batch = next(batches)
+            state, step_metrics = step_fn(state, batch)
+            step, position = step + 1, position + config.batch_size
+            history.add(step, step_metrics)
+            progress.advance(step)
+
+            # Log
+            if due("log_every", step):
+                means = history.means()
+                rates = progress.report(step, means["loss"])
+                line = {**means, **rates, "learning_rate": float(schedule(step - 1))}
+                writer.write(step, {f"train/{name}": value for name, value in line.items()})
+                bad.check()
+
+            # Evaluate
+            if due("eval_every", step) and evaluators:
+                evaluated = {name: value for e in evaluators for name, value in e(state.variables()).items()}
+                log.info("step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in evaluated.items()))
+                writer.write(step, evaluated)
+
+            # Save
+            if due("checkpoint_every", step):
+                history.check()
+                saved.save(step, state, position, config_lib.to_json(config))
+                history.saved = step
+        saved.wait()
+    finally:
+        batches.close()
+        writer.close()
+        progress.close()
+        saved.close()
+    bad.check()
+    seconds = time.perf_counter() - started
+    rate = (step - begin) * config.batch_size / seconds
+    return {"step": step, "skipped_files": bad.count, "seconds": seconds, "images_per_second": rate, **evaluated}
+
+
+def batch_shapes(config):
+    """Shapes and dtypes of a global batch, as the batch contract has them."""
+    n, size = config.batch_size, config.image_size
+    return {
+        "image": jax.ShapeDtypeStruct((n, size, size, 3), np.uint8),
+        "quarter": jax.ShapeDtypeStruct((n,), np.int32),
+        "label": jax.ShapeDtypeStruct((n,), np.int32),
+        "mask": jax.ShapeDtypeStruct((n,), bool),
+    }
+
+
+def claim(workdir, config, saved=None):
+    """Makes the workdir and writes its config.json; UserError where it holds a run of another config.
+
+    `saved`: the config of the newest checkpoint, as a dict, or None. A run without a checkpoint has nothing to lose, and
+    its config is simply replaced.
+    """
+    if saved is not None:
+        old, new = config_lib.flatten(saved), config_lib.flatten(config.to_dict())
+        differ = [k for k in new if not k.startswith(RESUMABLE) and _plain(new[k]) != _plain(old.get(k))]
+        if differ:
+            words = ", ".join(f"{k}={old.get(k)!r} (now {new[k]!r})" for k in differ[:5])
+            raise UserError(f"--workdir {workdir} holds another run, with {words}: take another --workdir, or that config")
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / "config.json").write_text(config_lib.to_json(config))
+        except OSError as error:
+            raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
+
+
+def _plain(value):
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+class _Due:
+    """due(name, step): whether the config's duration `name` falls on this step; all are due at the last step.
+
+    Logging is due at the first step of a process too, so that a mistake shows at once.
+    """
+
+    def __init__(self, config, steps, examples, begin):
+        names = ("log_every", "eval_every", "checkpoint_every")
+        self._every = {name: optim.duration(config, name, steps, examples) for name in names}
+        self._steps, self._begin = steps, begin
+
+    def __call__(self, name, step):
+        every = self._every[name]
+        return step == self._steps or (every and step % every == 0) or (name == "log_every" and step == self._begin + 1)
+
+
+class _History:
+    """Metrics of the steps since the last look, left on the device: looking at each step would stall the device.
+
+    Every loss is looked at before a checkpoint is written, so none can hold a state that is no longer finite.
+    """
+
+    def __init__(self, workdir, saved):
+        self.workdir, self.saved = workdir, saved
+        self._pending, self._looked = collections.deque(), []
+
+    def add(self, step, values):
+        self._pending.append((step, values))
+
+    def check(self):
+        """Raises UserError (exit code 1) that names the first step whose loss is not finite."""
+        while self._pending:
+            step, values = self._pending.popleft()
+            values = jax.device_get(values)
+            if not math.isfinite(values["loss"]):
+                last = f"the last good checkpoint is of step {self.saved}" if self.saved else "there is no checkpoint yet"
+                raise UserError(
+                    f"the loss is {values['loss']} at step {step}; {last} ({self.workdir}). Try a lower learning_rate, a "
+                    "longer warmup, clip_norm=1.0, or dtype=float32; the same --workdir goes on from its checkpoint only "
+                    "with the same config",
+                    exit_code=RUN_FAILED,
+                )
+            self._looked.append(values)
+
+    def means(self):
+        """Mean of each metric over the steps since the last call."""
+        self.check()
+        means = {name: float(np.mean([v[name] for v in self._looked])) for name in self._looked[0]}
+        self._looked.clear()
+        return means
+
+
+def _device_batches(config, source, mesh, position, bad):
+    """Batches on the mesh, `data.prefetch` of them on their way while a step runs."""
+    local = data_lib.train_batches(
+        source,
+        split=config.data.split,
+        batch_size=config.batch_size,
+        image_size=config.image_size,
+        seed=config.seed,
+        position=position,
+        placements=quarters.PLACEMENT_SETS[config.quarter.placements],
+        crop_scale=config.data.crop_scale,
+        crop_ratio=config.data.crop_ratio,
+        flip=config.data.flip,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
+        bad=bad,
+    )
+    names = batch_shapes(config)
+    ready = collections.deque()
+    for batch in local:
+        ready.append(sharding.put_batch({name: batch[name] for name in names}, mesh))
+        if len(ready) > config.data.prefetch:
+            yield ready.popleft()

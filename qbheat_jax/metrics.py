@@ -1,0 +1,108 @@
+"""Where figures go: metrics.jsonl always, TensorBoard where tensorflow is there; the progress bar and log lines."""
+
+import contextlib
+import json
+import logging
+import sys
+import time
+
+import jax
+from etils import epath
+from tqdm import tqdm
+
+log = logging.getLogger("qbheat")
+
+
+class Writer:
+    """Appends {"step": ..., "train/loss": ...} lines to WORKDIR/metrics.jsonl, and the same to TensorBoard.
+
+    Only process 0 writes. Lines of steps at or after `first_step` that an interrupted run left are dropped, so the file
+    never tells a step twice. TensorBoard (through clu) needs tensorflow: it is used where the data pipeline has
+    imported it already, so that a machine without it trains too.
+    """
+
+    def __init__(self, workdir, first_step=0):
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        self._active = jax.process_index() == 0
+        self._board = None
+        if not self._active:
+            return
+        kept = [line for line in read(workdir) if line["step"] <= first_step] if first_step else []
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self._path.open("a")
+        if "tensorflow" in sys.modules:
+            from clu import metric_writers
+
+            self._board = metric_writers.SummaryWriter(str(workdir))
+        else:
+            log.info("tensorflow is not loaded: metrics go to %s alone, not to TensorBoard", self._path)
+
+    def write(self, step, values):
+        """`values`: {name: number}. Written through at once, so that a killed run leaves what it had."""
+        if not self._active:
+            return
+        values = {name: float(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": int(step), **values}) + "\n")
+        self._file.flush()
+        if self._board:
+            self._board.write_scalars(int(step), values)
+
+    def close(self):
+        if self._active:
+            self._file.close()
+            if self._board:
+                self._board.close()
+
+
+def read(workdir):
+    """The lines of WORKDIR/metrics.jsonl as dicts; a line that a killed process tore is left out."""
+    path = epath.Path(workdir) / "metrics.jsonl"
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+class Progress:
+    """Step, loss, images/s, share of time spent waiting for data, time left: a bar on a terminal, else log lines."""
+
+    def __init__(self, start, total, batch_size):
+        self.batch_size, self.total = batch_size, total
+        self._bar = None
+        if jax.process_index() == 0 and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
+        self._waited = 0.0
+        self._step, self._time = start, time.perf_counter()
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Around what keeps a step from starting because its data is not there yet."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def advance(self, step):
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def report(self, step, loss):
+        """Figures since the last report -> {"images_per_second", "data_wait"}; shows them."""
+        now = time.perf_counter()
+        seconds = max(now - self._time, 1e-9)
+        rate = (step - self._step) / seconds
+        figures = {"images_per_second": rate * self.batch_size, "data_wait": min(self._waited / seconds, 1.0)}
+        words = f"loss {loss:.4f}, {figures['images_per_second']:.0f} images/s, waiting for data {figures['data_wait']:.0%}"
+        if self._bar is not None:
+            self._bar.set_postfix_str(words)
+        else:
+            left = (self.total - step) / rate if rate else float("inf")
+            log.info("step %d of %d, %s, %s left", step, self.total, words, tqdm.format_interval(left))
+        self._step, self._time, self._waited = step, now, 0.0
+        return figures
+
+    def close(self):
+        if self._bar is not None:
+            self._bar.close()

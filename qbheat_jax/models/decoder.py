@@ -1,0 +1,43 @@
+"""The heat decoder: extrapolate the visible features over the grid, refine it a little, read pixels off each cell."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from qbheat_jax import heat as heat_lib
+from qbheat_jax.models.layers import TransformerBlock, sincos_2d
+
+
+class HeatDecoder(nn.Module):
+    """Visible features -> the whole image, in patches of the encoder's stride.
+
+    visible [B, h/2, w/2, C], quarter int32[B] -> (pixels float32 [B, h, w, stride * stride * 3], out with the
+    extrapolated `grid` float32 [B, h, w, C]).
+
+    Method: "a small decoder" is all that is public; width, depth and heads are this project's choice. depth 0 is a
+    purely linear decoder, straight from the grid to the pixels. Parameters: `heat`, the operator's (see heat.py), and
+    the layers.
+    """
+
+    stride: int
+    heat: heat_lib.Heat = heat_lib.Heat()
+    placements: tuple = tuple(range(9))
+    width: int = 512
+    depth: int = 4
+    heads: int = 8
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, visible, quarter, train=False):
+        params = self.param("heat", heat_lib.init, visible.shape[-1], self.heat)
+        grid = heat_lib.extrapolate(params, self.heat, visible, quarter, self.placements)
+        batch, height, width, _ = grid.shape
+        x = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="embed")(grid)
+        x = x + sincos_2d(height, width, self.width).astype(self.dtype)
+        x = x.reshape(batch, height * width, self.width)
+        for n in range(self.depth):
+            x = TransformerBlock(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        x = nn.Dense(self.stride**2 * 3, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x)
+        return x.reshape(batch, height, width, -1), {"grid": grid}

@@ -1,0 +1,291 @@
+"""Blocks that several encoders share: convolutions, norms, attention, drop path, dynamic ReLU, position codes.
+
+Layouts are NHWC. Parameters are float32; `dtype` is the type computed in (float32 or bfloat16). Norm statistics
+and softmax are float32 whatever `dtype` is.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+def conv_init(key, shape, dtype=jnp.float32):
+    """normal(0, sqrt(2 / (kh * kw * out))) of MobileNet and Mobile-Former, grouped or not; shape (kh, kw, in, out)."""
+    return jax.random.normal(key, shape, dtype) * np.sqrt(2.0 / (shape[0] * shape[1] * shape[3])).astype(dtype)
+
+
+def hard_sigmoid(x):
+    return jax.nn.relu6(x + 3.0) / 6.0
+
+
+def hard_swish(x):
+    return x * hard_sigmoid(x)
+
+
+def channel_shuffle(x, groups):
+    """View channels as (groups, C / groups), transpose, flatten (ShuffleNet). x [..., C]."""
+    *lead, channels = x.shape
+    return x.reshape(*lead, groups, channels // groups).swapaxes(-1, -2).reshape(*lead, channels)
+
+
+# --- Depthwise convolution -------------------------------------------------------------------------------------------
+
+
+def depthwise_conv(x, kernel, stride=1):
+    """Every input channel convolved with its own filters, zero padding k // 2 on every side.
+
+    x [B, H, W, C]; kernel [k, k, 1, C * m] in the layout of a grouped convolution (the m outputs of one input channel
+    adjacent) -> [B, ceil(H / stride), ceil(W / stride), C * m].
+
+    One function, two forms. GPUs and TPUs have a grouped convolution worth calling. XLA's CPU one is 30 to 100 times
+    slower than k * k shifted multiply-adds, and so is its gradient; the form is chosen where the program is lowered.
+    """
+    return _depthwise(x, kernel.astype(x.dtype), stride)
+
+
+def _grouped(x, kernel, stride):
+    pad = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _windows(x, k, stride):
+    """The k * k shifted (and strided) views of zero-padded x, as ((i, j), view [B, Ho, Wo, C])."""
+    height, width = (-(-n // stride) for n in x.shape[1:3])
+    pad = k // 2
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    for i in range(k):
+        for j in range(k):
+            yield (i, j), padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
+
+
+def _shifted(x, kernel, stride):
+    x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
+    return sum(view * kernel[i, j, 0] for (i, j), view in _windows(x, kernel.shape[0], stride))
+
+
+def _shifted_vjp(x, kernel, gradient, stride):
+    """Gradients of `_shifted` with respect to (x, kernel), given that of its output."""
+    k, multiplier = kernel.shape[0], kernel.shape[-1] // x.shape[-1]
+    d_kernel = _shifted_kernel_gradient(jnp.repeat(x, multiplier, axis=-1), gradient, k, stride)
+    if stride > 1:
+        # Output row o reads input row stride * o + i - pad, so the gradient is spread back to that spacing, zeros between.
+        end = (n - 1 - stride * (m - 1) for n, m in zip(x.shape[1:3], gradient.shape[1:3]))
+        edges = ((0, 0, 0), *((0, e, stride - 1) for e in end), (0, 0, 0))
+        gradient = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), edges)
+    # With respect to x the gradient is a convolution with the filters turned by 180 degrees.
+    turned = kernel[::-1, ::-1]
+    d_x = sum(view * turned[i, j, 0] for (i, j), view in _windows(gradient, k, 1))
+    return d_x.reshape(*x.shape, multiplier).sum(-1), d_kernel.astype(kernel.dtype)
+
+
+def _shifted_kernel_gradient(x, gradient, k, stride):
+    """Sum over batch and positions of each shifted view times the gradient -> float32 [k, k, 1, C].
+
+    Summed over the batch element by element in a loop first: XLA's CPU backend vectorises that, and not a reduction
+    fused with shifted views (ten times slower).
+    """
+    chunks = next(n for n in (16, 8, 4, 2, 1) if x.shape[0] % n == 0)
+
+    def add(sums, chunk):
+        views = (view for _, view in _windows(chunk[0], k, stride))
+        return tuple(s + (view * chunk[1]).astype(jnp.float32) for s, view in zip(sums, views)), None
+
+    x, gradient = (a.reshape(chunks, -1, *a.shape[1:]) for a in (x, gradient))
+    zeros = jnp.zeros(gradient.shape[1:], jnp.float32)
+    sums, _ = jax.lax.scan(add, (zeros,) * (k * k), (x, gradient))
+    return jnp.stack([s.sum((0, 1, 2)) for s in sums]).reshape(k, k, 1, -1)
+
+
+def _depthwise_forward(x, kernel, stride):
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=lambda x, w: _shifted(x, w, stride), default=lambda x, w: _grouped(x, w, stride)
+    )
+
+
+def _depthwise_backward(stride, residuals, gradient):
+    x, kernel = residuals
+    return jax.lax.platform_dependent(
+        x,
+        kernel,
+        gradient,
+        cpu=lambda x, w, g: _shifted_vjp(x, w, g, stride),
+        default=lambda x, w, g: jax.vjp(lambda x, w: _grouped(x, w, stride), x, w)[1](g),
+    )
+
+
+_depthwise = jax.custom_vjp(_depthwise_forward, nondiff_argnums=(2,))
+_depthwise.defvjp(lambda x, w, stride: (_depthwise_forward(x, w, stride), (x, w)), _depthwise_backward)
+
+
+class Conv(nn.Module):
+    """A convolution without bias and with symmetric zero padding k // 2, at stride 2 too (as PyTorch's, not "SAME").
+
+    x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]. `groups` divides both channel counts;
+    groups == C is a depthwise convolution with features / C filters for every input channel.
+    Parameter: kernel [kernel, kernel, C / groups, features], float32.
+    """
+
+    features: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        shape = (self.kernel, self.kernel, channels // self.groups, self.features)
+        kernel = self.param("kernel", conv_init, shape, jnp.float32).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.groups == channels and self.groups > 1:
+            return depthwise_conv(x, kernel, self.stride)
+        if self.kernel == 1 and self.stride == 1:  # a matrix product, which every backend does best
+            x = x.reshape(*x.shape[:-1], self.groups, channels // self.groups)
+            kernel = kernel.reshape(channels // self.groups, self.groups, -1)
+            return jnp.einsum("bhwgi,igo->bhwgo", x, kernel).reshape(*x.shape[:3], self.features)
+        pad = (self.kernel // 2, self.kernel // 2)
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            (pad, pad),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+
+
+class BatchNorm(nn.BatchNorm):
+    """Batch norm, eps 1e-5, running averages with momentum 0.9 (PyTorch's 0.1). Over the global batch under `jax.jit`."""
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+
+class ConvBN(nn.Module):
+    """`Conv`, then batch norm. Children: conv, bn."""
+
+    features: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = Conv(self.features, self.kernel, self.stride, self.groups, self.dtype, name="conv")(x)
+        return BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn")(x)
+
+
+class DropPath(nn.Module):
+    """Drops the whole branch of an example with probability `rate` and scales the rest up (arXiv 1603.09382)."""
+
+    rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train):
+        dims = tuple(range(1, x.ndim))
+        return nn.Dropout(self.rate, broadcast_dims=dims, rng_collection="drop_path")(x, deterministic=not train)
+
+
+def attend(query, key, value, heads):
+    """Softmax attention, the channel axis split into `heads` contiguous parts, scale (C / heads) ** -0.5.
+
+    query [B, N, C], key [B, M, C], value [B, M, C] -> [B, N, C].
+    """
+
+    def split(x):
+        return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+    return jax.nn.dot_product_attention(split(query), split(key), split(value)).reshape(query.shape)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one biased projection for query, key, value. x [B, N, C] -> [B, N, C]."""
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.initializers.xavier_uniform()
+        query, key, value = jnp.split(nn.Dense(3 * x.shape[-1], dtype=self.dtype, kernel_init=init, name="qkv")(x), 3, -1)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="proj")(attend(query, key, value, self.heads))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block: x + attention(norm(x)), then x + MLP(norm(x)) with exact GELU. x [B, N, C] -> [B, N, C].
+
+    Source: ViT, arXiv 2010.11929 equations 2 and 3; layer norm eps 1e-6 as in the ViT and MAE releases.
+    """
+
+    heads: int
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        init = nn.initializers.xavier_uniform()
+        norm = dict(epsilon=1e-6, dtype=self.dtype)
+
+        def drop(branch, name):
+            branch = nn.Dropout(self.dropout)(branch, deterministic=not train)
+            return DropPath(self.drop_path, name=name)(branch, train)
+
+        y = SelfAttention(self.heads, self.dtype, name="attn")(nn.LayerNorm(**norm, name="norm1")(x))
+        x = x + drop(y, "drop_path1")
+        y = nn.Dense(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, kernel_init=init, name="fc1")(
+            nn.LayerNorm(**norm, name="norm2")(x)
+        )
+        y = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="fc2")(jax.nn.gelu(y, approximate=False))
+        return x + drop(y, "drop_path2")
+
+
+def sincos_2d(height, width, channels):
+    """Fixed two-dimensional sine-cosine position code -> float32 [height, width, channels]; channels % 4 == 0.
+
+    Half the channels encode the column and half the row, at wavelengths 2 pi ... 10000 * 2 pi (MAE, arXiv 2111.06377).
+    """
+    if channels % 4:
+        raise ValueError(f"a 2-D sine-cosine position code needs a multiple of 4 channels, not {channels}")
+    omega = 10000.0 ** (-np.arange(channels // 4) / (channels // 4))
+
+    def code(n):
+        angles = np.arange(n)[:, None] * omega
+        return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+
+    columns = np.broadcast_to(code(width)[None], (height, width, channels // 2))
+    rows = np.broadcast_to(code(height)[:, None], (height, width, channels // 2))
+    return np.concatenate([columns, rows], -1).astype(np.float32)
+
+
+class DyReLU(nn.Module):
+    """Dynamic ReLU (arXiv 2003.10027, its spatially shared form): max(a1 * x, a2 * x), a1 and a2 from a token.
+
+    x [B, H, W, C], token [B, D] -> [B, H, W, C]. Children: fc0 (D -> D / 4), fc2 (D / 4 -> 2C); at initialisation
+    a1 = 1, a2 = 0 on average, a plain ReLU.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, token):
+        hidden = jax.nn.relu(dense(token.shape[-1] // 4, self.dtype, "fc0")(token))
+        a1, a2 = jnp.split(hard_sigmoid(dense(2 * x.shape[-1], self.dtype, "fc2")(hidden)), 2, axis=-1)
+        a1, a2 = (a[:, None, None, :] for a in (2.0 * (a1 - 0.5) + 1.0, 2.0 * (a2 - 0.5)))
+        return jnp.maximum(x * a1, x * a2)
+
+
+def dense(features, dtype, name):
+    """The Dense layer of Mobile-Former: kernel normal(0, 0.01), bias 0."""
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(0.01), name=name)

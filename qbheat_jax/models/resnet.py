@@ -1,0 +1,116 @@
+"""ResNet (arXiv 1512.03385) with basic or bottleneck blocks, the latter with their stride in the 3x3 (v1.5, as torchvision).
+
+The parameter tree carries torchvision's names with every dot before a digit turned into an underscore
+(`layer1.0.downsample.0` is `layer1_0/downsample_0`), so that one rule ports the weights. There is no classifier.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from qbheat_jax.models.layers import BatchNorm, Conv, DropPath
+
+
+class ResNetBlock(nn.Module):
+    """relu(shortcut(x) + branch(x)): x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), out].
+
+    Basic: 3x3 (stride), 3x3; out = channels. Bottleneck: 1x1, 3x3 (stride), 1x1; out = 4 * channels. Where the shapes
+    differ the shortcut is a 1x1 convolution (stride) and a batch norm.
+    """
+
+    channels: int
+    stride: int = 1
+    bottleneck: bool = True
+    zero_init: bool = True
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        out = self.channels * 4 if self.bottleneck else self.channels
+        rows = ((self.channels, 3, self.stride), (out, 3, 1))
+        if self.bottleneck:
+            rows = ((self.channels, 1, 1), (self.channels, 3, self.stride), (out, 1, 1))
+        y = x
+        for n, (features, kernel, stride) in enumerate(rows, 1):
+            last = n == len(rows)
+            y = Conv(features, kernel, stride, dtype=self.dtype, name=f"conv{n}")(y)
+            y = self._norm(f"bn{n}", train, zero=last and self.zero_init)(y)
+            y = y if last else jax.nn.relu(y)
+        if self.stride > 1 or x.shape[-1] != out:
+            x = Conv(out, 1, self.stride, dtype=self.dtype, name="downsample_0")(x)
+            x = self._norm("downsample_1", train)(x)
+        return jax.nn.relu(x + DropPath(self.drop_path)(y, train))
+
+    def _norm(self, name, train, zero=False):
+        init = nn.initializers.zeros if zero else nn.initializers.ones
+        return BatchNorm(use_running_average=not train, dtype=self.dtype, scale_init=init, name=name)
+
+
+class ResNet(nn.Module):
+    """The encoder. images [B, H, W, 3] -> (features [B, H / stride, W / stride, width], out).
+
+    H and W are multiples of `stride`, otherwise ValueError. `out` holds `stem` and `stage1` ... `stage4`. ResNet-18 is
+    blocks (2, 2, 2, 2) with bottleneck False, ResNet-50 blocks (3, 4, 6, 3).
+
+    `stem_stride`: 4 is ImageNet's (7x7 stride 2, 3x3 max-pool stride 2); 2 and 1, for small images, are one 3x3 of that
+    stride and no pool (1: SimCLR's for CIFAR, arXiv 2002.05709 B.9). `last_stride`: that of stage 4; at 1 the stage keeps
+    its dilation of 1, so that the weights and the cost a cell are the same and the receptive field in pixels is smaller.
+    `zero_init`: the last batch norm of every block starts with gain 0, every block as its shortcut (arXiv 1706.02677 5.1).
+    `drop_path`: the rate of the last block; it grows linearly from 0 at the first.
+    """
+
+    blocks: tuple = (3, 4, 6, 3)
+    bottleneck: bool = True
+    stem_stride: int = 4
+    last_stride: int = 2
+    zero_init: bool = True
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+
+    @property
+    def stride(self):
+        return self.stem_stride * 4 * self.last_stride
+
+    @property
+    def width(self):
+        return 2048 if self.bottleneck else 512
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        height, width = images.shape[1:3]
+        if height % self.stride or width % self.stride:
+            raise ValueError(
+                f"images of {height} x {width} pixels do not divide into cells of {self.stride}; "
+                f"height and width must be multiples of {self.stride}"
+            )
+        x = self._stem(images, train)
+        out = {"stem": x}
+        block, last_block = 0, max(1, sum(self.blocks) - 1)
+        for stage, count in enumerate(self.blocks, 1):
+            stage_stride = (1, 2, 2, self.last_stride)[stage - 1]
+            for n in range(count):
+                x = ResNetBlock(
+                    channels=64 * 2 ** (stage - 1),
+                    stride=stage_stride if n == 0 else 1,
+                    bottleneck=self.bottleneck,
+                    zero_init=self.zero_init,
+                    drop_path=self.drop_path * block / last_block,
+                    dtype=self.dtype,
+                    name=f"layer{stage}_{n}",
+                )(x, train)
+                block += 1
+            out[f"stage{stage}"] = x
+        return x, out
+
+    def _stem(self, images, train):
+        if self.stem_stride not in (1, 2, 4):
+            raise ValueError(f"stem_stride is {self.stem_stride}; a ResNet stem has stride 1, 2 or 4")
+        kernel, stride = (7, 2) if self.stem_stride == 4 else (3, self.stem_stride)
+        x = Conv(64, kernel, stride, dtype=self.dtype, name="conv1")(images)
+        x = jax.nn.relu(BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn1")(x))
+        if self.stem_stride == 4:
+            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pads with -inf, as PyTorch
+        return x

@@ -1,0 +1,107 @@
+"""QB-Heat (arXiv 2211.13228): see a quarter, extrapolate its features by the heat equation, predict the other pixels."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qbheat_jax import images as images_lib
+from qbheat_jax import quarters
+from qbheat_jax.models.decoder import HeatDecoder
+
+
+def crop_visible(images, quarter):
+    """The visible quarter of every image. images [B, H, W, C], quarter int32[B] -> [B, H/2, W/2, C]."""
+    height, width = images.shape[1:3]
+    rows = jnp.asarray(quarters.starts(height, 0))[quarter]
+    columns = jnp.asarray(quarters.starts(width, 1))[quarter]
+
+    def crop(image, row, column):
+        return jax.lax.dynamic_slice(image, (row, column, 0), (height // 2, width // 2, image.shape[-1]))
+
+    return jax.vmap(crop)(images, rows, columns)
+
+
+def patch_statistics(patches):
+    """Mean and standard deviation of each patch and channel set, as MAE's norm_pix: [..., P] -> two [..., 1]."""
+    return patches.mean(-1, keepdims=True), jnp.sqrt(patches.var(-1, keepdims=True, ddof=1) + 1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class QBHeat:
+    """The objective: what is learnt and what is minimised.
+
+    `encoder` is any module of `models.registry`; it sees the visible crop alone. `norm_pix`: targets normalised
+    within each patch. `loss_on`: "masked" cells or "all".
+    """
+
+    encoder: Any
+    decoder: HeatDecoder
+    norm_pix: bool = False
+    loss_on: str = "masked"
+
+    def init(self, rng, batch):
+        """Variables {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}} for batches of this shape."""
+        visible = crop_visible(images_lib.normalise(batch["image"][:1]), batch["quarter"][:1])
+        encoder_rng, decoder_rng = jax.random.split(rng)
+        encoder = self.encoder.init(encoder_rng, visible)
+        features, _ = self.encoder.apply(encoder, visible)
+        decoder = self.decoder.init(decoder_rng, features, batch["quarter"][:1])
+        params = {"encoder": encoder["params"], "decoder": decoder["params"]}
+        stats = {"encoder": encoder["batch_stats"]} if "batch_stats" in encoder else {}
+        return {"params": params, "batch_stats": stats}
+
+    def loss(self, params, mutable, batch, rng, train=True):
+        """Mean squared error over the cells asked for -> (float32 loss, (mutable, metrics)).
+
+        batch: image uint8 [B, H, W, 3], quarter int32[B], mask bool[B] (False: the example does not count).
+        metrics: `variance`, the same error if each channel's mean were predicted (the trivial predictor's loss).
+        """
+        images = images_lib.normalise(batch["image"])
+        pixels, mutable = self._forward(params, mutable, images, batch["quarter"], rng, train)
+        target = images_lib.to_patches(images, self.encoder.stride)
+        if self.norm_pix:
+            mean, std = patch_statistics(target)
+            target = (target - mean) / std
+        cells = jnp.ones(target.shape[:3], bool)
+        if self.loss_on == "masked":
+            cells = jnp.asarray(quarters.masked(*target.shape[1:3]))[batch["quarter"]]
+        weight = (cells & batch["mask"][:, None, None]).astype(jnp.float32)
+        weight = weight / jnp.maximum(weight.sum(), 1.0)
+        loss = (jnp.square(pixels - target).mean(-1) * weight).sum()
+        mean = (target * weight[..., None]).sum((0, 1, 2))
+        variance = (jnp.square(target - mean).mean(-1) * weight).sum()
+        return loss, (mutable, {"variance": variance})
+
+    def reconstruct(self, variables, images, quarter):
+        """Predicted images with the visible pixels put back. images uint8 [B, H, W, 3] -> uint8 [B, H, W, 3].
+
+        Where targets were normalised within patches, a patch is un-normalised with the mean and standard deviation of
+        the visible block, never with the target's own.
+        """
+        pixels = images_lib.normalise(images)
+        patches, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter, None, False)
+        if self.norm_pix:
+            visible = crop_visible(pixels, quarter).reshape(images.shape[0], -1)
+            mean, std = (s[:, None, None] for s in patch_statistics(visible))
+            patches = patches * std + mean
+        predicted = images_lib.unnormalise(images_lib.from_patches(patches, self.encoder.stride))
+        hidden = jnp.asarray(quarters.masked(*patches.shape[1:3]))[quarter]
+        hidden = jnp.repeat(jnp.repeat(hidden, self.encoder.stride, 1), self.encoder.stride, 2)
+        return jnp.where(hidden[..., None], predicted, images)
+
+    def _forward(self, params, mutable, images, quarter, rng, train):
+        """-> (pixels [B, h, w, stride * stride * 3], updated mutable)."""
+        visible = crop_visible(images, quarter)
+        variables = {"params": params["encoder"]}
+        if "encoder" in mutable:
+            variables["batch_stats"] = mutable["encoder"]
+        if train:
+            rngs = dict(zip(("dropout", "drop_path"), jax.random.split(rng)))
+            (features, _), updated = self.encoder.apply(variables, visible, True, mutable=["batch_stats"], rngs=rngs)
+            mutable = {"encoder": updated["batch_stats"]} if "encoder" in mutable else mutable
+        else:
+            features, _ = self.encoder.apply(variables, visible)
+        pixels, _ = self.decoder.apply({"params": params["decoder"]}, features, quarter)
+        return pixels, mutable

@@ -1,0 +1,39 @@
+"""The one room of `jax.pmap`: a function over batches, split over this machine's devices, padding left out."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def pmap_batches(function, variables, batches):
+    """Yields `function(variables, inputs)` as numpy for every batch, without the rows that only fill it up.
+
+    batches: pairs (inputs, mask), inputs an array [B, ...], mask bool[B], False where a row only fills the batch.
+    function: its outputs are a tree of arrays [B, ...]. The variables are copied to every device once; a batch is padded
+    to a multiple of the devices, so any batch size gives the same rows on any number of them.
+    """
+    devices = jax.local_devices()
+    mapped = jax.pmap(function, devices=devices)
+    copies = _replicate(variables, devices)
+    for inputs, mask in batches:
+        padding = -len(inputs) % len(devices)
+        inputs = np.concatenate([inputs, np.zeros((padding, *inputs.shape[1:]), inputs.dtype)])
+        mask = np.concatenate([mask, np.zeros(padding, bool)])
+        outputs = mapped(copies, inputs.reshape(len(devices), -1, *inputs.shape[1:]))
+        yield jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:])[mask], outputs)
+
+
+def _replicate(tree, devices):
+    """Every leaf [...] -> [devices, ...], one copy a device."""
+    mesh = Mesh(np.asarray(devices), ("device",), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec("device"))
+    return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(x, (len(devices), *np.shape(x))), sharding), tree)
+
+
+def slices(array, batch_size):
+    """An array [N, ...] as (batch, mask) pairs of one shape, the last one filled up with zeros."""
+    for begin in range(0, len(array), batch_size):
+        part = np.asarray(array[begin : begin + batch_size])
+        missing = batch_size - len(part)
+        mask = np.arange(batch_size) < len(part)
+        yield np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]), mask

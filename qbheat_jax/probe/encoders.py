@@ -1,0 +1,70 @@
+"""What a probe looks at: the encoder of a run, the same encoder untrained, or features that nothing was learnt for."""
+
+import dataclasses
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+
+from qbheat_jax import api, rng
+from qbheat_jax import images as images_lib
+from qbheat_jax.errors import UserError
+from qbheat_jax.models import registry
+
+TRIVIAL = ("pixels", "histogram")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """`features(variables, images uint8 [B, H, W, 3]) -> float32 [B, h, w, C]`, of images of `image_size` pixels a side."""
+
+    features: Callable
+    variables: Any
+    image_size: int
+    source: str
+    description: dict
+
+
+def open_init(init, config):
+    """--init DIR | random | pixels | histogram -> Frozen. The probe config fills in what the init leaves open."""
+    if init in TRIVIAL or init == "random":
+        if not config.data.source or not config.image_size:
+            raise UserError(
+                f"--init {init} brings no images: config fields data.source={config.data.source!r} and "
+                f"image_size={config.image_size} must both be set"
+            )
+        if init in TRIVIAL:
+            features = {"pixels": pixels, "histogram": histogram}[init]
+            return Frozen(lambda _, images: features(images), {}, config.image_size, config.data.source, {"encoder": init})
+        if not config.encoder.name:
+            raise UserError("--init random: config field encoder.name is empty; it takes a name of models.registry")
+        encoder = registry.encoder(config.encoder.name, stride=config.encoder.stride, dtype=config.dtype)
+        shape = jnp.zeros((1, config.image_size, config.image_size, 3))
+        variables = jax.jit(encoder.init)(rng.fold(rng.root(config.seed), "random"), shape)
+        return _encoder(encoder, variables, config.image_size, config.data.source, config.encoder.name)
+    model = api.load(init)
+    size = config.image_size or model.config.image_size
+    source = config.data.source or model.config.data.source
+    return _encoder(model.encoder, model.encoder_variables, size, source, model.config.encoder.name, model.step)
+
+
+def _encoder(encoder, variables, image_size, source, name, step=None):
+    if image_size % encoder.stride:
+        raise UserError(f"config field image_size={image_size} is not accepted: {name} takes a multiple of {encoder.stride}")
+
+    def features(variables, images):
+        return encoder.apply(variables, images_lib.normalise(images))[0].astype(jnp.float32)
+
+    return Frozen(features, variables, image_size, source, {"encoder": name, "step": step})
+
+
+def pixels(images):
+    """Raw pixels averaged down to 16 x 16: uint8 [B, H, W, 3] -> float32 [B, 1, 1, 768]."""
+    small = jax.image.resize(images.astype(jnp.float32) / 255.0, (images.shape[0], 16, 16, 3), "linear")
+    return small.reshape(images.shape[0], 1, 1, -1)
+
+
+def histogram(images):
+    """Joint colour histogram, 4 bins a channel: uint8 [B, H, W, 3] -> float32 [B, 1, 1, 64], shares that sum to 1."""
+    bins = (images // 64).astype(jnp.int32) @ jnp.array([16, 4, 1])
+    return jax.nn.one_hot(bins, 64).mean((1, 2), dtype=jnp.float32)[:, None, None, :]

@@ -1,0 +1,157 @@
+"""The report's charts: numbers in, inline SVG out. The page's style sheet gives the colours, light or dark."""
+
+import contextlib
+import io
+import re
+
+import numpy as np
+
+from qbheat_jax.errors import UserError
+
+# Colours that stand for a variable of the style sheet: matplotlib writes them, `_inline` replaces them.
+_INK, _FAINT, _WARM, _COOL, _GREY = "#010203", "#010204", "#010205", "#010206", "#010207"
+_VARIABLES = {_INK: "--ink-2", _FAINT: "--line", _WARM: "--warm", _COOL: "--cool", _GREY: "--grey"}
+
+# Small, so that on a phone the text is hardly scaled down.
+_WIDTH = 5.6
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "qbheat",
+    "font.size": 10.5,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelpad": 6,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.6,
+    "text.color": _INK,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 10.5,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+def losses(train, val, variance, rate):
+    """Loss against step, the learning rate beneath. Each a pair (steps, values), empty where there is none -> SVG."""
+    tall = bool(rate[0])
+    with _figure(4.0 if tall else 3.1) as figure:
+        ratios = (3.4, 1) if tall else (1,)
+        axes = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)
+        top = axes[0, 0]
+        top.plot(*variance, color=_GREY, linestyle=(0, (4, 3)), linewidth=1.4, label="predicting the mean")
+        top.plot(*train, color=_COOL, label="train")
+        top.plot(*val, color=_WARM, marker="o", markersize=4, label="validation")
+        drawn = [value for _, values in (train, val, variance) for value in values]
+        if min(drawn) > 0 and max(drawn) > 3 * np.median(drawn):
+            top.set_yscale("log")
+        else:
+            top.set_ylim(bottom=0)
+        top.set_ylabel("loss")
+        _legend(top)
+        if tall:
+            axes[1, 0].fill_between(*rate, color=_GREY, alpha=0.35, linewidth=0)
+            axes[1, 0].plot(*rate, color=_GREY, linewidth=1.2)
+            axes[1, 0].set_ylim(bottom=0)
+            axes[1, 0].set_ylabel("rate")
+            axes[1, 0].ticklabel_format(axis="y", style="plain")
+            axes[1, 0].locator_params(axis="y", nbins=3)
+        axes[-1, 0].set_xlabel("step")
+        figure.align_ylabels()
+        return _inline(figure, "loss")
+
+
+def accuracies(ours, random, chance, name):
+    """Held-out accuracy against epoch. ours, random: lists of (epochs, fractions), one a seed; chance: or None -> SVG."""
+    with _figure(3.1) as figure:
+        axes = figure.subplots()
+        for curves, colour, label in ((ours, _WARM, "QB-Heat"), (random, _COOL, "random initialisation")):
+            for i, (epochs, values) in enumerate(curves):
+                axes.plot(
+                    epochs, 100 * np.asarray(values), color=colour, label=label if i == 0 else None,
+                    alpha=1.0 if len(curves) == 1 else 0.75, marker="o" if len(epochs) < 3 else None,
+                )  # fmt: skip
+        if chance is not None:
+            axes.axhline(100 * chance, color=_GREY, linestyle=(0, (4, 3)), linewidth=1.4, label="chance")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("held-out top-1, %")
+        _legend(axes)
+        return _inline(figure, f"accuracy-{name}")
+
+
+def spectra(spectra, offset):
+    """Eigenvalues in the complex plane. spectra: {"x+": complex[C], ...}; offset: the circle |1 + lambda| = 1 -> SVG."""
+    with _figure(3.9) as figure:
+        axes = figure.subplots()
+        if offset:
+            angle = np.linspace(0, 2 * np.pi, 181)
+            axes.plot(np.cos(angle) - 1, np.sin(angle), color=_GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.axhline(0, color=_GREY, linewidth=0.8)
+        axes.axvline(0, color=_GREY, linewidth=0.8)
+        for name, values in spectra.items():
+            colour = _WARM if name[0] == "x" else _COOL
+            axes.scatter(
+                np.real(values), np.imag(values), s=16, alpha=0.85, linewidths=1.0, edgecolors=colour,
+                facecolors=colour if name[1] == "+" else "none", label=_direction(name),
+            )  # fmt: skip
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_xlabel("real part, per half image")
+        axes.set_ylabel("imaginary part")
+        figure.legend(loc="outside upper center", ncols=2, handletextpad=0.2)
+        return _inline(figure, "spectra")
+
+
+def _direction(name):
+    letter, way = {"x": ("A", ("right", "left")), "y": ("B", ("down", "up"))}[name[0]]
+    return f"{letter}{name[1]} (to the {way[name[1] == '-']})" if letter == "A" else f"{letter}{name[1]} ({way[name[1] == '-']})"
+
+
+def _legend(axes):
+    """Above the axes, where it hides nothing; only what was drawn."""
+    lines = [line for line in axes.get_lines() if len(line.get_xdata()) and not line.get_label().startswith("_")]
+    axes.legend(
+        handles=lines, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handlelength=1.4,
+        columnspacing=1.2, handletextpad=0.5, borderpad=0,
+    )  # fmt: skip
+
+
+def _inline(figure, name):
+    """A figure -> <svg> to stand in HTML: no fixed size, no fonts or colours of its own, ids that no other chart has."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.S)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r'\1 aria-hidden="true" focusable="false"', svg, count=1)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    svg = re.sub(r' font-family: [^;"]*;?', "", svg)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return re.sub(r"\s*\n\s*", "\n", svg).strip()
+
+
+@contextlib.contextmanager
+def _figure(height):
+    """A matplotlib figure in the report's style. No pyplot, so that no state outlives it; imported late, as an extra."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(f"a report needs matplotlib ({error}): pip install 'qbheat_jax[report]'") from error
+    with matplotlib.rc_context(_STYLE):
+        yield Figure(figsize=(_WIDTH, height), layout="constrained")

@@ -1,0 +1,140 @@
+"""What a workdir holds, read into plain dataclasses. Whatever a run has not written yet is simply empty."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+from typing import Any
+
+from qbheat_jax import config as config_lib
+from qbheat_jax import metrics
+from qbheat_jax.errors import UserError
+
+# What `init` of a probe's result may say besides the directory of a run.
+BASELINES = {
+    "random": "random initialisation",
+    "histogram": "colour histogram, no encoder",
+    "pixels": "raw pixels, no encoder",
+}
+OURS = "QB-Heat"
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """One result.json. `features`: what the head saw, in words. `curve`: the chosen head's metrics, a dict a line."""
+
+    name: str
+    protocol: str
+    features: str
+    result: dict
+    curve: list
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Probes that differ in their seed alone. `chance` is a group without probes."""
+
+    protocol: str
+    data: str
+    features: str
+    probes: tuple
+
+    def values(self, key):
+        """The numbers under `key` in the results that have it."""
+        return [probe.result[key] for probe in self.probes if isinstance(probe.result.get(key), (int, float))]
+
+    def mean(self, key):
+        values = self.values(key)
+        return statistics.fmean(values) if values else None
+
+    def spread(self, key):
+        """Sample standard deviation, None where there are fewer than two."""
+        values = self.values(key)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A workdir. `shown`: its path as a reader may type it. `lines`: of metrics.jsonl. `summary`: {} where there is none."""
+
+    path: pathlib.Path
+    shown: str
+    config: Any
+    lines: list
+    summary: dict
+    probes: tuple
+
+    def series(self, name, start=0):
+        """(steps, values) of one metric, from step `start` on."""
+        points = [(line["step"], line[name]) for line in self.lines if name in line and line["step"] >= start]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def last(self, name):
+        """The newest value of a metric, or None."""
+        return next((line[name] for line in reversed(self.lines) if name in line), None)
+
+    def groups(self):
+        """Probes by protocol, data and features, the protocols and the groups in them as they are to be shown."""
+        found = {}
+        for probe in self.probes:
+            key = (probe.protocol, str(probe.result.get("data", "")), probe.features)
+            found.setdefault(key, []).append(probe)
+        groups = [Group(*key, tuple(sorted(probes, key=_seed))) for key, probes in found.items()]
+        return sorted(groups, key=lambda g: (g.protocol, g.data, -(g.mean("top1") or 0.0)))
+
+
+def read(workdir):
+    """WORKDIR -> Run. Raises UserError where it holds no run."""
+    path = pathlib.Path(workdir)
+    if not (path / "config.json").is_file():
+        raise UserError(f"--workdir {workdir} holds no run: there is no config.json in it")
+    try:
+        config = config_lib.from_json((path / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(f"--workdir {workdir} holds no run: its config.json cannot be read ({error})") from error
+    return Run(path, shown(path), config, metrics.read(path), _json(path / "summary.json") or {}, _probes(path))
+
+
+def shown(path):
+    """The path as a reader may type it: relative where it lies below the current directory, else as it was given."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith(os.pardir) else relative
+
+
+def command(text, run):
+    """A recorded command with the run's directory written as `run.shown`, whatever machine it was recorded on."""
+    return " ".join(text.replace(str(run.path.resolve()), run.shown).split()) if text else ""
+
+
+def _probes(path):
+    probes = []
+    for file in sorted(path.glob("**/result.json")):
+        folder = file.parent.relative_to(path)
+        result = _json(file)
+        if folder.parts[:1] == ("report",) or not isinstance(result, dict):
+            continue
+        if isinstance(result.get("protocol"), str) and isinstance(result.get("top1"), (int, float)):
+            features = _features(str(result.get("init", "")), path)
+            probes.append(Probe(str(folder), result["protocol"], features, result, metrics.read(file.parent)))
+    return tuple(probes)
+
+
+def _features(init, path):
+    if init in BASELINES:
+        return BASELINES[init]
+    # A workdir may have been moved since: only a directory that is there, and is another one, is another run.
+    other = bool(init) and os.path.isdir(init) and not os.path.samefile(init, path)
+    return f"{OURS}, run {os.path.basename(os.path.normpath(init))}" if other else OURS
+
+
+def _seed(probe):
+    return str(probe.result.get("seed", "")), probe.name
+
+
+def _json(path):
+    """What a JSON file holds, or None where there is none or it is torn."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

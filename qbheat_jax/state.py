@@ -1,0 +1,77 @@
+"""The train state, born sharded, and the one train step of every objective."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from qbheat_jax import rng as rng_lib
+from qbheat_jax import sharding
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes. `ema` is an average of `params`, or an empty dict where there is none."""
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+
+    def variables(self):
+        """What is evaluated: {"params": the average where there is one, "batch_stats"}."""
+        return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
+
+
+def create(objective, optimizer, batch, key, mesh, ema=0.0):
+    """(state, shardings): parameters are computed on the devices that will hold them, never whole on one of them.
+
+    `batch` gives shapes and dtypes alone.
+    """
+
+    def init(key, batch):
+        variables = objective.init(key, batch)
+        params = variables["params"]
+        # A copy: the step donates the state, and no buffer may be donated twice.
+        average = jax.tree.map(jnp.copy, params) if ema else {}
+        return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params), average)
+
+    key = rng_lib.fold(key, "init")
+    batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()}
+    shardings = sharding.shardings(jax.eval_shape(init, key, batch), mesh)
+    return jax.jit(init, out_shardings=shardings)(key, batch), shardings
+
+
+def train_step(objective, optimizer, key, shardings, mesh, ema=0.0):
+    """The jitted `step(state, batch) -> (state, metrics)`; the state is donated.
+
+    Random numbers come from the run's key folded with the step, so a resumed run repeats an uninterrupted one. Metrics
+    are float32 scalars on the device: `loss`, `grad_norm`, and the objective's own.
+    """
+
+    def step(state, batch):
+        step_key = rng_lib.fold(key, "train", state.step)
+
+        def loss(params):
+            return objective.loss(params, state.batch_stats, batch, step_key)
+
+        (value, (batch_stats, metrics)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = optax.incremental_update(params, state.ema, 1.0 - ema) if ema else {}
+        metrics = {"loss": value, "grad_norm": optax.global_norm(gradients), **metrics}
+        return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    batches = NamedSharding(mesh, sharding.BATCH)
+    return jax.jit(step, in_shardings=(shardings, batches), out_shardings=(shardings, whole), donate_argnums=0)
+
+
+def evaluate(objective, variables, batch):
+    """{"loss", ..., "count"}: the objective's figures over the examples of a batch that count, and their number."""
+    loss, (_, metrics) = objective.loss(variables["params"], variables["batch_stats"], batch, None, train=False)
+    return {"loss": loss, **metrics, "count": batch["mask"].sum()}

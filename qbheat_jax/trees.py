@@ -1,0 +1,47 @@
+"""Nested dicts of arrays by name: flatten, match by regular expression, count, and say how two differ."""
+
+import re
+
+import jax
+
+
+def names(tree):
+    """[(name, leaf), ...] in tree order; a name is the path joined by "/"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [("/".join(_key(k) for k in path), leaf) for path, leaf in leaves]
+
+
+def _key(entry):
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def map_with_names(function, tree):
+    """The tree with every leaf replaced by function(name, leaf)."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function("/".join(map(_key, path)), leaf), tree)
+
+
+def mask(tree, patterns):
+    """Booleans in the tree's shape: whether some pattern (regular expression, searched) is found in the leaf's name."""
+    compiled = [re.compile(p) for p in patterns]
+    return map_with_names(lambda name, _: any(p.search(name) for p in compiled), tree)
+
+
+def count(tree):
+    """Number of numbers in all leaves."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def differences(expected, found):
+    """One line for every leaf that is missing, extra, or of another shape; [] where the trees agree."""
+    want, have = dict(names(expected)), dict(names(found))
+    lines = [f"missing {n} {tuple(want[n].shape)}" for n in want if n not in have]
+    lines += [f"extra {n} {tuple(have[n].shape)}" for n in have if n not in want]
+    lines += [
+        f"{n} has shape {tuple(have[n].shape)}, expected {tuple(want[n].shape)}"
+        for n in want
+        if n in have and tuple(have[n].shape) != tuple(want[n].shape)
+    ]
+    return lines

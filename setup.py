@@ -1,0 +1,51 @@
+"""Installs qbheat_jax. Every dependency is bounded: a floor that was tested, a ceiling before the next break."""
+
+from setuptools import find_packages, setup
+
+REQUIRED = [
+    "jax>=0.10,<0.13",
+    "flax>=0.12,<0.14",
+    "optax>=0.2.6,<0.4",
+    "orbax-checkpoint>=0.11.30,<0.13",
+    "etils[epath]>=1.12,<2",
+    "ml-collections>=1.0,<2",
+    "numpy>=2.0,<3",
+    "pillow>=11,<14",
+    "tqdm>=4.66,<5",
+    # Data and TensorBoard. tensorflow is here for its input pipeline alone, and never sees an accelerator.
+    "clu>=0.0.12,<0.1",
+    "tensorboard>=2.19,<3",
+    "tensorflow-cpu>=2.20,<3; sys_platform == 'linux' and platform_machine == 'x86_64'",
+    "tensorflow>=2.20,<3; sys_platform != 'linux' or platform_machine != 'x86_64'",
+    "tensorflow-datasets>=4.9.8,<5",
+    "importlib-resources>=6,<8",
+]
+EXTRAS = {
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "cuda12": ["jax[cuda12]>=0.10,<0.13"],
+    "cuda13": ["jax[cuda13]>=0.10,<0.13"],
+    "torch": ["torch>=2.6,<3", "safetensors>=0.5,<1"],
+    "detect": ["faster-coco-eval>=1.6,<2"],
+    "wandb": ["wandb>=0.19,<1"],
+    # The photographs of the quickstart, and the report page.
+    "photos": ["scikit-image>=0.25,<0.27", "scikit-learn>=1.6,<2"],
+    "report": ["matplotlib>=3.10,<4", "jinja2>=3.1,<4"],
+}
+EXTRAS["test"] = ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "safetensors>=0.5,<1", *EXTRAS["photos"], *EXTRAS["report"]]
+# An installation takes one kind of accelerator, so `all` leaves out tpu, cuda12 and cuda13.
+EXTRAS["all"] = sorted({need for name in ("torch", "detect", "wandb", "photos", "report", "test") for need in EXTRAS[name]})
+
+setup(
+    name="qbheat_jax",
+    version="0.1.0",
+    description="QB-Heat in JAX: self-supervised vision from the heat equation",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["qbheat_jax", "qbheat_jax.*"]),
+    package_data={"qbheat_jax.report": ["*.j2", "*.css"]},
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["qbheat = qbheat_jax.cli:main"]},
+)

@@ -1,0 +1,222 @@
+"""Shared blocks against their definitions, and the depthwise convolution with its own gradient against XLA's."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qbheat_jax.models import layers
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def variables_of(module, *args):
+    """Variables of the module's shapes, every leaf float32 from a normal distribution of its own (nothing to compile)."""
+    leaves, tree = jax.tree.flatten(jax.eval_shape(lambda: module.init(jax.random.key(0), *args)))
+    assert all(leaf.dtype == jnp.float32 for leaf in leaves)
+    return jax.tree.unflatten(tree, [0.3 * normal(seed, *leaf.shape) for seed, leaf in enumerate(leaves)])
+
+
+def grouped(x, kernel, stride):
+    """A depthwise convolution as XLA does it, at its highest precision."""
+    pad = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(pad, pad)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+        precision="highest",
+    )
+
+
+@pytest.mark.parametrize(
+    "size, kernel, multiplier, stride",
+    [
+        ((6, 9), 3, 1, 1),
+        ((6, 9), 3, 2, 1),
+        ((7, 8), 3, 4, 1),
+        ((7, 8), 3, 1, 2),
+        ((6, 9), 3, 2, 2),
+        ((6, 8), 3, 4, 2),
+        ((7, 8), 5, 2, 1),
+        ((6, 9), 5, 1, 2),
+    ],
+)
+def test_depthwise_conv_and_its_gradients(size, kernel, multiplier, stride):
+    height, width = size
+    x, w = normal(0, 2, height, width, 3), normal(1, kernel, kernel, 1, 3 * multiplier)
+    g = normal(2, 2, -(-height // stride), -(-width // stride), 3 * multiplier)
+
+    def both(x, w, g):
+        results = []
+        for convolution in (layers.depthwise_conv, grouped):
+            y, vjp = jax.vjp(lambda x, w: convolution(x, w, stride), x, w)
+            results.append((y, *vjp(g)))
+        return results
+
+    ours, xla = jax.jit(both)(x, w, g)
+    for a, b in zip(ours, xla, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_depthwise_conv_by_its_definition():
+    x, w = normal(0, 1, 4, 5, 2), normal(1, 3, 3, 1, 4)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    y = np.zeros((1, 2, 3, 4))
+    for row, column, out in np.ndindex(2, 3, 4):  # outputs 0, 1 read channel 0, outputs 2, 3 channel 1
+        window = padded[0, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3, out // 2]
+        y[0, row, column, out] = (window * w[:, :, 0, out]).sum()
+    np.testing.assert_allclose(layers.depthwise_conv(x, w, 2), y, rtol=1e-5, atol=1e-5)
+
+
+def test_depthwise_conv_is_the_form_that_the_platform_does_best():
+    def step(x, w):
+        return jax.grad(lambda x, w: layers.depthwise_conv(x, w).sum(), (0, 1))(x, w)
+
+    traced = jax.jit(step).trace(jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 1, 4)))
+    assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    for platform in ("cuda", "tpu"):
+        assert "stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_depthwise_conv_keeps_bfloat16():
+    x, w = jnp.asarray(normal(0, 2, 6, 6, 4), jnp.bfloat16), jnp.asarray(normal(1, 3, 3, 1, 8))
+    y = layers.depthwise_conv(x, w, 2)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), grouped(x.astype(jnp.float32), w, 2), rtol=0.05, atol=0.1)
+    d_x, d_w = jax.eval_shape(jax.grad(lambda x, w: layers.depthwise_conv(x, w, 2).sum(), (0, 1)), x, w)
+    assert d_x.dtype == jnp.bfloat16 and d_w.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kernel, stride, groups", [(1, 1, 1), (1, 1, 2), (1, 2, 1), (3, 2, 1), (3, 2, 4), (7, 2, 1)])
+def test_conv_pads_alike_on_every_side(kernel, stride, groups):
+    x = normal(0, 1, 8, 7, 4)
+    conv = layers.Conv(8, kernel, stride, groups)
+    variables = variables_of(conv, x)
+    w = variables["params"]["kernel"]
+    assert w.shape == (kernel, kernel, 4 // groups, 8)
+    expected = jax.lax.conv_general_dilated(
+        x, w, (stride, stride), [(kernel // 2,) * 2] * 2, None, None, ("NHWC", "HWIO", "NHWC"), groups
+    )
+    np.testing.assert_allclose(conv.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_conv_init_by_fan_out():
+    kernel = layers.conv_init(jax.random.key(0), (3, 3, 64, 128))
+    assert kernel.dtype == jnp.float32
+    assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.02)
+    assert abs(float(kernel.mean())) < 1e-3
+
+
+def test_channel_shuffle_by_its_definition():
+    x = np.arange(12)
+    np.testing.assert_array_equal(layers.channel_shuffle(x, 3), [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11])
+    maps = normal(0, 2, 3, 3, 12)
+    shuffled = layers.channel_shuffle(maps, 4)  # output k * 4 + g is input g * 3 + k
+    for group, k in np.ndindex(4, 3):
+        np.testing.assert_array_equal(shuffled[..., k * 4 + group], maps[..., group * 3 + k])
+
+
+def test_sincos_2d_separates_rows_and_columns():
+    code = layers.sincos_2d(5, 7, 16)
+    assert code.shape == (5, 7, 16) and code.dtype == np.float32
+    columns, rows = code[..., :8], code[..., 8:]
+    assert np.ptp(columns, axis=0).max() == 0 and np.ptp(rows, axis=1).max() == 0
+    np.testing.assert_array_equal(columns[0, :5], rows[:, 0])  # one code for both
+    np.testing.assert_array_equal(columns[0, 0], [0, 0, 0, 0, 1, 1, 1, 1])
+    np.testing.assert_allclose(columns[0, 3, [0, 3, 4, 7]], np.sin([3, 0.003, 3 + np.pi / 2, 0.003 + np.pi / 2]), rtol=1e-6)
+    assert len(np.unique(code.reshape(-1, 16), axis=0)) == 35
+    np.testing.assert_array_equal(layers.sincos_2d(10, 14, 16)[:5, :7], code)  # by absolute index
+    with pytest.raises(ValueError, match="a multiple of 4 channels, not 18"):
+        layers.sincos_2d(2, 2, 18)
+
+
+def test_drop_path_drops_whole_examples_and_keeps_the_expectation():
+    x = jnp.ones((4000, 2, 3))
+    drop = layers.DropPath(0.25)
+    y = np.asarray(drop.apply({}, x, True, rngs={"drop_path": jax.random.key(0)}))
+    assert np.ptp(y, axis=(1, 2)).max() == 0
+    np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
+    assert y.mean() == pytest.approx(1, abs=0.04)  # 4 standard deviations
+
+
+def test_drop_path_is_the_identity_where_nothing_is_dropped():
+    x = normal(0, 4, 2, 3)
+    np.testing.assert_array_equal(layers.DropPath(0.9).apply({}, x, False), x)
+    np.testing.assert_array_equal(layers.DropPath(0.0).apply({}, x, True), x)  # and needs no key
+
+
+def test_batch_norm_momentum_and_epsilon():
+    x = 0.02 + 0.01 * normal(0, 16, 4, 4, 2)  # a variance at which eps shows
+    variables = {
+        "params": {"scale": np.ones(2, np.float32), "bias": np.zeros(2, np.float32)},
+        "batch_stats": {"mean": np.zeros(2, np.float32), "var": np.ones(2, np.float32)},
+    }
+    norm = layers.BatchNorm(use_running_average=False)
+    y, updated = jax.jit(lambda v, x: norm.apply(v, x, mutable="batch_stats"))(variables, x)
+    mean, variance = x.mean((0, 1, 2), np.float64), x.var((0, 1, 2), np.float64)
+    np.testing.assert_allclose(y, (x - mean) / np.sqrt(variance + 1e-5), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * variance, rtol=1e-4)
+
+
+def test_batch_norm_statistics_stay_float32():
+    x = jnp.zeros((2, 4, 4, 3), jnp.bfloat16)
+    module = layers.ConvBN(4, dtype=jnp.bfloat16)
+    y, updated = jax.eval_shape(lambda v: module.apply(v, x, True, mutable="batch_stats"), variables_of(module, x, True))
+    assert y.dtype == jnp.bfloat16
+    assert [leaf.dtype for leaf in jax.tree.leaves(updated)] == [jnp.float32] * 2
+
+
+def test_attend_is_softmax_attention_over_contiguous_heads():
+    query, key, value = normal(0, 2, 3, 8), normal(1, 2, 5, 8), normal(2, 2, 5, 8)
+    expected = []
+    for part in (slice(0, 4), slice(4, 8)):
+        scores = np.einsum("bnc,bmc->bnm", query[..., part], key[..., part]) / 2.0
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        expected.append(weights @ value[..., part])
+    np.testing.assert_allclose(layers.attend(query, key, value, 2), np.concatenate(expected, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_transformer_block_is_pre_norm():
+    x = 5.0 + normal(0, 2, 6, 8)
+    block = layers.TransformerBlock(heads=2, mlp_ratio=2.0)
+    variables = variables_of(block, x, False)
+    p = variables["params"]
+
+    def norm(x, layer):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * layer["scale"] + layer["bias"]
+
+    def linear(x, layer):
+        return x @ layer["kernel"] + layer["bias"]
+
+    qkv = np.split(linear(norm(x, p["norm1"]), p["attn"]["qkv"]), 3, -1)
+    y = x + linear(np.asarray(layers.attend(*qkv, 2)), p["attn"]["proj"])
+    hidden = linear(norm(y, p["norm2"]), p["fc1"])
+    hidden = hidden * np.vectorize(lambda v: 0.5 * (1 + math.erf(v / math.sqrt(2))))(hidden)
+    result = jax.jit(lambda x: block.apply(variables, x, False))(x)
+    np.testing.assert_allclose(result, y + linear(hidden, p["fc2"]), rtol=1e-4, atol=1e-4)
+
+
+def test_dynamic_relu_starts_as_a_relu_and_follows_its_token():
+    x, token = normal(0, 2, 3, 3, 4), normal(1, 2, 8)
+    relu = layers.DyReLU()
+    variables = variables_of(relu, x, token)
+    params = variables["params"]
+    assert params["fc0"]["kernel"].shape == (8, 2) and params["fc2"]["kernel"].shape == (2, 8)
+    apply = jax.jit(lambda params: relu.apply({"params": params}, x, token))
+    still = jax.tree.map(np.zeros_like, params)
+    np.testing.assert_allclose(apply(still), np.maximum(x, 0), atol=1e-6)
+    # hard sigmoid of a bias 3 is 1 and of -3 is 0: a1 = 2, a2 = -1
+    still["fc2"]["bias"] = np.float32([3, 3, 3, 3, -3, -3, -3, -3])
+    np.testing.assert_allclose(apply(still), np.maximum(2 * x, -x), rtol=1e-5)
+    hidden = np.maximum(token @ params["fc0"]["kernel"] + params["fc0"]["bias"], 0)
+    gains = np.clip((hidden @ params["fc2"]["kernel"] + params["fc2"]["bias"] + 3) / 6, 0, 1)[:, None, None]
+    expected = np.maximum(x * (2 * gains[..., :4]), x * (2 * gains[..., 4:] - 1))
+    np.testing.assert_allclose(apply(params), expected, rtol=1e-4, atol=1e-5)
