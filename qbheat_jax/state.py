@@ -63,7 +63,7 @@ def train_step(objective, optimizer, key, shardings, mesh, ema=0.0):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema, 1.0 - ema) if ema else {}
-        metrics = {"loss": value, "grad_norm": optax.global_norm(gradients), **metrics}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients), **metrics}
         return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     whole = NamedSharding(mesh, PartitionSpec())

@@ -1,6 +1,66 @@
-"""Eight virtual CPU devices for every test, quiet logs, and one small run that several tests look at."""
+"""Eight virtual CPU devices for every test, a micro encoder that compiles in a moment, and configs built on it."""
 
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import pytest  # noqa: E402
+
+from qbheat_jax import config as config_lib  # noqa: E402
+from qbheat_jax.models import mobile_former, registry  # noqa: E402
+
+# A Mobile-Former of every kind of block, small enough to compile in seconds. Known to the tests alone.
+MICRO = mobile_former.Variant(4, 2, 8, ((3, 2, 8, 2, 0), (3, 2, 8, 2, 2), (1, 2, 8, 1, 2)), width=16)
+registry.ENCODERS.setdefault("micro", registry._mobile_former(MICRO))
+
+SMALL = {
+    "seed": 3,
+    "data.source": "synthetic:64",
+    "image_size": 32,
+    "batch_size": 16,
+    "total_steps": 6,
+    "encoder.name": "micro",
+    "decoder.width": 16,
+    "decoder.depth": 1,
+    "decoder.heads": 2,
+    "heat.init_scale": 0.1,
+    "learning_rate": 1e-2,
+    "warmup": 1,
+    "log_every": 2,
+    "checkpoint_every": 2,
+}
+
+
+@pytest.fixture
+def small_config():
+    """Function of overrides ({"dotted.key": value} or keywords for undotted keys) -> a checked pre-training config."""
+
+    def make(overrides=None, **undotted):
+        return config_lib.resolve({**SMALL, **(overrides or {}), **undotted})
+
+    return make
+
+
+SMALL_FILE = '''
+"""The tests' small run."""
+
+
+def get_config():
+    return {fields!r}
+'''
+
+
+@pytest.fixture
+def small_config_file(tmp_path):
+    """Path of a config file with the fields of SMALL."""
+    nested = {}
+    for key, value in SMALL.items():
+        *parents, leaf = key.split(".")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    path = tmp_path / "small.py"
+    path.write_text(SMALL_FILE.format(fields=nested))
+    return path

@@ -58,9 +58,10 @@ def names():
 def encoder(name, stride=0, drop_path=0.0, dtype="float32", **options):
     """The linen module behind `name`; parameters are made by its `init`.
 
-    `stride`: pixels a cell, 0 for the encoder's own (resnet: 32, or 16 by not striding the last stage, or 8 by a 3x3 stem
-    without stride or pool, for small images; vit: the patch, 16 or 8). `dtype`: computed in, "float32" or "bfloat16" or
-    the jnp type. `options`: resnet `zero_init`; vit `class_token`, `position`, `grid`. UserError for anything else.
+    `stride`: pixels a cell, 0 for the encoder's own (resnet: 32, or 16 by not striding the last stage, or 8 by a 3x3
+    stem without stride or pool, for small images; vit: the patch, 16 or 8). `drop_path`: stochastic depth, in [0, 1).
+    `dtype`: the type computed in, "float32" or "bfloat16" or the jnp type. `options`: resnet `zero_init`; vit
+    `class_token`, `position`, `grid`. UserError for anything else.
 
     >>> vit = encoder("vit_ti", stride=8)
     >>> vit.stride, vit.width

@@ -1,4 +1,4 @@
-"""ResNet (arXiv 1512.03385) with basic or bottleneck blocks, the latter with their stride in the 3x3 (v1.5, as torchvision).
+"""ResNet (arXiv 1512.03385): basic blocks, or bottlenecks with their stride in the 3x3 (v1.5, as torchvision).
 
 The parameter tree carries torchvision's names with every dot before a digit turned into an underscore
 (`layer1.0.downsample.0` is `layer1_0/downsample_0`), so that one rule ports the weights. There is no classifier.
@@ -56,10 +56,10 @@ class ResNet(nn.Module):
     blocks (2, 2, 2, 2) with bottleneck False, ResNet-50 blocks (3, 4, 6, 3).
 
     `stem_stride`: 4 is ImageNet's (7x7 stride 2, 3x3 max-pool stride 2); 2 and 1, for small images, are one 3x3 of that
-    stride and no pool (1: SimCLR's for CIFAR, arXiv 2002.05709 B.9). `last_stride`: that of stage 4; at 1 the stage keeps
-    its dilation of 1, so that the weights and the cost a cell are the same and the receptive field in pixels is smaller.
-    `zero_init`: the last batch norm of every block starts with gain 0, every block as its shortcut (arXiv 1706.02677 5.1).
-    `drop_path`: the rate of the last block; it grows linearly from 0 at the first.
+    stride and no pool (1: SimCLR's for CIFAR, arXiv 2002.05709 B.9). `last_stride`: that of stage 4; at 1 its dilation
+    stays 1: the weights and the cost of a cell are the same, the receptive field in pixels is smaller.
+    `zero_init`: the last batch norm of every block starts with gain 0, every block as its shortcut (arXiv 1706.02677,
+    section 5.1). `drop_path`: the rate of the last block; it grows linearly from 0 at the first.
     """
 
     blocks: tuple = (3, 4, 6, 3)

@@ -23,10 +23,10 @@ class ViT(nn.Module):
     last norm.
 
     `position`: "sincos", fixed (layers.sincos_2d), or "learnt", a table of `grid` = (rows, columns) cells. Both go by
-    absolute row and column, counted from the input's own top left. In QB-Heat's pre-training the input is a crop of half
-    the height and width, so only the codes of the first half of the rows and columns are seen, those of every placement
-    alike; the rest come in with whole images. A learnt table gives its top left part to a smaller input and refuses a
-    larger one with ValueError.
+    row and column counted from the input's own top left. In QB-Heat's pre-training the input is a crop of half the
+    height and width, so that only the codes of the first half of the rows and columns are seen, whatever the placement;
+    the others come in with whole images. A learnt table gives its top left part to a smaller input and refuses a larger
+    one with ValueError.
     `class_token`: a learnt token before the patches, without a position code of its own (a released one is added to the
     token, which is the same function). `drop_path`: the rate of the last block; it grows linearly from 0 at the first.
     """
@@ -94,8 +94,8 @@ class ViT(nn.Module):
             raise ValueError(f"position is {self.position!r}; a ViT's position code is 'sincos' or 'learnt'")
         if len(self.grid) != 2 or rows > self.grid[0] or columns > self.grid[1]:
             raise ValueError(
-                f"grid is {self.grid}; a learnt position code needs a grid (rows, columns) no smaller than the input's, "
-                f"here ({rows}, {columns})"
+                f"grid is {self.grid}; a learnt position code needs a grid (rows, columns) no smaller than the "
+                f"input's, here ({rows}, {columns})"
             )
         table = self.param("position_code", nn.initializers.normal(0.02), (*self.grid, self.width), jnp.float32)
         return table[:rows, :columns]

@@ -12,8 +12,11 @@ from qbheat_jax.errors import UserError
 _INK, _FAINT, _WARM, _COOL, _GREY = "#010203", "#010204", "#010205", "#010206", "#010207"
 _VARIABLES = {_INK: "--ink-2", _FAINT: "--line", _WARM: "--warm", _COOL: "--cool", _GREY: "--grey"}
 
+# The learnt directions as people call them.
+DIRECTIONS = {"x+": "A+, to the right", "x-": "A\u2212, to the left", "y+": "B+, down", "y-": "B\u2212, up"}
+
 # Small, so that on a phone the text is hardly scaled down.
-_WIDTH = 5.6
+_WIDTH = 5.0
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "qbheat",
@@ -44,7 +47,7 @@ _STYLE = {
 
 
 def losses(train, val, variance, rate):
-    """Loss against step, the learning rate beneath. Each a pair (steps, values), empty where there is none -> SVG."""
+    """Loss against step, the learning rate beneath -> SVG. Each a pair (steps, values), empty where there is none."""
     tall = bool(rate[0])
     with _figure(4.0 if tall else 3.1) as figure:
         ratios = (3.4, 1) if tall else (1,)
@@ -73,7 +76,7 @@ def losses(train, val, variance, rate):
 
 
 def accuracies(ours, random, chance, name):
-    """Held-out accuracy against epoch. ours, random: lists of (epochs, fractions), one a seed; chance: or None -> SVG."""
+    """Held-out accuracy against epoch -> SVG. ours, random: lists of (epochs, fractions), one a seed."""
     with _figure(3.1) as figure:
         axes = figure.subplots()
         for curves, colour, label in ((ours, _WARM, "QB-Heat"), (random, _COOL, "random initialisation")):
@@ -92,7 +95,7 @@ def accuracies(ours, random, chance, name):
 
 
 def spectra(spectra, offset):
-    """Eigenvalues in the complex plane. spectra: {"x+": complex[C], ...}; offset: the circle |1 + lambda| = 1 -> SVG."""
+    """Eigenvalues in the complex plane -> SVG. spectra: {"x+": complex[C], ...}; offset: draw |1 + lambda| = 1."""
     with _figure(3.9) as figure:
         axes = figure.subplots()
         if offset:
@@ -104,18 +107,13 @@ def spectra(spectra, offset):
             colour = _WARM if name[0] == "x" else _COOL
             axes.scatter(
                 np.real(values), np.imag(values), s=16, alpha=0.85, linewidths=1.0, edgecolors=colour,
-                facecolors=colour if name[1] == "+" else "none", label=_direction(name),
+                facecolors=colour if name[1] == "+" else "none", label=DIRECTIONS[name],
             )  # fmt: skip
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_xlabel("real part, per half image")
         axes.set_ylabel("imaginary part")
         figure.legend(loc="outside upper center", ncols=2, handletextpad=0.2)
         return _inline(figure, "spectra")
-
-
-def _direction(name):
-    letter, way = {"x": ("A", ("right", "left")), "y": ("B", ("down", "up"))}[name[0]]
-    return f"{letter}{name[1]} (to the {way[name[1] == '-']})" if letter == "A" else f"{letter}{name[1]} ({way[name[1] == '-']})"
 
 
 def _legend(axes):
@@ -128,7 +126,7 @@ def _legend(axes):
 
 
 def _inline(figure, name):
-    """A figure -> <svg> to stand in HTML: no fixed size, no fonts or colours of its own, ids that no other chart has."""
+    """A figure -> <svg> for HTML: no fixed size, no fonts or colours of its own, ids that no other chart has."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
@@ -147,7 +145,7 @@ def _inline(figure, name):
 
 @contextlib.contextmanager
 def _figure(height):
-    """A matplotlib figure in the report's style. No pyplot, so that no state outlives it; imported late, as an extra."""
+    """A matplotlib figure in the report's style: no pyplot, no state that outlives it; imported late, as an extra."""
     try:
         import matplotlib
         from matplotlib.figure import Figure

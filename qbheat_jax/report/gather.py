@@ -56,7 +56,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A workdir. `shown`: its path as a reader may type it. `lines`: of metrics.jsonl. `summary`: {} where there is none."""
+    """A workdir. shown: its path as a reader may type it; lines: of metrics.jsonl; summary: {} where there is none."""
 
     path: pathlib.Path
     shown: str
@@ -93,7 +93,9 @@ def read(workdir):
         config = config_lib.from_json((path / "config.json").read_text())
     except ValueError as error:
         raise UserError(f"--workdir {workdir} holds no run: its config.json cannot be read ({error})") from error
-    return Run(path, shown(path), config, metrics.read(path), _json(path / "summary.json") or {}, _probes(path))
+    summary = _json(path / "summary.json")
+    summary = summary if isinstance(summary, dict) else {}
+    return Run(path, shown(path), config, metrics.read(path), summary, _probes(path))
 
 
 def shown(path):

@@ -8,11 +8,13 @@ from qbheat_jax import data, quarters
 from qbheat_jax.data import examples
 from qbheat_jax.data.bad import BadFiles
 
-# Shown one by one; and how many the mean errors are taken over.
-SHOWN, POOL = 8, 64
+# How many images the mean errors are taken over.
+POOL = 64
 
 # How much of a source that can only be read in order is looked through for distinct labels.
 _BATCHES = 16
+
+RULE = "The images were drawn at random, from as many classes as can be; those with the most contrast come first."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Sample:
     """Images of the evaluation split.
 
     images uint8[N, H, W, 3], the first ones of labels as distinct as can be; names: N words for them; split: where they
-    are from; trained_on: whether that is the split trained on; sizes: {split: images} of the source, {} if not known.
+    are from; trained_on: whether that is the split trained on; sizes: {split: images} of the source, {} if not known;
+    rule: a sentence on how they were chosen.
     """
 
     images: np.ndarray
@@ -28,6 +31,12 @@ class Sample:
     split: str
     trained_on: bool = False
     sizes: dict = dataclasses.field(default_factory=dict)
+    rule: str = ""
+
+
+def count(placements):
+    """How many images are shown one by one, the more placements the fewer, so that a phone is not scrolled for ever."""
+    return 8 if placements < 3 else 6 if placements < 6 else 4
 
 
 def draw(config):
@@ -36,9 +45,10 @@ def draw(config):
     split = next((name for name in ("test", "val", "train") if name in source.splits), next(iter(source.splits)))
     batch = (_picked if source.random_access else _first)(source, split, config)
     batch = {key: values[batch["mask"]] for key, values in batch.items()}
-    order = distinct_first(batch["label"])[:POOL]
+    order = _contrast_first(batch, distinct_first(batch["label"])[:POOL])
     names = [_name(source, split, batch["label"][i], batch["index"][i]) for i in order]
-    return Sample(batch["image"][order], tuple(names), split, split == config.data.split, dict(source.splits))
+    trained_on = split == config.data.split
+    return Sample(batch["image"][order], tuple(names), split, trained_on, dict(source.splits), RULE)
 
 
 def distinct_first(labels):
@@ -49,6 +59,18 @@ def distinct_first(labels):
     """
     first = np.sort(np.unique(labels, return_index=True)[1])
     return np.concatenate([first, np.setdiff1d(np.arange(len(labels)), first)])
+
+
+def _contrast_first(batch, order):
+    """The images that come first for their labels, those with the most contrast at the head.
+
+    A blank wall can be continued by anyone: what has something in it shows more, and is the harder test. No
+    prediction is looked at.
+    """
+    distinct = len(np.unique(batch["label"][order]))
+    first = order[: distinct if distinct > 1 else len(order)]
+    contrast = batch["image"][first].std((1, 2)).mean(1)
+    return np.concatenate([first[np.argsort(-contrast, kind="stable")], order[len(first) :]])
 
 
 def _picked(source, split, config):
@@ -68,8 +90,9 @@ def _picked(source, split, config):
 
 def _first(source, split, config):
     """The first batches of a source that is read in order."""
+    size, placements = config.image_size, _placements(config)
     batches = data.eval_batches(
-        source, split=split, batch_size=POOL, image_size=config.image_size, seed=config.seed, placements=_placements(config)
+        source, split=split, batch_size=POOL, image_size=size, seed=config.seed, placements=placements
     )
     try:
         read = [batch for batch, _ in zip(batches, range(_BATCHES))]

@@ -40,7 +40,7 @@ def visible(images, quarter):
 
 
 def errors(predicted, images, quarter):
-    """float64[N]: mean squared error over the masked pixels, in the unit of the loss (pixels over the standard deviation)."""
+    """float64[N]: mean squared error over masked pixels, in the loss's unit (pixels over their standard deviation)."""
     hidden = quarters.masked(*images.shape[1:3])[quarter]
     difference = (predicted.astype(np.float64) - images.astype(np.float64)) / 255.0 / np.asarray(images_lib.STD)
     return np.square(difference[:, hidden]).mean((1, 2))

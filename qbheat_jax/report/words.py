@@ -5,7 +5,8 @@ import math
 from qbheat_jax import config as config_lib
 from qbheat_jax import quarters
 
-MINUS, NARROW = "\u2212", "\u202f"
+MINUS, NARROW, NONE = "\u2212", "\u202f", "\u2013"
+_RAISED = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 
 PLACEMENTS = {
     "corners": "in one of the four corners",
@@ -30,7 +31,7 @@ def number(value, digits=3):
     if isinstance(value, bool) or isinstance(value, str):
         return str(value)
     if value is None or not math.isfinite(value):
-        return "\u2013"
+        return NONE
     if value == int(value) and abs(value) < 1e12:
         text = f"{int(value):,}"
     elif abs(value) >= 10 ** (digits - 1):
@@ -39,28 +40,32 @@ def number(value, digits=3):
         text = f"{value:.{digits}g}"
         if "e" in text:
             mantissa, exponent = text.split("e")
-            power = str(int(exponent)).translate(str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"))
-            text = f"{mantissa} \u00d7 10{power}"
+            text = f"{mantissa} \u00d7 10{str(int(exponent)).translate(_RAISED)}"
     return text.replace("-", MINUS)
 
 
 def percent(fraction, spread=None):
     """0.8123 -> 81.2 %; with a spread, 81.2 \u00b1 0.4 %."""
     if fraction is None:
-        return "\u2013"
+        return NONE
     more = f" \u00b1 {100 * spread:.1f}" if spread is not None else ""
-    return f"{100 * fraction:.1f}{more}{NARROW}%"
+    return f"{100 * fraction:.1f}{more}{NARROW}%".replace("-", MINUS)
 
 
 def points(difference):
     """A difference of fractions in points, signed: 0.152 -> +15.2."""
-    return "\u2013" if difference is None else f"{100 * difference:+.1f}".replace("-", MINUS)
+    return NONE if difference is None else f"{100 * difference:+.1f}".replace("-", MINUS)
+
+
+def ahead(difference):
+    """A difference of fractions in words: 0.152 -> 15.2 points ahead of; -0.01 -> 1.0 points behind."""
+    return f"{100 * abs(difference):.1f} points {'ahead of' if difference >= 0 else 'behind'}"
 
 
 def duration(seconds):
     """51.3 -> 51 s; 184 -> 3 min 4 s; 5000 -> 1 h 23 min."""
     if seconds is None:
-        return "\u2013"
+        return NONE
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -71,8 +76,10 @@ def duration(seconds):
 
 
 def millions(count):
-    """How many parameters: 5812345 -> 5.8 million; 84210 -> 84 thousand."""
-    return f"{count / 1e6:.3g} million" if count >= 1e6 else f"{count / 1e3:.3g} thousand" if count >= 1e3 else str(count)
+    """How many parameters: 5812345 -> 5.81 million; 84210 -> 84.2 thousand."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1e6:.3g} million" if count >= 1e6 else f"{count / 1e3:.3g} thousand"
 
 
 def placement(quarter):
@@ -85,7 +92,9 @@ def setting(value):
     """One value of the config as a reader would type it."""
     if isinstance(value, (tuple, list)):
         return ", ".join(map(setting, value))
-    return f"{value:g}" if isinstance(value, float) else "\u2013" if value in ("", None) else str(value)
+    if value in ("", None):
+        return NONE
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def document(key, fields):
@@ -97,41 +106,46 @@ def document(key, fields):
 
 
 def story(config, step, sizes, parameters):
-    """The run as sentences -> list of paragraphs. sizes: {split: images} or {}; parameters: the encoder's, or None."""
-    size = config.image_size
-    count = f" ({millions(parameters)} parameters)" if parameters else ""
-    propagator, directions = PROPAGATORS[config.heat.propagator], config.heat.directions
-    own = "a matrix of its own for each of the four directions" if directions == "untied" else "steps back invert steps ahead"
-    depth = config.decoder.depth
-    blocks = f"{depth} transformer block{'s' * (depth != 1)}, {config.decoder.width} channels wide," if depth else "one linear layer"
-    cells = "the masked pixels" if config.loss_on == "masked" else "all pixels"
-    patches = ", normalised within each patch" if config.norm_pix else ""
-    task = (
-        f"The encoder {config.encoder.name}{count} was shown a quarter of each {size} \u00d7 {size} image, one block "
-        f"{PLACEMENTS[config.quarter.placements]}. Its features were carried into the three hidden quarters by "
-        f"linear maps that are the same everywhere, as the heat equation asks ({config.heat.propagator}: {propagator}; "
-        f"{own}). A small decoder ({blocks.rstrip(',')}) turned the completed features into pixels, and the "
-        f"mean squared error on {cells}{patches} was all there was to learn from: no labels were used."
+    """The run as sentences -> two paragraphs. sizes: {split: images} or {}; parameters: the encoder's, or None."""
+    return [_lead(config, parameters), _details(config, step, sizes.get(config.data.split))]
+
+
+def _lead(config, parameters):
+    count = f" with {millions(parameters)} parameters" if parameters else ""
+    cells = "the hidden pixels" if config.loss_on == "masked" else "all pixels"
+    return (
+        f"One quarter of a {config.image_size} \u00d7 {config.image_size} image was visible, and the rest had to be "
+        f"predicted. An encoder ({config.encoder.name}{count}) turned the visible quarter into features; linear maps "
+        "that are the same everywhere, as the heat equation asks, carried the features into the three hidden quarters; "
+        f"and a small decoder turned them into pixels. The error on {cells} was all there was to learn from: no labels "
+        "were used."
     )
-    images = sizes.get(config.data.split)
-    seen = step * config.batch_size
-    passes = f", about {number(seen / images, 2)} passes over {number(images)} images" if images else ""
+
+
+def _details(config, step, images):
+    heat, depth, batch = config.heat, config.decoder.depth, config.batch_size
+    untied = heat.directions == "untied"
+    own = "each of the four directions has a matrix of its own" if untied else "a step back inverts the step ahead"
+    norm = ", after a layer norm" if heat.norm == "layer" else ""
+    blocks = f"{depth} transformer block{'s' * (depth != 1)} {config.decoder.width} channels wide"
+    patches = " The targets were normalised within each patch." if config.norm_pix else ""
+    passes = f", about {number(step * batch / images, 2)} passes over {number(images)} images" if images else ""
     average = f" The weights used here are an average over the steps (decay {config.ema:g})." if config.ema else ""
-    training = (
-        f"It trained for {number(step)} steps of {number(config.batch_size)} images{passes}, from random crops"
-        f"{' and mirror images' if config.data.flip else ''}. The optimiser was AdamW in {config.dtype} arithmetic, with "
-        f"a peak learning rate of {number(config.learning_rate * config.batch_size / 256)} "
-        f"({number(config.learning_rate)} for every 256 images of a batch){_warmup(config)} and a weight decay of "
-        f"{number(config.weight_decay)}. Seed: {config.seed}.{average}"
+    return (
+        f"The visible block lay {PLACEMENTS[config.quarter.placements]}. The maps are those of "
+        f"\u201c{heat.propagator}\u201d: {PROPAGATORS[heat.propagator]}{norm}, and {own}. The decoder is "
+        f"{blocks if depth else 'one linear layer'}.{patches} Training took {number(step)} steps of {number(batch)} "
+        f"images{passes}, from random crops{' and mirror images' if config.data.flip else ''}, by AdamW in "
+        f"{config.dtype} with a weight decay of {number(config.weight_decay)} and a learning rate of "
+        f"{number(config.learning_rate * batch / 256)} ({number(config.learning_rate)} for every 256 images of a batch)"
+        f"{_warmup(config)}. The seed was {config.seed}.{average}"
     )
-    return [task, training]
 
 
 def _warmup(config):
     for key, value in config_lib.flatten(config).items():
-        if key == "warmup" or key.startswith("warmup_"):
+        if value and (key == "warmup" or key.startswith("warmup_")):
             unit = key.removeprefix("warmup").lstrip("_") or "steps"
-            if value:
-                amount = f"{number(value)} % of the run" if unit == "percent" else f"{number(value)} {unit}"
-                return f", reached after {amount} and lowered to 0 along a cosine"
-    return ", lowered to 0 along a cosine"
+            amount = f"{number(value)}{NARROW}% of the run" if unit == "percent" else f"{number(value)} {unit}"
+            return f", reached after {amount} and then lowered to 0 along a cosine"
+    return " that fell to 0 along a cosine"

@@ -1,0 +1,87 @@
+"""The probes of a run as tables and curves: QB-Heat beside random initialisation and the trivial baselines."""
+
+import math
+
+from qbheat_jax.report import figures, gather, words
+
+
+def charts(groups):
+    """One chart a protocol and data set, where the heads' curves were kept."""
+    made = []
+    for protocol, data in dict.fromkeys((g.protocol, g.data) for g in groups):
+        here = [g for g in groups if (g.protocol, g.data) == (protocol, data)]
+        ours, random = (_curves(here, name) for name in (gather.OURS, gather.BASELINES["random"]))
+        if ours or random:
+            chance = next((g.mean("chance") for g in here if g.values("chance")), None)
+            svg = figures.accuracies(ours, random, chance, f"{len(made)}")
+            made.append({"protocol": protocol, "data": data, "svg": svg, "seeds": max(len(ours), len(random))})
+    return made
+
+
+def _curves(groups, features):
+    curves = []
+    for probe in (p for g in groups if g.features == features for p in g.probes):
+        points = [(line["step"], line["probe/holdout_top1"]) for line in probe.curve if "probe/holdout_top1" in line]
+        if points:
+            curves.append(tuple(zip(*points)))
+    return curves
+
+
+def tables(groups):
+    """One block of rows a protocol and data set: QB-Heat, random initialisation, the trivial baselines, chance."""
+    several = len({g.data for g in groups}) > 1
+    made = []
+    for protocol, data in dict.fromkeys((g.protocol, g.data) for g in groups):
+        here = [g for g in groups if (g.protocol, g.data) == (protocol, data)]
+        random = next((g.mean("top1") for g in here if g.features == gather.BASELINES["random"]), None)
+        ours = next((g for g in here if g.features == gather.OURS), None)
+        best = max(g.mean("top1") for g in here)
+        made.append(
+            {
+                "protocol": protocol,
+                "data": data if several else "",
+                "about": words.PROTOCOLS.get(protocol, ""),
+                "rows": [_row(g, random, best) for g in here] + _chance(here),
+                "random": random,
+                "ours": _row(ours, random, best) if ours else None,
+            }
+        )
+    return made
+
+
+def _row(group, random, best):
+    top1, counts = group.mean("top1"), sorted({int(n) for n in group.values("n")})
+    against = None if random is None or group.features == gather.BASELINES["random"] else top1 - random
+    return {
+        "features": group.features,
+        "ours": group.features.startswith(gather.OURS),
+        "top1": top1,
+        "top1_spread": group.spread("top1"),
+        "top5": group.mean("top5"),
+        "top5_spread": group.spread("top5"),
+        "against": against,
+        "best": top1 == best,
+        "n": ", ".join(words.number(n) for n in counts),
+        "runs": len(group.probes),
+        "error": math.sqrt(top1 * (1 - top1) / counts[0]) if counts and counts[0] else None,
+        "seeds": ", ".join(dict.fromkeys(str(p.result.get("seed", "\u2013")) for p in group.probes)),
+        "hparams": _hparams(group),
+    }
+
+
+def _chance(groups):
+    chance = next((g.mean("chance") for g in groups if g.values("chance")), None)
+    if chance is None:
+        return []
+    row = dict.fromkeys(("top1_spread", "top5", "top5_spread", "against", "error"))
+    texts = dict.fromkeys(("n", "seeds", "hparams"), "")
+    return [{**row, **texts, "features": "chance", "ours": False, "top1": chance, "best": False, "runs": 0}]
+
+
+def _hparams(group):
+    """The chosen hyper-parameters, all values of a group of seeds together."""
+    chosen = {}
+    for probe in group.probes:
+        for key, value in (probe.result.get("hparams") or {}).items():
+            chosen.setdefault(key.replace("_", "\u00a0"), []).append(words.setting(value))
+    return "; ".join(f"{key}\u00a0{' / '.join(dict.fromkeys(values))}" for key, values in chosen.items())

@@ -1,0 +1,188 @@
+"""The loop: resumed equals uninterrupted bit for bit, other runs are refused, NaN stops, damaged checkpoints fall back."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+import qbheat_jax
+from qbheat_jax import api, data, loop, metrics, objectives, pretrain
+from qbheat_jax.checkpoint import Checkpoints
+from qbheat_jax.errors import UserError
+
+ONE_DEVICE = {"mesh.data": 1}
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Bit for bit is promised on one device."""
+    device = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *a: device)
+
+
+def losses(workdir):
+    return {line["step"]: line["train/loss"] for line in metrics.read(workdir) if "train/loss" in line}
+
+
+def variables(workdir):
+    return api.load(workdir).variables
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of six steps on one device."""
+    from qbheat_jax import config as config_lib
+    from tests.conftest import SMALL
+
+    workdir = tmp_path_factory.mktemp("whole")
+    device = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *a: device)
+        summary = pretrain.run(config_lib.resolve(SMALL), workdir)
+    return workdir, summary
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_after(monkeypatch, steps):
+    """Makes the loop die after `steps` steps, as a kill would: nothing is saved on the way out."""
+    original = metrics.Progress.advance
+    count = [0]
+
+    def advance(self, step):
+        original(self, step)
+        count[0] += 1
+        if count[0] > steps:
+            raise Killed
+
+    monkeypatch.setattr(metrics.Progress, "advance", advance)
+
+
+def test_a_run_leaves_its_workdir(whole):
+    workdir, summary = whole
+    assert summary["step"] == 6 and summary["skipped_files"] == 0
+    assert sorted(losses(workdir)) == [1, 2, 4, 6]
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 3
+    assert Checkpoints(workdir).steps() == [2, 4, 6]
+    val = [line for line in metrics.read(workdir) if "val/loss" in line]
+    assert [line["step"] for line in val] == [6]
+    assert val[0]["val/loss"] == summary["val/loss"]
+
+
+@pytest.mark.parametrize("kills", [(3,), (1, 2, 1)])
+def test_resumed_equals_uninterrupted_bit_for_bit(whole, small_config, tmp_path, monkeypatch, kills, caplog):
+    caplog.set_level(logging.INFO, "qbheat")
+    for steps in kills:
+        with monkeypatch.context() as patch:
+            stop_after(patch, steps)
+            with pytest.raises(Killed):
+                pretrain.run(small_config(), tmp_path)
+    pretrain.run(small_config(), tmp_path)
+    if kills == (3,):
+        assert "resuming" in caplog.text and "from step 2 of 6" in caplog.text
+    expected, got = variables(whole[0]), variables(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, expected, got)
+    assert losses(tmp_path)[6] == losses(whole[0])[6]
+    steps = [line["step"] for line in metrics.read(tmp_path) if "train/loss" in line]
+    assert steps == sorted(set(steps)), "the figures of a step are told once"
+
+
+def test_a_finished_run_is_left_alone(whole, small_config):
+    workdir, _ = whole
+    before = (workdir / "metrics.jsonl").read_bytes()
+    assert pretrain.run(small_config(), workdir)["step"] == 6
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    assert json.loads((workdir / "summary.json").read_text())["val/loss"] > 0
+
+
+def test_another_run_in_the_workdir_is_refused(whole, small_config):
+    with pytest.raises(UserError, match=r"holds another run, with learning_rate=0.01 \(now 0.5\)"):
+        pretrain.run(small_config(learning_rate=0.5), whole[0])
+    # Where and how a run is watched may change.
+    assert pretrain.run(small_config(log_every=3, keep=5), whole[0])["step"] == 6
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_newest_checkpoint_falls_back(whole, small_config, tmp_path, damage, caplog):
+    import shutil
+
+    shutil.copytree(whole[0], tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "6" / "state"
+    files = sorted((p for p in newest.rglob("*") if p.is_file() and "/d/" in str(p)), key=lambda p: -p.stat().st_size)
+    for file in files[:1]:
+        content = bytearray(file.read_bytes())
+        if damage == "truncate":
+            file.write_bytes(content[: len(content) // 2])
+        elif damage == "flip":
+            content[len(content) // 2] ^= 0xFF
+            file.write_bytes(content)
+    if damage == "remove":
+        shutil.rmtree(newest / "d")
+    summary = pretrain.run(small_config(), tmp_path / "run")
+    assert "checkpoint 6 is damaged" in caplog.text
+    assert summary["step"] == 6
+    jax.tree.map(np.testing.assert_array_equal, variables(whole[0]), variables(tmp_path / "run"))
+
+
+def test_all_checkpoints_damaged_is_an_error(whole, small_config, tmp_path):
+    import shutil
+
+    shutil.copytree(whole[0], tmp_path / "run")
+    for step in (2, 4, 6):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step) / "state")
+    with pytest.raises(UserError, match=r"none of the checkpoints \[2, 4, 6\] can be read") as caught:
+        pretrain.run(small_config(), tmp_path / "run")
+    assert caught.value.exit_code == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path):
+    config = small_config(total_steps=20, learning_rate=1e38, log_every=5, checkpoint_every=5)
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; .*lower learning_rate") as caught:
+        pretrain.run(config, tmp_path)
+    assert caught.value.exit_code == 1
+    for step in Checkpoints(tmp_path).steps():
+        assert step < int(str(caught.value).split("at step ")[1].split(";")[0])
+
+
+def test_the_same_seed_gives_the_same_loss_and_another_seed_another(whole, small_config, tmp_path):
+    pretrain.run(small_config(total_steps=6), tmp_path / "same")
+    pretrain.run(small_config(seed=4), tmp_path / "other")
+    assert losses(tmp_path / "same") == losses(whole[0])
+    assert losses(tmp_path / "other") != losses(whole[0])
+
+
+def test_load_gives_features_and_reconstructions(whole):
+    model = qbheat_jax.load(whole[0])
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    assert model.features(images).shape == (3, 4, 4, 16)
+    filled = np.asarray(model.reconstruct(images, [0, 4, 8]))
+    assert filled.dtype == np.uint8 and filled.shape == images.shape
+    np.testing.assert_array_equal(filled[0, :16, :16], images[0, :16, :16])
+    assert (filled[0, 16:] != images[0, 16:]).any()
+    with pytest.raises(UserError, match="placement 1 was not trained on: this run takes 0, 2, 4, 6, 8"):
+        model.reconstruct(images, 1)
+    with pytest.raises(UserError, match=r"uint8 \[B, H, W, 3\] is needed"):
+        model.features(images.astype(np.float32))
+
+
+def test_load_of_no_run(tmp_path):
+    with pytest.raises(UserError, match="holds no run: there is no config.json"):
+        qbheat_jax.load(tmp_path)
+
+
+def test_shapes_of_the_loop_are_those_of_the_data(small_config):
+    config = small_config()
+    source = data.open_source(config.data.source, image_size=32)
+    batch = next(
+        data.train_batches(
+            source, split="train", batch_size=16, image_size=32, seed=0, placements=(0,), crop_scale=(0.2, 1),
+            crop_ratio=(0.75, 1.33), flip=True,
+        )  # fmt: skip
+    )
+    for name, shape in loop.batch_shapes(config).items():
+        assert batch[name].shape == shape.shape and batch[name].dtype == shape.dtype
+    assert objectives.build(config).encoder.stride == 8

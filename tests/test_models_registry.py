@@ -1,0 +1,94 @@
+"""Every name builds an encoder that keeps the contract; every other name, stride or option is refused in words."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from qbheat_jax.errors import UserError
+from qbheat_jax.models import registry
+from qbheat_jax.models.mobile_former import VARIANTS
+
+NAMES = sorted([*(f"mobile_former_{v}" for v in VARIANTS), "resnet18", "resnet50", "vit_ti", "vit_s", "vit_b"])
+CHOICES = [(name, stride) for name in NAMES for stride in registry.ENCODERS[name].strides]
+
+
+def test_names_are_sorted_and_complete():
+    assert registry.names() == NAMES
+    released = {f"mobile_former_{v}" for v in ("26m", "52m", "96m", "151m", "214m", "294m", "508m")}
+    assert released | {f"mobile_former_{v}" for v in ("w720", "w1440", "w2880", "tiny")} < set(NAMES)
+
+
+@pytest.mark.parametrize("name, stride", CHOICES)
+def test_every_encoder_keeps_the_contract(name, stride):
+    encoder = registry.encoder(name, stride=stride, drop_path=0.1, dtype="bfloat16")
+    assert (encoder.stride, encoder.drop_path, encoder.dtype) == (stride, 0.1, jnp.bfloat16)
+    images = jnp.zeros((1, 64, 128, 3))
+    (features, out), variables = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), images))
+    assert features.shape == (1, 64 // stride, 128 // stride, encoder.width)
+    assert features.dtype == jnp.bfloat16 and set(variables) <= {"params", "batch_stats"}
+    assert isinstance(out, dict) and all(jax.tree.leaves(jax.tree.map(lambda leaf: leaf.shape[0] == 1, out)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    "name, stride",
+    [
+        ("mobile_former_26m", 32),
+        ("mobile_former_w720", 16),
+        ("mobile_former_tiny", 8),
+        ("resnet18", 32),
+        ("resnet50", 32),
+        ("vit_ti", 16),
+        ("vit_b", 16),
+    ],
+)
+def test_an_encoders_own_stride(name, stride):
+    assert registry.encoder(name).stride == registry.encoder(name, stride=0).stride == stride
+
+
+def test_what_a_name_stands_for():
+    small, base = registry.encoder("vit_s", 8), registry.encoder("vit_b")
+    assert (small.width, small.heads, small.depth, small.patch) == (384, 6, 12, 8)
+    assert (base.width, base.heads, base.depth, base.patch) == (768, 12, 12, 16)
+    assert registry.encoder("resnet50").width == 2048 and registry.encoder("resnet18").width == 512
+    assert registry.encoder("mobile_former_w720").variant is VARIANTS["w720"]
+    learnt = registry.encoder("vit_s", class_token=True, position="learnt", grid=(14, 14))
+    assert (learnt.class_token, learnt.position, learnt.grid) == (True, "learnt", (14, 14))
+
+
+def test_a_dtype_by_name_or_type_makes_the_same_encoder():
+    by_name, by_type = registry.encoder("vit_s", dtype="bfloat16"), registry.encoder("vit_s", dtype=jnp.bfloat16)
+    assert by_name == by_type and hash(by_name) == hash(by_type)
+    assert registry.encoder("vit_s").dtype is jnp.float32
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"name": "resnet-50"}, "encoder 'resnet-50' is unknown, the nearest is resnet50; the encoders are mobile_"),
+        ({"name": "vit"}, "encoder 'vit' is unknown, the nearest is vit_"),
+        ({"name": ""}, "encoder '' is unknown"),
+        ({"name": "resnet18", "stride": 4}, "encoder resnet18 has no stride 4; it offers 8 or 16 or 32"),
+        ({"name": "vit_s", "stride": 14}, "encoder vit_s has no stride 14; it offers 8 or 16"),
+        ({"name": "mobile_former_w720", "stride": 32}, "encoder mobile_former_w720 has no stride 32; it offers 16"),
+        ({"name": "vit_s", "drop_path": 1.0}, "drop_path is 1.0; it must be at least 0 and less than 1"),
+        ({"name": "vit_s", "dtype": "float16"}, "dtype is float16; an encoder computes in bfloat16 or float32"),
+        ({"name": "vit_s", "dtype": "fast"}, "dtype is fast; an encoder computes in bfloat16 or float32"),
+        (
+            {"name": "vit_s", "zero_init": True},
+            "encoder vit_s has no option zero_init; it takes stride, drop_path, dtype, class_token, position, grid",
+        ),
+    ],
+)
+def test_refusals(arguments, words):
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        registry.encoder(**arguments)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_an_unknown_name_lists_them_all():
+    with pytest.raises(UserError) as caught:
+        registry.encoder("alexnet")
+    assert ", ".join(NAMES) in str(caught.value)

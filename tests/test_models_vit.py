@@ -1,0 +1,139 @@
+"""ViT: the released sizes, patches and positions against their definition, the class token, shapes, refusals."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qbheat_jax.models.layers import sincos_2d
+from qbheat_jax.models.vit import ViT
+
+SMALL = {"width": 16, "heads": 2, "patch": 8}
+
+
+def shapes_of(module, *args):
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *args))
+
+
+def variables_of(module, *args):
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32), shapes_of(module, *args))
+
+
+def count(module, size=224):
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes_of(module, jnp.zeros((1, size, size, 3)))))
+
+
+@pytest.mark.parametrize("width, heads", [(192, 3), (384, 6), (768, 12)])
+@pytest.mark.parametrize("patch", [8, 16])
+def test_size_of_the_trunk(width, heads, patch):
+    block = 12 * width**2 + 13 * width
+    expected = 12 * block + (3 * patch**2 + 1) * width + 2 * width
+    assert count(ViT(width, heads, patch=patch), 32) == expected
+
+
+@pytest.mark.parametrize("width, heads, timm", [(192, 3, 5_524_416), (384, 6, 21_665_664), (768, 12, 85_798_656)])
+def test_size_with_class_token_and_learnt_positions_is_the_releases(width, heads, timm):
+    vit = ViT(width, heads, class_token=True, position="learnt", grid=(14, 14))
+    assert count(vit) == timm - width  # theirs has a position for the class token too
+
+
+@pytest.mark.parametrize("patch", [8, 16])
+def test_shapes(patch):
+    encoder = ViT(192, 3, patch=patch)
+    assert (encoder.stride, encoder.width) == (patch, 192)
+    (features, out), _ = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), jnp.zeros((2, 64, 96, 3))))
+    assert features.shape == (2, 64 // patch, 96 // patch, 192)
+    assert set(out) == {"patches", *(f"block{n}" for n in range(12))}
+    assert {value.shape for value in out.values()} == {features.shape}
+
+
+def test_patches_are_a_product_with_the_kernel_plus_the_position_code():
+    images = np.random.default_rng(1).normal(size=(1, 16, 24, 3)).astype(np.float32)
+    encoder = ViT(**SMALL, depth=0)
+    variables = variables_of(encoder, images)
+    features, out = jax.jit(lambda x: encoder.apply(variables, x))(images)
+    p = variables["params"]
+    kernel = p["patch_embed"]["kernel"].reshape(-1, 16)
+    for row, column in np.ndindex(2, 3):
+        pixels = images[0, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].reshape(-1)
+        expected = pixels @ kernel + p["patch_embed"]["bias"] + sincos_2d(2, 3, 16)[row, column]
+        np.testing.assert_allclose(out["patches"][0, row, column], expected, rtol=1e-4, atol=1e-4)
+    x = np.asarray(out["patches"])
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(features, x * p["norm"]["scale"] + p["norm"]["bias"], rtol=1e-3, atol=1e-4)
+
+
+def test_patch_kernel_starts_as_xavier_on_the_matrix():
+    kernel = jax.jit(ViT(width=192, heads=3, depth=0).init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    kernel = kernel["params"]["patch_embed"]["kernel"]
+    bound = np.sqrt(6 / (16 * 16 * 3 + 192))
+    assert kernel.shape == (16, 16, 3, 192)
+    assert 0.999 * bound < float(jnp.abs(kernel).max()) <= bound
+
+
+def test_learnt_positions_of_a_smaller_input_are_the_top_left_of_the_table():
+    encoder = ViT(**SMALL, depth=0, position="learnt", grid=(3, 4))
+    images = np.zeros((1, 16, 24, 3), np.float32)
+    variables = variables_of(encoder, images)
+    table = variables["params"]["position_code"]
+    assert table.shape == (3, 4, 16)
+    _, out = jax.jit(lambda x: encoder.apply(variables, x))(images)
+    bias = variables["params"]["patch_embed"]["bias"]
+    np.testing.assert_allclose(out["patches"][0], table[:2, :3] + bias, rtol=1e-5, atol=1e-6)
+
+
+def test_class_token_is_seen_by_the_patches_and_is_no_part_of_the_map():
+    encoder = ViT(**SMALL, depth=1, class_token=True)
+    images = np.random.default_rng(1).normal(size=(2, 16, 24, 3)).astype(np.float32)
+    variables = variables_of(encoder, images)
+
+    @jax.jit
+    def apply(token):
+        params = variables["params"] | {"class_token": token}
+        features, out = encoder.apply({"params": params}, images)
+        return features, out["class_token"], out["block0"]
+
+    token = variables["params"]["class_token"]
+    features, read, block = apply(token)
+    assert features.shape == block.shape == (2, 2, 3, 16) and read.shape == (2, 16)
+    p = variables["params"]["norm"]
+    x = (block - block.mean(-1, keepdims=True)) / np.sqrt(block.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(features, x * p["scale"] + p["bias"], rtol=1e-3, atol=1e-3)
+    assert not np.allclose(features, apply(-token)[0], atol=1e-3)
+
+
+def test_bfloat16_keeps_float32_parameters():
+    encoder = ViT(**SMALL, depth=1, class_token=True, position="learnt", grid=(2, 2), dtype=jnp.bfloat16)
+    images = jnp.zeros((1, 16, 16, 3))
+    (features, out), variables = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), images))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves((features, out))} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_drop_path_grows_linearly():
+    rates = []
+
+    def record(next_call, args, kwargs, context):
+        if type(context.module).__name__ == "DropPath":
+            rates.append(context.module.rate)
+        return next_call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        shapes_of(ViT(**SMALL, depth=3, drop_path=0.2), jnp.zeros((1, 16, 16, 3)))
+    np.testing.assert_allclose(rates, [0, 0, 0.1, 0.1, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"patch": 16}, "images of 16 x 24 pixels .* must be multiples of 16"),
+        ({"position": "rotary"}, "position is 'rotary'; a ViT's position code is 'sincos' or 'learnt'"),
+        ({"position": "learnt"}, r"grid is \(\); a learnt position code needs a grid"),
+        ({"position": "learnt", "grid": (2, 2)}, r"grid is \(2, 2\); .* here \(2, 3\)"),
+    ],
+)
+def test_refusals(fields, words):
+    with pytest.raises(ValueError, match=words):
+        shapes_of(ViT(**{**SMALL, **fields}), jnp.zeros((1, 16, 24, 3)))

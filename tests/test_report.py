@@ -1,0 +1,346 @@
+"""The report page: self-contained, its numbers those of the files, and no part of a run that it cannot do without."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qbheat_jax import config as config_lib
+from qbheat_jax import quarters, report
+from qbheat_jax.errors import UserError
+from qbheat_jax.report import figures, gather, sample, tiles, words
+
+SIZE, CHANNELS = 32, 8
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, the text, and whether what was opened was closed."""
+
+    VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.open = [], [], []
+        self.feed(text)
+        self.text = re.sub(r"[ \n]+", " ", " ".join(self.texts))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def make_config(**fields):
+    return config_lib.resolve({"image_size": SIZE, "batch_size": 16, "total_steps": 40, **fields})
+
+
+def make_model(config):
+    """Stands in for `qbheat_jax.load`: a reconstruction that is grey, and heat matrices of the right shapes."""
+    rng = np.random.default_rng(0)
+    heat = {name: rng.normal(0, 0.1, (CHANNELS, CHANNELS)).astype(np.float32) for name in ("x+", "x-", "y+", "y-")}
+
+    def reconstruct(images, quarter):
+        hidden = quarters.masked(SIZE, SIZE)[quarter][..., None]
+        return np.where(hidden, np.uint8(128), images)
+
+    variables = {"params": {"encoder": {"kernel": np.zeros((10, 123))}, "decoder": {"heat": heat}}}
+    return types.SimpleNamespace(config=config, variables=variables, step=40, reconstruct=reconstruct)
+
+
+def make_images(count=10, size=SIZE):
+    images = np.random.default_rng(1).integers(0, 256, (count, size, size, 3), np.uint8)
+    names = tuple(f"<class {i}>" for i in range(count))
+    return report.Sample(images, names, "test", sizes={"train": 320, "test": count})
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def write_lines(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def add_probe(workdir, name, protocol, init, top1, seed=0, **more):
+    result = {
+        "protocol": protocol, "init": init, "data": "photos", "top1": top1, "top5": 0.977, "n": 1000, "seed": seed,
+        "classes": 20, "chance": 0.05, "hparams": {"learning_rate": 0.3}, "seconds": 20.4,
+        "command": f"qbheat probe --workdir {workdir.resolve()} --protocol {protocol}", **more,
+    }  # fmt: skip
+    write_json(workdir / "probe" / name / "result.json", result)
+    curve = [{"step": epoch, "probe/loss": 1.0, "probe/holdout_top1": top1 * epoch / 3} for epoch in (1, 2, 3)]
+    write_lines(workdir / "probe" / name / "metrics.jsonl", curve)
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """A run that has only just been set up."""
+    (tmp_path / "config.json").write_text(config_lib.to_json(make_config()))
+    return tmp_path
+
+
+@pytest.fixture
+def workdir(bare):
+    """A run with everything."""
+    train = [
+        {"step": s, "train/loss": 1 / s, "train/variance": 1.0, "train/learning_rate": 1e-3, "train/data_wait": 0.0421,
+         "train/images_per_second": 567.0} for s in (1, 20, 40)
+    ]  # fmt: skip
+    write_lines(bare / "metrics.jsonl", [*train, {"step": 40, "val/loss": 0.2468, "val/variance": 0.987}])
+    command = f"qbheat pretrain --config configs/photos.py --workdir {bare.resolve()}"
+    write_json(bare / "summary.json", {"step": 40, "seconds": 201.0, "images_per_second": 432.1, "command": command})
+    add_probe(bare, "lin", "lin", str(bare), 0.8123)
+    add_probe(bare, "lin-random", "lin", "random", 0.6612)
+    add_probe(bare, "lin-pixels", "lin", "pixels", 0.3021)
+    add_probe(bare, "lin-histogram", "lin", "histogram", 0.4911)
+    for seed, top1 in enumerate((0.84, 0.86)):
+        add_probe(bare, f"tran-{seed}", "tran-1", str(bare), top1, seed)
+    return bare
+
+
+def build(workdir, **kwargs):
+    config = config_lib.from_json((workdir / "config.json").read_text())
+    path = report.write(workdir, model=make_model(config), images=kwargs.pop("images", None) or make_images(**kwargs))
+    assert path == workdir / "report" / "index.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def rows(page_path):
+    """Cells of every row of every table, tags taken out."""
+    text = page_path.read_text(encoding="utf-8")
+    cells = [re.findall(r"<t[hd]\b[^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr\b.*?</tr>", text, re.S)]
+    return [[re.sub(r"[ \n]+", " ", re.sub(r"<[^>]+>", "", cell)).strip() for cell in row] for row in cells]
+
+
+def test_page_is_self_contained_and_well_formed(workdir):
+    page = build(workdir)
+    assert page.open == []
+    assert not page.all("script") and not page.all("link")
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            value = attributes.get(name) or ""
+            if tag != "a":
+                assert value.startswith(("data:", "#")) or not value, (tag, value)
+    text = (workdir / "report" / "index.html").read_text()
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for attributes in page.all("a"):
+        assert attributes["href"].startswith("https://arxiv.org/") or attributes["href"][1:] in ids
+
+
+def test_every_image_has_words_and_decodes(workdir):
+    pictures = build(workdir).all("img")
+    shown = sample.count(5)
+    assert len(pictures) == 5 * shown * 4 + 9  # each placement, four tiles an image; and three rows at the top
+    for attributes in pictures:
+        assert attributes["alt"].strip()
+        head, _, body = attributes["src"].partition(",")
+        assert head == "data:image/png;base64"
+        image = Image.open(io.BytesIO(base64.b64decode(body)))
+        assert image.size in ((SIZE, SIZE), (SIZE // 2, SIZE // 2))
+
+
+def test_large_images_become_small_jpegs():
+    uri = tiles.data_uri(np.zeros((512, 512, 3), np.uint8))
+    image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    assert uri.startswith("data:image/jpeg") and image.size == (256, 256)
+
+
+def test_numbers_are_those_of_the_files(workdir):
+    page = build(workdir)
+    table = rows(workdir / "report" / "index.html")
+    ours = next(row for row in table if row[0].startswith("QB-Heat") and "81.2" in row[1])
+    assert ours[0] == "QB-Heat (best)"
+    assert ours[1:6] == [words.percent(0.8123), "+15.1", words.percent(0.977), "1,000", "0"]
+    assert ours[6].replace("\u00a0", " ") == "learning rate 0.3"
+    found = {row[0]: row for row in table}
+    assert found["random initialisation"][1:3] == [words.percent(0.6612), words.NONE]
+    assert found["raw pixels, no encoder"][1:3] == [words.percent(0.3021), "\u221235.9"]
+    assert found["colour histogram, no encoder"][1] == words.percent(0.4911)
+    assert found["chance"][1] == words.percent(0.05)
+    assert any(row[1:2] == [words.percent(0.85, np.std([0.84, 0.86], ddof=1))] and row[5] == "0, 1" for row in table)
+    for text in ("0.247", "0.987", "3 min 21 s", "432", "567", words.percent(0.0421), "15.1 points ahead of"):
+        assert text in page.text, text
+    assert "40 steps of 16 images, about 2 passes over 320 images" in page.text
+
+
+def test_config_and_commands(workdir, monkeypatch):
+    monkeypatch.chdir(workdir.parent)
+    page = build(workdir)
+    name = workdir.name
+    assert f"qbheat pretrain --config configs/photos.py --workdir {name}" in page.text
+    assert f"qbheat report --workdir {name}" in page.text
+    assert str(workdir) not in (workdir / "report" / "index.html").read_text()
+    table = {row[0]: row for row in rows(workdir / "report" / "index.html")}
+    assert table["total_steps"][1] == "40" and table["decoder.depth"][2] == config_lib.PRETRAIN["decoder.depth"].doc
+
+
+def test_names_are_escaped(workdir):
+    assert "&lt;class 0&gt;" in (build(workdir), (workdir / "report" / "index.html").read_text())[1]
+
+
+@pytest.mark.parametrize("placements", sorted(quarters.PLACEMENT_SETS))
+def test_every_placement_is_shown(bare, placements):
+    (bare / "config.json").write_text(config_lib.to_json(make_config(**{"quarter.placements": placements})))
+    page = build(bare)
+    for quarter in quarters.PLACEMENT_SETS[placements]:
+        assert f"Visible: {words.placement(quarter)}" in page.text
+
+
+def test_missing_parts_are_left_out(bare):
+    page = build(bare)
+    assert "Nothing has been probed yet" in page.text
+    assert "No losses were logged" in page.text
+    assert "command of the pre-training was not recorded" in page.text
+
+
+def test_torn_and_foreign_files_are_left_out(bare):
+    write_json(bare / "elsewhere" / "deep" / "result.json", {"AP": 0.3})
+    (bare / "probe" / "torn").mkdir(parents=True)
+    (bare / "probe" / "torn" / "result.json").write_text('{"protocol": "lin", ')
+    write_json(bare / "probe" / "plain" / "result.json", {"protocol": "lin", "init": "random", "top1": 0.5})
+    (bare / "summary.json").write_text("{")
+    page = build(bare)
+    assert words.percent(0.5) in page.text and "left no accuracy curves" in page.text
+
+
+def test_images_that_cannot_be_opened_are_named(bare):
+    (bare / "config.json").write_text(config_lib.to_json(make_config(**{"data.source": "folder:/no/such/folder"})))
+    config = config_lib.from_json((bare / "config.json").read_text())
+    page = Page(report.write(bare, model=make_model(config)).read_text())
+    assert "There are no pictures on this page" in page.text and not page.all("img")
+
+
+def test_probes_of_another_run_and_on_other_data_stand_apart(workdir, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    add_probe(workdir, "lin-other", "lin", str(other), 0.7)
+    add_probe(workdir, "lin-data", "lin", "/moved/away", 0.4, data="folder:x")
+    page = build(workdir)
+    assert f"QB-Heat, run {other.name}" in page.text
+    groups = {(g.protocol, g.data, g.features): g.mean("top1") for g in gather.read(workdir).groups()}
+    assert groups["lin", "photos", "QB-Heat"] == 0.8123 and groups["lin", "folder:x", "QB-Heat"] == 0.4
+
+
+def test_no_run(tmp_path, bare):
+    with pytest.raises(UserError, match="holds no run"):
+        report.write(tmp_path / "empty")
+    with pytest.raises(UserError, match="holds no run"):
+        report.write(bare)  # a config, but no checkpoint
+    (bare / "config.json").write_text("{")
+    with pytest.raises(UserError, match="holds no run"):
+        report.write(bare, model=make_model(make_config()))
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
+def test_missing_extra_is_named(workdir, monkeypatch, missing):
+    monkeypatch.setitem(__import__("sys").modules, missing, None)
+    with pytest.raises(UserError, match=r"pip install 'qbheat_jax\[report\]'"):
+        build(workdir)
+
+
+def test_images_of_a_run_are_drawn_from_what_it_was_not_trained_on():
+    drawn = sample.draw(make_config(**{"data.source": "synthetic:800"}))
+    assert drawn.split == "test" and not drawn.trained_on and drawn.images.shape[1:] == (SIZE, SIZE, 3)
+    assert len(drawn.images) == len(drawn.names) == sample.POOL
+    again = sample.draw(make_config(**{"data.source": "synthetic:800"}))
+    np.testing.assert_array_equal(drawn.images, again.images)
+    assert len(set(drawn.names[: sample.count(5)])) == sample.count(5)
+
+
+@pytest.mark.parametrize("quarter", range(9))
+def test_trivial_fill_and_error(quarter):
+    images = make_images(3).images
+    filled = tiles.mean_fill(images, quarter)
+    hidden = quarters.masked(SIZE, SIZE)[quarter]
+    seen = tiles.visible(images, quarter)
+    np.testing.assert_array_equal(filled[:, ~hidden], images[:, ~hidden])
+    np.testing.assert_array_equal(filled[:, hidden][:, 0], seen.mean((1, 2)).round().astype(np.uint8))
+    assert (tiles.errors(images, images, quarter) == 0).all()
+    off = images.copy()
+    off[:, ~hidden] ^= 255  # what is visible does not count
+    assert (tiles.errors(off, images, quarter) == 0).all()
+    # The visible block lies where the page draws it.
+    left, top = (SIZE * share // 100 for share in tiles.box(quarter))
+    np.testing.assert_array_equal(images[:, top : top + SIZE // 2, left : left + SIZE // 2], seen)
+
+
+def test_reconstruction_in_chunks_of_one_size():
+    sizes = []
+
+    def reconstruct(images, quarter):
+        sizes.append(len(images))
+        return images
+
+    images = make_images(70).images
+    made = tiles.reconstruct(types.SimpleNamespace(reconstruct=reconstruct), images, 4)
+    np.testing.assert_array_equal(made, images)
+    assert len(set(sizes)) == 1
+
+
+@pytest.mark.parametrize("propagator", ["offset", "power", "exp", "spectral"])
+@pytest.mark.parametrize("directions", ["tied", "untied"])
+def test_every_operator_is_described(bare, propagator, directions):
+    import jax
+
+    from qbheat_jax import heat
+
+    choice = heat.Heat(propagator, directions, init_scale=0.3)
+    config = make_config(**{"heat.propagator": propagator, "heat.directions": directions})
+    (bare / "config.json").write_text(config_lib.to_json(config))
+    model = make_model(config)
+    model.variables["params"]["decoder"]["heat"] = heat.init(jax.random.key(0), CHANNELS, choice)
+    page = Page(report.write(bare, model=model, images=make_images()).read_text())
+    expected = float(heat.describe(model.variables["params"]["decoder"]["heat"], choice)["norm/x+"])
+    assert words.number(expected) in page.text
+    assert ("A\u2212, to the left" in page.text) == (directions == "untied")
+
+
+def test_untrained_operator_has_no_correlation(bare):
+    model = make_model(make_config())
+    model.variables["params"]["decoder"]["heat"] = {n: np.zeros((4, 4), np.float32) for n in ("x+", "x-", "y+", "y-")}
+    assert "B is singular" in Page(report.write(bare, model=model, images=make_images()).read_text()).text
+
+
+def test_charts_take_the_colours_of_the_page():
+    svg = figures.losses(([1, 2], [1.0, 0.5]), ([2], [0.6]), ([], []), ([], []))
+    assert svg.startswith("<svg") and "var(--warm)" in svg and "http" not in svg
+    assert "predicting the mean" not in svg  # nothing was logged of it
+    assert figures._INK not in svg and "font-family" not in svg
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(1500, "1,500"), (0.00015, "0.00015"), (1.5e-5, "1.5 \u00d7 10\u207b\u2075"), (None, words.NONE),
+     (float("nan"), words.NONE), (-0.5, "\u22120.5"), (539.81, "540"), (0.0, "0")],
+)  # fmt: skip
+def test_numbers_for_people(value, text):
+    assert words.number(value) == text
+
+
+def test_words():
+    assert words.points(-0.012) == "\u22121.2" and words.ahead(-0.012) == "1.2 points behind"
+    assert [words.duration(s) for s in (3.21, 51.3, 184, 5000)] == ["3.2 s", "51 s", "3 min 4 s", "1 h 23 min"]
+    assert [words.millions(n) for n in (12, 84210, 5812345)] == ["12", "84.2 thousand", "5.81 million"]
+    story = " ".join(words.story(make_config(warmup_epochs=2.0, ema=0.99), 40, {}, None))
+    assert "reached after 2 epochs" in story and "decay 0.99" in story
