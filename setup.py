@@ -31,9 +31,17 @@ EXTRAS = {
     "photos": ["scikit-image>=0.25,<0.27", "scikit-learn>=1.6,<2"],
     "report": ["matplotlib>=3.10,<4", "jinja2>=3.1,<4"],
 }
-EXTRAS["test"] = ["pytest>=8.3,<10", "pytest-xdist>=3.6,<4", "safetensors>=0.5,<1", *EXTRAS["photos"], *EXTRAS["report"]]
+EXTRAS["test"] = [
+    "pytest>=8.3,<10",
+    "pytest-xdist>=3.6,<4",
+    "safetensors>=0.5,<1",
+    *EXTRAS["photos"],
+    *EXTRAS["report"],
+]
 # An installation takes one kind of accelerator, so `all` leaves out tpu, cuda12 and cuda13.
-EXTRAS["all"] = sorted({need for name in ("torch", "detect", "wandb", "photos", "report", "test") for need in EXTRAS[name]})
+EXTRAS["all"] = sorted(
+    {need for name in ("torch", "detect", "wandb", "photos", "report", "test") for need in EXTRAS[name]}
+)
 
 setup(
     name="qbheat_jax",

@@ -1,6 +1,6 @@
 """QB-Heat on `photos`, the quickstart: a small Mobile-Former, 64-pixel crops of twenty real photographs.
 
-    qbheat pretrain --config configs/photos.py --workdir runs/photos
+qbheat pretrain --config configs/photos.py --workdir runs/photos
 """
 
 from ml_collections import ConfigDict

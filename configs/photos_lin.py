@@ -1,6 +1,6 @@
 """Linear probe of a run on `photos`.
 
-    qbheat probe --config configs/photos_lin.py --init runs/photos --workdir runs/photos/lin
+qbheat probe --config configs/photos_lin.py --init runs/photos --workdir runs/photos/lin
 """
 
 from ml_collections import ConfigDict

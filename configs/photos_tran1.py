@@ -1,6 +1,6 @@
 """`tran-1` probe of a run on `photos`.
 
-    qbheat probe --config configs/photos_tran1.py --init runs/photos --workdir runs/photos/tran1
+qbheat probe --config configs/photos_tran1.py --init runs/photos --workdir runs/photos/tran1
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,7 @@ import re
 import sys
 
 from qbheat_jax import __version__
-from qbheat_jax.errors import BAD_INPUT, RUN_FAILED, UserError
+from qbheat_jax.errors import RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
 
@@ -38,7 +38,9 @@ def main(argv=None):
     except Exception as error:
         # XLA and tensorstore report what the machine refuses (memory, disk) by a status word in the text.
         if re.search(r"RESOURCE_EXHAUSTED|No space left|out of memory", str(error), re.IGNORECASE):
-            return _fail(f"{str(error).splitlines()[0]} (try a smaller batch_size, or free memory and disk)", RUN_FAILED)
+            return _fail(
+                f"{str(error).splitlines()[0]} (try a smaller batch_size, or free memory and disk)", RUN_FAILED
+            )
         raise
 
 
@@ -78,7 +80,9 @@ def probe(arguments, overrides):
 
     configs = [config.load(path, overrides, config.PROBE) for path in arguments.config]
     pairs = [
-        (c, init) for c, init in itertools.product(configs, arguments.init) if c.protocol == "lin" or init not in TRIVIAL
+        (c, init)
+        for c, init in itertools.product(configs, arguments.init)
+        if c.protocol == "lin" or init not in TRIVIAL
     ]
     if not pairs:
         raise UserError(f"--init {' '.join(arguments.init)} has one feature vector an image: it takes protocol='lin'")
@@ -124,7 +128,9 @@ def _parser():
 
     command = add(probe, f"train a classifier on frozen features and test it; {overriding}")
     command.add_argument("--config", required=True, nargs="+", metavar="FILE", help="one recipe or more")
-    command.add_argument("--init", required=True, nargs="+", metavar="INIT", help="a run's DIR, random, pixels, histogram")
+    command.add_argument(
+        "--init", required=True, nargs="+", metavar="INIT", help="a run's DIR, random, pixels, histogram"
+    )
     command.add_argument("--workdir", required=True, metavar="DIR", help="where result.json goes")
 
     command = add(report, "write report/index.html of a run, with whatever probes lie below it")
@@ -132,5 +138,3 @@ def _parser():
 
     add(doctor, "say what this machine has and what is missing for what")
     return parser
-
-

@@ -18,11 +18,13 @@ import os
 from typing import Any
 
 import ml_collections
+import numpy as np
 
 from qbheat_jax import heat, quarters
 from qbheat_jax.errors import UserError
 
 UNITS = ("epochs", "examples", "percent")
+_LENGTHS = ("total_steps", "total_epochs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ _POSITIVE = (lambda v: v > 0, "a number above 0")
 _FRACTION = (lambda v: 0 <= v <= 1, "a number from 0 to 1")
 _BELOW_ONE = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
 _RANGE = (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "two numbers, low and high, 0 < low <= high")
+_SHARE = (lambda v: _RANGE[0](v) and v[1] <= 1, "two numbers, low and high, 0 < low <= high <= 1")
+_SEED = (lambda v: 0 <= v < 2**32, "a number from 0 to 4294967295")
 _AXIS = (lambda v: v >= 1 or v == -1, "a number of devices, or -1 for all that are left")
 _NUMBERS = (lambda v: len(v) > 0 and all(x >= 0 for x in v), "one or more numbers, none negative")
 
@@ -58,16 +62,18 @@ _ENCODER = {
     "encoder.name": Field("mobile_former_w720", "the encoder, a name of models.registry"),
     "encoder.stride": Field(0, "pixels a cell, where the encoder leaves a choice; 0: its own", _at_least(0)),
     "encoder.drop_path": Field(0.0, "stochastic depth rate", _BELOW_ONE),
-    "dtype": Field("float32", "type computed in; parameters, losses and norm statistics are float32", ("float32", "bfloat16")),
+    "dtype": Field(
+        "float32", "type computed in; parameters, losses and norm statistics are float32", ("float32", "bfloat16")
+    ),
 }
 
 PRETRAIN = {
-    "seed": Field(0, "root of every random number of the run", _at_least(0)),
+    "seed": Field(0, "root of every random number of the run", _SEED),
     "objective": Field("qbheat", "what is learnt from", ("qbheat",)),
     **_DATA,
     "data.split": Field("train", "the split trained on"),
     "data.eval_split": Field("val", "the split whose loss is reported every eval_every steps; empty: none"),
-    "data.crop_scale": Field((0.2, 1.0), "share of the image's area that a random-resized-crop keeps", _RANGE),
+    "data.crop_scale": Field((0.2, 1.0), "share of the image's area that a random-resized-crop keeps", _SHARE),
     "data.crop_ratio": Field((3 / 4, 4 / 3), "its aspect ratio", _RANGE),
     "data.flip": Field(True, "mirror half of the images"),
     "image_size": Field(256, "pixels a side of the images trained on", _POSITIVE),
@@ -79,10 +85,14 @@ PRETRAIN = {
     "decoder.depth": Field(4, "its transformer blocks; 0: purely linear (our choice)", _at_least(0)),
     "decoder.heads": Field(8, "their attention heads (our choice)", _POSITIVE),
     "heat.propagator": Field("offset", "the map over a distance (offset is the paper's)", heat.PROPAGATORS),
-    "heat.directions": Field("untied", "one matrix a direction, or a step back as the inverse of one ahead", heat.DIRECTIONS),
+    "heat.directions": Field(
+        "untied", "one matrix a direction, or a step back as the inverse of one ahead", heat.DIRECTIONS
+    ),
     "heat.norm": Field("none", "layer norm before the map (none is QB-Heat, layer is FINOLA)", heat.NORMS),
     "heat.init_scale": Field(0.0, "standard deviation of A and B at the start, times sqrt(width)", _at_least(0)),
-    "quarter.placements": Field("corners_center", "placements drawn from, uniformly (our choice)", tuple(quarters.PLACEMENT_SETS)),
+    "quarter.placements": Field(
+        "corners_center", "placements drawn from, uniformly (our choice)", tuple(quarters.PLACEMENT_SETS)
+    ),
     "norm_pix": Field(False, "predict pixels normalised within each patch (our choice)"),
     "loss_on": Field("masked", "cells that count (masked is the paper's)", ("masked", "all")),
     "learning_rate": Field(1.5e-4, "peak rate for a batch of 256; the run's is this times batch_size / 256", _POSITIVE),
@@ -96,23 +106,31 @@ PRETRAIN = {
     "mesh.fsdp": Field(1, "devices over which batch and parameters are split", _AXIS),
     "log_every": Field(50, "steps between lines of metrics", _POSITIVE, duration=True),
     "eval_every": Field(0, "steps between evaluations; 0: only at the end", _at_least(0), duration=True),
-    "checkpoint_every": Field(1000, "steps between checkpoints; there is always one at the end", _POSITIVE, duration=True),
+    "checkpoint_every": Field(
+        1000, "steps between checkpoints; there is always one at the end", _POSITIVE, duration=True
+    ),
     "keep": Field(3, "checkpoints kept", _POSITIVE),
 }
 
 PROBE = {
-    "seed": Field(0, "root of every random number of the probe", _at_least(0)),
-    "protocol": Field("lin", "lin: a linear classifier on pooled features; tran-1: one transformer block before it", ("lin", "tran-1")),
+    "seed": Field(0, "root of every random number of the probe", _SEED),
+    "protocol": Field(
+        "lin", "lin: a linear classifier on pooled features; tran-1: one transformer block before it", ("lin", "tran-1")
+    ),
     **_DATA,
     **_ENCODER,
     "data.source": Field("", "labelled images; empty: those the encoder was trained on"),
     "encoder.name": Field("", "the encoder of --init random; a directory brings its own"),
     "image_size": Field(0, "pixels a side; 0: as the encoder was trained", _at_least(0)),
-    "data.holdout": Field(0.1, "share of train to choose hyper-parameters on, where the source has no val split", _BELOW_ONE),
+    "data.holdout": Field(
+        0.1, "share of train to choose hyper-parameters on, where the source has no val split", _BELOW_ONE
+    ),
     "batch_size": Field(128, "examples a step of the head", _POSITIVE),
     "total_epochs": Field(90.0, "passes over the training features", _POSITIVE),
     "optimizer": Field("sgd", "of the head", ("sgd", "lars", "adamw")),
-    "learning_rates": Field((0.1,), "for a batch of 256; all are trained, the best on held-out images is chosen", _NUMBERS),
+    "learning_rates": Field(
+        (0.1,), "for a batch of 256; all are trained, the best on held-out images is chosen", _NUMBERS
+    ),
     "weight_decays": Field((0.0,), "all are trained, with every learning rate", _NUMBERS),
     "warmup_epochs": Field(0.0, "linear warm-up; then a cosine to 0", _at_least(0)),
     "momentum": Field(0.9, "of sgd and lars", _BELOW_ONE),
@@ -131,19 +149,31 @@ def load(path, overrides=(), fields=PRETRAIN):
     """Config file and `(key, text)` overrides from the command line -> a checked, locked ConfigDict."""
     given = flatten(_get_config(path))
     for key, text in overrides:
-        field, _ = _lookup(key, fields)
-        given[key] = _parse(text, field)
+        field, base = _lookup(key, fields)
+        value = _parse(text, field)
+        # What the file says of the same thing in another unit gives way to the command line.
+        rivals = {base, *(f"{base}_{unit}" for unit in UNITS)} if fields.get(base, field).duration else set()
+        if key in _LENGTHS and value is not None:
+            rivals = set(_LENGTHS)
+        named = {name for name, _ in overrides}
+        given = {k: v for k, v in given.items() if k not in rivals - named}
+        given[key] = value
     return resolve(given, fields)
 
 
 def resolve(given, fields=PRETRAIN):
     """{dotted key: value} over the defaults -> a checked, locked ConfigDict."""
     values = {key: field.default for key, field in fields.items()}
+    durations = {}
     for key, value in given.items():
         field, base = _lookup(key, fields)
         values[key] = _check(key, value, field)
+        if durations.setdefault(base, key) != key:
+            raise UserError(
+                f"config fields {durations[base]} and {key} are both set: they are one duration, set one of them"
+            )
         if key != base:
-            values.pop(base, None) if base not in given else _fail(key, value, f"{base} not to be set as well: one of them")
+            del values[base]
     if fields is PRETRAIN:
         _check_together(values)
     config = ml_collections.ConfigDict(type_safe=False)
@@ -175,7 +205,10 @@ def to_json(config):
 
 
 def from_json(text, fields=PRETRAIN):
-    return resolve(flatten(json.loads(text)), fields)
+    try:
+        return resolve(flatten(json.loads(text)), fields)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"config.json is not a config: {error}") from error
 
 
 def _get_config(path):
@@ -189,7 +222,7 @@ def _get_config(path):
         spec.loader.exec_module(module)
         config = module.get_config()
         return config if isinstance(config, dict) else config.to_dict()
-    except Exception as error:  # whatever a config file may do wrong, it is the file that is at fault
+    except (Exception, SystemExit) as error:  # whatever a config file may do wrong, it is the file that is at fault
         raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
 
 
@@ -197,6 +230,10 @@ def _lookup(key, fields):
     """-> (field, name of the field in the table); raises UserError, with the likeliest name, where there is none."""
     if key in fields:
         return fields[key], key
+    key = str(key)
+    inside = [field for field in fields if field.startswith(f"{key}.")]
+    if inside:
+        raise UserError(f"config field {key} is a section, not a value: set {', '.join(inside)}")
     base, _, unit = key.rpartition("_")
     if unit in UNITS and base in fields and fields[base].duration:
         return Field(0.0, "", _at_least(0), float), base
@@ -210,7 +247,7 @@ def _parse(text, field):
         return text
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
@@ -218,18 +255,31 @@ def _fail(key, value, accepted):
     raise UserError(f"config field {key}={value!r} is not accepted: it takes {accepted}")
 
 
+def _float(number):
+    """The float, infinite where an int is too large for one."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
+
+
 def _check(key, value, field):
     """The value, of the field's type, or a UserError."""
     kind = field.type or type(field.default)
     if value is None and field.default is None:
         return None
+    if isinstance(value, np.generic):
+        value = value.item()
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = _float(value)
     if kind is tuple and isinstance(value, (list, tuple)):
-        if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+        numbers = [_float(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else math.nan for v in value]
+        if not all(map(math.isfinite, numbers)):
             _fail(key, value, "numbers")
-        value = tuple(float(v) for v in value)
-    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "a list of numbers"}[kind]
+        value = tuple(numbers)
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "a list of numbers"}[
+        kind
+    ]
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         _fail(key, value, words)
     if isinstance(field.accept, tuple) and callable(field.accept[0]):
@@ -244,10 +294,10 @@ def _check_together(values):
     """Combinations of a pre-training config that cannot be, found without building anything."""
     steps, epochs = values["total_steps"], values["total_epochs"]
     if (steps is None) == (epochs is None):
-        raise UserError(
-            f"config fields total_steps={steps} and total_epochs={epochs}: exactly one of them must be set"
-        )
+        raise UserError(f"config fields total_steps={steps} and total_epochs={epochs}: exactly one of them must be set")
     if values["decoder.width"] % values["decoder.heads"] or values["decoder.width"] % 4:
-        _fail("decoder.width", values["decoder.width"], f"a multiple of 4 and of decoder.heads={values['decoder.heads']}")
+        _fail(
+            "decoder.width", values["decoder.width"], f"a multiple of 4 and of decoder.heads={values['decoder.heads']}"
+        )
     if values["mesh.data"] == values["mesh.fsdp"] == -1:
         _fail("mesh.fsdp", -1, "a number of devices when mesh.data is -1: only one axis can take all that are left")

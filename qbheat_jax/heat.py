@@ -136,7 +136,9 @@ def propagator(params, heat, axis, distance, cells):
     else:
         count = cells * steps
         if count != int(count):
-            raise ValueError(f"power takes whole cells, but {distance} of a half of {cells} cells is {cells * distance}")
+            raise ValueError(
+                f"power takes whole cells, but {distance} of a half of {cells} cells is {cells * distance}"
+            )
         with jax.default_matmul_precision("highest"):
             step = jnp.linalg.matrix_power(eye + matrix / cells, int(count))  # by repeated squaring
     return jnp.linalg.inv(step) if inverse else step
@@ -197,7 +199,9 @@ def _fill(params, heat, axis, z, quarter, placements):
 def commutator(a, b):
     """||A B - B A|| / (||A|| ||B||), Frobenius norms; 0 iff both orders of differentiation agree (z_xy = z_yx)."""
     norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
-    return jnp.where(norms > 0, jnp.linalg.norm(_product(a, b) - _product(b, a)) / jnp.where(norms > 0, norms, 1.0), 0.0)
+    return jnp.where(
+        norms > 0, jnp.linalg.norm(_product(a, b) - _product(b, a)) / jnp.where(norms > 0, norms, 1.0), 0.0
+    )
 
 
 def correlation(a, b):

@@ -29,7 +29,7 @@ def train(config, workdir, objective, source, evaluators=()):
     """Trains `objective` on `source` as the config says; goes on where an earlier run in the workdir stopped.
 
     evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
-    Returns {"step", "skipped_files", "seconds", "images_per_second"} and the last evaluation's figures.
+    Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second"} and the last evaluation's figures.
     Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1).
     """
     workdir, started = epath.Path(workdir), time.perf_counter()
@@ -57,7 +57,8 @@ def train(config, workdir, objective, source, evaluators=()):
     restored = saved.restore(state)
     if restored:
         step, state, position = restored
-        log.info("resuming %s from step %d of %d", workdir, step, steps)
+        word = "resuming" if step < steps else "finished already:"
+        log.info("%s %s at step %d of %d", word, workdir, step, steps)
     else:
         log.info("%d parameters, %d steps, seed %d", trees.count(state.params), steps, config.seed)
     begin, evaluated = step, {}
@@ -102,8 +103,8 @@ def train(config, workdir, objective, source, evaluators=()):
         saved.close()
     bad.check()
     seconds = time.perf_counter() - started
-    rate = (step - begin) * config.batch_size / seconds
-    return {"step": step, "skipped_files": bad.count, "seconds": seconds, "images_per_second": rate, **evaluated}
+    run = {"step": step, "steps_run": step - begin, "skipped_files": bad.count, "seconds": seconds}
+    return {**run, "images_per_second": (step - begin) * config.batch_size / seconds, **evaluated}
 
 
 def batch_shapes(config):
@@ -128,7 +129,9 @@ def claim(workdir, config, saved=None):
         differ = [k for k in new if not k.startswith(RESUMABLE) and _plain(new[k]) != _plain(old.get(k))]
         if differ:
             words = ", ".join(f"{k}={old.get(k)!r} (now {new[k]!r})" for k in differ[:5])
-            raise UserError(f"--workdir {workdir} holds another run, with {words}: take another --workdir, or that config")
+            raise UserError(
+                f"--workdir {workdir} holds another run, with {words}: take another --workdir, or that config"
+            )
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -176,7 +179,9 @@ class _History:
             step, values = self._pending.popleft()
             values = jax.device_get(values)
             if not math.isfinite(values["loss"]):
-                last = f"the last good checkpoint is of step {self.saved}" if self.saved else "there is no checkpoint yet"
+                last = (
+                    f"the last good checkpoint is of step {self.saved}" if self.saved else "there is no checkpoint yet"
+                )
                 raise UserError(
                     f"the loss is {values['loss']} at step {step}; {last} ({self.workdir}). Try a lower learning_rate, a "
                     "longer warmup, clip_norm=1.0, or dtype=float32; the same --workdir goes on from its checkpoint only "

@@ -94,7 +94,9 @@ class Progress:
         seconds = max(now - self._time, 1e-9)
         rate = (step - self._step) / seconds
         figures = {"images_per_second": rate * self.batch_size, "data_wait": min(self._waited / seconds, 1.0)}
-        words = f"loss {loss:.4f}, {figures['images_per_second']:.0f} images/s, waiting for data {figures['data_wait']:.0%}"
+        words = (
+            f"loss {loss:.4f}, {figures['images_per_second']:.0f} images/s, waiting for data {figures['data_wait']:.0%}"
+        )
         if self._bar is not None:
             self._bar.set_postfix_str(words)
         else:

@@ -31,7 +31,8 @@ def total_steps(config, examples):
     """The length of the run in steps, from whichever of total_steps and total_epochs is set."""
     if config.total_steps is not None:
         return config.total_steps
-    return max(1, math.floor(config.total_epochs * examples / config.batch_size))
+    # The small number: 0.29 epochs of 100 images are 29 steps, though the product of the floats is a little less.
+    return max(1, math.floor(config.total_epochs * examples / config.batch_size + 1e-9))
 
 
 def peak_learning_rate(config):
@@ -44,6 +45,8 @@ def schedule(config, steps, examples):
     warmup = duration(config, "warmup", steps, examples)
     if warmup >= steps:
         raise UserError(f"warmup is {warmup} steps, but the run has {steps}: it must be shorter than the run")
+    if not warmup:
+        return optax.cosine_decay_schedule(peak_learning_rate(config), steps)
     return optax.warmup_cosine_decay_schedule(0.0, peak_learning_rate(config), warmup, steps)
 
 

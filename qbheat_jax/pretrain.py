@@ -30,9 +30,12 @@ def run(config, workdir):
         )
     evaluators = [Validation(config, objective, source)] if config.data.eval_split in source.splits else []
     summary = loop.train(config, workdir, objective, source, evaluators)
+    path = epath.Path(workdir) / "summary.json"
+    if not summary["steps_run"] and path.exists():
+        return json.loads(path.read_text())
+    summary["command"] = shlex.join(["qbheat", *sys.argv[1:]])
     if jax.process_index() == 0:
-        summary["command"] = shlex.join(["qbheat", *sys.argv[1:]])
-        (epath.Path(workdir) / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        path.write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 

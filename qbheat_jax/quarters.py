@@ -82,7 +82,9 @@ def masked(height, width):
 
 
 def _visible(cells):
-    return np.stack([(np.arange(cells) >= start(cells, p)) & (np.arange(cells) < start(cells, p) + cells // 2) for p in range(3)])
+    return np.stack(
+        [(np.arange(cells) >= start(cells, p)) & (np.arange(cells) < start(cells, p) + cells // 2) for p in range(3)]
+    )
 
 
 def sources(cells, placement):

@@ -73,8 +73,9 @@ def test_choices_are_those_of_the_code_that_takes_them():
 @pytest.mark.parametrize("placements", PRETRAIN["quarter.placements"].accept)
 @pytest.mark.parametrize("dtype", PRETRAIN["dtype"].accept)
 def test_choices_build(placements, dtype):
-    given = {"encoder.name": "resnet18", "encoder.stride": 16, "image_size": 64, "quarter.placements": placements, "dtype": dtype}
-    objective = objectives.build(config_lib.resolve(BASE | given))
+    encoder = {"encoder.name": "resnet18", "encoder.stride": 16, "image_size": 64}
+    given = BASE | encoder | {"quarter.placements": placements, "dtype": dtype}
+    objective = objectives.build(config_lib.resolve(given))
     assert objective.decoder.placements == quarters.PLACEMENT_SETS[placements]
 
 
@@ -93,14 +94,16 @@ def test_config_is_locked():
 def test_every_field_refuses_other_types(table, key):
     fields, base = TABLES[table]
     field = fields[key]
-    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "a list of numbers"}
-    wrong = {int: [True, 1.5, "3", [1]], float: [True, "0.1", math.nan, math.inf], bool: [1, "True", [True]],
-             str: [3, True, ["a"]], tuple: [0.5, "0.5", True]}[kind(field)]  # fmt: skip
-    if field.default is not None:
-        wrong.append(None)
-    for value in wrong:
+    takes, wrong = {
+        int: ("a whole number", [True, 1.5, "3", [1]]),
+        float: ("a number", [True, "0.1", math.nan, math.inf]),
+        bool: ("True or False", [1, "True", [True]]),
+        str: ("text", [3, True, ["a"]]),
+        tuple: ("a list of numbers", [0.5, "0.5", True]),
+    }[kind(field)]
+    for value in wrong if field.default is None else [*wrong, None]:
         message = refusal(config_lib.resolve, base | {key: value}, fields)
-        assert message == f"config field {key}={value!r} is not accepted: it takes {words[kind(field)]}"
+        assert message == f"config field {key}={value!r} is not accepted: it takes {takes}"
 
 
 @pytest.mark.parametrize("table,key", [(t, k) for t, k in FIELDS if kind(TABLES[t][0][k]) in (int, float)])

@@ -83,7 +83,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(whole, small_config, tmp_path,
                 pretrain.run(small_config(), tmp_path)
     pretrain.run(small_config(), tmp_path)
     if kills == (3,):
-        assert "resuming" in caplog.text and "from step 2 of 6" in caplog.text
+        assert "resuming" in caplog.text and "at step 2 of 6" in caplog.text
     expected, got = variables(whole[0]), variables(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, expected, got)
     assert losses(tmp_path)[6] == losses(whole[0])[6]
@@ -179,8 +179,15 @@ def test_shapes_of_the_loop_are_those_of_the_data(small_config):
     source = data.open_source(config.data.source, image_size=32)
     batch = next(
         data.train_batches(
-            source, split="train", batch_size=16, image_size=32, seed=0, placements=(0,), crop_scale=(0.2, 1),
-            crop_ratio=(0.75, 1.33), flip=True,
+            source,
+            split="train",
+            batch_size=16,
+            image_size=32,
+            seed=0,
+            placements=(0,),
+            crop_scale=(0.2, 1),
+            crop_ratio=(0.75, 1.33),
+            flip=True,
         )  # fmt: skip
     )
     for name, shape in loop.batch_shapes(config).items():

@@ -38,6 +38,9 @@ class HeatDecoder(nn.Module):
         x = x.reshape(batch, height * width, self.width)
         for n in range(self.depth):
             x = TransformerBlock(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        x = nn.Dense(self.stride**2 * 3, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x)
+        if self.depth:  # a norm would not be linear
+            x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        x = nn.Dense(
+            self.stride**2 * 3, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform(), name="pixels"
+        )(x)
         return x.reshape(batch, height, width, -1), {"grid": grid}

@@ -46,4 +46,6 @@ class BlockHead(nn.Module):
             )
             x = block(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x).mean(1)
-        return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(x.astype(jnp.float32))
+        return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(
+            x.astype(jnp.float32)
+        )

@@ -11,9 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+
 def conv_init(key, shape, dtype=jnp.float32):
     """normal(0, sqrt(2 / (kh * kw * out))) of MobileNet and Mobile-Former, grouped or not; shape (kh, kw, in, out)."""
     return jax.random.normal(key, shape, dtype) * np.sqrt(2.0 / (shape[0] * shape[1] * shape[3])).astype(dtype)
+
+
+def check_size(images, stride):
+    """Raises ValueError unless height and width of images [B, H, W, C] are multiples of an encoder's stride."""
+    height, width = images.shape[1:3]
+    if height % stride or width % stride:
+        raise ValueError(
+            f"images of {height} x {width} pixels do not divide into cells of {stride}; height and width must be "
+            f"multiples of {stride}"
+        )
 
 
 def hard_sigmoid(x):
@@ -64,7 +75,10 @@ def _windows(x, k, stride):
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     for i in range(k):
         for j in range(k):
-            yield (i, j), padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
+            yield (
+                (i, j),
+                padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride],
+            )
 
 
 def _shifted(x, kernel, stride):
@@ -217,8 +231,12 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x):
         init = nn.initializers.xavier_uniform()
-        query, key, value = jnp.split(nn.Dense(3 * x.shape[-1], dtype=self.dtype, kernel_init=init, name="qkv")(x), 3, -1)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="proj")(attend(query, key, value, self.heads))
+        query, key, value = jnp.split(
+            nn.Dense(3 * x.shape[-1], dtype=self.dtype, kernel_init=init, name="qkv")(x), 3, -1
+        )
+        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="proj")(
+            attend(query, key, value, self.heads)
+        )
 
 
 class TransformerBlock(nn.Module):

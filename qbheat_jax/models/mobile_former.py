@@ -19,6 +19,7 @@ from qbheat_jax.models.layers import (
     DyReLU,
     attend,
     channel_shuffle,
+    check_size,
     dense,
     hard_sigmoid,
     hard_swish,
@@ -209,7 +210,8 @@ class Block(nn.Module):
 class MobileFormer(nn.Module):
     """The encoder. images [B, H, W, 3] -> (features [B, H / stride, W / stride, width], out).
 
-    `out` holds `stem`, `features_N` for every block, and `tokens` [B, T, D] after the last bridge.
+    H and W are multiples of `stride`, otherwise ValueError. `out` holds `stem`, `features_N` and `tokens_N` for every
+    block, and `tokens` [B, T, D] after the last bridge. `drop_path` is the rate of every block, as in the release.
     """
 
     variant: Variant
@@ -230,6 +232,7 @@ class MobileFormer(nn.Module):
     @nn.compact
     def __call__(self, images, train=False):
         v, out = self.variant, {}
+        check_size(images, self.stride)
         tokens = self.param("tokens", nn.initializers.normal(1.0), (v.tokens, v.token_dim), jnp.float32)
         tokens = jnp.broadcast_to(tokens.astype(self.dtype), (images.shape[0], *tokens.shape))
         x = jax.nn.relu6(ConvBN(v.stem, 3, 2, 1, self.dtype, name="stem")(images, train))
@@ -262,6 +265,3 @@ class MobileFormerHead(nn.Module):
         x = hard_swish(BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn")(x))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return dense(self.classes, jnp.float32, "classifier")(x)
-
-
-

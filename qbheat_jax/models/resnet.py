@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qbheat_jax.models.layers import BatchNorm, Conv, DropPath
+from qbheat_jax.models.layers import BatchNorm, Conv, DropPath, check_size
 
 
 class ResNetBlock(nn.Module):
@@ -80,12 +80,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        height, width = images.shape[1:3]
-        if height % self.stride or width % self.stride:
-            raise ValueError(
-                f"images of {height} x {width} pixels do not divide into cells of {self.stride}; "
-                f"height and width must be multiples of {self.stride}"
-            )
+        check_size(images, self.stride)
         x = self._stem(images, train)
         out = {"stem": x}
         block, last_block = 0, max(1, sum(self.blocks) - 1)

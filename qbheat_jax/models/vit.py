@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from qbheat_jax.models.layers import TransformerBlock, sincos_2d
+from qbheat_jax.models.layers import TransformerBlock, check_size, sincos_2d
 
 
 def patch_init(key, shape, dtype=jnp.float32):
@@ -48,12 +48,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        height, width = images.shape[1:3]
-        if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"images of {height} x {width} pixels do not divide into patches of {self.patch}; "
-                f"height and width must be multiples of {self.patch}"
-            )
+        check_size(images, self.patch)
         x = nn.Conv(
             self.width,
             (self.patch, self.patch),

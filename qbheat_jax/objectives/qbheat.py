@@ -56,7 +56,7 @@ class QBHeat:
         """Mean squared error over the cells asked for -> (float32 loss, (mutable, metrics)).
 
         batch: image uint8 [B, H, W, 3], quarter int32[B], mask bool[B] (False: the example does not count).
-        metrics: `variance`, the same error if each channel's mean were predicted (the trivial predictor's loss).
+        metrics: `variance`, the same error if the mean target patch of the batch were predicted (the trivial predictor's).
         """
         images = images_lib.normalise(batch["image"])
         pixels, mutable = self._forward(params, mutable, images, batch["quarter"], rng, train)

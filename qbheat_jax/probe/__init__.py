@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import data, metrics, rng
+from qbheat_jax import data, metrics
 from qbheat_jax.errors import UserError
 from qbheat_jax.models.heads import BlockHead, LinearHead
 from qbheat_jax.probe import encoders, fit
@@ -30,7 +30,9 @@ def run(config, workdir, init):
     """
     started, workdir = time.perf_counter(), epath.Path(workdir)
     if jax.process_count() > 1:
-        raise UserError(f"a probe runs in one process, on all devices of one machine; {jax.process_count()} were started")
+        raise UserError(
+            f"a probe runs in one process, on all devices of one machine; {jax.process_count()} were started"
+        )
     frozen = encoders.open_init(init, config)
     if config.protocol != "lin" and init in encoders.TRIVIAL:
         raise UserError(f"--init {init} has one feature vector an image, which only protocol='lin' can probe")
@@ -39,7 +41,11 @@ def run(config, workdir, init):
     source.check_labels("train", test)
     classes = len(source.class_names)
 
-    splits = {"train": "train", "test": test, **({"holdout": "val"} if test == "test" and "val" in source.splits else {})}
+    splits = {
+        "train": "train",
+        "test": test,
+        **({"holdout": "val"} if test == "test" and "val" in source.splits else {}),
+    }
     features, labels, encode_rate = {}, {}, {}
     for name, split in splits.items():
         features[name], labels[name], encode_rate = encode(frozen, source, split, config)
@@ -55,7 +61,9 @@ def run(config, workdir, init):
     if config.refit:
         train, train_labels = (np.concatenate([x["train"], x["holdout"]]) for x in (features, labels))
     params = fit.fit(chosen, train, train_labels, config.seed)
-    scores = {name: float(value[0]) for name, value in fit.accuracy(chosen, params, features["test"], labels["test"]).items()}
+    scores = {
+        name: float(value[0]) for name, value in fit.accuracy(chosen, params, features["test"], labels["test"]).items()
+    }
 
     result = {
         "protocol": config.protocol,
@@ -104,26 +112,27 @@ def encode(frozen, source, split, config):
         source, split=split, batch_size=config.batch_size, image_size=frozen.image_size, seed=config.seed,
         placements=(0,), workers=config.data.workers, prefetch=config.data.prefetch, bad=bad,
     )  # fmt: skip
-    labels, features, start = [], [], time.perf_counter()
+    labels, start = [], time.perf_counter()
 
     def inputs():
         for batch in batches:
             labels.append(batch["label"][batch["mask"]])
             yield batch["image"], batch["mask"]
 
-    for part in pmap_batches(function, frozen.variables, inputs()):
-        features.append(part)
+    features = np.concatenate(list(pmap_batches(function, frozen.variables, inputs())))
     labels = np.concatenate(labels)
     if (labels < 0).any():
         raise UserError(f"data.source={source.spec!r} split {split!r} has {(labels < 0).sum()} images without a label")
-    return np.concatenate(features), labels, len(labels) / (time.perf_counter() - start)
+    return features, labels, len(labels) / (time.perf_counter() - start)
 
 
 def _test_split(source):
     for name in ("test", "val"):
         if name in source.splits and "train" in source.splits:
             return name
-    raise UserError(f"data.source={source.spec!r} has the splits {', '.join(source.splits)}: a probe needs train and test or val")
+    raise UserError(
+        f"data.source={source.spec!r} has the splits {', '.join(source.splits)}: a probe needs train and test or val"
+    )
 
 
 def _hold_out(features, labels, config):
@@ -153,7 +162,9 @@ def _recipe(config, classes, channels):
     else:
         width = config.head.width or channels
         if width % config.head.heads or width % 4:
-            raise UserError(f"config field head.width={width} is not accepted: it takes a multiple of 4 and of head.heads")
+            raise UserError(
+                f"config field head.width={width} is not accepted: it takes a multiple of 4 and of head.heads"
+            )
         head = BlockHead(classes, 1, config.head.width, config.head.heads, config.head.dropout, config.head.drop_path)
     return fit.Recipe(
         head=head,
@@ -214,10 +225,25 @@ def table(results):
     for r in results:
         h = r["hparams"]
         figures = (f"{r['top1']:.3f}", f"{r['top5']:.3f}", f"{r['holdout_top1']:.3f}", str(r["n"]))
-        rows.append((r["protocol"], r["init"], *figures, f"{h['learning_rate']:g}", f"{h['weight_decay']:g}", str(r["seed"])))
-    rows.append(("-", "always the commonest class", f"{results[0]['chance']:.3f}", "-", "-", str(results[0]["n"]), "-", "-", "-"))
+        rows.append(
+            (r["protocol"], r["init"], *figures, f"{h['learning_rate']:g}", f"{h['weight_decay']:g}", str(r["seed"]))
+        )
+    rows.append(
+        (
+            "-",
+            "always the commonest class",
+            f"{results[0]['chance']:.3f}",
+            "-",
+            "-",
+            str(results[0]["n"]),
+            "-",
+            "-",
+            "-",
+        )
+    )
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     fill = [" -"[row is rows[1]] for row in rows]
     return "\n".join(
-        "| " + " | ".join(cell.ljust(width, mark) for cell, width in zip(row, widths)) + " |" for row, mark in zip(rows, fill)
+        "| " + " | ".join(cell.ljust(width, mark) for cell, width in zip(row, widths)) + " |"
+        for row, mark in zip(rows, fill)
     )

@@ -1,7 +1,8 @@
 """What a probe looks at: the encoder of a run, the same encoder untrained, or features that nothing was learnt for."""
 
 import dataclasses
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,9 @@ def open_init(init, config):
             )
         if init in TRIVIAL:
             features = {"pixels": pixels, "histogram": histogram}[init]
-            return Frozen(lambda _, images: features(images), {}, config.image_size, config.data.source, {"encoder": init})
+            return Frozen(
+                lambda _, images: features(images), {}, config.image_size, config.data.source, {"encoder": init}
+            )
         if not config.encoder.name:
             raise UserError("--init random: config field encoder.name is empty; it takes a name of models.registry")
         encoder = registry.encoder(config.encoder.name, stride=config.encoder.stride, dtype=config.dtype)
@@ -50,7 +53,9 @@ def open_init(init, config):
 
 def _encoder(encoder, variables, image_size, source, name, step=None):
     if image_size % encoder.stride:
-        raise UserError(f"config field image_size={image_size} is not accepted: {name} takes a multiple of {encoder.stride}")
+        raise UserError(
+            f"config field image_size={image_size} is not accepted: {name} takes a multiple of {encoder.stride}"
+        )
 
     def features(variables, images):
         return encoder.apply(variables, images_lib.normalise(images))[0].astype(jnp.float32)

@@ -31,7 +31,8 @@ class Recipe:
     def _optimizer(self, learning_rate, weight_decay, steps, steps_an_epoch):
         peak = learning_rate * self.batch_size / 256
         warmup = min(round(self.warmup_epochs * steps_an_epoch), steps - 1)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps)
+        cosine = optax.cosine_decay_schedule(1.0, steps)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, steps) if warmup > 0 else cosine
 
         def rate(step):
             return peak * schedule(step)
@@ -40,7 +41,11 @@ class Recipe:
             return optax.adamw(rate, weight_decay=weight_decay, mask=decay_mask)
         if self.optimizer == "lars":
             return optax.lars(
-                rate, weight_decay=weight_decay, weight_decay_mask=decay_mask, trust_ratio_mask=decay_mask, momentum=self.momentum
+                rate,
+                weight_decay=weight_decay,
+                weight_decay_mask=decay_mask,
+                trust_ratio_mask=decay_mask,
+                momentum=self.momentum,
             )
         decay = optax.add_decayed_weights(weight_decay, mask=decay_mask)
         return optax.chain(decay, optax.sgd(rate, momentum=self.momentum))
@@ -87,7 +92,9 @@ def fit(recipe, features, labels, seed, each_epoch=None):
             )
             return (carry_params, carry_state), value
 
-        (params, opt_state), values = jax.lax.scan(step, (params, opt_state), (order, jax.random.split(key, len(order))))
+        (params, opt_state), values = jax.lax.scan(
+            step, (params, opt_state), (order, jax.random.split(key, len(order)))
+        )
         return params, opt_state, values.mean(0)
 
     x, y = jnp.asarray(features), jnp.asarray(labels)
