@@ -94,6 +94,7 @@ PRETRAIN = {
         "corners_center", "placements drawn from, uniformly (our choice)", tuple(quarters.PLACEMENT_SETS)
     ),
     "norm_pix": Field(False, "predict pixels normalised within each patch (our choice)"),
+    "norm_pix_statistics": Field(True, "with norm_pix, predict each patch's mean and deviation too (our choice)"),
     "loss_on": Field("masked", "cells that count (masked is the paper's)", ("masked", "all")),
     "learning_rate": Field(1.5e-4, "peak rate for a batch of 256; the run's is this times batch_size / 256", _POSITIVE),
     "warmup": Field(0, "linear warm-up; then a cosine to 0", _at_least(0), duration=True),
@@ -139,6 +140,7 @@ PROBE = {
     "label_smoothing": Field(0.0, "share of the target spread over all classes", _BELOW_ONE),
     "head.width": Field(0, "channels of tran-1's block; 0: the encoder's", _at_least(0)),
     "head.heads": Field(8, "its attention heads", _POSITIVE),
+    "head.pool": Field(1, "cells a side averaged into one before it; 1: all are kept", _POSITIVE),
     "head.dropout": Field(0.0, "dropout in its block", _BELOW_ONE),
     "head.drop_path": Field(0.0, "drop path in its block", _BELOW_ONE),
     "cache_gib": Field(8.0, "largest memory that cached features may take", _POSITIVE),

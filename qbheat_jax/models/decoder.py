@@ -12,8 +12,8 @@ from qbheat_jax.models.layers import TransformerBlock, sincos_2d
 class HeatDecoder(nn.Module):
     """Visible features -> the whole image, in patches of the encoder's stride.
 
-    visible [B, h/2, w/2, C], quarter int32[B] -> (pixels float32 [B, h, w, stride * stride * 3], out with the
-    extrapolated `grid` float32 [B, h, w, C]).
+    visible [B, h/2, w/2, C], quarter int32[B] -> (pixels float32 [B, h, w, stride * stride * 3 + statistics], out with
+    the extrapolated `grid` float32 [B, h, w, C]).
 
     Method: "a small decoder" is all that is public; width, depth and heads are this project's choice. depth 0 is a
     purely linear decoder, straight from the grid to the pixels. Parameters: `heat`, the operator's (see heat.py), and
@@ -26,6 +26,7 @@ class HeatDecoder(nn.Module):
     width: int = 512
     depth: int = 4
     heads: int = 8
+    statistics: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -41,6 +42,9 @@ class HeatDecoder(nn.Module):
         if self.depth:  # a norm would not be linear
             x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = nn.Dense(
-            self.stride**2 * 3, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform(), name="pixels"
+            self.stride**2 * 3 + self.statistics,
+            dtype=jnp.float32,
+            kernel_init=nn.initializers.xavier_uniform(),
+            name="pixels",
         )(x)
         return x.reshape(batch, height, width, -1), {"grid": grid}

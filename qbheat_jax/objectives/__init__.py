@@ -6,7 +6,7 @@ from qbheat_jax import heat, quarters
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.decoder import HeatDecoder
-from qbheat_jax.objectives.qbheat import QBHeat
+from qbheat_jax.objectives.qbheat import STATISTICS, QBHeat
 
 
 def build(config):
@@ -23,6 +23,7 @@ def build(config):
         width=config.decoder.width,
         depth=config.decoder.depth,
         heads=config.decoder.heads,
+        statistics=STATISTICS if config.norm_pix and config.norm_pix_statistics else 0,
         dtype=jnp.dtype(config.dtype),
     )
     return QBHeat(encoder, decoder, config.norm_pix, config.loss_on)

@@ -11,6 +11,10 @@ from qbheat_jax import quarters
 from qbheat_jax.models.decoder import HeatDecoder
 
 
+# Mean and standard deviation of a patch, predicted beside its normalised pixels.
+STATISTICS = 2
+
+
 def crop_visible(images, quarter):
     """The visible quarter of every image. images [B, H, W, C], quarter int32[B] -> [B, H/2, W/2, C]."""
     height, width = images.shape[1:3]
@@ -33,13 +37,18 @@ class QBHeat:
     """The objective: what is learnt and what is minimised.
 
     `encoder` is any module of `models.registry`; it sees the visible crop alone. `norm_pix`: targets normalised
-    within each patch. `loss_on`: "masked" cells or "all".
+    within each patch; the decoder's `statistics` outputs, if it has them, then predict each patch's mean and standard
+    deviation, which the normalised pixels leave out. `loss_on`: "masked" cells or "all".
     """
 
     encoder: Any
     decoder: HeatDecoder
     norm_pix: bool = False
     loss_on: str = "masked"
+
+    @property
+    def statistics(self):
+        return self.norm_pix and self.decoder.statistics > 0
 
     def init(self, rng, batch):
         """Variables {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}} for batches of this shape."""
@@ -59,30 +68,46 @@ class QBHeat:
         metrics: `variance`, the same error if the mean target patch of the batch were predicted (the trivial predictor's).
         """
         images = images_lib.normalise(batch["image"])
-        pixels, mutable = self._forward(params, mutable, images, batch["quarter"], rng, train)
-        target = images_lib.to_patches(images, self.encoder.stride)
-        if self.norm_pix:
-            mean, std = patch_statistics(target)
-            target = (target - mean) / std
+        predicted, mutable = self._forward(params, mutable, images, batch["quarter"], rng, train)
+        target = self._target(images)
         cells = jnp.ones(target.shape[:3], bool)
         if self.loss_on == "masked":
             cells = jnp.asarray(quarters.masked(*target.shape[1:3]))[batch["quarter"]]
         weight = (cells & batch["mask"][:, None, None]).astype(jnp.float32)
         weight = weight / jnp.maximum(weight.sum(), 1.0)
-        loss = (jnp.square(pixels - target).mean(-1) * weight).sum()
+        loss = (self._error(predicted, target) * weight).sum()
         mean = (target * weight[..., None]).sum((0, 1, 2))
-        variance = (jnp.square(target - mean).mean(-1) * weight).sum()
+        variance = (self._error(mean, target) * weight).sum()
         return loss, (mutable, {"variance": variance})
+
+    def _target(self, images):
+        """What each cell is to predict: its pixels [B, h, w, P]; with norm_pix normalised, then its statistics if asked."""
+        target = images_lib.to_patches(images, self.encoder.stride)
+        if not self.norm_pix:
+            return target
+        mean, std = patch_statistics(target)
+        target = (target - mean) / std
+        return jnp.concatenate([target, mean, std], -1) if self.statistics else target
+
+    def _error(self, predicted, target):
+        """Squared error [B, h, w]: mean over the pixels, plus the mean over the statistics where there are some."""
+        squared = jnp.square(predicted - target)
+        if not self.statistics:
+            return squared.mean(-1)
+        return squared[..., :-STATISTICS].mean(-1) + squared[..., -STATISTICS:].mean(-1)
 
     def reconstruct(self, variables, images, quarter):
         """Predicted images with the visible pixels put back. images uint8 [B, H, W, 3] -> uint8 [B, H, W, 3].
 
-        Where targets were normalised within patches, a patch is un-normalised with the mean and standard deviation of
-        the visible block, never with the target's own.
+        Where targets were normalised within patches, a patch is un-normalised with the mean and standard deviation
+        that were predicted for it, or those of the visible block, never with the target's own.
         """
         pixels = images_lib.normalise(images)
         patches, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter, None, False)
-        if self.norm_pix:
+        if self.statistics:
+            patches, mean, std = jnp.split(patches, [patches.shape[-1] - 2, patches.shape[-1] - 1], -1)
+            patches = patches * jnp.maximum(std, 0.0) + mean
+        elif self.norm_pix:
             visible = crop_visible(pixels, quarter).reshape(images.shape[0], -1)
             mean, std = (s[:, None, None] for s in patch_statistics(visible))
             patches = patches * std + mean
@@ -92,7 +117,7 @@ class QBHeat:
         return jnp.where(hidden[..., None], predicted, images)
 
     def _forward(self, params, mutable, images, quarter, rng, train):
-        """-> (pixels [B, h, w, stride * stride * 3], updated mutable)."""
+        """-> (what was predicted for each cell [B, h, w, ...], updated mutable)."""
         visible = crop_visible(images, quarter)
         variables = {"params": params["encoder"]}
         if "encoder" in mutable:

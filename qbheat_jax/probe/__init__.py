@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 
+import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
@@ -16,7 +17,7 @@ from qbheat_jax import data, metrics
 from qbheat_jax.errors import UserError
 from qbheat_jax.models.heads import BlockHead, LinearHead
 from qbheat_jax.probe import encoders, fit
-from qbheat_jax.probe.devices import pmap_batches
+from qbheat_jax.probe.devices import pmap, pmap_batches
 
 log = logging.getLogger("qbheat")
 
@@ -47,8 +48,9 @@ def run(config, workdir, init):
         **({"holdout": "val"} if test == "test" and "val" in source.splits else {}),
     }
     features, labels, encode_rate = {}, {}, {}
+    mapped = pmap(_cells(frozen, config))
     for name, split in splits.items():
-        features[name], labels[name], encode_rate = encode(frozen, source, split, config)
+        features[name], labels[name], encode_rate = encode(frozen, mapped, source, split, config)
     if "holdout" not in features:
         _hold_out(features, labels, config)
     if config.standardise:
@@ -76,7 +78,7 @@ def run(config, workdir, init):
         "chance": float(np.bincount(labels["test"]).max() / len(labels["test"])),
         "holdout_top1": held_out,
         "n_train": len(train_labels),
-        "n_held_out": len(labels["holdout"]),
+        "n_holdout": len(labels["holdout"]),
         "hparams": {"learning_rate": best[0], "weight_decay": best[1], "epochs": config.total_epochs},
         **frozen.description,
         "seconds": time.perf_counter() - started,
@@ -87,20 +89,14 @@ def run(config, workdir, init):
     return result
 
 
-def encode(frozen, source, split, config):
-    """(features float32 [N, h, w, C] or pooled [N, 1, 1, C], labels int32 [N], images/s) of a whole split, in its order.
+def encode(frozen, mapped, source, split, config):
+    """(features float32 [N, C] for lin, else [N, h, w, C]; labels int32 [N]; images/s) of a whole split, in its order.
 
-    `lin` needs the mean over the map alone, and only that is kept. Images that cannot be read are left out and counted.
+    `mapped`: the pmapped `_cells` of the encoder. Images that cannot be read are left out and counted.
     """
-    pooled = config.protocol == "lin"
-
-    def function(variables, images):
-        maps = frozen.features(variables, images)
-        return maps.mean((1, 2), keepdims=True) if pooled else maps
-
     n = source.splits[split]
     size = (1, frozen.image_size, frozen.image_size, 3)
-    shape = jax.eval_shape(function, frozen.variables, jax.ShapeDtypeStruct(size, np.uint8)).shape[1:]
+    shape = jax.eval_shape(_cells(frozen, config), frozen.variables, jax.ShapeDtypeStruct(size, np.uint8)).shape[1:]
     gib = n * np.prod(shape) * 4 / 2**30
     if gib > config.cache_gib:
         raise UserError(
@@ -119,11 +115,24 @@ def encode(frozen, source, split, config):
             labels.append(batch["label"][batch["mask"]])
             yield batch["image"], batch["mask"]
 
-    features = np.concatenate(list(pmap_batches(function, frozen.variables, inputs())))
+    features = np.concatenate(list(pmap_batches(mapped, frozen.variables, inputs())))
     labels = np.concatenate(labels)
     if (labels < 0).any():
         raise UserError(f"data.source={source.spec!r} split {split!r} has {(labels < 0).sum()} images without a label")
     return features, labels, len(labels) / (time.perf_counter() - start)
+
+
+def _cells(frozen, config):
+    """The function (variables, images) -> the cells that the head sees: all for tran-N, their mean alone for lin."""
+
+    def cells(variables, images):
+        maps = frozen.features(variables, images)
+        if config.protocol == "lin":
+            return maps.mean((1, 2))
+        pool = (config.head.pool, config.head.pool)
+        return nn.avg_pool(maps, pool, pool)
+
+    return cells
 
 
 def _test_split(source):

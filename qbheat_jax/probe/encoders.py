@@ -42,6 +42,7 @@ def open_init(init, config):
         if not config.encoder.name:
             raise UserError("--init random: config field encoder.name is empty; it takes a name of models.registry")
         encoder = registry.encoder(config.encoder.name, stride=config.encoder.stride, dtype=config.dtype)
+        _check_size(encoder, config.image_size, config.encoder.name)
         shape = jnp.zeros((1, config.image_size, config.image_size, 3))
         variables = jax.jit(encoder.init)(rng.fold(rng.root(config.seed), "random"), shape)
         return _encoder(encoder, variables, config.image_size, config.data.source, config.encoder.name)
@@ -52,15 +53,19 @@ def open_init(init, config):
 
 
 def _encoder(encoder, variables, image_size, source, name, step=None):
-    if image_size % encoder.stride:
-        raise UserError(
-            f"config field image_size={image_size} is not accepted: {name} takes a multiple of {encoder.stride}"
-        )
+    _check_size(encoder, image_size, name)
 
     def features(variables, images):
         return encoder.apply(variables, images_lib.normalise(images))[0].astype(jnp.float32)
 
     return Frozen(features, variables, image_size, source, {"encoder": name, "step": step})
+
+
+def _check_size(encoder, image_size, name):
+    if image_size % encoder.stride:
+        raise UserError(
+            f"config field image_size={image_size} is not accepted: {name} takes a multiple of {encoder.stride}"
+        )
 
 
 def pixels(images):

@@ -1,6 +1,7 @@
 """Heads trained on cached features, a grid of hyper-parameters at once as one batch of heads."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import optax
 
 from qbheat_jax import rng as rng_lib
 from qbheat_jax.optim import decay_mask
-from qbheat_jax.probe.devices import pmap_batches, slices
+from qbheat_jax.probe.devices import pmap, pmap_batches, slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,18 +109,23 @@ def fit(recipe, features, labels, seed, each_epoch=None):
     return params
 
 
-def accuracy(recipe, params, features, labels):
-    """{"top1": float64[G], "top5": float64[G]}: shares of 1 for each head, through the pmap loop."""
-    heads = len(jax.tree.leaves(params)[0])
+@functools.lru_cache(maxsize=8)
+def _scorer(head, devices):
+    """The pmapped (params [G, ...], x [B, ...]) -> logits [B, G, classes]. Compiled once for a head, not once an epoch."""
+    del devices  # only part of the key: what was mapped over other devices cannot be used again
 
     def logits(params, x):
-        return jax.vmap(lambda p: recipe.head.apply({"params": p}, x), out_axes=1)(params)  # [B, G, classes]
+        return jax.vmap(lambda p: head.apply({"params": p}, x), out_axes=1)(params)
 
-    batches = pmap_batches(logits, params, slices(features, recipe.batch_size))
-    scores = np.concatenate([np.nan_to_num(b, nan=-np.inf) for b in batches])
-    labels = np.asarray(labels)
-    right = np.take_along_axis(scores, labels[:, None, None], 2)  # [N, G, 1]
-    # Ties count against the head: a head that says the same of all classes is not right about any.
+    return pmap(logits)
+
+
+def accuracy(recipe, params, features, labels):
+    """{"top1": float64[G], "top5": float64[G]}: shares of 1 for each head, through the pmap loop."""
+    mapped = _scorer(recipe.head, tuple(jax.local_devices()))
+    batches = pmap_batches(mapped, params, slices(features, recipe.batch_size))
+    scores = np.concatenate([np.nan_to_num(b, nan=-np.inf) for b in batches])  # [N, G, classes]
+    right = np.take_along_axis(scores, np.asarray(labels)[:, None, None], 2)  # [N, G, 1]
+    # Ties count against the head: one that says the same of all classes is not right about any.
     rank = (scores >= right).sum(2) - 1
-    assert rank.shape == (len(labels), heads)
     return {"top1": (rank < 1).mean(0), "top5": (rank < min(5, recipe.classes)).mean(0)}

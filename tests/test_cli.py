@@ -1,0 +1,236 @@
+"""The command line: one real-config, one-step run of every command, and every mistake in one line with its exit code."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qbheat_jax import cli, metrics
+from qbheat_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+
+
+def qbheat(capsys, *argv):
+    """-> (exit code, stdout, stderr)."""
+    code = cli.main([str(a) for a in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def refused(capsys, *argv, code=2):
+    """The one line that the command refuses its arguments with."""
+    got, out, err = qbheat(capsys, *argv)
+    lines = [line for line in err.splitlines() if line.startswith("qbheat: error: ")]
+    assert got == code and out == "" and len(lines) == 1 and "Traceback" not in err
+    return lines[0].removeprefix("qbheat: error: ")
+
+
+@pytest.mark.slow
+def test_the_quickstart_in_one_step_each(tmp_path, capsys):
+    """Every command with the configs of the quickstart, cut down to one step or epoch."""
+    run = tmp_path / "run"
+    one = ("--config.total_steps", 1, "--config.warmup", 0, "--config.batch_size", 16, "--config.data.eval_split=")
+    code, out, err = qbheat(capsys, "pretrain", "--config", CONFIGS / "photos.py", "--workdir", run, *one)
+    assert code == 0 and json.loads(out)["step"] == 1, err
+    assert np.isfinite(metrics.read(run)[0]["train/loss"])
+    assert list(run.glob("events.out.tfevents*")), "TensorBoard is written where tensorflow is"
+
+    recipes = (CONFIGS / "photos_lin.py", CONFIGS / "photos_tran1.py")
+    short = ("--config.total_epochs", 1, "--config.learning_rates", "(0.1,)", "--config.weight_decays", "(0.0,)",
+             "--config.warmup_epochs", 0)  # fmt: skip
+    code, out, err = qbheat(
+        capsys, "probe", "--config", *recipes, "--init", run, "histogram", "--workdir", run / "probe", *short
+    )
+    assert code == 0, err
+    for name in ("lin-run", "tran-1-run", "lin-histogram"):
+        result = json.loads((run / "probe" / name / "result.json").read_text())
+        assert result["n"] == 1000 and f"{result['top1']:.3f}" in out
+    assert not (run / "probe" / "tran-1-histogram").exists()
+
+    code, out, err = qbheat(capsys, "report", "--workdir", run)
+    page = Path(out.strip())
+    assert code == 0 and page == run / "report" / "index.html", err
+    assert page.read_text().count("<img") > 20
+
+    code, out, _ = qbheat(capsys, "doctor")
+    assert code == 0 and "jax" in out and "cpu" in out
+
+
+def test_python_m_is_the_same_command():
+    got = subprocess.run([sys.executable, "-m", "qbheat_jax", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert got.returncode == 0 and re.fullmatch(r"qbheat_jax \d+\.\d+\.\d+\n", got.stdout)
+
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "tensorflow_datasets", "clu", "tensorboard", "keras"):
+            raise ImportError(name + " is not on this machine")
+
+sys.meta_path.insert(0, Blocked())
+from tests import conftest
+from qbheat_jax import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_pretraining_on_synthetic_needs_no_tensorflow(tmp_path, small_config_file):
+    got = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:qbheat_jax", "-c", BLOCKED, "pretrain", "--config",
+         str(small_config_file), "--workdir", str(tmp_path / "run"), "--config.total_steps", "1", "--config.warmup", "0"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert got.returncode == 0, got.stderr
+    assert json.loads(got.stdout)["step"] == 1
+    assert "tensorflow is not loaded: metrics go to" in got.stderr
+    assert "Traceback" not in got.stderr and "DeprecationWarning" not in got.stderr
+    photos = subprocess.run(
+        [sys.executable, "-c", BLOCKED, "pretrain", "--config", str(small_config_file), "--workdir",
+         str(tmp_path / "other"), "--config.data.source", "photos"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert photos.returncode == 2
+    assert "data.source='photos' needs tensorflow" in photos.stderr and "Traceback" not in photos.stderr
+
+
+def test_overrides():
+    rest, overrides = cli.split_overrides(["a", "--config", "f.py", "--config.x.y", "1", "--config.z=(1, 2)", "--w", "d"])
+    assert rest == ["a", "--config", "f.py", "--w", "d"]
+    assert overrides == [("x.y", "1"), ("z", "(1, 2)")]
+    with pytest.raises(UserError, match="--config.x needs a value"):
+        cli.split_overrides(["--config.x"])
+
+
+def photo(size=(40, 40), mode="RGB", seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A labelled folder of images, two classes, in train and test."""
+    for split, count in (("train", 20), ("test", 4)):
+        for label in ("ant", "bee"):
+            place = tmp_path / "images" / split / label
+            place.mkdir(parents=True)
+            for n in range(count):
+                photo(seed=n).save(place / f"{n}.png")
+    return tmp_path / "images"
+
+
+def train(capsys, config_file, workdir, *more, code=2):
+    return refused(capsys, "pretrain", "--config", config_file, "--workdir", workdir, *more, code=code)
+
+
+def test_mistakes_in_arguments(capsys, tmp_path, small_config_file):
+    def say(*more):
+        return train(capsys, small_config_file, tmp_path / "w", *more)
+
+    assert "invalid choice: 'nonsense'" in refused(capsys, "nonsense")
+    assert "--workdir" in refused(capsys, "pretrain", "--config", small_config_file)
+    assert "there is no such file" in refused(capsys, "pretrain", "--config", "none.py", "--workdir", tmp_path)
+    assert "config field batchsize is unknown; did you mean batch_size?" in say("--config.batchsize", 8)
+    assert "batch_size='many' is not accepted: it takes a whole number" in say("--config.batch_size", "many")
+    assert "image_size=36 is not accepted: micro takes a multiple of its stride, 8" in say("--config.image_size", 36)
+    assert "middle placement cannot split" in say("--config.image_size", 48)
+    assert "encoder 'mobile' is unknown" in say("--config.encoder.name", "mobile")
+    assert "has no stride 4" in say("--config.encoder.stride", 4)
+    assert "mesh.data=3, mesh.fsdp=1 does not fit the 8 devices" in say("--config.mesh.data", 3)
+    assert "multiple of the mesh's 8 devices" in say("--config.batch_size", 12)
+    assert "warmup is 9 steps, but the run has 6" in say("--config.warmup", 9)
+    assert not (tmp_path / "w" / "checkpoints").exists() or not list((tmp_path / "w" / "checkpoints").iterdir())
+
+
+def test_mistakes_in_data(capsys, tmp_path, small_config_file, folder):
+    def say(source, *more, code=2):
+        return train(capsys, small_config_file, tmp_path / "w", "--config.data.source", source, *more, code=code)
+
+    assert "nowhere" in say("folder:nowhere")
+    assert "unknown" in say("photographs") or "photographs" in say("photographs")
+    (tmp_path / "empty").mkdir()
+    assert "no images" in say(f"folder:{tmp_path / 'empty'}")
+    assert "has 40 images in train, fewer than batch_size=64" in say(f"folder:{folder}", "--config.batch_size", 64)
+    assert "data.split='dev' is not accepted" in say(f"folder:{folder}", "--config.data.split", "dev")
+    (folder / "train" / "cow").mkdir()
+    assert "cow" in say(f"folder:{folder}")
+
+
+def test_labels_that_differ_between_train_and_test(capsys, tmp_path, folder):
+    (folder / "test" / "bee").rename(folder / "test" / "wasp")
+    message = refused(
+        capsys, "probe", "--config", CONFIGS / "photos_lin.py", "--init", "histogram", "--workdir", tmp_path / "w",
+        "--config.data.source", f"folder:{folder}",
+    )  # fmt: skip
+    assert "bee" in message and "wasp" in message and "same class names" in message
+
+
+def mixed_bag(place):
+    """Twenty-four images in every format that cameras, scanners and the web produce."""
+    place.mkdir(parents=True)
+    modes = {"L": "png", "P": "png", "RGBA": "png", "CMYK": "jpg", "1": "png", "LA": "png", "RGB": "webp"}
+    for n in range(24):
+        mode, extension = list(modes.items())[n % len(modes)]
+        photo((70 - n, 40 + n), mode, n).save(place / f"{n:02}.{extension}")
+    Image.fromarray((np.arange(60 * 50, dtype=np.uint16) * 20).reshape(60, 50)).save(place / "deep.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo((80, 50), "RGB", 99).save(place / "turned.jpg", exif=exif)
+
+
+def test_a_mixed_bag_with_corrupt_files_trains(capsys, tmp_path, small_config_file, caplog):
+    bag = tmp_path / "bag"
+    mixed_bag(bag)
+    whole = (bag / "turned.jpg").read_bytes()
+    (bag / "torn.jpg").write_bytes(whole[: len(whole) // 2])
+    (bag / "noise.png").write_bytes(b"this is no picture")
+    arguments = ("pretrain", "--config", small_config_file, "--config.data.source", f"folder:{bag}", "--config.log_every", 1)
+    code, out, err = qbheat(capsys, *arguments, "--workdir", tmp_path / "w", "--config.data.max_bad_fraction", 0.2)
+    assert code == 0, err
+    assert json.loads(out)["skipped_files"] == 2
+    assert "torn.jpg" in caplog.text and "noise.png" in caplog.text
+    assert all(np.isfinite(line["train/loss"]) for line in metrics.read(tmp_path / "w") if "train/loss" in line)
+
+    message = refused(capsys, *arguments, "--workdir", tmp_path / "v", code=1)
+    assert "data.max_bad_fraction=0.01" in message and "of 28 images" in message
+
+
+def test_tfds_with_mocked_data(capsys, tmp_path, small_config_file):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    with tfds.testing.mock_data(num_examples=40):
+        code, out, err = qbheat(
+            capsys, "pretrain", "--config", small_config_file, "--workdir", tmp_path / "w",
+            "--config.data.source", "tfds:cifar10", "--config.total_steps", 2,
+        )  # fmt: skip
+    assert code == 0, err
+    assert json.loads(out)["step"] == 2
+
+
+def test_a_workdir_that_cannot_be_written(capsys, tmp_path, small_config_file):
+    (tmp_path / "file").write_text("in the way")
+    message = train(capsys, small_config_file, tmp_path / "file" / "run", code=1)
+    assert "cannot be written" in message
+
+
+def test_interruption_and_lack_of_memory_are_one_line(capsys, monkeypatch):
+    for error, words in (
+        (KeyboardInterrupt(), "interrupted"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"), "smaller batch_size"),
+        (OSError(28, "No space left on device"), "No space left"),
+    ):
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr("qbheat_jax.doctor.describe", fail)
+        assert words in refused(capsys, "doctor", code=1)
+    monkeypatch.setattr("qbheat_jax.doctor.describe", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a bug of ours is not dressed up as the user's
+        cli.main(["doctor"])

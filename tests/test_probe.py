@@ -1,0 +1,250 @@
+"""Probes: the same number for any batch size and device count, selection off the test images, honest baselines."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qbheat_jax import config as config_lib
+from qbheat_jax import data, pretrain, probe
+from qbheat_jax.data.base import ArraySource
+from qbheat_jax.errors import UserError
+from qbheat_jax.models.heads import BlockHead, LinearHead
+from qbheat_jax.probe import devices, encoders, fit
+
+
+class Blobs(ArraySource):
+    """Four classes of plainly coloured noise, so that a histogram tells them apart and nothing is left to chance."""
+
+    def __init__(self, splits=(("train", 80), ("val", 24), ("test", 41)), labelled=True):
+        super().__init__("blobs", dict(splits), list("abcd") if labelled else None)
+        generator = np.random.default_rng(0)
+        self._images, self._labels = {}, {}
+        for split, n in splits:
+            labels = np.arange(n) % 4
+            base = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200], [200, 200, 30]])[labels]
+            noise = generator.integers(-29, 30, (n, 32, 32, 3))
+            self._images[split] = (base[:, None, None] + noise).astype(np.uint8)
+            self._labels[split] = labels.astype(np.int32)
+
+    def images(self, split):
+        return self._images[self.split(split)]
+
+    def labels(self, split):
+        return self._labels[self.split(split)]
+
+
+@pytest.fixture
+def blobs(monkeypatch):
+    monkeypatch.setattr(data, "open_source", lambda *a, **k: Blobs())
+
+
+def config(**fields):
+    given = {
+        "data.source": "blobs",
+        "image_size": 32,
+        "encoder.name": "micro",
+        "batch_size": 16,
+        "total_epochs": 10,
+        "learning_rates": (0.03, 1.0),
+        "head.width": 16,
+        "head.heads": 2,
+    }
+    given.update({name.replace("__", "."): value for name, value in fields.items()})
+    return config_lib.resolve(given, config_lib.PROBE)
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+@pytest.mark.parametrize("batch", [1, 7, 16, 41, 64])
+def test_pmap_batches_gives_each_row_once_for_any_split(monkeypatch, count, batch):
+    chosen = jax.local_devices()[:count]
+    monkeypatch.setattr(jax, "local_devices", lambda: chosen)
+    rows = np.arange(41 * 3, dtype=np.float32).reshape(41, 3)
+    weights = {"w": np.full((3,), 2.0, np.float32)}
+    parts = devices.pmap_batches(devices.pmap(lambda v, x: (x * v["w"]).sum(-1)), weights, devices.slices(rows, batch))
+    np.testing.assert_array_equal(np.concatenate(list(parts)), (rows * 2).sum(-1))
+
+
+def heads(count, classes=4):
+    generator = np.random.default_rng(1)
+    return {"classifier": {"kernel": generator.normal(size=(count, 5, classes)).astype(np.float32),
+                           "bias": np.zeros((count, classes), np.float32)}}  # fmt: skip
+
+
+def recipe(head=None, **fields):
+    defaults = {
+        "head": head or LinearHead(4), "classes": 4, "learning_rates": (0.1, 0.2), "weight_decays": (0.0, 0.0),
+        "optimizer": "sgd", "momentum": 0.9, "epochs": 5.0, "warmup_epochs": 1.0, "batch_size": 16, "label_smoothing": 0.0,
+    }  # fmt: skip
+    return fit.Recipe(**{**defaults, **fields})
+
+
+def test_accuracy_is_the_plain_count_of_right_answers():
+    generator = np.random.default_rng(2)
+    x, y = generator.normal(size=(37, 5)).astype(np.float32), generator.integers(0, 4, 37)
+    params = heads(2)
+    got = fit.accuracy(recipe(), params, x, y)
+    for g in range(2):
+        scores = x @ params["classifier"]["kernel"][g]
+        assert got["top1"][g] == np.mean(scores.argmax(1) == y)
+        top5 = np.argsort(-scores, 1)[:, :5]
+        assert got["top5"][g] == np.mean([label in row for label, row in zip(y, top5)])
+
+
+def test_a_head_that_says_the_same_of_all_or_nan_is_not_right():
+    x, y = np.ones((8, 5), np.float32), np.zeros(8, np.int64)
+    flat = jax.tree.map(np.zeros_like, heads(1))
+    assert fit.accuracy(recipe(), flat, x, y)["top1"][0] == 0
+    broken = jax.tree.map(lambda p: np.full_like(p, np.nan), heads(1))
+    assert fit.accuracy(recipe(), broken, x, y)["top1"][0] == 0
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
+def test_a_grid_trained_at_once_equals_each_trained_alone(optimizer):
+    generator = np.random.default_rng(3)
+    x = generator.normal(size=(48, 5)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int32)
+    rates, decays = (0.01, 0.1, 0.1), (0.0, 0.0, 0.1)
+    both = fit.fit(recipe(optimizer=optimizer, learning_rates=rates, weight_decays=decays), x, y, 0)
+    for g, (rate, decay) in enumerate(zip(rates, decays)):
+        alone = fit.fit(recipe(optimizer=optimizer, learning_rates=(rate,), weight_decays=(decay,)), x, y, 0)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a[g], b[0], atol=1e-5), both, alone)  # noqa: B023
+
+
+def test_heads_learn_and_a_diverging_rate_only_loses():
+    generator = np.random.default_rng(4)
+    x = generator.normal(size=(256, 5)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int32) + 2 * (x[:, 1] > 0).astype(np.int32)
+    r = recipe(learning_rates=(1.0, 100.0), weight_decays=(0.0, 1.0), epochs=20.0)
+    top1 = fit.accuracy(r, fit.fit(r, x, y, 0), x, y)["top1"]
+    assert top1[0] > 0.9 and top1[1] == 0
+
+
+def test_the_block_head_sees_where_a_cell_is():
+    """A classifier of pooled cells could not tell these two classes apart; the transformer block does."""
+    generator = np.random.default_rng(5)
+    x = generator.normal(size=(64, 4, 4, 8)).astype(np.float32) * 0.1
+    y = np.arange(64, dtype=np.int32) % 2
+    x[y == 0, 0, 0, 0] += 3.0
+    x[y == 1, 3, 3, 0] += 3.0
+    r = recipe(BlockHead(2, 1, 16, 2), classes=2, optimizer="adamw", learning_rates=(0.05,), weight_decays=(0.0,), epochs=40.0)
+    assert fit.accuracy(r, fit.fit(r, x, y, 0), x, y)["top1"][0] > 0.95
+
+
+def test_only_the_head_is_trained(blobs, tmp_path, monkeypatch):
+    """The encoder's variables never enter the function that is differentiated: features are all that does."""
+    seen = []
+    original = fit.fit
+    monkeypatch.setattr(fit, "fit", lambda r, x, *a, **k: seen.append(type(x)) or original(r, x, *a, **k))
+    probe.run(config(total_epochs=1), tmp_path, "random")
+    assert set(seen) == {np.ndarray}
+
+
+@pytest.mark.parametrize("protocol", ["lin", "tran-1"])
+def test_result_json_holds_the_contract(blobs, tmp_path, protocol):
+    result = probe.run(config(protocol=protocol), tmp_path, "random")
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert result["protocol"] == protocol and result["init"] == "random" and result["data"] == "blobs"
+    assert result["n"] == 41 and result["seed"] == 0 and result["classes"] == 4 and result["n_train"] == 104
+    assert 0.25 <= result["top1"] <= result["top5"] == 1.0
+    assert result["hparams"]["learning_rate"] in (0.03, 1.0)
+    assert result["chance"] == pytest.approx(11 / 41)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert lines[-1]["probe/holdout_top1"] == result["holdout_top1"]
+
+
+def test_trivial_features_solve_a_trivial_task(blobs, tmp_path):
+    assert probe.run(config(), tmp_path / "h", "histogram")["top1"] == 1.0
+    assert probe.run(config(), tmp_path / "p", "pixels")["top1"] == 1.0
+
+
+def test_the_number_does_not_depend_on_devices_or_on_how_it_was_batched(blobs, tmp_path, monkeypatch):
+    eight = probe.run(config(), tmp_path / "8", "random")
+    for count in (1, 4):
+        with monkeypatch.context() as patch:
+            chosen = jax.local_devices()[:count]
+            patch.setattr(jax, "local_devices", lambda chosen=chosen: chosen)
+            assert probe.run(config(), tmp_path / str(count), "random")["top1"] == eight["top1"]
+
+
+def test_test_labels_have_no_say(blobs, tmp_path, monkeypatch):
+    """With the test labels turned round, the same hyper-parameters are chosen and the accuracy falls."""
+    honest = probe.run(config(), tmp_path / "a", "histogram")
+
+    class Turned(Blobs):
+        def labels(self, split):
+            labels = super().labels(split)
+            return (labels + 1) % 4 if split == "test" else labels
+
+    monkeypatch.setattr(data, "open_source", lambda *a, **k: Turned())
+    turned = probe.run(config(), tmp_path / "b", "histogram")
+    assert turned["hparams"] == honest["hparams"] and turned["holdout_top1"] == honest["holdout_top1"]
+    assert turned["top1"] == 0.0
+
+
+def test_without_a_val_split_a_part_of_train_is_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "open_source", lambda *a, **k: Blobs((("train", 80), ("test", 41))))
+    result = probe.run(config(data__holdout=0.25, refit=False), tmp_path, "histogram")
+    assert (result["n_holdout"], result["n_train"]) == (20, 60)
+
+
+def test_standardised_features_have_mean_0_and_variance_1():
+    generator = np.random.default_rng(0)
+    features = {"train": generator.normal(3, 5, (100, 2, 2, 4)).astype(np.float32), "test": np.ones((3, 2, 2, 4), np.float32)}
+    features["train"][..., 3] = 7.0  # a dead channel stays dead, and does not blow up
+    features["test"][..., 3] = 7.001
+    probe._standardise(features)
+    np.testing.assert_allclose(features["train"][..., :3].mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(features["train"][..., :3].std((0, 1, 2)), 1, atol=1e-5)
+    assert (features["test"][..., 3] == 0).all()
+
+
+def test_pixels_and_histogram():
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    images[1] = [255, 0, 64]
+    assert encoders.pixels(jnp.asarray(images)).shape == (2, 1, 1, 768)
+    counts = np.asarray(encoders.histogram(jnp.asarray(images)))[:, 0, 0]
+    np.testing.assert_allclose(counts.sum(1), 1, atol=1e-6)
+    assert counts[0, 0] == 1 and counts[1, 3 * 16 + 0 * 4 + 1] == 1
+
+
+@pytest.mark.parametrize(
+    "fields, init, message",
+    [
+        ({"encoder__name": ""}, "random", "encoder.name is empty"),
+        ({"data__source": ""}, "random", "data.source='' and image_size=32 must both be set"),
+        ({"image_size": 0}, "histogram", "image_size=0 must both be set"),
+        ({"image_size": 36}, "random", "image_size=36 is not accepted: micro takes a multiple of 8"),
+        ({"protocol": "tran-1"}, "pixels", "only protocol='lin' can probe"),
+        ({"protocol": "tran-1", "head__width": 18, "head__heads": 4}, "random", "head.width=18 is not accepted"),
+        ({"cache_gib": 1e-9}, "random", "more than config field cache_gib"),
+        ({}, "nowhere", "nowhere holds no run"),
+    ],
+)
+def test_what_cannot_be_probed_is_one_sentence(blobs, tmp_path, fields, init, message):
+    with pytest.raises(UserError, match=message) as caught:
+        probe.run(config(**fields), tmp_path, init)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        (Blobs((("train", 80),)), "a probe needs train and test or val"),
+        (Blobs(labelled=False), "has no labels"),
+    ],
+)
+def test_data_without_labels_or_test_images(monkeypatch, tmp_path, source, message):
+    monkeypatch.setattr(data, "open_source", lambda *a, **k: source)
+    with pytest.raises(UserError, match=message):
+        probe.run(config(), tmp_path, "random")
+
+
+def test_a_probe_takes_the_run_it_is_given(small_config, tmp_path):
+    pretrain.run(small_config(total_steps=2), tmp_path / "run")
+    given = {"data.source": "synthetic:64", "total_epochs": 1, "batch_size": 16, "encoder.name": "vit_b"}
+    result = probe.run(config_lib.resolve(given, config_lib.PROBE), tmp_path / "probe", tmp_path / "run")
+    assert result["encoder"] == "micro" and result["step"] == 2 and result["init"] == str(tmp_path / "run")
