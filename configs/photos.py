@@ -1,6 +1,8 @@
 """QB-Heat on `photos`, the quickstart: a small Mobile-Former, 64-pixel crops of twenty real photographs.
 
-qbheat pretrain --config configs/photos.py --workdir runs/photos
+    qbheat pretrain --config configs/photos.py --workdir runs/photos
+
+About three minutes and 3 GiB on two CPU cores. The figures to expect are in RESULTS.md.
 """
 
 from ml_collections import ConfigDict
@@ -11,19 +13,24 @@ def get_config():
     config.seed = 0
     config.data = ConfigDict()
     config.data.source = "photos"
+    config.data.crop_scale = (0.5, 1.0)  # the crops are at native resolution already, and are probed there
     config.image_size = 64
-    config.batch_size = 128
-    config.total_steps = 400
+    config.batch_size = 64
+    config.total_steps = 1000
     config.encoder = ConfigDict()
     config.encoder.name = "mobile_former_tiny"
     config.decoder = ConfigDict()
     config.decoder.width = 96
     config.decoder.depth = 1
     config.decoder.heads = 4
-    config.learning_rate = 4e-3  # for 256 images, so 2e-3 for the batch of 128
+    # Normalised patches make the features better, and the predicted statistics of each patch much better still.
+    config.norm_pix = True
+    config.norm_pix_statistics = True
+    config.learning_rate = 5.6e-3  # for 256 images, so 1.4e-3 for the batch of 64
     config.warmup_percent = 5.0
     config.clip_norm = 1.0
-    config.log_every = 20
-    config.eval_every = 100
-    config.checkpoint_every = 100
+    config.log_every = 25
+    config.eval_every = 250
+    config.checkpoint_every = 250
+    config.keep = 2
     return config
