@@ -1,6 +1,6 @@
 """`tran-1` probe of any run: one transformer block on the frozen feature map, then a linear classifier.
 
-    qbheat probe --config configs/tran1.py --init runs/mine --workdir runs/mine/tran1
+qbheat probe --config configs/tran1.py --init runs/mine --workdir runs/mine/tran1
 """
 
 from ml_collections import ConfigDict

@@ -25,7 +25,8 @@ use_venv() {
   stamp=.venv/installed-$extras
   if [ "$state" != "$(cat "$stamp" 2>/dev/null)" ]; then
     echo "Installing qbheat_jax[$extras] (a few minutes the first time)" >&2
-    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]" >&2; then
+    # setuptools warns of every editable installation that folders shadow packages, which is what one wants here.
+    if ! PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]" >&2; then
       echo "The installation failed; the lines above say why. Run the same command again once it is mended." >&2
       exit 1
     fi

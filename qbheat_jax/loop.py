@@ -63,9 +63,11 @@ def train(config, workdir, objective, source, evaluators=()):
         log.info("%d parameters, %d steps, seed %d", trees.count(state.params), steps, config.seed)
     begin, evaluated = step, {}
     due = _Due(config, steps, examples, begin)
+    batches = _device_batches(
+        config, source, mesh, position, bad
+    )  # first, since it may bring tensorflow for TensorBoard
     writer, progress = metrics.Writer(workdir, step), metrics.Progress(step, steps, config.batch_size)
     history = _History(workdir, begin)
-    batches = _device_batches(config, source, mesh, position, bad)
     try:
         while step < steps:
             # Step
@@ -218,8 +220,15 @@ def _device_batches(config, source, mesh, position, bad):
         bad=bad,
     )
     names = batch_shapes(config)
-    ready = collections.deque()
-    for batch in local:
-        ready.append(sharding.put_batch({name: batch[name] for name in names}, mesh))
-        if len(ready) > config.data.prefetch:
-            yield ready.popleft()
+
+    def batches():
+        ready = collections.deque()
+        try:
+            for batch in local:
+                ready.append(sharding.put_batch({name: batch[name] for name in names}, mesh))
+                if len(ready) > config.data.prefetch:
+                    yield ready.popleft()
+        finally:
+            local.close()
+
+    return batches()

@@ -103,7 +103,9 @@ def test_pretraining_on_synthetic_needs_no_tensorflow(tmp_path, small_config_fil
 
 
 def test_overrides():
-    rest, overrides = cli.split_overrides(["a", "--config", "f.py", "--config.x.y", "1", "--config.z=(1, 2)", "--w", "d"])
+    rest, overrides = cli.split_overrides(
+        ["a", "--config", "f.py", "--config.x.y", "1", "--config.z=(1, 2)", "--w", "d"]
+    )
     assert rest == ["a", "--config", "f.py", "--w", "d"]
     assert overrides == [("x.y", "1"), ("z", "(1, 2)")]
     with pytest.raises(UserError, match="--config.x needs a value"):
@@ -192,7 +194,15 @@ def test_a_mixed_bag_with_corrupt_files_trains(capsys, tmp_path, small_config_fi
     whole = (bag / "turned.jpg").read_bytes()
     (bag / "torn.jpg").write_bytes(whole[: len(whole) // 2])
     (bag / "noise.png").write_bytes(b"this is no picture")
-    arguments = ("pretrain", "--config", small_config_file, "--config.data.source", f"folder:{bag}", "--config.log_every", 1)
+    arguments = (
+        "pretrain",
+        "--config",
+        small_config_file,
+        "--config.data.source",
+        f"folder:{bag}",
+        "--config.log_every",
+        1,
+    )
     code, out, err = qbheat(capsys, *arguments, "--workdir", tmp_path / "w", "--config.data.max_bad_fraction", 0.2)
     assert code == 0, err
     assert json.loads(out)["skipped_files"] == 2
@@ -226,6 +236,7 @@ def test_interruption_and_lack_of_memory_are_one_line(capsys, monkeypatch):
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"), "smaller batch_size"),
         (OSError(28, "No space left on device"), "No space left"),
     ):
+
         def fail(*_, error=error):
             raise error
 

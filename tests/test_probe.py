@@ -129,7 +129,9 @@ def test_the_block_head_sees_where_a_cell_is():
     y = np.arange(64, dtype=np.int32) % 2
     x[y == 0, 0, 0, 0] += 3.0
     x[y == 1, 3, 3, 0] += 3.0
-    r = recipe(BlockHead(2, 1, 16, 2), classes=2, optimizer="adamw", learning_rates=(0.05,), weight_decays=(0.0,), epochs=40.0)
+    r = recipe(
+        BlockHead(2, 1, 16, 2), classes=2, optimizer="adamw", learning_rates=(0.05,), weight_decays=(0.0,), epochs=40.0
+    )
     assert fit.accuracy(r, fit.fit(r, x, y, 0), x, y)["top1"][0] > 0.95
 
 
@@ -193,7 +195,10 @@ def test_without_a_val_split_a_part_of_train_is_held_out(tmp_path, monkeypatch):
 
 def test_standardised_features_have_mean_0_and_variance_1():
     generator = np.random.default_rng(0)
-    features = {"train": generator.normal(3, 5, (100, 2, 2, 4)).astype(np.float32), "test": np.ones((3, 2, 2, 4), np.float32)}
+    features = {
+        "train": generator.normal(3, 5, (100, 2, 2, 4)).astype(np.float32),
+        "test": np.ones((3, 2, 2, 4), np.float32),
+    }
     features["train"][..., 3] = 7.0  # a dead channel stays dead, and does not blow up
     features["test"][..., 3] = 7.001
     probe._standardise(features)

@@ -28,7 +28,7 @@ def crop_visible(images, quarter):
 
 
 def patch_statistics(patches):
-    """Mean and standard deviation of each patch and channel set, as MAE's norm_pix: [..., P] -> two [..., 1]."""
+    """Mean and standard deviation of each patch over all its values, as MAE's norm_pix: [..., P] -> two [..., 1]."""
     return patches.mean(-1, keepdims=True), jnp.sqrt(patches.var(-1, keepdims=True, ddof=1) + 1e-6)
 
 

@@ -9,8 +9,12 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.report import facts, figures, gather, operator_facts, probes, sample, tiles, words
 
 
+# Images on the sheet for slides and READMEs.
+SHEET = 10
+
+
 def write(workdir, model=None, images=None):
-    """Writes WORKDIR/report/index.html -> its path.
+    """Writes WORKDIR/report/index.html, and reconstructions.png beside it -> the page's path.
 
     model: as `qbheat_jax.load(workdir)` gives it, which is what is used by default. images: a `sample.Sample` to show
     instead of images of the run's own data. Raises UserError where the workdir holds no run.
@@ -23,11 +27,15 @@ def write(workdir, model=None, images=None):
         import qbheat_jax
 
         model = qbheat_jax.load(run.path)
-    text = template.render(_context(run, model, images))
+    context = _context(run, model, images)
+    text = template.render(context)
     path = pathlib.Path(run.path) / "report" / "index.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+        if context["sample"] is not None:
+            placements = quarters.PLACEMENT_SETS[run.config.quarter.placements]
+            tiles.sheet(model, context["sample"].images[:SHEET], placements).save(path.with_name("reconstructions.png"))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path

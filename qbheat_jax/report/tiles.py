@@ -65,3 +65,28 @@ def data_uri(image):
         picture.save(buffer, "JPEG", quality=88)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def sheet(model, images, placements, scale=2, gap=4):
+    """One picture of visible block, reconstruction and original side by side -> PIL image.
+
+    images uint8 [N, H, W, 3], one row of three for each, two rows beside one another; the placements take turns.
+    """
+    from PIL import Image
+
+    rows = []
+    for i in range(len(images)):
+        quarter = placements[i % len(placements)]
+        one = images[i : i + 1]
+        hidden = quarters.masked(*images.shape[1:3])[quarter][..., None]
+        triple = (np.where(hidden, np.uint8(232), one[0]), reconstruct(model, one, quarter)[0], one[0])
+        rows.append(
+            np.concatenate([np.pad(t, ((gap, gap), (gap, gap), (0, 0)), constant_values=255) for t in triple], 1)
+        )
+    half = -(-len(rows) // 2)
+    rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
+    columns = [np.concatenate(rows[:half]), np.concatenate(rows[half:])]
+    picture = np.concatenate([columns[0], np.full((columns[0].shape[0], 4 * gap, 3), 255, np.uint8), columns[1]], 1)
+    return Image.fromarray(picture).resize(
+        (picture.shape[1] * scale, picture.shape[0] * scale), Image.Resampling.NEAREST
+    )
