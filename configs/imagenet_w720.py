@@ -2,8 +2,8 @@
 
     qbheat pretrain --config configs/imagenet_w720.py --workdir gs://BUCKET/w720 --config.data.tfds_dir gs://BUCKET/tfds
 
-Expected after 300 epochs: the paper reports 65.6 % top-1 under `tran-1` and a linear probe on par with MoCo-v2 for an encoder of
-this size. This recipe is ours (the paper's is not public in detail) and has not been run to the end by us.
+Expected after 300 epochs: the paper reports 65.6 % top-1 under `tran-1` and a linear probe on par with MoCo-v2 for an
+encoder of this size. This recipe is ours (the paper's is not known to us) and has not been run to the end by us.
 """
 
 from ml_collections import ConfigDict

@@ -25,7 +25,7 @@ def get_config():
     config.decoder.heads = 4
     # Normalised patches make the features better, and the predicted statistics of each patch much better still.
     config.norm_pix = True
-    config.norm_pix_statistics = True
+    config.norm_pix_statistics = 1.0
     config.learning_rate = 5.6e-3  # for 256 images, so 1.4e-3 for the batch of 64
     config.warmup_percent = 5.0
     config.clip_norm = 1.0

@@ -2,8 +2,9 @@
 
     qbheat probe --config configs/photos_lin.py --init runs/photos --workdir runs/photos/lin
 
-Features pooled over the image, standardised; AdamW, since so few images leave SGD far from the optimum in the directions of little
-variance. Learning rate and weight decay are chosen on the val crops, then the head is trained on train and val crops together.
+Features pooled over the image, standardised. AdamW, since in these few steps SGD stays far from the optimum along the
+directions of little variance. Learning rate and weight decay are chosen on the val crops, then the head is trained on train
+and val crops together.
 """
 
 from ml_collections import ConfigDict

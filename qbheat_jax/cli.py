@@ -86,11 +86,16 @@ def probe(arguments, overrides):
     ]
     if not pairs:
         raise UserError(f"--init {' '.join(arguments.init)} has one feature vector an image: it takes protocol='lin'")
+    runs = [init for init in arguments.init if init != "random" and init not in TRIVIAL]
+    names = {init: init if init not in runs else "run" for init in arguments.init}
+    if len(runs) > 1:
+        names.update({init: os.path.basename(os.path.normpath(init)) for init in runs})
+    folders = [os.path.join(arguments.workdir, f"{c.protocol}-{names[init]}") for c, init in pairs]
+    if len(set(folders)) < len(pairs):
+        raise UserError(f"two probes would write to {max(folders, key=folders.count)}: give them a --workdir each")
     results = []
-    for c, init in pairs:
-        name = init if init == "random" or init in TRIVIAL else "run"
-        folder = arguments.workdir if len(pairs) == 1 else os.path.join(arguments.workdir, f"{c.protocol}-{name}")
-        results.append(probe.run(c, folder, init))
+    for (c, init), folder in zip(pairs, folders):
+        results.append(probe.run(c, arguments.workdir if len(pairs) == 1 else folder, init))
         log.info("%s", probe.line(results[-1]))
     print(probe.table(results))
 

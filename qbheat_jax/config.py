@@ -94,7 +94,11 @@ PRETRAIN = {
         "corners_center", "placements drawn from, uniformly (our choice)", tuple(quarters.PLACEMENT_SETS)
     ),
     "norm_pix": Field(False, "predict pixels normalised within each patch (our choice)"),
-    "norm_pix_statistics": Field(True, "with norm_pix, predict each patch's mean and deviation too (our choice)"),
+    "norm_pix_statistics": Field(
+        1.0,
+        "with norm_pix, weight of predicting each patch's mean and deviation too; 0: not (our choice)",
+        _at_least(0),
+    ),
     "loss_on": Field("masked", "cells that count (masked is the paper's)", ("masked", "all")),
     "learning_rate": Field(1.5e-4, "peak rate for a batch of 256; the run's is this times batch_size / 256", _POSITIVE),
     "warmup": Field(0, "linear warm-up; then a cosine to 0", _at_least(0), duration=True),

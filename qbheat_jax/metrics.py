@@ -75,7 +75,7 @@ class Progress:
         if jax.process_index() == 0 and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
         self._waited = 0.0
-        self._step, self._time = start, time.perf_counter()
+        self._start, self._step, self._time = start, start, time.perf_counter()
 
     @contextlib.contextmanager
     def waiting(self):
@@ -89,9 +89,17 @@ class Progress:
             self._bar.update(step - self._bar.n)
 
     def report(self, step, loss):
-        """Figures since the last report -> {"images_per_second", "data_wait"}; shows them."""
+        """Figures since the last report -> {"images_per_second", "data_wait"}; shows them.
+
+        A process's first step compiles, which says nothing of its speed: its report has no figures.
+        """
         now = time.perf_counter()
         seconds = max(now - self._time, 1e-9)
+        if step == self._start + 1:
+            if self._bar is None:
+                log.info("step %d of %d, loss %.4f, compiled in %.0f s", step, self.total, loss, seconds)
+            self._step, self._time, self._waited = step, now, 0.0
+            return {}
         rate = (step - self._step) / seconds
         figures = {"images_per_second": rate * self.batch_size, "data_wait": min(self._waited / seconds, 1.0)}
         words = (

@@ -175,6 +175,12 @@ def test_labels_that_differ_between_train_and_test(capsys, tmp_path, folder):
     assert "bee" in message and "wasp" in message and "same class names" in message
 
 
+def test_two_probes_never_share_a_folder(capsys, tmp_path):
+    arguments = ("--config", CONFIGS / "photos_lin.py", "--workdir", tmp_path / "w")
+    message = refused(capsys, "probe", *arguments, "--init", tmp_path / "a" / "run", tmp_path / "b" / "run")
+    assert "two probes would write to" in message and "lin-run" in message
+
+
 def mixed_bag(place):
     """Twenty-four images in every format that cameras, scanners and the web produce."""
     place.mkdir(parents=True)

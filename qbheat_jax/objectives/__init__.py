@@ -23,10 +23,10 @@ def build(config):
         width=config.decoder.width,
         depth=config.decoder.depth,
         heads=config.decoder.heads,
-        statistics=STATISTICS if config.norm_pix and config.norm_pix_statistics else 0,
+        statistics=STATISTICS if config.norm_pix and config.norm_pix_statistics > 0 else 0,
         dtype=jnp.dtype(config.dtype),
     )
-    return QBHeat(encoder, decoder, config.norm_pix, config.loss_on)
+    return QBHeat(encoder, decoder, config.norm_pix, config.loss_on, config.norm_pix_statistics)
 
 
 def _check_grid(config, encoder, placements):

@@ -10,7 +10,6 @@ from qbheat_jax import images as images_lib
 from qbheat_jax import quarters
 from qbheat_jax.models.decoder import HeatDecoder
 
-
 # Mean and standard deviation of a patch, predicted beside its normalised pixels.
 STATISTICS = 2
 
@@ -45,6 +44,7 @@ class QBHeat:
     decoder: HeatDecoder
     norm_pix: bool = False
     loss_on: str = "masked"
+    statistics_weight: float = 1.0
 
     @property
     def statistics(self):
@@ -94,7 +94,7 @@ class QBHeat:
         squared = jnp.square(predicted - target)
         if not self.statistics:
             return squared.mean(-1)
-        return squared[..., :-STATISTICS].mean(-1) + squared[..., -STATISTICS:].mean(-1)
+        return squared[..., :-STATISTICS].mean(-1) + self.statistics_weight * squared[..., -STATISTICS:].mean(-1)
 
     def reconstruct(self, variables, images, quarter):
         """Predicted images with the visible pixels put back. images uint8 [B, H, W, 3] -> uint8 [B, H, W, 3].

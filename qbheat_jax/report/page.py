@@ -8,7 +8,6 @@ from qbheat_jax import quarters, trees
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import facts, figures, gather, operator_facts, probes, sample, tiles, words
 
-
 # Images on the sheet for slides and READMEs.
 SHEET = 10
 

@@ -129,7 +129,7 @@ def _details(config, step, images):
     norm = ", after a layer norm" if heat.norm == "layer" else ""
     blocks = f"{depth} transformer block{'s' * (depth != 1)} {config.decoder.width} channels wide"
     patches = " The targets were normalised within each patch." if config.norm_pix else ""
-    if config.norm_pix and config.norm_pix_statistics:
+    if config.norm_pix and config.norm_pix_statistics > 0:
         patches = (
             " The targets were each patch's normalised pixels and, beside them, their mean and deviation; the pictures "
             "below are un-normalised with the mean and deviation that were predicted."
