@@ -18,9 +18,9 @@ def get_config():
     config.encoder = ConfigDict()
     config.encoder.name = "mobile_former_tiny"  # of --init random
     config.batch_size = 128
-    config.total_epochs = 20.0
+    config.total_epochs = 30.0
     config.optimizer = "adamw"
-    config.learning_rates = (1e-3, 2e-3, 4e-3)
+    config.learning_rates = (2e-3, 4e-3)
     config.weight_decays = (0.1,)
     config.warmup_epochs = 2.0
     config.label_smoothing = 0.1
