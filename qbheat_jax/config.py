@@ -132,11 +132,13 @@ PROBE = {
     ),
     "batch_size": Field(128, "examples a step of the head", _POSITIVE),
     "total_epochs": Field(90.0, "passes over the training features", _POSITIVE),
-    "optimizer": Field("sgd", "of the head", ("sgd", "lars", "adamw")),
+    "optimizer": Field(
+        "sgd", "of the head; ridge: least squares in closed form, lin alone", ("sgd", "lars", "adamw", "ridge")
+    ),
     "learning_rates": Field(
         (0.1,), "for a batch of 256; all are trained, the best on held-out images is chosen", _NUMBERS
     ),
-    "weight_decays": Field((0.0,), "all are trained, with every learning rate", _NUMBERS),
+    "weight_decays": Field((0.0,), "all are trained, with every learning rate; of ridge, its strengths", _NUMBERS),
     "warmup_epochs": Field(0.0, "linear warm-up; then a cosine to 0", _at_least(0)),
     "momentum": Field(0.9, "of sgd and lars", _BELOW_ONE),
     "standardise": Field(True, "features to mean 0, variance 1 over train: a batch norm without gain and bias"),
@@ -182,6 +184,8 @@ def resolve(given, fields=PRETRAIN):
             del values[base]
     if fields is PRETRAIN:
         _check_together(values)
+    elif values["optimizer"] == "ridge":
+        _check_ridge(values)
     config = ml_collections.ConfigDict(type_safe=False)
     for key, value in values.items():
         *parents, leaf = key.split(".")
@@ -307,3 +311,10 @@ def _check_together(values):
         )
     if values["mesh.data"] == values["mesh.fsdp"] == -1:
         _fail("mesh.fsdp", -1, "a number of devices when mesh.data is -1: only one axis can take all that are left")
+
+
+def _check_ridge(values):
+    if values["protocol"] != "lin":
+        _fail("optimizer", "ridge", f"sgd, lars or adamw where protocol is {values['protocol']!r}")
+    if min(values["weight_decays"]) <= 0:
+        _fail("weight_decays", values["weight_decays"], "numbers above 0 with optimizer='ridge'")

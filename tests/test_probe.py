@@ -113,6 +113,27 @@ def test_a_grid_trained_at_once_equals_each_trained_alone(optimizer):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[g], b[0], atol=1e-5), both, alone)  # noqa: B023
 
 
+def test_ridge_is_least_squares_with_a_penalty_on_the_weights_alone():
+    generator = np.random.default_rng(6)
+    x = generator.normal(size=(30, 3)) + 5.0
+    y = generator.integers(0, 4, 30)
+    got = fit.ridge(x, y, 4, (1e-9, 0.3))["classifier"]
+    plain = np.linalg.lstsq(np.c_[x, np.ones(30)], np.eye(4)[y], rcond=None)[0]
+    np.testing.assert_allclose(np.r_[got["kernel"][0], got["bias"][:1]], plain, atol=1e-4)
+    kernel, bias = got["kernel"][1].astype(np.float64), got["bias"][1]
+    error = x @ kernel + bias - np.eye(4)[y]
+    np.testing.assert_allclose(error.mean(0), 0, atol=1e-5)  # the gradients of what is minimised vanish
+    np.testing.assert_allclose(x.T @ error / 30 + 0.3 * kernel, 0, atol=1e-5)
+
+
+def test_ridge_probe(blobs, tmp_path):
+    result = probe.run(config(optimizer="ridge", weight_decays=(1e-3, 0.1)), tmp_path, "histogram")
+    assert result["top1"] == 1.0 and "learning_rate" not in result["hparams"]
+    for fields in ({"protocol": "tran-1", "weight_decays": (1.0,)}, {"weight_decays": (0.0, 1.0)}):
+        with pytest.raises(UserError, match="is not accepted"):
+            config(optimizer="ridge", **fields)
+
+
 def test_heads_learn_and_a_diverging_rate_only_loses():
     generator = np.random.default_rng(4)
     x = generator.normal(size=(256, 5)).astype(np.float32)

@@ -67,6 +67,9 @@ def run(config, workdir, init):
         name: float(value[0]) for name, value in fit.accuracy(chosen, params, features["test"], labels["test"]).items()
     }
 
+    hparams = {"optimizer": config.optimizer, "weight_decay": best[1]}
+    if config.optimizer != "ridge":
+        hparams |= {"learning_rate": best[0], "epochs": config.total_epochs}
     result = {
         "protocol": config.protocol,
         "init": str(init),
@@ -79,7 +82,7 @@ def run(config, workdir, init):
         "holdout_top1": held_out,
         "n_train": len(train_labels),
         "n_holdout": len(labels["holdout"]),
-        "hparams": {"learning_rate": best[0], "weight_decay": best[1], "epochs": config.total_epochs},
+        "hparams": hparams,
         **frozen.description,
         "seconds": time.perf_counter() - started,
         "encode_images_per_second": encode_rate,
@@ -165,7 +168,8 @@ def _standardise(features):
 
 
 def _recipe(config, classes, channels):
-    grid = [(lr, wd) for lr in config.learning_rates for wd in config.weight_decays]
+    rates = config.learning_rates if config.optimizer != "ridge" else (0.0,)  # closed form: there is no rate
+    grid = [(rate, decay) for rate in rates for decay in config.weight_decays]
     if config.protocol == "lin":
         head = LinearHead(classes)
     else:
@@ -178,8 +182,8 @@ def _recipe(config, classes, channels):
     return fit.Recipe(
         head=head,
         classes=classes,
-        learning_rates=tuple(lr for lr, _ in grid),
-        weight_decays=tuple(wd for _, wd in grid),
+        learning_rates=tuple(rate for rate, _ in grid),
+        weight_decays=tuple(decay for _, decay in grid),
         optimizer=config.optimizer,
         momentum=config.momentum,
         epochs=config.total_epochs,
@@ -193,17 +197,23 @@ def _choose(recipe, features, labels, seed):
     """((learning rate, weight decay), its held-out top-1, its curve as a list of metric lines)."""
     epochs = []
 
-    def each_epoch(epoch, params, losses):
-        top1 = fit.accuracy(recipe, params, features["holdout"], labels["holdout"])["top1"]
-        epochs.append((epoch, losses, top1))
+    def top1(params):
+        return fit.accuracy(recipe, params, features["holdout"], labels["holdout"])["top1"]
 
-    fit.fit(recipe, features["train"], labels["train"], seed, each_epoch)
-    best = int(np.argmax(epochs[-1][2]))
+    params = fit.fit(
+        recipe,
+        features["train"],
+        labels["train"],
+        seed,
+        lambda epoch, params, losses: epochs.append((epoch, losses, top1(params))),
+    )
+    last = epochs[-1][2] if epochs else top1(params)
+    best = int(np.argmax(last))
     curve = [
-        {"step": epoch, "probe/loss": float(losses[best]), "probe/holdout_top1": float(top1[best])}
-        for epoch, losses, top1 in epochs
+        {"step": epoch, "probe/loss": float(losses[best]), "probe/holdout_top1": float(accuracy[best])}
+        for epoch, losses, accuracy in epochs
     ]
-    return (recipe.learning_rates[best], recipe.weight_decays[best]), float(epochs[-1][2][best]), curve
+    return (recipe.learning_rates[best], recipe.weight_decays[best]), float(last[best]), curve
 
 
 def _write(workdir, config, result, curve):
@@ -235,7 +245,14 @@ def table(results):
         h = r["hparams"]
         figures = (f"{r['top1']:.3f}", f"{r['top5']:.3f}", f"{r['holdout_top1']:.3f}", str(r["n"]))
         rows.append(
-            (r["protocol"], r["init"], *figures, f"{h['learning_rate']:g}", f"{h['weight_decay']:g}", str(r["seed"]))
+            (
+                r["protocol"],
+                r["init"],
+                *figures,
+                f"{h['learning_rate']:g}" if "learning_rate" in h else "-",
+                f"{h['weight_decay']:g}",
+                str(r["seed"]),
+            )
         )
     rows.append(
         (

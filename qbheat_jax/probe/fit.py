@@ -57,8 +57,10 @@ def fit(recipe, features, labels, seed, each_epoch=None):
 
     features float32 [N, ...], labels int32 [N]. The heads share their start and the order of the examples; only the
     heads are differentiated, since features are all that enters. each_epoch(epoch, params, losses [G]) is called after
-    each epoch; a learning rate that diverges leaves a head that is not chosen, not an error.
+    each epoch; a learning rate that diverges leaves a head that is not chosen, not an error. `ridge` has no epochs.
     """
+    if recipe.optimizer == "ridge":
+        return ridge(features, labels, recipe.classes, recipe.weight_decays)
     n = len(features)
     size = min(recipe.batch_size, n)
     per_epoch = n // size
@@ -107,6 +109,20 @@ def fit(recipe, features, labels, seed, each_epoch=None):
         if each_epoch:
             each_epoch(number + 1, params, np.asarray(values))
     return params
+
+
+def ridge(features, labels, classes, strengths):
+    """Least squares on one-hot targets in closed form, one linear head for each strength -> params of LinearHead [G, ...].
+
+    Minimises mean |x W + b - y|^2 + strength |W|^2, in float64. features [N, C], labels int [N], strengths [G] above 0.
+    """
+    x, y = np.asarray(features, np.float64), np.eye(classes)[np.asarray(labels)]
+    centre, share = x.mean(0), y.mean(0)
+    x, y = x - centre, y - share
+    gram, moment = x.T @ x / len(x), x.T @ y / len(x)
+    kernels = [np.linalg.solve(gram + strength * np.eye(len(gram)), moment) for strength in strengths]
+    biases = [share - centre @ kernel for kernel in kernels]
+    return {"classifier": {"kernel": np.stack(kernels).astype(np.float32), "bias": np.stack(biases).astype(np.float32)}}
 
 
 @functools.lru_cache(maxsize=8)
