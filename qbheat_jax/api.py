@@ -69,6 +69,9 @@ def load(directory):
     directory = epath.Path(directory)
     if not (directory / "config.json").exists():
         raise UserError(f"{directory} holds no run: there is no config.json in it")
-    config = config_lib.from_json((directory / "config.json").read_text())
+    try:
+        config = config_lib.from_json((directory / "config.json").read_text())
+    except UserError as error:
+        raise UserError(f"{directory} holds no run that can be read: {error}") from error
     step, variables = Checkpoints(directory).restore_variables()
     return Model(config, variables, step)

@@ -91,8 +91,8 @@ def read(workdir):
         raise UserError(f"--workdir {workdir} holds no run: there is no config.json in it")
     try:
         config = config_lib.from_json((path / "config.json").read_text())
-    except ValueError as error:
-        raise UserError(f"--workdir {workdir} holds no run: its config.json cannot be read ({error})") from error
+    except UserError as error:
+        raise UserError(f"--workdir {workdir} holds no run that can be read: {error}") from error
     summary = _json(path / "summary.json")
     summary = summary if isinstance(summary, dict) else {}
     return Run(path, shown(path), config, metrics.read(path), summary, _probes(path))
