@@ -14,6 +14,12 @@ NAMES = sorted([*(f"mobile_former_{v}" for v in VARIANTS), "resnet18", "resnet50
 CHOICES = [(name, stride) for name in NAMES for stride in registry.ENCODERS[name].strides]
 
 
+@pytest.fixture(autouse=True)
+def without_the_tests_own(monkeypatch):
+    """The encoder that conftest adds is no part of the registry."""
+    monkeypatch.delitem(registry.ENCODERS, "micro", raising=False)
+
+
 def test_names_are_sorted_and_complete():
     assert registry.names() == NAMES
     released = {f"mobile_former_{v}" for v in ("26m", "52m", "96m", "151m", "214m", "294m", "508m")}
