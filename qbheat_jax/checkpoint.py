@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
+from qbheat_jax import trees
 from qbheat_jax.errors import RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
@@ -19,14 +20,19 @@ log = logging.getLogger("qbheat")
 
 @jax.jit
 def _bit_sums(tree):
-    """uint32 sum of the bits of each leaf; exact, so the same however the leaf is sharded."""
+    """uint32 sum of the bits of each leaf, in the tree's shape; exact, so the same however the leaf is sharded."""
 
     def bits(leaf):
         unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[leaf.dtype.itemsize]
         whole = leaf.astype(jnp.uint8) if leaf.dtype == bool else jax.lax.bitcast_convert_type(leaf, unsigned)
         return whole.astype(jnp.uint32).sum(dtype=jnp.uint32)
 
-    return jnp.stack([bits(leaf) for leaf in jax.tree.leaves(tree)])
+    return jax.tree.map(bits, tree)
+
+
+def _bits(tree):
+    """{name of a leaf: the sum of its bits}. By name, since a tree restored without its type has another order."""
+    return {name: int(value) for name, value in trees.names(jax.device_get(_bit_sums(tree)))}
 
 
 class Checkpoints:
@@ -40,7 +46,7 @@ class Checkpoints:
 
     def save(self, step, state, position, config_json):
         """Starts writing; the arrays are copied first, so the state may be donated at once."""
-        record = {"position": int(position), "bits": [int(s) for s in jax.device_get(_bit_sums(state))]}
+        record = {"position": int(position), "bits": _bits(state)}
         with _disk(self.directory):
             self._manager.save(
                 step,
@@ -69,14 +75,12 @@ class Checkpoints:
         `state`: arrays, or shapes with shardings, as the restored state is to be. A torn or damaged checkpoint is moved
         aside with a warning and the one before it taken; if all are damaged, UserError.
         """
-        steps = self.steps()
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        steps = self.steps()
         for step in reversed(steps):
             try:
-                items = self._restore(step, state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore())
-                if [int(s) for s in jax.device_get(_bit_sums(items["state"]))] != items["data"]["bits"]:
-                    raise ValueError("what was read is not what was written")
-                return step, items["state"], items["data"]["position"]
+                restored, record = self._checked(step, shapes)
+                return step, restored, record["position"]
             except Exception as error:
                 self._set_aside(step, error)
         if steps:
@@ -84,14 +88,24 @@ class Checkpoints:
         return None
 
     def restore_variables(self):
-        """(step, {"params", "batch_stats"} as numpy) of the newest whole checkpoint; the average where there is one."""
+        """(step, {"params", "batch_stats"} as arrays) of the newest whole checkpoint; the average where there is one.
+
+        Reading changes nothing: a damaged checkpoint is passed over with a warning, and stays where it is.
+        """
         for step in reversed(self.steps()):
             try:
-                state = self._restore(step, state=ocp.args.StandardRestore(), data=ocp.args.JsonRestore())["state"]
+                state, _ = self._checked(step)
                 return step, {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
             except Exception as error:
-                log.warning("checkpoint %s cannot be read (%s): taking the one before it", step, _brief(error))
+                log.warning("checkpoint %s is damaged (%s): taking the one before it", step, _brief(error))
         raise UserError(f"{self.directory}: there is no checkpoint that can be read")
+
+    def _checked(self, step, shapes=None):
+        """(state, data record) of one checkpoint, with `shapes` in their types; ValueError where bits have changed."""
+        items = self._restore(step, state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore())
+        if _bits(items["state"]) != items["data"]["bits"]:
+            raise ValueError("what was read is not what was written")
+        return items["state"], items["data"]
 
     def wait(self):
         """Until what was saved is on disk; errors of the writing come out here."""

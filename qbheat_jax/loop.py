@@ -1,6 +1,7 @@
 """The one training loop: mesh, data, model, shard, restore, step, log, evaluate, save."""
 
 import collections
+import json
 import logging
 import math
 import time
@@ -127,8 +128,9 @@ def claim(workdir, config, saved=None):
     its config is simply replaced.
     """
     if saved is not None:
-        old, new = config_lib.flatten(saved), config_lib.flatten(config.to_dict())
-        differ = [k for k in new if not k.startswith(RESUMABLE) and _plain(new[k]) != _plain(old.get(k))]
+        # Both as JSON gives them back: a saved list was a tuple.
+        old, new = config_lib.flatten(saved), config_lib.flatten(json.loads(config_lib.to_json(config)))
+        differ = [k for k in new if not k.startswith(RESUMABLE) and new[k] != old.get(k)]
         if differ:
             words = ", ".join(f"{k}={old.get(k)!r} (now {new[k]!r})" for k in differ[:5])
             raise UserError(
@@ -140,10 +142,6 @@ def claim(workdir, config, saved=None):
             (workdir / "config.json").write_text(config_lib.to_json(config))
         except OSError as error:
             raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
-
-
-def _plain(value):
-    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 class _Due:

@@ -16,7 +16,7 @@ log = logging.getLogger("qbheat")
 class Writer:
     """Appends {"step": ..., "train/loss": ...} lines to WORKDIR/metrics.jsonl, and the same to TensorBoard.
 
-    Only process 0 writes. Lines of steps at or after `first_step` that an interrupted run left are dropped, so the file
+    Only process 0 writes. Lines of steps after `first_step` that an interrupted run left are dropped, so the file
     never tells a step twice. TensorBoard (through clu) needs tensorflow: it is used where the data pipeline has
     imported it already, so that a machine without it trains too.
     """

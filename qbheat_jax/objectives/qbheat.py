@@ -105,7 +105,7 @@ class QBHeat:
         pixels = images_lib.normalise(images)
         patches, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter, None, False)
         if self.statistics:
-            patches, mean, std = jnp.split(patches, [patches.shape[-1] - 2, patches.shape[-1] - 1], -1)
+            patches, mean, std = jnp.split(patches, [-STATISTICS, -1], -1)
             patches = patches * jnp.maximum(std, 0.0) + mean
         elif self.norm_pix:
             visible = crop_visible(pixels, quarter).reshape(images.shape[0], -1)

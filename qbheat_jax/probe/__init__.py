@@ -239,37 +239,15 @@ def line(result):
 
 def table(results):
     """Results as a Markdown table, with the accuracy of always naming the commonest class as its last row."""
-    rows = [("protocol", "init", "top-1", "top-5", "held-out", "images", "learning rate", "weight decay", "seed")]
-    rows.append(("-",) * len(rows[0]))
+    header = ("protocol", "init", "top-1", "top-5", "held-out", "images", "learning rate", "weight decay", "seed")
+    rows = [header]
     for r in results:
-        h = r["hparams"]
+        rate = r["hparams"].get("learning_rate")
         figures = (f"{r['top1']:.3f}", f"{r['top5']:.3f}", f"{r['holdout_top1']:.3f}", str(r["n"]))
-        rows.append(
-            (
-                r["protocol"],
-                r["init"],
-                *figures,
-                f"{h['learning_rate']:g}" if "learning_rate" in h else "-",
-                f"{h['weight_decay']:g}",
-                str(r["seed"]),
-            )
-        )
-    rows.append(
-        (
-            "-",
-            "always the commonest class",
-            f"{results[0]['chance']:.3f}",
-            "-",
-            "-",
-            str(results[0]["n"]),
-            "-",
-            "-",
-            "-",
-        )
-    )
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    fill = [" -"[row is rows[1]] for row in rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width, mark) for cell, width in zip(row, widths)) + " |"
-        for row, mark in zip(rows, fill)
-    )
+        chosen = ("-" if rate is None else f"{rate:g}", f"{r['hparams']['weight_decay']:g}")
+        rows.append((r["protocol"], r["init"], *figures, *chosen, str(r["seed"])))
+    chance = f"{results[0]['chance']:.3f}"
+    rows.append(("-", "always the commonest class", chance, "-", "-", str(results[0]["n"]), "-", "-", "-"))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in rows)

@@ -48,13 +48,12 @@ def open_init(init, config):
         return _encoder(encoder, variables, config.image_size, config.data.source, config.encoder.name)
     model = api.load(init)
     size = config.image_size or model.config.image_size
+    _check_size(model.encoder, size, model.config.encoder.name)
     source = config.data.source or model.config.data.source
     return _encoder(model.encoder, model.encoder_variables, size, source, model.config.encoder.name, model.step)
 
 
 def _encoder(encoder, variables, image_size, source, name, step=None):
-    _check_size(encoder, image_size, name)
-
     def features(variables, images):
         return encoder.apply(variables, images_lib.normalise(images))[0].astype(jnp.float32)
 
