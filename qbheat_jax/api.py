@@ -1,27 +1,32 @@
-"""A trained run as an object: `qbheat_jax.load(dir)`."""
+"""A trained run or a ported checkpoint as an object: `qbheat_jax.load(dir)`."""
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import images as images_lib
 from qbheat_jax import objectives
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import UserError
+from qbheat_jax.models import vit
+from qbheat_jax.port import labels
+
+log = logging.getLogger("qbheat")
 
 
 class Model:
-    """An encoder and its heat decoder with the weights of a run.
+    """An encoder with the weights of a run or of a ported checkpoint, and its heat decoder or classifier.
 
-    config: the run's config. variables: {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}}, numpy arrays, the
-    averaged parameters where the run kept an average. step: the checkpoint's.
+    config: the run's. variables: {"params": {"encoder", "decoder" or "head"}, "batch_stats": ...}, numpy arrays, the
+    averaged parameters where the run kept an average. step: the checkpoint's. class_names: of the classifier's
+    outputs, or None.
     """
 
-    def __init__(self, config, variables, step):
-        self.config, self.variables, self.step = config, variables, step
+    def __init__(self, config, variables, step, classes=None):
+        self.config, self.variables, self.step, self.classes = config, variables, step, classes
         self.objective = objectives.build(config)
 
     @property
@@ -33,13 +38,47 @@ class Model:
         """What `encoder.apply` takes."""
         return {collection: tree["encoder"] for collection, tree in self.variables.items() if "encoder" in tree}
 
+    @property
+    def class_names(self):
+        return None if self.classes is None else [name for _, name in self.classes]
+
+    def sized(self, image_size):
+        """The same model for square images of another size; a learnt position code is resampled, with a notice."""
+        config, params = self.config, self.variables["params"]
+        fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size}
+        grid, cells = config.encoder.grid, image_size // self.encoder.stride
+        if config.encoder.position == "learnt" and cells != grid:
+            log.info(
+                "position code of %d x %d cells resampled to %d x %d for images of %d pixels",
+                grid,
+                grid,
+                cells,
+                cells,
+                image_size,
+            )
+            table = vit.resample(params["encoder"]["pos_embed"], (grid, grid), (cells, cells))
+            params = {**params, "encoder": {**params["encoder"], "pos_embed": table}}
+            fields["encoder.grid"] = cells
+        sized = config_lib.resolve(fields, config_lib.table(fields))
+        return Model(sized, {**self.variables, "params": params}, self.step, self.classes)
+
     def features(self, images, *, normalized=False):
         """Feature maps of whole images: uint8 [B, H, W, 3] (or normalised floats) -> float32 [B, H / s, W / s, C]."""
-        images = jnp.asarray(images) if normalized else images_lib.normalise(_checked(images))
-        return self._features(self.encoder_variables, images)
+        return self._features(self.encoder_variables, self._pixels(images, normalized))
+
+    def logits(self, images, *, normalized=False):
+        """The classifier's outputs: uint8 [B, H, W, 3] (or normalised floats) -> float32 [B, classes]."""
+        if getattr(self.objective, "head", None) is None:
+            raise UserError(
+                f"this {self.config.encoder.name} has no classifier: port a checkpoint with its head, or train one "
+                "with qbheat probe"
+            )
+        return self._logits(self.variables, self._pixels(images, normalized))
 
     def reconstruct(self, images, quarter):
         """Images with the three masked quarters predicted: uint8 [B, H, W, 3], quarter int [B] or one -> uint8 [B, H, W, 3]."""
+        if not hasattr(self.objective, "decoder"):
+            raise UserError(f"this {self.config.encoder.name} has no heat decoder: only a pre-trained run reconstructs")
         images = _checked(images)
         quarter = jnp.broadcast_to(jnp.asarray(quarter, jnp.int32), images.shape[:1])
         allowed = self.objective.decoder.placements
@@ -48,9 +87,16 @@ class Model:
             raise UserError(f"placement {wrong[0]} was not trained on: this run takes {', '.join(map(str, allowed))}")
         return self._reconstruct(self.variables, images, quarter)
 
+    def _pixels(self, images, normalized):
+        return jnp.asarray(images) if normalized else self.objective.pixels.normalise(_checked(images))
+
     @functools.cached_property
     def _features(self):
         return jax.jit(lambda variables, images: self.encoder.apply(variables, images)[0].astype(jnp.float32))
+
+    @functools.cached_property
+    def _logits(self):
+        return jax.jit(self.objective.logits)
 
     @functools.cached_property
     def _reconstruct(self):
@@ -64,14 +110,19 @@ def _checked(images):
     return images
 
 
-def load(directory):
-    """The run in a workdir, at its newest whole checkpoint -> Model. Raises UserError where there is none."""
-    directory = epath.Path(directory)
-    if not (directory / "config.json").exists():
+def read_config(directory):
+    """The config of a workdir. Raises UserError where there is none that can be read."""
+    path = epath.Path(directory) / "config.json"
+    if not path.exists():
         raise UserError(f"{directory} holds no run: there is no config.json in it")
     try:
-        config = config_lib.from_json((directory / "config.json").read_text())
+        return config_lib.from_json(path.read_text())
     except UserError as error:
         raise UserError(f"{directory} holds no run that can be read: {error}") from error
+
+
+def load(directory):
+    """The run or ported checkpoint in a workdir, at its newest whole checkpoint -> Model. Raises UserError where there is none."""
+    config = read_config(directory)
     step, variables = Checkpoints(directory).restore_variables()
-    return Model(config, variables, step)
+    return Model(config, variables, step, labels.read(directory))

@@ -69,6 +69,8 @@ def split_overrides(argv):
 def pretrain(arguments, overrides):
     from qbheat_jax import config, pretrain
 
+    if arguments.init:
+        overrides = [*overrides, ("init", arguments.init)]
     summary = pretrain.run(config.load(arguments.config, overrides), arguments.workdir)
     print(json.dumps(summary))
 
@@ -98,6 +100,51 @@ def probe(arguments, overrides):
         results.append(probe.run(c, arguments.workdir if len(pairs) == 1 else folder, init))
         log.info("%s", probe.line(results[-1]))
     print(probe.table(results))
+
+
+def port(arguments, overrides):
+    from qbheat_jax import port
+
+    _no_overrides("port", overrides)
+    a = arguments
+    port.port(
+        a.source, a.arch, a.to, key=a.key, head=a.head, classes=a.classes, stride=a.stride, image_size=a.image_size,
+        pixels=a.pixels,
+    )  # fmt: skip
+    print(a.to)
+
+
+def export(arguments, overrides):
+    from qbheat_jax import port
+
+    _no_overrides("export", overrides)
+    port.export(arguments.source, arguments.to, image_size=arguments.image_size, overwrite=arguments.overwrite)
+    print(arguments.to)
+
+
+def classify(arguments, overrides):
+    from qbheat_jax import classify
+
+    _no_overrides("classify", overrides)
+    a = arguments
+    if bool(a.images) == bool(a.data):
+        raise UserError("classify takes either images or --data SPEC")
+    if a.images:
+        given = [f"--{name}" for name in ("split", "workdir", "tfds_dir") if getattr(a, name)]
+        if given:
+            raise UserError(f"{given[0].replace('_', '-')} goes with --data: images are classified one by one")
+        print(classify.text(classify.images(a.init, a.images, a.top, a.image_size)))
+        return
+    result = classify.dataset(
+        a.init, a.data, a.split, a.batch_size, a.workdir, a.image_size, a.tfds_dir, a.max_bad_fraction
+    )  # fmt: skip
+    log.info("%s", classify.line(result))
+    print(json.dumps(result))
+
+
+def _no_overrides(command, overrides):
+    if overrides:
+        raise UserError(f"--config.{overrides[0][0]}: {command} takes no config")
 
 
 def report(arguments, _):
@@ -130,6 +177,7 @@ def _parser():
     command = add(pretrain, f"pre-train as a config says, or go on with the run in the workdir; {overriding}")
     command.add_argument("--config", required=True, metavar="FILE", help="a python file with get_config()")
     command.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and figures go")
+    command.add_argument("--init", metavar="DIR", help="a run or ported checkpoint to take the encoder's weights from")
 
     command = add(probe, f"train a classifier on frozen features and test it; {overriding}")
     command.add_argument("--config", required=True, nargs="+", metavar="FILE", help="one recipe or more")
@@ -137,6 +185,47 @@ def _parser():
         "--init", required=True, nargs="+", metavar="INIT", help="a run's DIR, random, pixels, histogram"
     )
     command.add_argument("--workdir", required=True, metavar="DIR", help="where result.json goes")
+
+    command = add(port, "read a checkpoint of PyTorch's names into a workdir that every command takes")
+    command.add_argument("--arch", required=True, metavar="NAME", help="an encoder, such as resnet50")
+    command.add_argument(
+        "--from", required=True, metavar="FILE", dest="source", help=".safetensors, .npz, .pth, .pt or .bin"
+    )
+    command.add_argument("--to", required=True, metavar="DIR", help="a new workdir")
+    command.add_argument("--key", metavar="KEY", help="which dict of the file to take, such as state_dict_ema")
+    command.add_argument("--head", default="keep", metavar="keep|drop", help="its classifier (default: keep)")
+    command.add_argument("--classes", type=int, default=1000, metavar="N", help="the classifier's (default: 1000)")
+    command.add_argument(
+        "--stride", type=int, default=0, metavar="N", help="pixels a cell (default: the encoder's own)"
+    )
+    command.add_argument("--image-size", type=int, default=0, metavar="N", help="pixels a side (default: as trained)")
+    command.add_argument(
+        "--pixels", default="", metavar="NAME", help="normalisation it was trained with: imagenet, half, lite"
+    )
+
+    command = add(
+        export, "write a workdir's weights for others: .safetensors or .npz in PyTorch's names, or .stablehlo"
+    )
+    command.add_argument("--from", required=True, metavar="DIR", dest="source", help="a run or ported checkpoint")
+    command.add_argument("--to", required=True, metavar="FILE", help="its ending says what is written")
+    command.add_argument(
+        "--image-size", type=int, default=0, metavar="N", help="pixels a side (default: the workdir's)"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
+
+    command = add(classify, "what a classifier says: top-5 of images, or top-1 and top-5 over a labelled data set")
+    command.add_argument("--init", required=True, metavar="DIR", help="a ported checkpoint with its classifier")
+    command.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
+    command.add_argument("--top", type=int, default=5, metavar="N", help="classes an image (default: 5)")
+    command.add_argument("--image-size", type=int, default=0, metavar="N", help="pixels a side (default: the model's)")
+    command.add_argument("--data", metavar="SPEC", help="instead of images: a labelled source, such as folder:PATH")
+    command.add_argument("--split", metavar="NAME", help="its split (default: test, else val, else the only one)")
+    command.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at once (default: 128)")
+    command.add_argument("--workdir", metavar="DIR", help="where result.json goes (default: nowhere)")
+    command.add_argument("--tfds-dir", default="", metavar="DIR", help="where tensorflow-datasets keeps its data")
+    command.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, metavar="X", help="largest share that may be unreadable"
+    )
 
     command = add(report, "write report/index.html of a run, with whatever probes lie below it")
     command.add_argument("--workdir", required=True, metavar="DIR", help="the run's directory")

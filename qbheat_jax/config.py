@@ -20,7 +20,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from qbheat_jax import heat, quarters
+from qbheat_jax import heat, images, quarters
 from qbheat_jax.errors import UserError
 
 UNITS = ("epochs", "examples", "percent")
@@ -49,6 +49,8 @@ _RANGE = (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "two numbers, low and high
 _SHARE = (lambda v: _RANGE[0](v) and v[1] <= 1, "two numbers, low and high, 0 < low <= high <= 1")
 _SEED = (lambda v: 0 <= v < 2**32, "a number from 0 to 4294967295")
 _AXIS = (lambda v: v >= 1 or v == -1, "a number of devices, or -1 for all that are left")
+_CHANNELS = (lambda v: len(v) == 3, "three numbers, one a colour channel")
+_SPREADS = (lambda v: len(v) == 3 and min(v) > 0, "three numbers above 0, one a colour channel")
 _NUMBERS = (lambda v: len(v) > 0 and all(x >= 0 for x in v), "one or more numbers, none negative")
 
 _DATA = {
@@ -62,14 +64,22 @@ _ENCODER = {
     "encoder.name": Field("mobile_former_w720", "the encoder, a name of models.registry"),
     "encoder.stride": Field(0, "pixels a cell, where the encoder leaves a choice; 0: its own", _at_least(0)),
     "encoder.drop_path": Field(0.0, "stochastic depth rate", _BELOW_ONE),
+    "encoder.class_token": Field(False, "vit: a class token before the patches"),
+    "encoder.position": Field("sincos", "vit: its position code, fixed or a learnt table", ("sincos", "learnt")),
+    "encoder.grid": Field(0, "vit: cells a side of the learnt table", _at_least(0)),
     "dtype": Field(
         "float32", "type computed in; parameters, losses and norm statistics are float32", ("float32", "bfloat16")
     ),
+}
+_PIXELS = {
+    "pixels.mean": Field(images.MEAN, "mean of each channel that the encoder expects, on the 0..1 scale", _CHANNELS),
+    "pixels.std": Field(images.STD, "their standard deviation", _SPREADS),
 }
 
 PRETRAIN = {
     "seed": Field(0, "root of every random number of the run", _SEED),
     "objective": Field("qbheat", "what is learnt from", ("qbheat",)),
+    "init": Field("", "a run or ported checkpoint (directory) whose encoder is started from; empty: none"),
     **_DATA,
     "data.split": Field("train", "the split trained on"),
     "data.eval_split": Field("val", "the split whose loss is reported every eval_every steps; empty: none"),
@@ -81,6 +91,7 @@ PRETRAIN = {
     "total_steps": Field(None, "length of the run in steps; exactly one of total_steps, total_epochs", _POSITIVE, int),
     "total_epochs": Field(None, "length of the run in passes over the split", _POSITIVE, float),
     **_ENCODER,
+    **_PIXELS,
     "decoder.width": Field(512, "channels of the decoder's blocks (our choice)", _POSITIVE),
     "decoder.depth": Field(4, "its transformer blocks; 0: purely linear (our choice)", _at_least(0)),
     "decoder.heads": Field(8, "their attention heads (our choice)", _POSITIVE),
@@ -152,6 +163,15 @@ PROBE = {
     "cache_gib": Field(8.0, "largest memory that cached features may take", _POSITIVE),
 }
 
+# A ported checkpoint's: a model, and nothing of how it was trained.
+CLASSIFIER = {
+    "objective": Field("classifier", "an encoder and, where it has classes, its head", ("classifier",)),
+    **_ENCODER,
+    **_PIXELS,
+    "image_size": Field(224, "pixels a side of the images it was made for", _POSITIVE),
+    "head.classes": Field(0, "of its classifier; 0: it has none", _at_least(0)),
+}
+
 
 def load(path, overrides=(), fields=PRETRAIN):
     """Config file and `(key, text)` overrides from the command line -> a checked, locked ConfigDict."""
@@ -184,7 +204,7 @@ def resolve(given, fields=PRETRAIN):
             del values[base]
     if fields is PRETRAIN:
         _check_together(values)
-    elif values["optimizer"] == "ridge":
+    elif fields is PROBE and values["optimizer"] == "ridge":
         _check_ridge(values)
     config = ml_collections.ConfigDict(type_safe=False)
     for key, value in values.items():
@@ -209,14 +229,21 @@ def flatten(config, prefix=""):
     return flat
 
 
+def table(given):
+    """The fields that {dotted key: value} are of: those of a run or of a ported checkpoint."""
+    return CLASSIFIER if given.get("objective") == "classifier" else PRETRAIN
+
+
 def to_json(config):
     """A text that `from_json` reads back to an equal config."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def from_json(text, fields=PRETRAIN):
+def from_json(text, fields=None):
+    """The config of a text; without `fields` that of a run or, where it says so, of a ported checkpoint."""
     try:
-        return resolve(flatten(json.loads(text)), fields)
+        given = flatten(json.loads(text))
+        return resolve(given, fields or table(given))
     except (ValueError, AttributeError) as error:
         raise UserError(f"config.json is not a config: {error}") from error
 

@@ -1,5 +1,7 @@
 """Pixels as numbers: normalisation of uint8 images on the device, and images cut into patches and back."""
 
+import dataclasses
+
 import jax.numpy as jnp
 
 # ImageNet's channel means and standard deviations on the 0..1 scale, the field's common default.
@@ -7,15 +9,21 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def normalise(images, mean=MEAN, std=STD):
-    """uint8 [..., 3] -> float32 [..., 3], mean and standard deviation of the data set taken out per channel."""
-    return (images.astype(jnp.float32) / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """What an encoder takes pixels for: `mean` and `std` of each channel, on the 0..1 scale."""
 
+    mean: tuple = MEAN
+    std: tuple = STD
 
-def unnormalise(pixels, mean=MEAN, std=STD):
-    """The inverse of `normalise`, rounded and clipped: float [..., 3] -> uint8 [..., 3]."""
-    scaled = (pixels * jnp.asarray(std) + jnp.asarray(mean)) * 255.0
-    return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)
+    def normalise(self, images):
+        """uint8 [..., 3] -> float32 [..., 3], mean and standard deviation taken out per channel."""
+        return (images.astype(jnp.float32) / 255.0 - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+    def unnormalise(self, pixels):
+        """The inverse of `normalise`, rounded and clipped: float [..., 3] -> uint8 [..., 3]."""
+        scaled = (pixels * jnp.asarray(self.std) + jnp.asarray(self.mean)) * 255.0
+        return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)
 
 
 def to_patches(images, size):

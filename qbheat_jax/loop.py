@@ -26,9 +26,10 @@ RESUMABLE = (
 )  # fmt: skip
 
 
-def train(config, workdir, objective, source, evaluators=()):
+def train(config, workdir, objective, source, evaluators=(), start=None):
     """Trains `objective` on `source` as the config says; goes on where an earlier run in the workdir stopped.
 
+    start: variables {"params": {part: ...}, "batch_stats": ...} that a new run's parts begin with instead of random ones.
     evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
     Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second"} and the last evaluation's figures.
     Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1).
@@ -61,6 +62,8 @@ def train(config, workdir, objective, source, evaluators=()):
         word = "resuming" if step < steps else "finished already:"
         log.info("%s %s at step %d of %d", word, workdir, step, steps)
     else:
+        if start is not None:
+            state = state_lib.begin_with(state, start)
         log.info("%d parameters, %d steps, seed %d", trees.count(state.params), steps, config.seed)
     begin, evaluated = step, {}
     due = _Due(config, steps, examples, begin)

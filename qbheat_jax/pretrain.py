@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import data, loop, objectives, quarters, sharding, state
+from qbheat_jax import api, data, loop, objectives, quarters, sharding, state
+from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 
 
@@ -28,8 +29,9 @@ def run(config, workdir):
             f"data.source={source.spec!r} has {source.splits[config.data.split]} images in {config.data.split}, fewer "
             f"than batch_size={config.batch_size}: give more images or a smaller batch_size"
         )
+    start = starting_encoder(config) if config.init else None
     evaluators = [Validation(config, objective, source)] if config.data.eval_split in source.splits else []
-    summary = loop.train(config, workdir, objective, source, evaluators)
+    summary = loop.train(config, workdir, objective, source, evaluators, start)
     path = epath.Path(workdir) / "summary.json"
     if not summary["steps_run"] and path.exists():
         return json.loads(path.read_text())
@@ -37,6 +39,24 @@ def run(config, workdir):
     if jax.process_index() == 0:
         path.write_text(json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def starting_encoder(config):
+    """Variables {"params": {"encoder"}, "batch_stats": {"encoder"}} of the run or ported checkpoint `config.init`.
+
+    Raises UserError where its encoder is not the config's, naming the fields to set.
+    """
+    trained = config_lib.flatten(api.read_config(config.init).to_dict())
+    wanted = config_lib.flatten(config.to_dict())
+    same = ("encoder.name", "encoder.class_token", "encoder.position", "pixels.mean", "pixels.std")
+    differ = [name for name in same if trained[name] != wanted[name]]
+    if differ:
+        have = ", ".join(f"{name}={trained[name]!r} (not {wanted[name]!r})" for name in differ)
+        raise UserError(f"config field init={config.init} has an encoder with {have}: set the config's to the same")
+    model = api.load(config.init)
+    if config.encoder.position == "learnt":
+        model = model.sized(config.encoder.grid * model.encoder.stride)
+    return {name: {"encoder": tree} for name, tree in model.encoder_variables.items()}
 
 
 class Validation:

@@ -1,15 +1,18 @@
 """The train state, born sharded, and the one train step of every objective."""
 
+import dataclasses
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qbheat_jax import rng as rng_lib
-from qbheat_jax import sharding
+from qbheat_jax import sharding, trees
+from qbheat_jax.errors import UserError
 
 
 @flax.struct.dataclass
@@ -44,6 +47,30 @@ def create(objective, optimizer, batch, key, mesh, ema=0.0):
     batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()}
     shardings = sharding.shardings(jax.eval_shape(init, key, batch), mesh)
     return jax.jit(init, out_shardings=shardings)(key, batch), shardings
+
+
+def begin_with(state, variables):
+    """The state with the parts of {"params": {part: tree}, "batch_stats": ...} in the place of its own, sharded as those.
+
+    Raises UserError where a part has other leaves or shapes than the state's.
+    """
+
+    def replaced(tree, parts, name):
+        wrong = trees.differences({part: tree.get(part, {}) for part in parts}, parts)
+        if wrong:
+            raise UserError(
+                f"the weights to start from are of another model: {wrong[0]} of {name} ({len(wrong)} differ)"
+            )
+        # Not the caller's arrays but copies: the step donates the state.
+        new = jax.tree.map(
+            lambda old, x: jax.device_put(np.array(x, old.dtype), old.sharding), {p: tree[p] for p in parts}, parts
+        )
+        return {**tree, **new}
+
+    params = replaced(state.params, variables["params"], "params")
+    ema = replaced(state.ema, variables["params"], "ema") if state.ema else {}
+    stats = replaced(state.batch_stats, variables.get("batch_stats", {}), "batch_stats")
+    return dataclasses.replace(state, params=params, ema=ema, batch_stats=stats)
 
 
 def train_step(objective, optimizer, key, shardings, mesh, ema=0.0):

@@ -6,12 +6,14 @@ import pytest
 
 from qbheat_jax import images
 
+PIXELS = images.Pixels()
+
 
 def test_normalise_round_trip_is_exact_for_every_byte():
     every = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-    pixels = images.normalise(every)
+    pixels = PIXELS.normalise(every)
     assert pixels.dtype == jnp.float32
-    back = images.unnormalise(pixels)
+    back = PIXELS.unnormalise(pixels)
     assert back.dtype == jnp.uint8
     np.testing.assert_array_equal(back, every)
 
@@ -19,16 +21,16 @@ def test_normalise_round_trip_is_exact_for_every_byte():
 def test_normalise_takes_the_mean_and_deviation_of_each_channel_out():
     scaled = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
     expected = (np.array([[0.0], [1.0]]) - images.MEAN) / images.STD
-    np.testing.assert_allclose(images.normalise(scaled), expected, rtol=1e-6)
-    other = images.normalise(scaled, mean=(0.5, 0.0, 1.0), std=(0.5, 1.0, 2.0))
-    np.testing.assert_allclose(other, [[-1, 0, -0.5], [1, 1, 0]], atol=1e-6)
-    np.testing.assert_array_equal(images.unnormalise(other, (0.5, 0.0, 1.0), (0.5, 1.0, 2.0)), scaled)
+    np.testing.assert_allclose(PIXELS.normalise(scaled), expected, rtol=1e-6)
+    other = images.Pixels(mean=(0.5, 0.0, 1.0), std=(0.5, 1.0, 2.0))
+    np.testing.assert_allclose(other.normalise(scaled), [[-1, 0, -0.5], [1, 1, 0]], atol=1e-6)
+    np.testing.assert_array_equal(other.unnormalise(other.normalise(scaled)), scaled)
 
 
 def test_unnormalise_rounds_and_clips():
-    unit = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    unit = images.Pixels(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     pixels = np.array([-0.3, 1.7, 99.6 / 255], np.float32)
-    np.testing.assert_array_equal(images.unnormalise(pixels, **unit), [0, 255, 100])
+    np.testing.assert_array_equal(unit.unnormalise(pixels), [0, 255, 100])
 
 
 @pytest.mark.parametrize("size,height,width,channels", [(1, 3, 2, 3), (2, 4, 6, 3), (4, 8, 4, 5), (16, 16, 32, 3)])

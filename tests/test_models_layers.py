@@ -21,20 +21,21 @@ def variables_of(module, *args):
     return jax.tree.unflatten(tree, [0.3 * normal(seed, *leaf.shape) for seed, leaf in enumerate(leaves)])
 
 
-def grouped(x, kernel, stride):
+def grouped(x, kernel, stride, padding="symmetric"):
     """A depthwise convolution as XLA does it, at its highest precision."""
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        [(pad, pad)] * 2,
+        "SAME" if padding == "same" else [(pad, pad)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
         precision="highest",
     )
 
 
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
 @pytest.mark.parametrize(
     "size, kernel, multiplier, stride",
     [
@@ -46,15 +47,20 @@ def grouped(x, kernel, stride):
         ((6, 8), 3, 4, 2),
         ((7, 8), 5, 2, 1),
         ((6, 9), 5, 1, 2),
+        ((8, 12), 3, 1, 2),
+        ((8, 12), 5, 2, 2),
+        ((2, 1), 5, 1, 2),
+        ((8, 7), 5, 1, 3),
+        ((7, 10), 1, 2, 3),
     ],
 )
-def test_depthwise_conv_and_its_gradients(size, kernel, multiplier, stride):
+def test_depthwise_conv_and_its_gradients(size, kernel, multiplier, stride, padding):
     height, width = size
     x, w = normal(0, 2, height, width, 3), normal(1, kernel, kernel, 1, 3 * multiplier)
     g = normal(2, 2, -(-height // stride), -(-width // stride), 3 * multiplier)
 
     def value_and_gradients(convolution):
-        y, vjp = jax.vjp(lambda x, w: convolution(x, w, stride), x, w)
+        y, vjp = jax.vjp(lambda x, w: convolution(x, w, stride, padding), x, w)
         return y, *vjp(g)
 
     ours, xla = jax.jit(lambda: (value_and_gradients(layers.depthwise_conv), value_and_gradients(grouped)))()
@@ -89,6 +95,37 @@ def test_depthwise_conv_keeps_bfloat16():
     np.testing.assert_allclose(y.astype(jnp.float32), grouped(x.astype(jnp.float32), w, 2), rtol=0.05, atol=0.1)
     d_x, d_w = jax.eval_shape(jax.grad(lambda x, w: layers.depthwise_conv(x, w, 2).sum(), (0, 1)), x, w)
     assert d_x.dtype == jnp.bfloat16 and d_w.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "size, kernel, stride, expected",
+    [
+        ((8, 12), 3, 2, ((0, 1), (0, 1))),
+        ((8, 12), 5, 2, ((1, 2), (1, 2))),
+        ((7, 12), 3, 2, ((1, 1), (0, 1))),
+        ((7, 12), 5, 1, ((2, 2), (2, 2))),
+        ((1, 2), 5, 2, ((2, 2), (1, 2))),
+        ((8, 7), 1, 2, ((0, 0), (0, 0))),
+    ],
+)
+def test_pads_of_same_are_the_least_and_the_odd_one_comes_after(size, kernel, stride, expected):
+    assert layers.pads(size, kernel, stride, "same") == expected
+    assert layers.pads(size, kernel, stride, "symmetric") == ((kernel // 2, kernel // 2),) * 2
+    with pytest.raises(ValueError, match="padding is 'valid'; a convolution's is 'symmetric' or 'same'"):
+        layers.pads(size, kernel, stride, "valid")
+
+
+@pytest.mark.parametrize("kernel, stride, groups", [(1, 1, 1), (1, 1, 2), (1, 2, 1), (3, 2, 1), (3, 2, 4), (5, 2, 2)])
+@pytest.mark.parametrize("size", [(8, 12), (7, 8)])
+def test_conv_pads_as_tensorflow_on_demand(size, kernel, stride, groups):
+    x = normal(0, 1, *size, 4)
+    conv = layers.Conv(8, kernel, stride, groups, padding="same")
+    variables = variables_of(conv, x)
+    w = variables["params"]["kernel"]
+    expected = jax.lax.conv_general_dilated(
+        x, w, (stride, stride), "SAME", None, None, ("NHWC", "HWIO", "NHWC"), groups
+    )
+    np.testing.assert_allclose(jax.jit(conv.apply)(variables, x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel, stride, groups", [(1, 1, 1), (1, 1, 2), (1, 2, 1), (3, 2, 1), (3, 2, 4), (7, 2, 1)])
@@ -161,6 +198,21 @@ def test_batch_norm_momentum_and_epsilon():
     np.testing.assert_allclose(y, (x - mean) / np.sqrt(variance + 1e-5), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * variance, rtol=1e-4)
+
+
+def test_conv_bn_hands_padding_momentum_and_epsilon_on():
+    x = 0.05 * normal(0, 2, 6, 4, 3)  # variances at which eps shows
+    module = layers.ConvBN(5, 3, 2, padding="same", momentum=0.99, epsilon=1e-3)
+    variables = variables_of(module, x, True)
+    p, before = variables["params"], variables["batch_stats"]["bn"]
+    y, updated = jax.jit(lambda x: module.apply(variables, x, True, mutable="batch_stats"))(x)
+    z = layers.Conv(5, 3, 2, padding="same").apply({"params": p["conv"]}, x)
+    mean, variance = np.mean(z, (0, 1, 2)), np.var(z, (0, 1, 2))
+    expected = (z - mean) / np.sqrt(variance + 1e-3) * p["bn"]["scale"] + p["bn"]["bias"]
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    after = updated["batch_stats"]["bn"]
+    np.testing.assert_allclose(after["mean"], 0.99 * before["mean"] + 0.01 * mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(after["var"], 0.99 * before["var"] + 0.01 * variance, rtol=1e-4, atol=1e-6)
 
 
 def test_batch_norm_statistics_stay_float32():

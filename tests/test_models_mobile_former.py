@@ -80,13 +80,13 @@ def test_parity_with_the_released_definition(name):
     @jax.jit
     def forward(images):
         features, out = encoder.apply(encoder_variables, images)
-        return out, head.apply(head_variables, features, out["tokens"])
+        return out, head.apply(head_variables, features, out)
 
     images = known["input"].transpose(0, 2, 3, 1)
 
     def init():
         (features, out), variables = encoder.init_with_output(jax.random.key(0), images)
-        return variables, head.init(jax.random.key(0), features, out["tokens"])
+        return variables, head.init(jax.random.key(0), features, out)
 
     # Every released name has its place, and nothing here is without one.
     ours = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(init))
@@ -126,8 +126,8 @@ def test_size_of_the_released_variants_with_their_classifier(name, parameters):
     encoder, head = MobileFormer(variant), MobileFormerHead(1000, variant.features, variant.groups)
     assert (encoder.stride, encoder.width) == (32, variant.blocks[-1][2])
     features = jnp.zeros((1, 1, 1, encoder.width))
-    tokens = jnp.zeros((1, variant.tokens, variant.token_dim))
-    assert count(initial(encoder, jnp.zeros((1, 32, 32, 3)))) + count(initial(head, features, tokens)) == parameters
+    out = {"tokens": jnp.zeros((1, variant.tokens, variant.token_dim))}
+    assert count(initial(encoder, jnp.zeros((1, 32, 32, 3)))) + count(initial(head, features, out)) == parameters
 
 
 @pytest.mark.parametrize("name, parameters", [("w720", 5_011_240), ("w1440", 11_753_328), ("w2880", 25_377_312)])

@@ -4,13 +4,17 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
-from qbheat_jax.models.mobile_former import VARIANTS
+from qbheat_jax.models.heads import PooledHead
+from qbheat_jax.models.mobile_former import VARIANTS, MobileFormerHead
 
-NAMES = sorted([*(f"mobile_former_{v}" for v in VARIANTS), "resnet18", "resnet50", "vit_ti", "vit_s", "vit_b"])
+MOBILE_FORMERS = [f"mobile_former_{v}" for v in VARIANTS]
+OTHERS = ["efficientnet_lite0", "mobilenet_v2", "resnet18", "resnet50", "vit_b", "vit_s", "vit_ti"]
+NAMES = sorted([*MOBILE_FORMERS, *OTHERS])
 CHOICES = [(name, stride) for name in NAMES for stride in registry.ENCODERS[name].strides]
 
 
@@ -46,6 +50,8 @@ def test_every_encoder_keeps_the_contract(name, stride):
         ("mobile_former_tiny", 8),
         ("resnet18", 32),
         ("resnet50", 32),
+        ("mobilenet_v2", 32),
+        ("efficientnet_lite0", 32),
         ("vit_ti", 16),
         ("vit_b", 16),
     ],
@@ -73,7 +79,7 @@ def test_a_dtype_by_name_or_type_makes_the_same_encoder():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"name": "resnet-50"}, "encoder 'resnet-50' is unknown, the nearest is resnet50; the encoders are mobile_"),
+        ({"name": "resnet-50"}, "encoder 'resnet-50' is unknown, the nearest is resnet50; the encoders are effi"),
         ({"name": "vit"}, "encoder 'vit' is unknown, the nearest is vit_"),
         ({"name": ""}, "encoder '' is unknown"),
         ({"name": "resnet18", "stride": 4}, "encoder resnet18 has no stride 4; it offers 8 or 16 or 32"),
@@ -92,6 +98,62 @@ def test_refusals(arguments, words):
     with pytest.raises(UserError, match=re.escape(words)) as caught:
         registry.encoder(**arguments)
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("mobile_former_26m", 3_232_788),
+        ("mobilenet_v2", 3_504_872),
+        ("efficientnet_lite0", 4_652_008),
+        ("resnet18", 11_689_512),
+        ("resnet50", 25_557_032),
+        ("vit_b", 86_567_656),
+    ],
+)
+def test_size_of_an_encoder_with_its_released_head(name, parameters):
+    options = {"class_token": True, "position": "learnt", "grid": 14} if name == "vit_b" else {}
+    encoder, head = registry.encoder(name, **options), registry.head(name, 1000, dtype="bfloat16")
+
+    def init():
+        (features, out), variables = encoder.init_with_output(jax.random.key(0), jnp.zeros((2, 224, 224, 3)))
+        logits, head_variables = head.init_with_output(jax.random.key(0), features, out)
+        return logits, (variables["params"], head_variables["params"])
+
+    logits, params = jax.eval_shape(init)
+    assert logits.shape == (2, 1000) and logits.dtype == jnp.float32
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+
+
+def test_heads_are_the_released_ones():
+    head = registry.head("mobile_former_26m", 10, dropout=0.1, dtype="bfloat16")
+    assert head == MobileFormerHead(10, 1024, 4, 0.1, jnp.bfloat16)
+    for name in (*OTHERS, "mobile_former_w720", "mobile_former_tiny"):  # the last two were released without
+        assert registry.head(name, 10, dropout=0.1) == PooledHead(10, 0.1)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("resnet51", 10), "encoder 'resnet51' is unknown, the nearest is resnet50; the encoders are"),
+        (("resnet50", 0), "classes is 0; a head needs a whole number of them, at least 1"),
+        (("resnet50", 2.5), "classes is 2.5; a head needs a whole number"),
+        (("resnet50", 10, 1.0), "dropout is 1.0; it must be at least 0 and less than 1"),
+        (("resnet50", 10, 0.0, "float16"), "dtype is float16; an encoder computes in bfloat16 or float32"),
+    ],
+)
+def test_refusals_of_heads(arguments, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        registry.head(*arguments)
+
+
+def test_released_pixels():
+    for name in set(NAMES) - {"efficientnet_lite0"}:
+        assert registry.released_pixels(name) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mean, std = registry.released_pixels("efficientnet_lite0")
+    np.testing.assert_allclose((200 / 255 - np.array(mean)) / std, [(200 - 127) / 128] * 3)
+    with pytest.raises(UserError, match="encoder 'lite0' is unknown"):
+        registry.released_pixels("lite0")
 
 
 def test_an_unknown_name_lists_them_all():

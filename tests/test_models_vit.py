@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qbheat_jax.errors import UserError
 from qbheat_jax.models.layers import sincos_2d
-from qbheat_jax.models.vit import ViT
+from qbheat_jax.models.vit import ViT, resample
 
 SMALL = {"width": 16, "heads": 2, "patch": 8}
 
@@ -35,8 +36,10 @@ def test_size_of_the_trunk(width, heads, patch):
 
 @pytest.mark.parametrize("width, heads, timm", [(192, 3, 5_524_416), (384, 6, 21_665_664), (768, 12, 85_798_656)])
 def test_size_with_class_token_and_learnt_positions_is_the_releases(width, heads, timm):
-    vit = ViT(width, heads, class_token=True, position="learnt", grid=(14, 14))
-    assert count(vit) == timm - width  # theirs has a position for the class token too
+    vit = ViT(width, heads, class_token=True, position="learnt", grid=14)
+    assert count(vit) == timm
+    params = shapes_of(vit, jnp.zeros((1, 224, 224, 3)))["params"]
+    assert params["pos_embed"].shape == (1, 197, width) and params["class_token"].shape == (1, 1, width)
 
 
 @pytest.mark.parametrize("patch", [8, 16])
@@ -77,11 +80,51 @@ def test_learnt_positions_of_a_smaller_input_are_the_top_left_of_the_table():
     encoder = ViT(**SMALL, depth=0, position="learnt", grid=(3, 4))
     images = np.zeros((1, 16, 24, 3), np.float32)
     variables = variables_of(encoder, images)
-    table = variables["params"]["position_code"]
-    assert table.shape == (3, 4, 16)
+    table = variables["params"]["pos_embed"]
+    assert table.shape == (1, 12, 16)
+    table = table.reshape(3, 4, 16)
     _, out = jax.jit(lambda x: encoder.apply(variables, x))(images)
     bias = variables["params"]["patch_embed"]["bias"]
     np.testing.assert_allclose(out["patches"][0], table[:2, :3] + bias, rtol=1e-5, atol=1e-6)
+
+
+def test_a_learnt_table_holds_the_class_tokens_position_first():
+    encoder = ViT(**SMALL, depth=0, class_token=True, position="learnt", grid=3)
+    images = np.zeros((1, 24, 16, 3), np.float32)
+    variables = variables_of(encoder, images)
+    p = variables["params"]
+    assert p["pos_embed"].shape == (1, 10, 16)
+    features, out = jax.jit(lambda x: encoder.apply(variables, x))(images)
+    cells = p["pos_embed"][0, 1:].reshape(3, 3, 16)
+    np.testing.assert_allclose(out["patches"][0], cells[:, :2] + p["patch_embed"]["bias"], rtol=1e-5, atol=1e-6)
+    x = p["class_token"][0] + p["pos_embed"][0, :1]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(out["class_token"], x * p["norm"]["scale"] + p["norm"]["bias"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+@pytest.mark.parametrize("old, new", [((14, 14), (16, 16)), ((14, 14), (7, 10)), ((7, 9), (24, 5)), ((3, 3), (1, 2))])
+def test_resample_is_torchs_bicubic_with_antialiasing(old, new, extra):
+    torch = pytest.importorskip("torch")
+    table = np.random.default_rng(0).normal(size=(1, extra + old[0] * old[1], 6)).astype(np.float32)
+    cells = torch.tensor(table[:, extra:].reshape(1, *old, 6).transpose(0, 3, 1, 2))
+    cells = torch.nn.functional.interpolate(cells, new, mode="bicubic", align_corners=False, antialias=True)
+    ours = np.asarray(resample(table, old, new))
+    assert ours.shape == (1, extra + new[0] * new[1], 6) and ours.dtype == np.float32
+    np.testing.assert_array_equal(ours[:, :extra], table[:, :extra])
+    expected = cells.numpy().transpose(0, 2, 3, 1).reshape(1, -1, 6)
+    np.testing.assert_allclose(ours[:, extra:], expected, rtol=0, atol=1e-5)
+
+
+def test_resample_keeps_the_same_grid_and_what_is_even():
+    table = np.random.default_rng(0).normal(size=(1, 13, 6)).astype(np.float32)
+    np.testing.assert_array_equal(resample(table, (3, 4), (3, 4)), table)
+    even = np.full((1, 13, 6), 0.25, np.float32)
+    np.testing.assert_allclose(resample(even, (3, 4), (7, 2)), np.full((1, 15, 6), 0.25), rtol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"13 positions is not that of a grid \(3, 3\): that has 9, or 10 with a class"
+    ):
+        resample(table, (3, 3), (4, 4))
 
 
 def test_class_token_is_seen_by_the_patches_and_is_no_part_of_the_map():
@@ -126,14 +169,15 @@ def test_drop_path_grows_linearly():
 
 
 @pytest.mark.parametrize(
-    "fields, words",
+    "fields, error, words",
     [
-        ({"patch": 16}, "images of 16 x 24 pixels .* must be multiples of 16"),
-        ({"position": "rotary"}, "position is 'rotary'; a ViT's position code is 'sincos' or 'learnt'"),
-        ({"position": "learnt"}, r"grid is \(\); a learnt position code needs a grid"),
-        ({"position": "learnt", "grid": (2, 2)}, r"grid is \(2, 2\); .* here \(2, 3\)"),
+        ({"patch": 16}, ValueError, "images of 16 x 24 pixels .* must be multiples of 16"),
+        ({"position": "rotary"}, UserError, "position is 'rotary'; a ViT's position code is 'sincos' or 'learnt'"),
+        ({"position": "learnt"}, UserError, r"grid is \(\); a learnt position code needs a grid"),
+        ({"position": "learnt", "grid": (2, 2)}, UserError, r"grid is \(2, 2\); .* here \(2, 3\)"),
+        ({"position": "learnt", "grid": 2}, UserError, r"grid is \(2, 2\); .* here \(2, 3\)"),
     ],
 )
-def test_refusals(fields, words):
-    with pytest.raises(ValueError, match=words):
+def test_refusals(fields, error, words):
+    with pytest.raises(error, match=words):
         shapes_of(ViT(**{**SMALL, **fields}), jnp.zeros((1, 16, 24, 3)))

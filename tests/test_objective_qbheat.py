@@ -199,7 +199,7 @@ def test_variance_is_the_loss_of_the_best_constant_prediction(loss_on):
     case = make(loss_on=loss_on)
     flat = case.batch["image"][:, ::STRIDE, ::STRIDE].repeat(STRIDE, 1).repeat(STRIDE, 2)
     batch = case.batch | {"image": flat}
-    pixels = np.asarray(images_lib.normalise(flat))
+    pixels = np.asarray(images_lib.Pixels().normalise(flat))
     mean = pixels[hidden_pixels() if loss_on == "masked" else np.ones_like(hidden_pixels())].mean(0)
     constant = predicting(case, np.tile(mean, STRIDE * STRIDE))
     loss, metrics, _ = constant.loss(batch)
@@ -282,7 +282,7 @@ def test_reconstruction_puts_patches_in_their_place():
     """A decoder that gives one patch, each pixel of which can be told from the others."""
     patch = np.linspace(-1, 1, STRIDE * STRIDE * 3)
     found = reconstruct(predicting(make(Tiny()), patch))
-    expected = np.asarray(images_lib.unnormalise(patch.reshape(STRIDE, STRIDE, 3)))
+    expected = np.asarray(images_lib.Pixels().unnormalise(patch.reshape(STRIDE, STRIDE, 3)))
     expected = np.tile(expected, (HEIGHT // STRIDE, WIDTH // STRIDE, 1))
     for q in ALL:
         hidden = hidden_pixels()[q]
@@ -292,12 +292,12 @@ def test_reconstruction_puts_patches_in_their_place():
 def test_norm_pix_is_undone_with_the_visible_block():
     """Predicting 0, a patch's mean, gives the mean of what is visible; predicting 1, one deviation of it more."""
     case = make(Tiny(), norm_pix=True)
-    pixels = np.asarray(images_lib.normalise(case.batch["image"]), np.float64)
+    pixels = np.asarray(images_lib.Pixels().normalise(case.batch["image"]), np.float64)
     for guess in (0.0, 1.0):
         found = reconstruct(predicting(case, np.full(STRIDE * STRIDE * 3, guess)))
         for q in ALL:
             visible = pixels[q][~hidden_pixels()[q]]
-            expected = np.asarray(images_lib.unnormalise(np.full(3, visible.mean() + guess * visible.std(ddof=1))))
+            expected = np.asarray(images_lib.Pixels().unnormalise(np.full(3, visible.mean() + guess * visible.std(ddof=1))))
             colours = found[q][hidden_pixels()[q]].astype(int)
             assert np.abs(colours - expected.astype(int)).max() <= 1
 
@@ -305,7 +305,7 @@ def test_norm_pix_is_undone_with_the_visible_block():
 def test_statistics_are_those_of_each_patch():
     """By a plain loop over patches: what is predicted, and what the loss is."""
     case = make(statistics=STATISTICS, norm_pix=True, loss_on="all")
-    images = np.asarray(images_lib.normalise(case.batch["image"]), np.float64)
+    images = np.asarray(images_lib.Pixels().normalise(case.batch["image"]), np.float64)
     guess = np.concatenate([np.zeros(STRIDE * STRIDE * 3), [0.2], [0.7]])
     total = []
     for image in images:
@@ -326,7 +326,7 @@ def test_reconstructions_take_the_statistics_that_were_predicted():
     for deviation, counted in ((0.4, 0.4), (-1.0, 0.0)):  # a negative deviation counts as none
         found = reconstruct(predicting(case, np.concatenate([pixels, [0.3], [deviation]])))
         patch = pixels.reshape(STRIDE, STRIDE, 3) * counted + 0.3
-        expected = np.tile(np.asarray(images_lib.unnormalise(patch)), (HEIGHT // STRIDE, WIDTH // STRIDE, 1))
+        expected = np.tile(np.asarray(images_lib.Pixels().unnormalise(patch)), (HEIGHT // STRIDE, WIDTH // STRIDE, 1))
         for q in ALL:
             hidden = hidden_pixels()[q]
             assert np.abs(found[q][hidden].astype(int) - expected[hidden].astype(int)).max() <= 1

@@ -1,4 +1,4 @@
-"""Classifiers on a frozen feature map: a linear one on pooled features, and one with transformer blocks before it."""
+"""Classifiers: linear ones on pooled features or on an encoder's outputs, and one with transformer blocks before it."""
 
 from typing import Any
 
@@ -15,6 +15,23 @@ class LinearHead(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
+        return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(x)
+
+
+class PooledHead(nn.Module):
+    """What an encoder returns -> logits float32 [B, classes], the classifier that most encoders are released with.
+
+    (features [B, h, w, C], out): a linear map of `out["class_token"]` [B, C] where there is one, otherwise of the mean
+    over the cells, after dropout.
+    """
+
+    classes: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, features, out, train=False):
+        pooled = out["class_token"] if "class_token" in out else features.astype(jnp.float32).mean((1, 2))
+        x = nn.Dropout(self.dropout)(pooled.astype(jnp.float32), deterministic=not train)
         return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(x)
 
 

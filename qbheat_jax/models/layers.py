@@ -41,38 +41,50 @@ def channel_shuffle(x, groups):
     return x.reshape(*lead, groups, channels // groups).swapaxes(-1, -2).reshape(*lead, channels)
 
 
+def pads(size, kernel, stride, padding):
+    """Zeros before and after the rows and the columns of a map of `size` = (H, W) -> ((top, bottom), (left, right)).
+
+    `padding`: "symmetric", kernel // 2 on every side (PyTorch's habit), or "same", the least that gives ceil(n / stride)
+    outputs, the odd one after (TensorFlow's: at stride 2 a 3x3 on an even size gets (0, 1), a 5x5 (1, 2)). Of an odd
+    kernel both give as many outputs. ValueError for another padding.
+    """
+    if padding == "symmetric":
+        return ((kernel // 2, kernel // 2),) * 2
+    if padding != "same":
+        raise ValueError(f"padding is {padding!r}; a convolution's is 'symmetric' or 'same'")
+    return tuple(jax.lax.padtype_to_pads(size, (kernel, kernel), (stride, stride), "SAME"))
+
+
 # --- Depthwise convolution -------------------------------------------------------------------------------------------
 
 
-def depthwise_conv(x, kernel, stride=1):
-    """Every input channel convolved with its own filters, zero padding k // 2 on every side.
+def depthwise_conv(x, kernel, stride=1, padding="symmetric"):
+    """Every input channel convolved with its own filters; `padding` as of `pads`.
 
     x [B, H, W, C]; kernel [k, k, 1, C * m] in the layout of a grouped convolution (the m outputs of one input channel
-    adjacent) -> [B, ceil(H / stride), ceil(W / stride), C * m].
+    adjacent), k odd -> [B, ceil(H / stride), ceil(W / stride), C * m].
 
     One function, two forms. GPUs and TPUs have a grouped convolution worth calling. XLA's CPU one is 30 to 100 times
     slower than k * k shifted multiply-adds, and so is its gradient; the form is chosen where the program is lowered.
     """
-    return _depthwise(x, kernel.astype(x.dtype), stride)
+    return _depthwise(x, kernel.astype(x.dtype), stride, pads(x.shape[1:3], kernel.shape[0], stride, padding))
 
 
-def _grouped(x, kernel, stride):
-    pad = kernel.shape[0] // 2
+def _grouped(x, kernel, stride, pad):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        ((pad, pad), (pad, pad)),
+        pad,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
     )
 
 
-def _windows(x, k, stride):
+def _windows(x, k, stride, pad):
     """The k * k shifted (and strided) views of zero-padded x, as ((i, j), view [B, Ho, Wo, C])."""
     height, width = (-(-n // stride) for n in x.shape[1:3])
-    pad = k // 2
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    padded = jnp.pad(x, ((0, 0), *pad, (0, 0)))
     for i in range(k):
         for j in range(k):
             yield (
@@ -81,27 +93,28 @@ def _windows(x, k, stride):
             )
 
 
-def _shifted(x, kernel, stride):
+def _shifted(x, kernel, stride, pad):
     x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
-    return sum(view * kernel[i, j, 0] for (i, j), view in _windows(x, kernel.shape[0], stride))
+    return sum(view * kernel[i, j, 0] for (i, j), view in _windows(x, kernel.shape[0], stride, pad))
 
 
-def _shifted_vjp(x, kernel, gradient, stride):
+def _shifted_vjp(x, kernel, gradient, stride, pad):
     """Gradients of `_shifted` with respect to (x, kernel), given that of its output."""
     k, multiplier = kernel.shape[0], kernel.shape[-1] // x.shape[-1]
-    d_kernel = _shifted_kernel_gradient(jnp.repeat(x, multiplier, axis=-1), gradient, k, stride)
+    d_kernel = _shifted_kernel_gradient(jnp.repeat(x, multiplier, axis=-1), gradient, k, stride, pad)
     if stride > 1:
-        # Output row o reads input row stride * o + i - pad, so the gradient is spread back to that spacing, zeros between.
+        # Output row o reads input row stride * o + i - top, so the gradient is spread back to that spacing, zeros between.
         end = (n - 1 - stride * (m - 1) for n, m in zip(x.shape[1:3], gradient.shape[1:3]))
         edges = ((0, 0, 0), *((0, e, stride - 1) for e in end), (0, 0, 0))
         gradient = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), edges)
-    # With respect to x the gradient is a convolution with the filters turned by 180 degrees.
+    # With respect to x the gradient is a convolution with the filters turned by 180 degrees, and the padding with them.
     turned = kernel[::-1, ::-1]
-    d_x = sum(view * turned[i, j, 0] for (i, j), view in _windows(gradient, k, 1))
+    pad = tuple((k - 1 - before, before) for before, _ in pad)
+    d_x = sum(view * turned[i, j, 0] for (i, j), view in _windows(gradient, k, 1, pad))
     return d_x.reshape(*x.shape, multiplier).sum(-1), d_kernel.astype(kernel.dtype)
 
 
-def _shifted_kernel_gradient(x, gradient, k, stride):
+def _shifted_kernel_gradient(x, gradient, k, stride, pad):
     """Sum over batch and positions of each shifted view times the gradient -> float32 [k, k, 1, C].
 
     Summed over the batch element by element in a loop first: XLA's CPU backend vectorises that, and not a reduction
@@ -110,7 +123,7 @@ def _shifted_kernel_gradient(x, gradient, k, stride):
     chunks = next(n for n in (16, 8, 4, 2, 1) if x.shape[0] % n == 0)
 
     def add(sums, chunk):
-        views = (view for _, view in _windows(chunk[0], k, stride))
+        views = (view for _, view in _windows(chunk[0], k, stride, pad))
         return tuple(s + (view * chunk[1]).astype(jnp.float32) for s, view in zip(sums, views)), None
 
     x, gradient = (a.reshape(chunks, -1, *a.shape[1:]) for a in (x, gradient))
@@ -119,29 +132,29 @@ def _shifted_kernel_gradient(x, gradient, k, stride):
     return jnp.stack([s.sum((0, 1, 2)) for s in sums]).reshape(k, k, 1, -1)
 
 
-def _depthwise_forward(x, kernel, stride):
+def _depthwise_forward(x, kernel, stride, pad):
     return jax.lax.platform_dependent(
-        x, kernel, cpu=lambda x, w: _shifted(x, w, stride), default=lambda x, w: _grouped(x, w, stride)
+        x, kernel, cpu=lambda x, w: _shifted(x, w, stride, pad), default=lambda x, w: _grouped(x, w, stride, pad)
     )
 
 
-def _depthwise_backward(stride, residuals, gradient):
+def _depthwise_backward(stride, pad, residuals, gradient):
     x, kernel = residuals
     return jax.lax.platform_dependent(
         x,
         kernel,
         gradient,
-        cpu=lambda x, w, g: _shifted_vjp(x, w, g, stride),
-        default=lambda x, w, g: jax.vjp(lambda x, w: _grouped(x, w, stride), x, w)[1](g),
+        cpu=lambda x, w, g: _shifted_vjp(x, w, g, stride, pad),
+        default=lambda x, w, g: jax.vjp(lambda x, w: _grouped(x, w, stride, pad), x, w)[1](g),
     )
 
 
-_depthwise = jax.custom_vjp(_depthwise_forward, nondiff_argnums=(2,))
-_depthwise.defvjp(lambda x, w, stride: (_depthwise_forward(x, w, stride), (x, w)), _depthwise_backward)
+_depthwise = jax.custom_vjp(_depthwise_forward, nondiff_argnums=(2, 3))
+_depthwise.defvjp(lambda x, w, stride, pad: (_depthwise_forward(x, w, stride, pad), (x, w)), _depthwise_backward)
 
 
 class Conv(nn.Module):
-    """A convolution without bias and with symmetric zero padding k // 2, at stride 2 too (as PyTorch's, not "SAME").
+    """A convolution without bias, zero-padded as `pads` says: by default symmetrically, at stride 2 too.
 
     x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]. `groups` divides both channel counts;
     groups == C is a depthwise convolution with features / C filters for every input channel.
@@ -153,6 +166,7 @@ class Conv(nn.Module):
     stride: int = 1
     groups: int = 1
     dtype: Any = jnp.float32
+    padding: str = "symmetric"
 
     @nn.compact
     def __call__(self, x):
@@ -161,17 +175,16 @@ class Conv(nn.Module):
         kernel = self.param("kernel", conv_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
         if self.groups == channels and self.groups > 1:
-            return depthwise_conv(x, kernel, self.stride)
+            return depthwise_conv(x, kernel, self.stride, self.padding)
         if self.kernel == 1 and self.stride == 1:  # a matrix product, which every backend does best
             x = x.reshape(*x.shape[:-1], self.groups, channels // self.groups)
             kernel = kernel.reshape(channels // self.groups, self.groups, -1)
             return jnp.einsum("bhwgi,igo->bhwgo", x, kernel).reshape(*x.shape[:3], self.features)
-        pad = (self.kernel // 2, self.kernel // 2)
         return jax.lax.conv_general_dilated(
             x,
             kernel,
             (self.stride, self.stride),
-            (pad, pad),
+            pads(x.shape[1:3], self.kernel, self.stride, self.padding),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
         )
@@ -185,18 +198,23 @@ class BatchNorm(nn.BatchNorm):
 
 
 class ConvBN(nn.Module):
-    """`Conv`, then batch norm. Children: conv, bn."""
+    """`Conv`, then batch norm of that momentum and epsilon. Children: conv, bn."""
 
     features: int
     kernel: int = 1
     stride: int = 1
     groups: int = 1
     dtype: Any = jnp.float32
+    padding: str = "symmetric"
+    momentum: float = BatchNorm.momentum
+    epsilon: float = BatchNorm.epsilon
 
     @nn.compact
     def __call__(self, x, train):
-        x = Conv(self.features, self.kernel, self.stride, self.groups, self.dtype, name="conv")(x)
-        return BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn")(x)
+        x = Conv(self.features, self.kernel, self.stride, self.groups, self.dtype, self.padding, name="conv")(x)
+        return BatchNorm(
+            use_running_average=not train, momentum=self.momentum, epsilon=self.epsilon, dtype=self.dtype, name="bn"
+        )(x)
 
 
 class DropPath(nn.Module):

@@ -248,7 +248,7 @@ class MobileFormer(nn.Module):
 
 
 class MobileFormerHead(nn.Module):
-    """The released classifier: (features [B, H, W, C], tokens [B, T, D]) -> logits float32 [B, classes]."""
+    """The released classifier: (features [B, H, W, C], out with `tokens` [B, T, D]) -> logits float32 [B, classes]."""
 
     classes: int
     features: int
@@ -257,10 +257,10 @@ class MobileFormerHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, tokens, train=False):
-        x = channel_shuffle(x, self.groups) if self.groups > 1 else x
+    def __call__(self, features, out, train=False):
+        x = channel_shuffle(features, self.groups) if self.groups > 1 else features
         x = jax.nn.relu6(ConvBN(6 * x.shape[-1], 1, 1, self.groups, self.dtype, name="conv")(x, train))
-        x = jnp.concatenate([hard_swish(x.mean((1, 2))), tokens[:, 0]], -1)
+        x = jnp.concatenate([hard_swish(x.mean((1, 2))), out["tokens"][:, 0]], -1)
         x = dense(self.features, self.dtype, "fc")(x)
         x = hard_swish(BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn")(x))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)

@@ -1,4 +1,4 @@
-"""Encoders by name: the only door to them."""
+"""Encoders by name, and what they are released with: the only door to them."""
 
 import dataclasses
 import difflib
@@ -6,8 +6,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from qbheat_jax import images
 from qbheat_jax.errors import UserError
-from qbheat_jax.models.mobile_former import VARIANTS, MobileFormer
+from qbheat_jax.models import mobile_former, mobilenet
+from qbheat_jax.models.heads import PooledHead
+from qbheat_jax.models.mobile_former import MobileFormer, MobileFormerHead
+from qbheat_jax.models.mobilenet import MobileNet
 from qbheat_jax.models.resnet import ResNet
 from qbheat_jax.models.vit import ViT
 
@@ -19,13 +23,14 @@ class Entry:
     """How to build one encoder.
 
     `fields`: those of `module` that the name fixes. `strides`: for each stride offered, its own first, the fields that
-    make it. `options`: further fields that a caller may set.
+    make it. `options`: further fields that a caller may set. `pixels`: (mean, std) that its released weights expect.
     """
 
     module: Any
     fields: dict
     strides: dict
     options: tuple = ()
+    pixels: tuple = (images.MEAN, images.STD)
 
 
 def _mobile_former(variant):
@@ -36,12 +41,18 @@ def _resnet(**fields):
     return Entry(ResNet, fields, {32: {}, 16: {"last_stride": 1}, 8: {"stem_stride": 1}}, ("zero_init",))
 
 
+def _mobilenet(name, **fields):
+    return Entry(MobileNet, {"variant": mobilenet.VARIANTS[name]}, {32: {}, 16: {"last_stride": 1}}, **fields)
+
+
 def _vit(**fields):
     return Entry(ViT, fields, {16: {"patch": 16}, 8: {"patch": 8}}, ("class_token", "position", "grid"))
 
 
 ENCODERS = {
-    **{f"mobile_former_{name}": _mobile_former(variant) for name, variant in VARIANTS.items()},
+    **{f"mobile_former_{name}": _mobile_former(variant) for name, variant in mobile_former.VARIANTS.items()},
+    "mobilenet_v2": _mobilenet("mobilenet_v2"),
+    "efficientnet_lite0": _mobilenet("efficientnet_lite0", pixels=((127 / 255,) * 3, (128 / 255,) * 3)),
     "resnet18": _resnet(blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet50": _resnet(blocks=(3, 4, 6, 3)),
     "vit_ti": _vit(width=192, heads=3),
@@ -59,7 +70,8 @@ def encoder(name, stride=0, drop_path=0.0, dtype="float32", **options):
     """The linen module behind `name`; parameters are made by its `init`.
 
     `stride`: pixels a cell, 0 for the encoder's own (resnet: 32, or 16 by not striding the last stage, or 8 by a 3x3
-    stem without stride or pool, for small images; vit: the patch, 16 or 8). `drop_path`: stochastic depth, in [0, 1).
+    stem without stride or pool, for small images; mobilenet_v2, efficientnet_lite0: 32, or 16 by not striding the last
+    stage that strides; vit: the patch, 16 or 8). `drop_path`: stochastic depth, in [0, 1).
     `dtype`: the type computed in, "float32" or "bfloat16" or the jnp type. `options`: resnet `zero_init`; vit
     `class_token`, `position`, `grid`. UserError for anything else.
 
@@ -67,21 +79,58 @@ def encoder(name, stride=0, drop_path=0.0, dtype="float32", **options):
     >>> vit.stride, vit.width
     (8, 192)
     """
-    if name not in ENCODERS:
-        near = difflib.get_close_matches(str(name), names(), 1, 0.0)[0]
-        raise UserError(f"encoder {name!r} is unknown, the nearest is {near}; the encoders are {', '.join(names())}")
-    entry = ENCODERS[name]
+    entry = _entry(name)
     stride = stride or next(iter(entry.strides))
     if stride not in entry.strides:
         raise UserError(f"encoder {name} has no stride {stride}; it offers {_either(entry.strides)}")
-    if not 0 <= drop_path < 1:
-        raise UserError(f"drop_path is {drop_path}; it must be at least 0 and less than 1")
+    _check_rate("drop_path", drop_path)
     unknown = sorted(set(options) - set(entry.options))
     if unknown:
         accepted = ("stride", "drop_path", "dtype", *entry.options)
         raise UserError(f"encoder {name} has no option {unknown[0]}; it takes {', '.join(accepted)}")
     fields = {**entry.fields, **entry.strides[stride], **options}
     return entry.module(**fields, drop_path=drop_path, dtype=_dtype(dtype))
+
+
+def head(name, classes, dropout=0.0, dtype="float32"):
+    """The classifier that encoder `name` is released with, as a linen module of (features, out, train).
+
+    (features, out) is what the encoder returns; logits float32 [B, classes] come back. Mobile-Former's own where it
+    has one, otherwise `PooledHead`. `dropout`: before the last layer, in [0, 1). UserError for anything else.
+
+    >>> head("resnet50", 1000)
+    PooledHead(
+        # attributes
+        classes = 1000
+        dropout = 0.0
+    )
+    """
+    fields = _entry(name).fields
+    if not isinstance(classes, int) or classes < 1:
+        raise UserError(f"classes is {classes}; a head needs a whole number of them, at least 1")
+    _check_rate("dropout", dropout)
+    dtype = _dtype(dtype)
+    if getattr(fields.get("variant"), "features", 0):
+        variant = fields["variant"]
+        return MobileFormerHead(classes, variant.features, variant.groups, dropout, dtype)
+    return PooledHead(classes, dropout)
+
+
+def released_pixels(name):
+    """(mean, std) of red, green, blue on the scale 0 .. 1 by which encoder `name`'s released weights want images."""
+    return _entry(name).pixels
+
+
+def _entry(name):
+    if name not in ENCODERS:
+        near = difflib.get_close_matches(str(name), names(), 1, 0.0)[0]
+        raise UserError(f"encoder {name!r} is unknown, the nearest is {near}; the encoders are {', '.join(names())}")
+    return ENCODERS[name]
+
+
+def _check_rate(name, rate):
+    if not 0 <= rate < 1:
+        raise UserError(f"{name} is {rate}; it must be at least 0 and less than 1")
 
 
 def _either(values):

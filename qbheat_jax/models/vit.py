@@ -4,8 +4,10 @@ import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from qbheat_jax.errors import UserError
 from qbheat_jax.models.layers import TransformerBlock, check_size, sincos_2d
 
 
@@ -15,6 +17,26 @@ def patch_init(key, shape, dtype=jnp.float32):
     return nn.initializers.xavier_uniform()(key, matrix, dtype).reshape(shape)
 
 
+def resample(pos_embed, old_grid, new_grid):
+    """A learnt position code [1, extra + rows * columns, C] of `old_grid` = (rows, columns), for `new_grid`.
+
+    Bicubic (a = -0.5) with antialiasing and half-pixel centres, as timm's resample_abs_pos_embed. The class token's
+    position, first where extra is 1, is kept; the same grid changes nothing. ValueError for any other extra.
+    """
+    cells, width = math.prod(old_grid), pos_embed.shape[-1]
+    extra = pos_embed.shape[1] - cells
+    if extra not in (0, 1):
+        raise ValueError(
+            f"a position code of {pos_embed.shape[1]} positions is not that of a grid {tuple(old_grid)}: that has "
+            f"{cells}, or {cells + 1} with a class token"
+        )
+    if tuple(old_grid) == tuple(new_grid):
+        return pos_embed
+    table = jnp.asarray(pos_embed)[:, extra:].reshape(1, *old_grid, width)
+    table = jax.image.resize(table, (1, *new_grid, width), "bicubic", antialias=True)
+    return jnp.concatenate([pos_embed[:, :extra], table.reshape(1, -1, width)], axis=1)
+
+
 class ViT(nn.Module):
     """The encoder. images [B, H, W, 3] -> (features [B, H / patch, W / patch, width], out).
 
@@ -22,13 +44,14 @@ class ViT(nn.Module):
     their position code) and `block0` ... of every block, and with a class token `class_token` [B, width], after the
     last norm.
 
-    `position`: "sincos", fixed (layers.sincos_2d), or "learnt", a table of `grid` = (rows, columns) cells. Both go by
-    row and column counted from the input's own top left. In QB-Heat's pre-training the input is a crop of half the
-    height and width, so that only the codes of the first half of the rows and columns are seen, whatever the placement;
-    the others come in with whole images. A learnt table gives its top left part to a smaller input and refuses a larger
-    one with ValueError.
-    `class_token`: a learnt token before the patches, without a position code of its own (a released one is added to the
-    token, which is the same function). `drop_path`: the rate of the last block; it grows linearly from 0 at the first.
+    `position`: "sincos", fixed (layers.sincos_2d), or "learnt", a table `pos_embed` [1, extra + rows * columns, width]
+    of `grid` = (rows, columns), or one number for both; extra is 1 with a class token. Both codes go by row and column
+    counted from the input's own top left. In QB-Heat's pre-training the input is a crop of half the height and width, so
+    that only the codes of the first half of the rows and columns are seen, whatever the placement; the others come in
+    with whole images. A learnt table gives its top left part to a smaller input and refuses a larger one with
+    UserError; `resample` makes one for another size of whole images.
+    `class_token`: a learnt token [1, 1, width] before the patches; a learnt table holds its position first, a fixed one
+    has none for it. `drop_path`: the rate of the last block; it grows linearly from 0 at the first.
     """
 
     width: int = 384
@@ -38,7 +61,7 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     class_token: bool = False
     position: str = "sincos"
-    grid: tuple = ()
+    grid: Any = ()
     drop_path: float = 0.0
     dtype: Any = jnp.float32
 
@@ -58,14 +81,14 @@ class ViT(nn.Module):
             kernel_init=patch_init,
             name="patch_embed",
         )(images)
-        x = x + self._position(*x.shape[1:3]).astype(self.dtype)
-        shape = x.shape
+        shape, extra = x.shape, int(self.class_token)
+        token_position, position = self._position(*shape[1:3])
+        x = x + position.astype(self.dtype)
         out = {"patches": x}
         x = x.reshape(shape[0], -1, self.width)
-        extra = int(self.class_token)
         if self.class_token:
             token = self.param("class_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
-            token = jnp.broadcast_to(token.astype(self.dtype), (shape[0], 1, self.width))
+            token = jnp.broadcast_to((token + token_position).astype(self.dtype), (shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
         for n in range(self.depth):
             x = TransformerBlock(
@@ -82,15 +105,19 @@ class ViT(nn.Module):
         return x[:, extra:].reshape(shape), out
 
     def _position(self, rows, columns):
-        """float32 [rows, columns, width]."""
+        """(the class token's, float32 [1, 1, width] or 0, and the cells', float32 [rows, columns, width])."""
         if self.position == "sincos":
-            return jnp.asarray(sincos_2d(rows, columns, self.width))
+            return 0.0, jnp.asarray(sincos_2d(rows, columns, self.width))
         if self.position != "learnt":
-            raise ValueError(f"position is {self.position!r}; a ViT's position code is 'sincos' or 'learnt'")
-        if len(self.grid) != 2 or rows > self.grid[0] or columns > self.grid[1]:
-            raise ValueError(
-                f"grid is {self.grid}; a learnt position code needs a grid (rows, columns) no smaller than the "
-                f"input's, here ({rows}, {columns})"
+            raise UserError(f"position is {self.position!r}; a ViT's position code is 'sincos' or 'learnt'")
+        grid = (self.grid, self.grid) if isinstance(self.grid, int) else self.grid
+        if len(grid) != 2 or rows > grid[0] or columns > grid[1]:
+            raise UserError(
+                f"grid is {grid}; a learnt position code needs a grid (rows, columns) no smaller than the input's, "
+                f"here ({rows}, {columns})"
             )
-        table = self.param("position_code", nn.initializers.normal(0.02), (*self.grid, self.width), jnp.float32)
-        return table[:rows, :columns]
+        extra = int(self.class_token)
+        shape = (1, extra + math.prod(grid), self.width)
+        table = self.param("pos_embed", nn.initializers.normal(0.02), shape, jnp.float32)
+        cells = table[0, extra:].reshape(*grid, self.width)
+        return table[:, :extra], cells[:rows, :columns]

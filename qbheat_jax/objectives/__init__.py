@@ -2,18 +2,33 @@
 
 import jax.numpy as jnp
 
-from qbheat_jax import heat, quarters
+from qbheat_jax import heat, images, quarters
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.decoder import HeatDecoder
 from qbheat_jax.objectives.qbheat import STATISTICS, QBHeat
+from qbheat_jax.objectives.supervised import Supervised
+
+
+def build_encoder(config):
+    """The encoder of any config that has `encoder` fields. Raises UserError where they do not go together."""
+    fields = config.encoder
+    options = {name: fields[name] for name in ("class_token", "position", "grid") if fields[name] != _PLAIN[name]}
+    return registry.encoder(
+        fields.name, stride=fields.stride, drop_path=fields.drop_path, dtype=config.dtype, **options
+    )
 
 
 def build(config):
-    """The objective that a pre-training config asks for. Raises UserError where the grid cannot be split so."""
-    encoder = registry.encoder(
-        config.encoder.name, stride=config.encoder.stride, drop_path=config.encoder.drop_path, dtype=config.dtype
-    )
+    """The objective of a run's or a ported checkpoint's config. Raises UserError where the grid cannot be split so."""
+    encoder = build_encoder(config)
+    pixels = images.Pixels(config.pixels.mean, config.pixels.std)
+    if config.objective == "classifier":
+        _check_size(config, encoder)
+        head = (
+            registry.head(config.encoder.name, config.head.classes, dtype=config.dtype) if config.head.classes else None
+        )
+        return Supervised(encoder, head, pixels)
     placements = quarters.PLACEMENT_SETS[config.quarter.placements]
     _check_grid(config, encoder, placements)
     decoder = HeatDecoder(
@@ -26,15 +41,23 @@ def build(config):
         statistics=STATISTICS if config.norm_pix and config.norm_pix_statistics > 0 else 0,
         dtype=jnp.dtype(config.dtype),
     )
-    return QBHeat(encoder, decoder, config.norm_pix, config.loss_on, config.norm_pix_statistics)
+    return QBHeat(encoder, decoder, config.norm_pix, config.loss_on, config.norm_pix_statistics, pixels)
 
 
-def _check_grid(config, encoder, placements):
+# Only a vit has these, so the others are not given them.
+_PLAIN = {"class_token": False, "position": "sincos", "grid": 0}
+
+
+def _check_size(config, encoder):
     if config.image_size % encoder.stride:
         raise UserError(
             f"config field image_size={config.image_size} is not accepted: {config.encoder.name} takes a multiple of "
             f"its stride, {encoder.stride}"
         )
+
+
+def _check_grid(config, encoder, placements):
+    _check_size(config, encoder)
     cells = config.image_size // encoder.stride
     try:
         quarters.check_grid(cells, cells, placements)

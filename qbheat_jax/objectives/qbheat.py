@@ -45,6 +45,7 @@ class QBHeat:
     norm_pix: bool = False
     loss_on: str = "masked"
     statistics_weight: float = 1.0
+    pixels: images_lib.Pixels = images_lib.Pixels()
 
     @property
     def statistics(self):
@@ -52,7 +53,7 @@ class QBHeat:
 
     def init(self, rng, batch):
         """Variables {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}} for batches of this shape."""
-        visible = crop_visible(images_lib.normalise(batch["image"][:1]), batch["quarter"][:1])
+        visible = crop_visible(self.pixels.normalise(batch["image"][:1]), batch["quarter"][:1])
         encoder_rng, decoder_rng = jax.random.split(rng)
         encoder = self.encoder.init(encoder_rng, visible)
         features, _ = self.encoder.apply(encoder, visible)
@@ -67,7 +68,7 @@ class QBHeat:
         batch: image uint8 [B, H, W, 3], quarter int32[B], mask bool[B] (False: the example does not count).
         metrics: `variance`, the same error if the mean target patch of the batch were predicted (the trivial predictor's).
         """
-        images = images_lib.normalise(batch["image"])
+        images = self.pixels.normalise(batch["image"])
         predicted, mutable = self._forward(params, mutable, images, batch["quarter"], rng, train)
         target = self._target(images)
         cells = jnp.ones(target.shape[:3], bool)
@@ -102,16 +103,16 @@ class QBHeat:
         Where targets were normalised within patches, a patch is un-normalised with the mean and standard deviation
         that were predicted for it, or those of the visible block, never with the target's own.
         """
-        pixels = images_lib.normalise(images)
+        pixels = self.pixels.normalise(images)
         patches, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter, None, False)
         if self.statistics:
-            patches, mean, std = jnp.split(patches, [-STATISTICS, -1], -1)
+            patches, mean, std = jnp.split(patches, [patches.shape[-1] - 2, patches.shape[-1] - 1], -1)
             patches = patches * jnp.maximum(std, 0.0) + mean
         elif self.norm_pix:
             visible = crop_visible(pixels, quarter).reshape(images.shape[0], -1)
             mean, std = (s[:, None, None] for s in patch_statistics(visible))
             patches = patches * std + mean
-        predicted = images_lib.unnormalise(images_lib.from_patches(patches, self.encoder.stride))
+        predicted = self.pixels.unnormalise(images_lib.from_patches(patches, self.encoder.stride))
         hidden = jnp.asarray(quarters.masked(*patches.shape[1:3]))[quarter]
         hidden = jnp.repeat(jnp.repeat(hidden, self.encoder.stride, 1), self.encoder.stride, 2)
         return jnp.where(hidden[..., None], predicted, images)

@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qbheat_jax import api, rng
-from qbheat_jax import images as images_lib
+from qbheat_jax import api, objectives, rng
 from qbheat_jax.errors import UserError
-from qbheat_jax.models import registry
+from qbheat_jax.images import Pixels
 
 TRIVIAL = ("pixels", "histogram")
 
@@ -41,21 +40,25 @@ def open_init(init, config):
             )
         if not config.encoder.name:
             raise UserError("--init random: config field encoder.name is empty; it takes a name of models.registry")
-        encoder = registry.encoder(config.encoder.name, stride=config.encoder.stride, dtype=config.dtype)
+        encoder = objectives.build_encoder(config)
         _check_size(encoder, config.image_size, config.encoder.name)
         shape = jnp.zeros((1, config.image_size, config.image_size, 3))
         variables = jax.jit(encoder.init)(rng.fold(rng.root(config.seed), "random"), shape)
-        return _encoder(encoder, variables, config.image_size, config.data.source, config.encoder.name)
-    model = api.load(init)
-    size = config.image_size or model.config.image_size
-    _check_size(model.encoder, size, model.config.encoder.name)
-    source = config.data.source or model.config.data.source
-    return _encoder(model.encoder, model.encoder_variables, size, source, model.config.encoder.name, model.step)
+        return _encoder(encoder, Pixels(), variables, config.image_size, config.data.source, config.encoder.name)
+    trained = api.read_config(init)
+    size = config.image_size or trained.image_size
+    source = config.data.source or trained.get("data", {}).get("source")
+    if not source:
+        raise UserError(f"--init {init} brings no images: config field data.source={config.data.source!r} must be set")
+    _check_size(objectives.build_encoder(trained), size, trained.encoder.name)
+    model = api.load(init).sized(size)
+    name, kept = trained.encoder.name, model.objective.pixels
+    return _encoder(model.encoder, kept, model.encoder_variables, size, source, name, model.step)
 
 
-def _encoder(encoder, variables, image_size, source, name, step=None):
+def _encoder(encoder, pixels, variables, image_size, source, name, step=None):
     def features(variables, images):
-        return encoder.apply(variables, images_lib.normalise(images))[0].astype(jnp.float32)
+        return encoder.apply(variables, pixels.normalise(images))[0].astype(jnp.float32)
 
     return Frozen(features, variables, image_size, source, {"encoder": name, "step": step})
 

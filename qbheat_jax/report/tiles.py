@@ -39,10 +39,10 @@ def visible(images, quarter):
     return images[:, rows, columns]
 
 
-def errors(predicted, images, quarter):
-    """float64[N]: mean squared error over masked pixels, in the loss's unit (pixels over their standard deviation)."""
+def errors(predicted, images, quarter, std=images_lib.STD):
+    """float64[N]: mean squared error over masked pixels, in the loss's unit (pixels over their channels' `std`)."""
     hidden = quarters.masked(*images.shape[1:3])[quarter]
-    difference = (predicted.astype(np.float64) - images.astype(np.float64)) / 255.0 / np.asarray(images_lib.STD)
+    difference = (predicted.astype(np.float64) - images.astype(np.float64)) / 255.0 / np.asarray(std)
     return np.square(difference[:, hidden]).mean((1, 2))
 
 

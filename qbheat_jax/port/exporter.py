@@ -1,0 +1,150 @@
+"""A workdir -> one file for others: .safetensors and .npz by PyTorch's names, .stablehlo to run as it is."""
+
+import json
+import logging
+import os
+import pathlib
+
+import numpy as np
+
+from qbheat_jax import api, trees
+from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.models.layers import sincos_2d
+from qbheat_jax.port import card, files, names, tables
+
+log = logging.getLogger("qbheat")
+
+ENDINGS = (".safetensors", ".npz", ".stablehlo")
+
+
+def export(directory, target, *, image_size=0, overwrite=False):
+    """The encoder, and classifier if there is one, of a workdir -> `target`, and a model card beside it -> facts dict.
+
+    By PyTorch's names every weight is the checkpoint's, bit for bit. `image_size`: pixels a side, 0 for the workdir's.
+    UserError for another ending, a file that exists (unless `overwrite`), and a disk that refuses; `target` is never
+    seen half written.
+    """
+    target = pathlib.Path(target)
+    if target.suffix not in ENDINGS:
+        raise UserError(f"--to {target}: the ending says what is written, one of {', '.join(ENDINGS)}")
+    if target.is_dir():
+        raise UserError(f"--to {target} is a directory: name a file")
+    if target.exists() and not overwrite:
+        raise UserError(f"--to {target} exists: name another file, or pass --force")
+    model = api.load(directory)
+    if image_size and image_size != model.config.image_size:
+        model = model.sized(image_size)
+    facts = {"to": str(target), "encoder": model.config.encoder.name, "image_size": model.config.image_size}
+    if target.suffix == ".stablehlo":
+        from qbheat_jax.port import stablehlo
+
+        data = stablehlo.serialise(model)
+        _atomically(target, lambda path: path.write_bytes(data))
+    else:
+        arrays = torch_arrays(model)
+        facts["tensors"] = len(arrays)
+        _atomically(target, lambda path: _save(path, arrays, target.suffix, model.config))
+    facts |= {"bytes": target.stat().st_size, "sha256": files.sha256(target)}
+    facts["parameters"] = card.parameters(model.variables["params"])
+    facts["card"] = str(_card(target, model, directory, facts))
+    log.info("wrote %s (%d bytes) and %s", target, facts["bytes"], facts["card"])
+    return facts
+
+
+def torch_arrays(model):
+    """{PyTorch's name: array in PyTorch's layout} of an api.Model's encoder and classifier."""
+    config = model.config
+    leaves = {
+        path: np.asarray(leaf)
+        for path, leaf in trees.names(model.variables)
+        if path.split("/")[1] in ("encoder", "head")
+    }
+    named = tables.of(config.encoder.name).torch_names(leaves)
+    arrays = {named[path]: np.ascontiguousarray(names.to_torch(path, leaf)) for path, leaf in leaves.items()}
+    return {**arrays, **_fixed_position(model)}
+
+
+def _fixed_position(model):
+    """A ViT's fixed position code as the table that PyTorch's models keep it in; {} for every other encoder."""
+    config, encoder = model.config, model.encoder
+    if getattr(encoder, "position", "") != "sincos":
+        return {}
+    cells = config.image_size // encoder.stride
+    code = sincos_2d(cells, cells, encoder.width).reshape(1, cells * cells, encoder.width)
+    extra = np.zeros((1, int(encoder.class_token), encoder.width), np.float32)
+    log.info("the fixed position code is written as pos_embed, for images of %d pixels", config.image_size)
+    return {"pos_embed": np.concatenate([extra, code], 1)}
+
+
+def _save(path, arrays, suffix, config):
+    if suffix == ".npz":
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+        return
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise UserError(".safetensors needs the safetensors library: pip install safetensors") from None
+    metadata = {"format": "pt", "architecture": config.encoder.name, "image_size": str(config.image_size)}
+    save_file(arrays, path, metadata)
+
+
+def _atomically(target, write):
+    """`write(path)` beside the target, then moved over it."""
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        os.replace(part, target)
+    except UserError:
+        raise
+    except Exception as error:  # safetensors has an error of its own around the system's
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
+        reason = os.strerror(error.errno) if getattr(error, "errno", None) else str(error)
+        raise UserError(f"{target} cannot be written: {reason}", exit_code=RUN_FAILED) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _card(target, model, directory, facts):
+    path = card.place(target)
+    rows = [
+        *_origin(pathlib.Path(directory)),
+        ("exported from", f"{os.path.basename(os.path.normpath(directory))}, checkpoint {model.step}"),
+        ("file", f"`{target.name}`, {facts['bytes']:,} bytes, SHA-256 `{facts['sha256']}`"),
+    ]
+    card.write(path, card.text(target.name, model, rows, _usage(target, model)))
+    return path
+
+
+def _origin(directory):
+    """The card's row on the file that a ported workdir was made of."""
+    try:
+        there = json.loads((directory / "provenance.json").read_text())
+        return [("source", f"`{there['source']}`, SHA-256 `{there['sha256']}`")]
+    except (OSError, ValueError, LookupError):
+        return []
+
+
+def _usage(target, model):
+    name, config = target.name, model.config
+    classes = card.classes(config)
+    if target.suffix == ".stablehlo":
+        side, kind = config.image_size, "logits" if classes else "features"
+        return (
+            f"Takes uint8 RGB images [batch, {side}, {side}, 3] and normalises them itself; any batch size, on CPU, CUDA "
+            f"and TPU:\n\n```python\nfrom jax import export\n\nmodel = export.deserialize(bytearray(open({name!r}, 'rb')"
+            f".read()))\n{kind} = model.call(images)\n```"
+        )
+    load = f"safetensors.torch.load_file({name!r})"
+    if target.suffix == ".npz":
+        load = f"{{k: torch.from_numpy(v) for k, v in numpy.load({name!r}).items()}}"
+    options = "" if classes else " --head drop"
+    options += f" --classes {classes}" if classes not in (0, 1000) else ""
+    options += f" --stride {config.encoder.stride}" if config.encoder.stride else ""
+    return (
+        "Names and layouts are PyTorch's. There:\n\n```python\n"
+        f"model.load_state_dict({load})\n```\n\nand here:\n\n```sh\n"
+        f"qbheat port --arch {config.encoder.name} --from {name} --to DIR{options}\n```"
+    )

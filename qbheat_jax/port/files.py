@@ -1,0 +1,243 @@
+"""Any file of weights -> nested dicts of numpy arrays. What it is is told by its content, and no code in it is ever run.
+
+safetensors and npz are read without PyTorch; PyTorch's own files (zip and legacy) by `torch.load(weights_only=True)`, which
+builds tensors and plain containers and refuses everything else.
+"""
+
+import argparse
+import hashlib
+import logging
+import pathlib
+import pickle
+import pickletools
+import re
+import zipfile
+import zlib
+
+import ml_dtypes
+import numpy as np
+
+from qbheat_jax.errors import UserError
+
+log = logging.getLogger("qbheat")
+
+# What a file begins with. PyTorch's legacy format is a row of pickles, the first of them this number.
+_ZIP = b"PK\x03\x04"
+_LEGACY = re.compile(rb"\x80.\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+_PICKLE = re.compile(rb"\x80[\x01-\x05]", re.DOTALL)
+
+_SAFETENSORS = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
+    "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+
+_ADVICE = "save model.state_dict(), a dict of tensors, with torch.save or as .safetensors"
+
+
+def read(path):
+    """A file of weights -> (tree, format): str-keyed dicts, numpy arrays, and whatever else a checkpoint holds.
+
+    Arrays keep the type they are stored in. Format: "safetensors", "npz", "PyTorch zip" or "PyTorch legacy". UserError,
+    one sentence, for anything that is not a whole file of weights.
+    """
+    path = pathlib.Path(path)
+    kind = recognise(path)
+    reader = {"safetensors": _safetensors, "npz": _npz}.get(kind, _torch)
+    tree = reader(path)
+    if not isinstance(tree, dict):
+        what = "single tensor" if isinstance(tree, np.ndarray) else type(tree).__name__
+        raise UserError(f"{path} holds a {what}, not a dict of tensors: {_ADVICE}")
+    return tree, kind
+
+
+def recognise(path):
+    """The format of a file, by its content. UserError, with what it is instead, where it is none of the four."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory: name the file of weights in it")
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(1024), path.stat().st_size
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not head:
+        raise UserError(f"{path} is empty")
+    if head.startswith(_ZIP):
+        return _kind_of_zip(path)
+    if _LEGACY.match(head):
+        return "PyTorch legacy"
+    if _PICKLE.match(head):
+        raise UserError(
+            f"{path} is a plain pickle, which can run code when it is opened: it was refused, and nothing in it was run; "
+            f"{_ADVICE}"
+        )
+    if head[8:9] == b"{":
+        if 8 + int.from_bytes(head[:8], "little") > size:
+            raise UserError(f"{path} is truncated, or not a safetensors file: its header is longer than the file")
+        return "safetensors"
+    raise UserError(f"{path} holds no weights: {_what(head)}; .safetensors, .npz and PyTorch's files are accepted")
+
+
+def _kind_of_zip(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        raise UserError(f"{path} is truncated or damaged: the end of the archive is missing") from None
+    if any(name.endswith("/constants.pkl") for name in names) or any("/code/" in name for name in names):
+        raise UserError(f"{path} is a TorchScript archive, a program: {_ADVICE}")
+    if any(name.endswith("/data.pkl") for name in names):
+        return "PyTorch zip"
+    if names and all(name.endswith(".npy") for name in names):
+        return "npz"
+    raise UserError(f"{path} is a zip archive, but neither PyTorch's nor .npz: it holds {', '.join(names[:3]) or 'nothing'}")
+
+
+def _what(head):
+    """What a file seems to be that begins so."""
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer (fetch the file itself with git lfs pull)"
+    if head.lstrip()[:1] == b"<":
+        return "it is a web page, or XML (the download went wrong)"
+    if head.startswith(b"\x93NUMPY"):
+        return "it is a single numpy array"
+    if head[:2] in (b"\x1f\x8b", b"BZ") or head[257:262] == b"ustar":
+        return "it is an archive (unpack it first)"
+    try:
+        text = head[:512].decode()
+    except UnicodeDecodeError:
+        return f"it begins with {head[:8].hex(' ')}, which is no known format"
+    return f"it is a text file that begins with {text.split(chr(10))[0][:40]!r}"
+
+
+def _safetensors(path):
+    try:
+        import safetensors
+    except ImportError:
+        raise UserError(f"{path} needs the safetensors library: pip install safetensors") from None
+    try:
+        items = safetensors.deserialize(path.read_bytes())
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is truncated or damaged: {error}") from error
+    tree = {}
+    for name, item in items:
+        if item["dtype"] not in _SAFETENSORS:
+            raise UserError(f"{path}: {name} is stored as {item['dtype']}; {', '.join(_SAFETENSORS)} can be read")
+        tree[name] = np.frombuffer(item["data"], _SAFETENSORS[item["dtype"]]).reshape(item["shape"])
+    return tree
+
+
+def _npz(path):
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged member
+        if "allow_pickle" in str(error):
+            raise UserError(
+                f"{path} holds pickled objects, which can run code when they are opened: it was refused, and nothing in "
+                "it was run; save arrays of numbers alone"
+            ) from None
+        raise UserError(f"{path} is truncated or damaged: {_brief(error)}") from error
+
+
+def _torch(path):
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path} is PyTorch's: reading it needs pip install 'qbheat_jax[torch]'") from None
+    if zipfile.is_zipfile(path):
+        _check_sums(path)
+    try:
+        # Beside the weights, training scripts save their arguments and numpy's numbers, neither of which run anything.
+        with torch.serialization.safe_globals(_harmless()):
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(_refusal(path, str(error))) from error
+    except Exception as error:  # RuntimeError, EOFError, and whatever a torn pickle makes of itself
+        raise UserError(f"{path} is truncated or damaged: {_brief(error)}") from error
+    return _as_numpy(tree, torch, path)
+
+
+def _check_sums(path):
+    """UserError where what an archive holds is not what was written: PyTorch does not look, and would take the weights."""
+
+    def sound(archive, name):
+        try:
+            with archive.open(name) as file:
+                while file.read(1 << 20):
+                    pass
+            return True
+        except (zipfile.BadZipFile, zlib.error, OSError):
+            return False
+
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        damaged = [name for name in names if not sound(archive, name)]
+    if 0 < len(damaged) < len(names):  # all of them where PyTorch was told to leave the sums out
+        raise UserError(f"{path} is damaged: {damaged[0]} in it is not what was written")
+
+
+def _harmless():
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
+    return [argparse.Namespace, np.dtype, *dtypes, scalar, (scalar, "numpy.core.multiarray.scalar")]
+
+
+def _refusal(path, message):
+    """The sentence for a file that asks for more than tensors and plain containers, or whose pickle is broken."""
+    try:
+        pickled = _pickle_of(path)
+        for _ in pickletools.genops(pickled):  # reads the operations, and carries out none
+            pass
+    except Exception:
+        return f"{path} is truncated or damaged: its pickle breaks off"
+    what, asked = "is pickled in a way that can run code when it is opened", ""
+    if match := re.search(r"GLOBAL ([\w.]+)", message):
+        what, asked = "would run code when it is opened", f" (it asks for {match.group(1)})"
+    if b"torch.nn.modules" in pickled:
+        what = "holds a whole pickled model, which runs code when it is opened"
+    return f"{path} {what}{asked}: it was refused, and nothing in it was run; {_ADVICE}"
+
+
+def _pickle_of(path):
+    """The bytes of the pickle that holds a PyTorch file's object."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+    with path.open("rb") as file:
+        for _ in range(3):  # a legacy file's first three: its magic number, its version, the machine's byte order
+            for _ in pickletools.genops(file):
+                pass
+        start = file.tell()
+        for _ in pickletools.genops(file):
+            pass
+        end = file.tell()
+        file.seek(start)
+        return file.read(end - start)
+
+
+def _as_numpy(tree, torch, path):
+    if isinstance(tree, dict):
+        return {str(key): _as_numpy(value, torch, path) for key, value in tree.items()}
+    if not isinstance(tree, torch.Tensor):
+        return tree
+    if tree.is_quantized or tree.layout != torch.strided:
+        raise UserError(f"{path} holds quantised or sparse tensors: save it in float32 or float16")
+    try:
+        if tree.dtype == torch.bfloat16:
+            return tree.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tree.detach().numpy()
+    except TypeError:
+        raise UserError(f"{path} holds tensors of {tree.dtype}: save it in float32 or float16") from None
+
+
+def _brief(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def sha256(path):
+    """The file's SHA-256, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,238 @@
+"""A file of weights -> an ordinary workdir: config, checkpoint, where it came from, and a model card."""
+
+import importlib.metadata
+import json
+import logging
+import os
+
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from qbheat_jax import api, objectives
+from qbheat_jax import config as config_lib
+from qbheat_jax.checkpoint import Checkpoints
+from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.models import registry, vit
+from qbheat_jax.port import card, files, labels, names, strict, tables, wrappers
+
+log = logging.getLogger("qbheat")
+
+# Pixels that weights may want, where not those of the architecture's release: (mean, std) on the 0..1 scale.
+PIXELS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5,) * 3, (0.5,) * 3),
+    "lite": ((127 / 255,) * 3, (128 / 255,) * 3),
+}
+# What weights without a learnt position code are taken to have been trained on.
+IMAGE_SIZE = 224
+
+
+def port(source, arch, workdir, *, key=None, head="keep", classes=1000, stride=0, image_size=0, pixels=""):
+    """A file of weights -> a workdir that every command takes -> its provenance.json, as a dict.
+
+    source: .safetensors, .npz, or PyTorch's .pth, .pt, .bin. arch: an encoder of the registry. key: the dict inside the
+    file to take, where it holds several. head: "keep" takes its classifier of `classes` classes, "drop" leaves it.
+    stride: as of registry.encoder. image_size: pixels a side, 0 for what the weights were made for; a learnt position
+    code is resampled to another, with a notice. pixels: one of PIXELS; "" for the architecture's usual one.
+
+    UserError, one sentence, for a file that cannot be read or does not fit name by name, before anything is written; and
+    for a workdir that holds anything but this port. Nothing in the file is ever run.
+    """
+    table = tables.of(arch)
+    for name, value, accepted in (("head", head, ("keep", "drop")), ("pixels", pixels, ("", *PIXELS))):
+        if value not in accepted:
+            raise UserError(f"--{name} {value}: it takes {', '.join(filter(None, accepted))}")
+    workdir = epath.Path(workdir)
+    _check_free(workdir)
+    tree, kind = files.read(source)
+    held = wrappers.unwrap(tree, source, key)
+    for notice in held.notices:
+        log.info("%s", notice)
+    found = {name: tuple(array.shape) for name, array in held.arrays.items()}
+    config = _config(arch, table.options(found), classes if head == "keep" else 0, stride, image_size, pixels)
+    plan = strict.plan(found, config, table)
+    strict.check(plan, found, config, table, source, held.wrappers)
+    leaves, stored_as = _converted(plan, held.arrays, source)
+    resampled = ""
+    if image_size and image_size != config.image_size:
+        config, leaves, resampled = _resampled(config, leaves, image_size)
+    provenance = {
+        "source": os.path.basename(source),
+        "sha256": files.sha256(source),
+        "bytes": os.path.getsize(source),
+        "format": kind,
+        "stored_as": stored_as,
+        "wrappers": list(held.wrappers),
+        "key": held.key,
+        "arch": arch,
+        "config": config_lib.flatten(config.to_dict()),
+        "names": plan.dialect or "usual",
+        "resampled": resampled,
+        "renamed": {plan.wanted[path]: path for path in sorted(plan.wanted)},
+        "ignored": list(plan.ignored),
+        "dropped": [*held.dropped, *plan.dropped],
+        "versions": _versions(kind),
+    }
+    _report(provenance)
+    _write(workdir, config, leaves, provenance)
+    return provenance
+
+
+def _config(arch, options, classes, stride, image_size, pixels):
+    """The workdir's config, for images of the size that the weights were made for."""
+    cell = registry.encoder(arch, stride=stride).stride
+    mean, std = PIXELS[pixels] if pixels else registry.released_pixels(arch)
+    grid = options.get("encoder.grid", 0)
+    config = config_lib.resolve(
+        {
+            "encoder.name": arch,
+            "encoder.stride": stride,
+            "image_size": grid * cell if grid else image_size or IMAGE_SIZE,
+            "pixels.mean": mean,
+            "pixels.std": std,
+            "head.classes": classes,
+            **options,
+        },
+        config_lib.CLASSIFIER,
+    )
+    objectives.build(config)  # what does not go together is refused here
+    return config
+
+
+def _converted(plan, arrays, source):
+    """({path: float32 array in flax's layout}, the type they were stored in)."""
+    leaves, types = {}, {}
+    for path, name in plan.wanted.items():
+        array = arrays[name]
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(f"{os.path.basename(source)}: {name} is stored as {array.dtype}, not as floating-point numbers")
+        types.setdefault(array.dtype.name, name)
+        leaf = np.ascontiguousarray(names.from_torch(path, array).astype(np.float32))
+        if not np.isfinite(leaf).all():
+            raise UserError(f"{os.path.basename(source)}: {name} holds numbers that are not finite: it is of no use")
+        leaves[path] = leaf
+    if set(types) != {"float32"}:
+        rounded = "rounded to" if "float64" in types else "kept exactly, as"
+        log.info("weights stored as %s are %s float32", ", ".join(sorted(types)), rounded)
+    return leaves, ", ".join(sorted(types))
+
+
+def _resampled(config, leaves, image_size):
+    """(config, leaves, what was done) for another image size, which a learnt position code must be fitted to."""
+    cell = objectives.build(config).encoder.stride
+    fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size, "encoder.grid": image_size // cell}
+    sized = config_lib.resolve(fields, config_lib.CLASSIFIER)
+    objectives.build(sized)
+    old, new = ((c.encoder.grid,) * 2 for c in (config, sized))
+    path = "params/encoder/pos_embed"
+    words = f"position code of {old[0]} x {old[0]} cells resampled to {new[0]} x {new[0]} for images of {image_size} pixels"
+    log.info("%s", words)
+    return sized, {**leaves, path: np.asarray(vit.resample(leaves[path], old, new))}, words
+
+
+def _versions(kind):
+    packages = ("qbheat_jax", "jax", "flax", "numpy", *(("torch",) if "PyTorch" in kind else ()))
+    return {name: importlib.metadata.version(name) for name in packages}
+
+
+def _report(provenance):
+    p = provenance
+    log.info("%s: %s, %s, SHA-256 %s", p["source"], p["format"], p["stored_as"], p["sha256"])
+    if p["wrappers"]:
+        log.info("taken out of its wrappers: %s", ", ".join(p["wrappers"]))
+    if p["dropped"]:
+        log.info("not taken: %s", _some(p["dropped"]))
+    if p["ignored"]:
+        log.info("not needed: %s", _some(p["ignored"]))
+    log.info("%d arrays of %s, none missing and none left over", len(p["renamed"]), p["arch"])
+
+
+def _some(listed):
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
+
+
+# --- The workdir -----------------------------------------------------------------------------------------------------
+
+# provenance.json is written first and config.json, without which nothing loads a workdir, last: what an interrupted port
+# left is known for what it is, and done again.
+
+
+def _check_free(workdir):
+    """UserError, before any work, for a workdir that holds anything but a port."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--to {workdir} is a file: name a directory, new or empty")
+    if workdir.exists() and any(workdir.iterdir()) and not (workdir / "provenance.json").exists():
+        raise UserError(f"--to {workdir} already holds something: name a new or empty directory")
+
+
+def _write(workdir, config, leaves, provenance):
+    try:
+        if _begun(workdir, provenance):
+            log.info("%s holds this port already", workdir)
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+        if (workdir / "checkpoints").exists():
+            (workdir / "checkpoints").rmtree()
+        variables = _nested(leaves)
+        text = config_lib.to_json(config)
+        checkpoints = Checkpoints(workdir)
+        try:
+            state = {"step": np.zeros((), np.int32), **variables, "opt_state": {}, "ema": {}}
+            checkpoints.save(0, state, 0, text)
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
+        if config.head.classes:
+            labels.write(workdir, config.head.classes)
+        model = api.Model(config, variables, 0)
+        card.write(workdir / "README.md", card.text(config.encoder.name, model, _origin(provenance), _usage(workdir)))
+        (workdir / "config.json").write_text(text)
+    except OSError as error:
+        raise UserError(f"--to {workdir} cannot be written: {error.strerror or error}", exit_code=RUN_FAILED) from error
+
+
+def _begun(workdir, provenance):
+    """Whether the workdir holds this very port, whole. UserError where it holds another."""
+    path = workdir / "provenance.json"
+    if not path.exists():
+        return False
+    try:
+        there = json.loads(path.read_text())
+    except ValueError:
+        there = {}
+    same = all(there.get(field) == value for field, value in json.loads(json.dumps(provenance)).items() if field != "versions")
+    if there and not same:
+        raise UserError(
+            f"--to {workdir} holds the port of another file or with other options ({there.get('source')}, "
+            f"{there.get('arch')}): name a new or empty directory"
+        )
+    return same and (workdir / "config.json").exists()
+
+
+def _nested(leaves):
+    """{"params/encoder/...": array} -> {"params": {...}, "batch_stats": {...}}."""
+    tree = {"params": {}, "batch_stats": {}}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def _origin(provenance):
+    rows = [("source", f"`{provenance['source']}`, {provenance['bytes']:,} bytes, SHA-256 `{provenance['sha256']}`")]
+    if provenance["resampled"]:
+        rows.append(("changed", provenance["resampled"]))
+    return rows
+
+
+def _usage(workdir):
+    return (
+        "Every name's place is in `provenance.json`. To load it:\n\n```python\nimport qbheat_jax\n\n"
+        f"model = qbheat_jax.load({workdir.name!r})\n```\n\nand for PyTorch:\n\n```sh\n"
+        f"qbheat export --from {workdir.name} --to model.safetensors\n```"
+    )

@@ -1,0 +1,99 @@
+"""Names and layouts of PyTorch <-> flax. One table an architecture says what its modules are called; the rest is here.
+
+A table goes from flax to PyTorch, and port and export share it: port asks for every name that the model needs, export
+writes every name that the model has.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# The leaf of a module's parameter or running average, which is the same everywhere.
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+# What PyTorch keeps beside the weights and nothing here needs.
+IGNORED = r"(.*\.)?num_batches_tracked"
+
+
+def _no_options(shapes):
+    return {}
+
+
+def _no_advice(shapes):
+    return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What the modules of one family of encoders are called in PyTorch.
+
+    `module`: the linen class; `fields`: those of its registry entries that the table is for, where not for all.
+    `rules`: (regular expression, PyTorch's name) rows, tried in order on a flax path without its collection: on the whole
+    path of a parameter (`encoder/tokens` -> `tokens.weight`) and on that of a module (`encoder/bn1` -> `bn1`).
+    `head`: regular expression of the classifier's names in PyTorch. `signs`: of a registry entry's module, a few names
+    with their shapes that tell it from its like. `options`: of {name: shape} of a file, encoder fields of the config
+    that the file decides. `advice`: of the same, why such a file cannot fit, or "". `dialects`: rules by which other releases call the same modules.
+    """
+
+    module: Any
+    rules: tuple
+    head: str
+    signs: Callable
+    fields: dict = dataclasses.field(default_factory=dict)
+    options: Callable = _no_options
+    advice: Callable = _no_advice
+    dialects: dict = dataclasses.field(default_factory=dict)
+
+    def fits(self, entry):
+        """Whether the table is for this entry of the registry."""
+        return entry.module is self.module and all(entry.fields.get(k) == v for k, v in self.fields.items())
+
+    def is_head(self, name):
+        return re.match(self.head, name) is not None
+
+    def torch_names(self, paths, dialect=""):
+        """{path: PyTorch's name} of leaves, paths with their collection (`params/encoder/conv1/kernel`).
+
+        LookupError where no rule, or the same name twice, comes out: a fault of the table.
+        """
+        rules = self.dialects[dialect] if dialect else self.rules
+        named = {path: _torch_name(path.split("/", 1)[1], rules) for path in paths}
+        if len(set(named.values())) < len(named):
+            raise LookupError(f"the table of {self.module.__name__} gives a name twice")
+        return named
+
+    def dialect_of(self, paths, names):
+        """The dialect by which most of a file's `names` are known; "" for the table's own."""
+        names = set(names)
+        return max(("", *self.dialects), key=lambda d: len(names & set(self.torch_names(paths, d).values())))
+
+
+def _torch_name(path, rules):
+    module, _, leaf = path.rpartition("/")
+    for pattern, name in rules:
+        if match := re.fullmatch(pattern, path):
+            return match.expand(name)
+        if leaf in LEAVES and (match := re.fullmatch(pattern, module)):
+            return f"{match.expand(name)}.{LEAVES[leaf]}"
+    raise LookupError(f"no rule of the table is for {path}")
+
+
+def to_torch(path, array):
+    """A leaf in PyTorch's layout: convolutions [kh, kw, in, out] -> [out, in, kh, kw], matrices [in, out] -> [out, in]."""
+    return np.transpose(array, _axes(path, array.ndim, {4: (3, 2, 0, 1), 2: (1, 0)}))
+
+
+def from_torch(path, array):
+    """The inverse of `to_torch`."""
+    return np.transpose(array, _axes(path, array.ndim, {4: (2, 3, 1, 0), 2: (1, 0)}))
+
+
+def torch_shape(path, shape):
+    """The shape that a leaf of this shape has in PyTorch."""
+    return tuple(shape[axis] for axis in _axes(path, len(shape), {4: (3, 2, 0, 1), 2: (1, 0)}))
+
+
+def _axes(path, ndim, kernels):
+    return kernels.get(ndim, tuple(range(ndim))) if path.endswith("/kernel") else tuple(range(ndim))

@@ -1,0 +1,150 @@
+"""A file against a model, name by name: nothing missing, nothing left over, every shape right, or the likeliest cause."""
+
+import dataclasses
+import itertools
+import os
+import re
+
+from qbheat_jax import config as config_lib
+from qbheat_jax.errors import UserError
+from qbheat_jax.models import registry
+from qbheat_jax.port import names, shapes, tables
+
+LISTED = 10
+# Another architecture is named as the cause if no more of its names than this are wrong.
+NEAR = 0.1
+_NONE = "it is none of the architectures that are known here"
+
+
+@dataclasses.dataclass(frozen=True)
+class Differences:
+    """Of a file from a model: {name: shape} missing and extra, {name: (shape found, shape wanted)} misshapen."""
+
+    missing: dict
+    extra: dict
+    misshapen: dict
+
+    def __len__(self):
+        return len(self.missing) + len(self.extra) + len(self.misshapen)
+
+    def only(self, keep):
+        """Those whose name `keep` says yes to."""
+        return Differences(*({n: v for n, v in part.items() if keep(n)} for part in dataclasses.astuple(self)))
+
+    def lines(self):
+        kinds = (
+            [f"{name} is {_show(found)}, not {_show(wanted)}" for name, (found, wanted) in self.misshapen.items()],
+            [f"missing {name} {_show(shape)}" for name, shape in self.missing.items()],
+            [f"extra {name} {_show(shape)}" for name, shape in self.extra.items()],
+        )
+        return [line for row in itertools.zip_longest(*kinds) for line in row if line]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a file's names become a model's: `wanted` {path: PyTorch's name}, `dialect`, `differences`, `left` names."""
+
+    wanted: dict
+    dialect: str
+    differences: Differences
+    ignored: tuple
+    dropped: tuple
+
+
+def plan(found, config, table):
+    """found {name: shape} of a file against the model of a config -> Plan."""
+    wanted_shapes = shapes.of(config)
+    dialect = table.dialect_of(wanted_shapes, found)
+    wanted = table.torch_names(wanted_shapes, dialect)
+    shape_of = {wanted[path]: names.torch_shape(path, shape) for path, shape in wanted_shapes.items()}
+    ignored = tuple(name for name in found if re.fullmatch(names.IGNORED, name))
+    dropped = () if config.head.classes else tuple(name for name in found if table.is_head(name) and name not in ignored)
+    given = {name: shape for name, shape in found.items() if name not in {*ignored, *dropped}}
+    differences = Differences(
+        {name: shape for name, shape in shape_of.items() if name not in given},
+        {name: shape for name, shape in given.items() if name not in shape_of},
+        {n: (given[n], shape) for n, shape in shape_of.items() if n in given and given[n] != shape},
+    )
+    return Plan(wanted, dialect, differences, ignored, dropped)
+
+
+def check(plan, found, config, table, source, wrappers):
+    """Raises UserError, one sentence with the likeliest cause and the first differences, unless the file fits."""
+    if not len(plan.differences):
+        return
+    lines = plan.differences.lines()
+    more = f", and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+    cause = likeliest(plan, found, config, table, wrappers)
+    cause = f"{cause} (" if cause else ""
+    raise UserError(
+        f"{os.path.basename(source)} does not fit {config.encoder.name}: {cause}{', '.join(lines[:LISTED])}{more}"
+        f"{')' if cause else ''}"
+    )
+
+
+def likeliest(plan, found, config, table, wrappers):
+    """What the user most probably did: words, or "" where nothing is known."""
+    encoder = plan.differences.only(lambda name: not table.is_head(name))
+    if len(encoder):
+        return (
+            _other_architecture(encoder, found, config, table)
+            or _prefix(plan, found)
+            or table.advice(found)
+            or (_NONE if len(encoder) > NEAR * len(found) else "")
+        )
+    return _head(plan, found, config, table, wrappers)
+
+
+def _head(plan, found, config, table, wrappers):
+    held = [name for name in found if table.is_head(name)]
+    if not held:
+        return "there is no classifier in it: pass --head drop"
+    if "MoCo's encoder_q." in wrappers or {"fc.0.weight", "fc.2.weight"} <= set(held):
+        modules = sorted({name.rpartition(".")[0] for name in held})
+        return f"{' and '.join(modules)} is the projection of a pre-training method, not a classifier: pass --head drop"
+    classifier = plan.wanted["params/head/classifier/kernel"]
+    if classifier in found and found[classifier][0] != config.head.classes:
+        classes = found[classifier][0]
+        return (
+            f"the head has {classes:,} classes, the config {config.head.classes:,}: pass --head drop, or --classes {classes}"
+        )
+    return "its classifier is another one: pass --head drop"
+
+
+def _other_architecture(ours, found, config, table):
+    """The architecture, or the stride of this one, that the file fits best, if it nearly does."""
+    best, least = None, len(ours)
+    for arch in registry.names():
+        try:
+            other = tables.of(arch)
+            options = other.options(found)
+        except UserError:
+            continue
+        signs = other.signs(registry.encoder(arch))
+        if any(found.get(name) != shape for name, shape in signs.items()):
+            continue
+        for stride in registry.ENCODERS[arch].strides:
+            fields = {"encoder.name": arch, "encoder.stride": stride, "image_size": stride, **options}
+            candidate = config_lib.resolve({**fields, "head.classes": 0}, config_lib.CLASSIFIER)
+            count = len(plan(found, candidate, other).differences)
+            if count < least and count <= NEAR * len(found):
+                best, least = (arch, stride), count
+    if best is None:
+        return ""
+    arch, stride = best
+    own = next(iter(registry.ENCODERS[arch].strides))
+    with_stride = f" with --stride {stride}" if stride != own or arch == config.encoder.name else ""
+    return f"this looks like {arch}{with_stride}, you said {config.encoder.name}"
+
+
+def _prefix(plan, found):
+    """A prefix on every name that is no wrapper known here."""
+    wanted = set(plan.wanted.values())
+    prefix = os.path.commonprefix(list(found)).rpartition(".")[0]
+    if prefix and wanted & {name.removeprefix(f"{prefix}.") for name in found}:
+        return f"every name in it begins with {prefix}., which is no wrapper that is known: take that off"
+    return ""
+
+
+def _show(shape):
+    return f"[{', '.join(map(str, shape))}]"

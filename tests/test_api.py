@@ -1,0 +1,111 @@
+"""`qbheat_jax.load`: a ported classifier's features, logits and position codes, and what is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+import qbheat_jax
+from qbheat_jax import api, objectives, pretrain, rng
+from qbheat_jax import config as config_lib
+from qbheat_jax.checkpoint import Checkpoints
+from qbheat_jax.errors import UserError
+
+VIT = {"encoder.name": "vit_ti", "encoder.class_token": True, "encoder.position": "learnt", "encoder.grid": 2}
+
+
+def make_workdir(path, fields):
+    """A ported workdir with random weights -> (its path, the variables)."""
+    config = config_lib.resolve({"objective": "classifier", "image_size": 32, **fields}, config_lib.CLASSIFIER)
+    batch = {"image": np.zeros((1, 32, 32, 3), np.uint8)}
+    variables = jax.jit(objectives.build(config).init)(rng.root(0), batch)
+    saved = Checkpoints(path)
+    state = {"step": np.int32(0), **variables, "opt_state": {}, "ema": {}}
+    saved.save(0, state, 0, config_lib.to_json(config))
+    saved.wait()
+    saved.close()
+    (path / "config.json").write_text(config_lib.to_json(config))
+    return path, jax.device_get(variables)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    pixels = {"pixels.mean": (0.5, 0.5, 0.5), "pixels.std": (0.5, 0.5, 0.5)}
+    return make_workdir(tmp_path_factory.mktemp("classifier"), {"encoder.name": "micro", "head.classes": 7, **pixels})
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    return make_workdir(tmp_path_factory.mktemp("transformer"), VIT)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+
+
+def test_a_classifier_comes_back_whole(classifier):
+    path, variables = classifier
+    model = qbheat_jax.load(path)
+    jax.tree.map(np.testing.assert_array_equal, model.variables, variables)
+    logits = model.logits(IMAGES)
+    assert logits.shape == (3, 7) and model.features(IMAGES).shape == (3, 4, 4, 16)
+    by_hand = IMAGES.astype(np.float32) / 255.0 * 2.0 - 1.0
+    np.testing.assert_allclose(model.logits(by_hand, normalized=True), logits, atol=1e-5)
+    assert model.class_names is None
+    with pytest.raises(UserError, match="has no heat decoder"):
+        model.reconstruct(IMAGES, 0)
+
+
+def test_class_names_come_from_the_workdir(classifier):
+    path, _ = classifier
+    (path / "classes.tsv").write_text("".join(f"k{n}\tname {n}\n" for n in range(7)))
+    assert qbheat_jax.load(path).class_names == [f"name {n}" for n in range(7)]
+    (path / "classes.tsv").unlink()
+
+
+def test_a_learnt_position_code_is_resampled_for_another_size(transformer, caplog):
+    caplog.set_level("INFO", "qbheat")
+    model = qbheat_jax.load(transformer[0])
+    assert model.sized(32).encoder_variables["params"]["pos_embed"].shape == (1, 5, 192)
+    larger = model.sized(64)
+    assert "position code of 2 x 2 cells resampled to 4 x 4" in caplog.text
+    assert larger.encoder_variables["params"]["pos_embed"].shape == (1, 17, 192) and larger.config.encoder.grid == 4
+    assert larger.features(np.repeat(np.repeat(IMAGES, 2, 1), 2, 2)).shape == (3, 4, 4, 192)
+    with pytest.raises(UserError, match="vit_ti has no classifier"):
+        model.logits(IMAGES)
+
+
+def test_a_size_that_the_stride_does_not_divide_is_refused(classifier):
+    with pytest.raises(UserError, match="image_size=36 is not accepted: micro takes a multiple of its stride, 8"):
+        qbheat_jax.load(classifier[0]).sized(36)
+
+
+def test_pre_training_starts_from_a_ported_encoder(classifier, small_config, tmp_path):
+    path, variables = classifier
+    fields = {"init": str(path), "pixels.mean": (0.5, 0.5, 0.5), "pixels.std": (0.5, 0.5, 0.5), "ema": 0.5}
+    # A rate of nothing: what comes out is what went in.
+    config = small_config({**fields, "learning_rate": 1e-30, "total_steps": 2})
+    pretrain.run(config, tmp_path / "run")
+    model = api.load(tmp_path / "run")
+    got, expected = (v["params"]["encoder"] for v in (model.variables, variables))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-20), got, expected)
+    assert "decoder" in model.variables["params"]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"encoder.name": "mobile_former_tiny"}, r"has an encoder with encoder.name='micro' \(not 'mobile_former_tiny'\)"),
+        ({"pixels.std": (0.1, 0.1, 0.1)}, r"pixels.mean=.*, pixels.std=\(0.5, 0.5, 0.5\) \(not \(0.1, 0.1, 0.1\)\)"),
+        ({"init": "nowhere"}, "nowhere holds no run: there is no config.json in it"),
+    ],
+)
+def test_another_encoder_to_start_from_is_refused(classifier, small_config, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        pretrain.run(small_config({"init": str(classifier[0]), **fields}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_shape_to_start_from_is_refused(small_config, tmp_path, monkeypatch):
+    wrong = {"params": {"encoder": {"tokens": np.zeros((1, 1), np.float32)}}}
+    monkeypatch.setattr(pretrain, "starting_encoder", lambda config: wrong)
+    with pytest.raises(UserError, match="the weights to start from are of another model: .* of params"):
+        pretrain.run(small_config({"init": "somewhere"}), tmp_path / "run")
