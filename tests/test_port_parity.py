@@ -26,7 +26,9 @@ def forward(model):
 
     @jax.jit
     def apply(variables, images):
-        encoder, head = ({c: tree[part] for c, tree in variables.items() if part in tree} for part in ("encoder", "head"))
+        encoder, head = (
+            {c: tree[part] for c, tree in variables.items() if part in tree} for part in ("encoder", "head")
+        )
         features, out = model.encoder.apply(encoder, images)
         return features, out, model.objective.head.apply(head, features, out)
 

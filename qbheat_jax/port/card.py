@@ -11,11 +11,15 @@ def text(title, model, facts, usage):
     """The card. `model`: api.Model; `facts`: (words, value) rows after its own; `usage`: Markdown on how to load it."""
     config = model.config
     channels = ", ".join(
-        f"{name} {m:.4g} +- {s:.4g}" for name, m, s in zip(("red", "green", "blue"), config.pixels.mean, config.pixels.std)
+        f"{name} {m:.4g} +- {s:.4g}"
+        for name, m, s in zip(("red", "green", "blue"), config.pixels.mean, config.pixels.std)
     )
     count = classes(config)
     rows = [
-        ("architecture", f"`{config.encoder.name}`, {model.encoder.stride} pixels a cell, {model.encoder.width} channels"),
+        (
+            "architecture",
+            f"`{config.encoder.name}`, {model.encoder.stride} pixels a cell, {model.encoder.width} channels",
+        ),
         ("parameters", f"{parameters(model.variables['params']):,}"),
         ("classifier", f"{count:,} classes" if count else "none: features only"),
         ("input", f"RGB images of {config.image_size} x {config.image_size} pixels"),

@@ -9,8 +9,9 @@ import numpy as np
 
 from qbheat_jax import api, trees
 from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.models import registry
 from qbheat_jax.models.layers import sincos_2d
-from qbheat_jax.port import card, files, names, tables
+from qbheat_jax.port import card, files, importer, names, tables
 
 log = logging.getLogger("qbheat")
 
@@ -30,7 +31,7 @@ def export(directory, target, *, image_size=0, overwrite=False):
     if target.is_dir():
         raise UserError(f"--to {target} is a directory: name a file")
     if target.exists() and not overwrite:
-        raise UserError(f"--to {target} exists: name another file, or pass --force")
+        raise UserError(f"--to {target} exists: name another file, or pass --overwrite")
     model = api.load(directory)
     if image_size and image_size != model.config.image_size:
         model = model.sized(image_size)
@@ -102,9 +103,11 @@ def _atomically(target, write):
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         reason = os.strerror(error.errno) if getattr(error, "errno", None) else str(error)
+        reason = f"{target.parent} is a file" if isinstance(error, FileExistsError) else reason
         raise UserError(f"{target} cannot be written: {reason}", exit_code=RUN_FAILED) from error
     finally:
-        part.unlink(missing_ok=True)
+        if part.exists():
+            part.unlink()
 
 
 def _card(target, model, directory, facts):
@@ -143,6 +146,10 @@ def _usage(target, model):
     options = "" if classes else " --head drop"
     options += f" --classes {classes}" if classes not in (0, 1000) else ""
     options += f" --stride {config.encoder.stride}" if config.encoder.stride else ""
+    options += f" --image-size {config.image_size}" if config.image_size != importer.IMAGE_SIZE else ""
+    pixels = (config.pixels.mean, config.pixels.std)
+    if pixels != registry.released_pixels(config.encoder.name):
+        options += "".join(f" --pixels {name}" for name, known in importer.PIXELS.items() if known == pixels)
     return (
         "Names and layouts are PyTorch's. There:\n\n```python\n"
         f"model.load_state_dict({load})\n```\n\nand here:\n\n```sh\n"

@@ -11,6 +11,7 @@ import pathlib
 import pickle
 import pickletools
 import re
+import warnings
 import zipfile
 import zlib
 
@@ -92,7 +93,9 @@ def _kind_of_zip(path):
         return "PyTorch zip"
     if names and all(name.endswith(".npy") for name in names):
         return "npz"
-    raise UserError(f"{path} is a zip archive, but neither PyTorch's nor .npz: it holds {', '.join(names[:3]) or 'nothing'}")
+    raise UserError(
+        f"{path} is a zip archive, but neither PyTorch's nor .npz: it holds {', '.join(names[:3]) or 'nothing'}"
+    )
 
 
 def _what(head):
@@ -151,7 +154,7 @@ def _torch(path):
         _check_sums(path)
     try:
         # Beside the weights, training scripts save their arguments and numpy's numbers, neither of which run anything.
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings(action="ignore"):
             tree = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(_refusal(path, str(error))) from error

@@ -74,6 +74,7 @@ def port(source, arch, workdir, *, key=None, head="keep", classes=1000, stride=0
         "dropped": [*held.dropped, *plan.dropped],
         "versions": _versions(kind),
     }
+    provenance = json.loads(json.dumps(provenance))  # what is returned is what is read back
     _report(provenance)
     _write(workdir, config, leaves, provenance)
     return provenance
@@ -106,7 +107,9 @@ def _converted(plan, arrays, source):
     for path, name in plan.wanted.items():
         array = arrays[name]
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise UserError(f"{os.path.basename(source)}: {name} is stored as {array.dtype}, not as floating-point numbers")
+            raise UserError(
+                f"{os.path.basename(source)}: {name} is stored as {array.dtype}, not as floating-point numbers"
+            )
         types.setdefault(array.dtype.name, name)
         leaf = np.ascontiguousarray(names.from_torch(path, array).astype(np.float32))
         if not np.isfinite(leaf).all():
@@ -126,7 +129,9 @@ def _resampled(config, leaves, image_size):
     objectives.build(sized)
     old, new = ((c.encoder.grid,) * 2 for c in (config, sized))
     path = "params/encoder/pos_embed"
-    words = f"position code of {old[0]} x {old[0]} cells resampled to {new[0]} x {new[0]} for images of {image_size} pixels"
+    words = (
+        f"position code of {old[0]} x {old[0]} cells resampled to {new[0]} x {new[0]} for images of {image_size} pixels"
+    )
     log.info("%s", words)
     return sized, {**leaves, path: np.asarray(vit.resample(leaves[path], old, new))}, words
 
@@ -202,7 +207,7 @@ def _begun(workdir, provenance):
         there = json.loads(path.read_text())
     except ValueError:
         there = {}
-    same = all(there.get(field) == value for field, value in json.loads(json.dumps(provenance)).items() if field != "versions")
+    same = all(there.get(field) == value for field, value in provenance.items() if field != "versions")
     if there and not same:
         raise UserError(
             f"--to {workdir} holds the port of another file or with other options ({there.get('source')}, "

@@ -34,7 +34,8 @@ class Table:
     path of a parameter (`encoder/tokens` -> `tokens.weight`) and on that of a module (`encoder/bn1` -> `bn1`).
     `head`: regular expression of the classifier's names in PyTorch. `signs`: of a registry entry's module, a few names
     with their shapes that tell it from its like. `options`: of {name: shape} of a file, encoder fields of the config
-    that the file decides. `advice`: of the same, why such a file cannot fit, or "". `dialects`: rules by which other releases call the same modules.
+    that the file decides. `advice`: of the same, why such a file cannot fit, or "". `dialects`: rules by which other
+    releases call the same modules.
     """
 
     module: Any

@@ -10,16 +10,31 @@ from qbheat_jax import objectives, trees
 
 
 def of(config):
-    """{path of a leaf, `params/encoder/...`: its shape} of the model that a config describes. Cached."""
-    return _of(config_lib.to_json(config))
+    """{path of a leaf, `params/encoder/...`: its shape} of the model that a classifier's config describes."""
+    fields = config_lib.flatten(config.to_dict())
+    encoder, outputs = _encoder(
+        config_lib.to_json(config_lib.resolve({**fields, "head.classes": 0}, config_lib.CLASSIFIER))
+    )
+    if not config.head.classes:
+        return encoder
+    head = objectives.build(config).head
+    made = jax.eval_shape(lambda features, out: head.init(jax.random.key(0), features, out, False), *outputs)
+    return {**encoder, **_paths(made, "head")}
 
 
 @functools.lru_cache(maxsize=64)
-def _of(text):
-    objective = objectives.build(config_lib.from_json(text))
-    side = objective.encoder.stride  # one cell is enough: no shape depends on the image's
+def _encoder(text):
+    """(paths and shapes, what the encoder returns) of a config as text."""
+    encoder = objectives.build(config_lib.from_json(text)).encoder
+    side = encoder.stride  # one cell is enough: no variable's shape depends on the image's
 
     def init():
-        return objective.init(jax.random.key(0), {"image": jnp.zeros((1, side, side, 3), jnp.uint8)})
+        return encoder.init_with_output(jax.random.key(0), jnp.zeros((1, side, side, 3)))
 
-    return {name: tuple(leaf.shape) for name, leaf in trees.names(jax.eval_shape(init))}
+    outputs, made = jax.eval_shape(init)
+    return _paths(made, "encoder"), outputs
+
+
+def _paths(variables, part):
+    paths = ((name.split("/", 1), leaf) for name, leaf in trees.names(variables))
+    return {f"{collection}/{part}/{rest}": tuple(leaf.shape) for (collection, rest), leaf in paths}

@@ -58,7 +58,9 @@ def plan(found, config, table):
     wanted = table.torch_names(wanted_shapes, dialect)
     shape_of = {wanted[path]: names.torch_shape(path, shape) for path, shape in wanted_shapes.items()}
     ignored = tuple(name for name in found if re.fullmatch(names.IGNORED, name))
-    dropped = () if config.head.classes else tuple(name for name in found if table.is_head(name) and name not in ignored)
+    dropped = (
+        () if config.head.classes else tuple(name for name in found if table.is_head(name) and name not in ignored)
+    )
     given = {name: shape for name, shape in found.items() if name not in {*ignored, *dropped}}
     differences = Differences(
         {name: shape for name, shape in shape_of.items() if name not in given},
@@ -101,13 +103,12 @@ def _head(plan, found, config, table, wrappers):
         return "there is no classifier in it: pass --head drop"
     if "MoCo's encoder_q." in wrappers or {"fc.0.weight", "fc.2.weight"} <= set(held):
         modules = sorted({name.rpartition(".")[0] for name in held})
-        return f"{' and '.join(modules)} is the projection of a pre-training method, not a classifier: pass --head drop"
+        verb = "is" if len(modules) == 1 else "are"
+        return f"{' and '.join(modules)} {verb} the projection of a pre-training method, not a classifier: pass --head drop"
     classifier = plan.wanted["params/head/classifier/kernel"]
     if classifier in found and found[classifier][0] != config.head.classes:
         classes = found[classifier][0]
-        return (
-            f"the head has {classes:,} classes, the config {config.head.classes:,}: pass --head drop, or --classes {classes}"
-        )
+        return f"the head has {classes:,} classes, the config {config.head.classes:,}: pass --head drop, or --classes {classes}"
     return "its classifier is another one: pass --head drop"
 
 

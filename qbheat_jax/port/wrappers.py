@@ -60,7 +60,9 @@ def unwrap(tree, source, key=None):
         tree = tree[held[0]]
     key = ".".join(wrappers)
     if not any(isinstance(value, np.ndarray) for value in tree.values()):
-        raise UserError(f"{source} holds no weights by a name that is known: it has {_listed(tree)}; pick one with --key")
+        raise UserError(
+            f"{source} holds no weights by a name that is known: it has {_listed(tree)}; pick one with --key"
+        )
     arrays = {name: value for name, value in tree.items() if isinstance(value, np.ndarray)}
     dropped = [name for name in tree if name not in arrays]
     arrays = _without_prefixes(arrays, wrappers)

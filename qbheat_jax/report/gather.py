@@ -93,6 +93,8 @@ def read(workdir):
         config = config_lib.from_json((path / "config.json").read_text())
     except UserError as error:
         raise UserError(f"--workdir {workdir} holds no run that can be read: {error}") from error
+    if config.objective == "classifier":
+        raise UserError(f"--workdir {workdir} holds ported weights, not a run: there is nothing to report")
     summary = _json(path / "summary.json")
     summary = summary if isinstance(summary, dict) else {}
     return Run(path, shown(path), config, metrics.read(path), summary, _probes(path))

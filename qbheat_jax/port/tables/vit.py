@@ -27,7 +27,9 @@ def advice(shapes):
     if patch[2:] not in ((16, 16), (8, 8)):
         return f"its patches have {' x '.join(map(str, patch[2:]))} pixels, and these encoders take 16 or 8 a side"
     if "fc_norm.weight" in shapes:
-        return "it pools the patches before its last norm (fc_norm), as MAE's fine-tuned models, which is not built here"
+        return (
+            "it pools the patches before its last norm (fc_norm), as MAE's fine-tuned models, which is not built here"
+        )
     if "dist_token" in shapes:
         return "it has a distillation token (DeiT's distilled models), which is not built here"
     if "blocks.0.ls1.gamma" in shapes:

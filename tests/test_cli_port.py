@@ -1,0 +1,104 @@
+"""The commands about weights: port, classify, export, and a ported checkpoint as --init of probe and pretrain."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qbheat_jax import api
+from tests.test_api import make_workdir
+from tests.test_cli import CONFIGS, qbheat, refused
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of a ResNet-18's weights, random ones, in PyTorch's names."""
+    from qbheat_jax import port
+
+    folder = tmp_path_factory.mktemp("weights")
+    workdir, _ = make_workdir(folder / "made", {"encoder.name": "resnet18", "head.classes": 3})
+    port.export(workdir, folder / "resnet18.npz")
+    return folder / "resnet18.npz"
+
+
+@pytest.fixture(scope="module")
+def ported(weights):
+    from qbheat_jax import port
+
+    port.port(weights, "resnet18", weights.parent / "ported", classes=3, image_size=64)
+    return weights.parent / "ported"
+
+
+def test_port_then_export_gives_every_bit_back(capsys, weights, tmp_path):
+    arguments = ("--arch", "resnet18", "--from", weights, "--classes", 3, "--image-size", 64)
+    code, out, err = qbheat(capsys, "port", *arguments, "--to", tmp_path / "ported")
+    assert code == 0 and out.strip() == str(tmp_path / "ported"), err
+    code, _, err = qbheat(capsys, "export", "--from", tmp_path / "ported", "--to", tmp_path / "again.npz")
+    assert code == 0, err
+    before, after = np.load(weights), np.load(tmp_path / "again.npz")
+    assert set(before.files) == set(after.files)
+    for name in before.files:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
+
+
+def test_classify_images_and_a_labelled_folder(capsys, ported, tmp_path):
+    generator = np.random.default_rng(0)
+    for name in "012":
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for k in range(2):
+            pixels = generator.integers(0, 256, (70, 80, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "val" / name / f"{k}.png")
+    (tmp_path / "broken.jpg").write_text("no image")
+    files = sorted((tmp_path / "val").rglob("*.png"))
+    code, out, err = qbheat(capsys, "classify", "--init", ported, *files, tmp_path / "broken.jpg", "--top", 2)
+    assert code == 0 and out.count("%") == 2 * len(files), err
+    said = [line.split("class ")[1] for line in out.splitlines() if "%" in line][::2]
+    run = tmp_path / "run"
+    code, out, err = qbheat(capsys, "classify", "--init", ported, "--data", f"folder:{tmp_path}", "--workdir", run)
+    result = json.loads(out)
+    assert code == 0 and result == json.loads((run / "result.json").read_text()), err
+    assert result["n"] == 6 and result["top5"] == 1.0
+    assert result["top1"] == np.mean([label == file.parent.name for label, file in zip(said, files)])
+
+
+def test_mistakes(capsys, weights, ported, tmp_path):
+    to = ("--to", tmp_path / "x")
+    assert "classify takes either images or --data SPEC" == refused(capsys, "classify", "--init", ported)
+    assert "either" in refused(capsys, "classify", "--init", ported, "a.png", "--data", "photos")
+    assert "--split goes with --data" in refused(capsys, "classify", "--init", ported, "a.png", "--split", "val")
+    assert "port takes no config" in refused(
+        capsys, "port", "--arch", "resnet18", "--from", weights, *to, "--config.seed", 1
+    )
+    assert "invalid int value" in refused(
+        capsys, "port", "--arch", "resnet18", "--from", weights, *to, "--classes", "many"
+    )
+    error = refused(capsys, "port", "--arch", "resnet50", "--from", weights, *to, "--classes", 3)
+    assert "this looks like resnet18, you said resnet50" in error
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_ported_checkpoint_is_probed_and_pre_trained_from(capsys, ported, small_config_file, tmp_path):
+    small = ("--config.image_size", 32, "--config.data.source", "synthetic:64")
+    code, out, err = qbheat(
+        capsys,
+        "probe",
+        "--config",
+        CONFIGS / "photos_lin.py",
+        "--init",
+        ported,
+        "--workdir",
+        tmp_path / "lin",
+        *small,
+    )
+    assert code == 0 and json.loads((tmp_path / "lin" / "result.json").read_text())["encoder"] == "resnet18", err
+    arguments = ("pretrain", "--config", small_config_file, "--init", ported, "--workdir", tmp_path / "run")
+    error = refused(capsys, *arguments)
+    assert "encoder.name='resnet18' (not 'micro')" in error
+    fields = ("--config.encoder.name", "resnet18", "--config.image_size", 64, "--config.total_steps", 2,
+              "--config.quarter.placements", "corners")  # fmt: skip
+    code, out, err = qbheat(capsys, *arguments, *fields)
+    assert code == 0 and api.load(tmp_path / "run").config.init == str(ported), err
+    # A workdir of weights is not one to train in, nor one that a report is made of.
+    assert "config" in refused(capsys, *arguments[:-1], ported, *fields)
+    assert "holds ported weights, not a run" in refused(capsys, "report", "--workdir", ported)
