@@ -122,7 +122,7 @@ def read_config(directory):
 
 
 def load(directory):
-    """The run or ported checkpoint in a workdir, at its newest whole checkpoint -> Model. Raises UserError where there is none."""
+    """The run or ported checkpoint in a workdir, at its newest whole checkpoint -> Model. UserError where there is none."""
     config = read_config(directory)
     step, variables = Checkpoints(directory).restore_variables()
     return Model(config, variables, step, labels.read(directory))

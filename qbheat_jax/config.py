@@ -49,8 +49,6 @@ _RANGE = (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "two numbers, low and high
 _SHARE = (lambda v: _RANGE[0](v) and v[1] <= 1, "two numbers, low and high, 0 < low <= high <= 1")
 _SEED = (lambda v: 0 <= v < 2**32, "a number from 0 to 4294967295")
 _AXIS = (lambda v: v >= 1 or v == -1, "a number of devices, or -1 for all that are left")
-_CHANNELS = (lambda v: len(v) == 3, "three numbers, one a colour channel")
-_SPREADS = (lambda v: len(v) == 3 and min(v) > 0, "three numbers above 0, one a colour channel")
 _NUMBERS = (lambda v: len(v) > 0 and all(x >= 0 for x in v), "one or more numbers, none negative")
 
 _DATA = {
@@ -72,8 +70,7 @@ _ENCODER = {
     ),
 }
 _PIXELS = {
-    "pixels.mean": Field(images.MEAN, "mean of each channel that the encoder expects, on the 0..1 scale", _CHANNELS),
-    "pixels.std": Field(images.STD, "their standard deviation", _SPREADS),
+    "pixels": Field("imagenet", "how pixels are normalised for the encoder, see images.PIXELS", tuple(images.PIXELS))
 }
 
 PRETRAIN = {

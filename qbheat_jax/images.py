@@ -26,6 +26,14 @@ class Pixels:
         return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)
 
 
+# The conventions that weights come in: torchvision's and MAE's; timm's augreg ViTs'; EfficientNet-Lite's (x - 127) / 128.
+PIXELS = {
+    "imagenet": Pixels(),
+    "half": Pixels((0.5,) * 3, (0.5,) * 3),
+    "lite": Pixels((127 / 255,) * 3, (128 / 255,) * 3),
+}
+
+
 def to_patches(images, size):
     """[B, H, W, C] -> [B, H / size, W / size, size * size * C]; within a patch by row, column, channel."""
     batch, height, width, channels = images.shape

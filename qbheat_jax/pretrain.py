@@ -48,7 +48,7 @@ def starting_encoder(config):
     """
     trained = config_lib.flatten(api.read_config(config.init).to_dict())
     wanted = config_lib.flatten(config.to_dict())
-    same = ("encoder.name", "encoder.class_token", "encoder.position", "pixels.mean", "pixels.std")
+    same = ("encoder.name", "encoder.class_token", "encoder.position", "pixels")
     differ = [name for name in same if trained[name] != wanted[name]]
     if differ:
         have = ", ".join(f"{name}={trained[name]!r} (not {wanted[name]!r})" for name in differ)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qbheat_jax.errors import UserError
+from qbheat_jax.images import PIXELS
 from qbheat_jax.models import registry
 from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.mobile_former import VARIANTS, MobileFormerHead
@@ -149,9 +150,9 @@ def test_refusals_of_heads(arguments, words):
 
 def test_released_pixels():
     for name in set(NAMES) - {"efficientnet_lite0"}:
-        assert registry.released_pixels(name) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    mean, std = registry.released_pixels("efficientnet_lite0")
-    np.testing.assert_allclose((200 / 255 - np.array(mean)) / std, [(200 - 127) / 128] * 3)
+        assert registry.released_pixels(name) == "imagenet"
+    lite = PIXELS[registry.released_pixels("efficientnet_lite0")]
+    np.testing.assert_allclose(lite.normalise(np.full(3, 200, np.uint8)), [(200 - 127) / 128] * 3, rtol=1e-6)
     with pytest.raises(UserError, match="encoder 'lite0' is unknown"):
         registry.released_pixels("lite0")
 

@@ -297,7 +297,9 @@ def test_norm_pix_is_undone_with_the_visible_block():
         found = reconstruct(predicting(case, np.full(STRIDE * STRIDE * 3, guess)))
         for q in ALL:
             visible = pixels[q][~hidden_pixels()[q]]
-            expected = np.asarray(images_lib.Pixels().unnormalise(np.full(3, visible.mean() + guess * visible.std(ddof=1))))
+            expected = np.asarray(
+                images_lib.Pixels().unnormalise(np.full(3, visible.mean() + guess * visible.std(ddof=1)))
+            )
             colours = found[q][hidden_pixels()[q]].astype(int)
             assert np.abs(colours - expected.astype(int)).max() <= 1
 

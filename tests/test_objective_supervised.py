@@ -7,12 +7,11 @@ import optax
 import pytest
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import objectives
-from qbheat_jax.images import Pixels
+from qbheat_jax import images, objectives
 from qbheat_jax.objectives.supervised import Supervised
 
 CLASSES = 5
-PIXELS = Pixels((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+PIXELS = images.PIXELS["lite"]
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +21,7 @@ def case():
         "encoder.name": "micro",
         "image_size": 32,
         "head.classes": CLASSES,
-        "pixels.mean": PIXELS.mean,
-        "pixels.std": PIXELS.std,
+        "pixels": "lite",
     }
     objective = objectives.build(config_lib.resolve(fields, config_lib.CLASSIFIER))
     generator = np.random.default_rng(0)

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from qbheat_jax import images
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import mobile_former, mobilenet
 from qbheat_jax.models.heads import PooledHead
@@ -23,14 +22,14 @@ class Entry:
     """How to build one encoder.
 
     `fields`: those of `module` that the name fixes. `strides`: for each stride offered, its own first, the fields that
-    make it. `options`: further fields that a caller may set. `pixels`: (mean, std) that its released weights expect.
+    make it. `options`: further fields that a caller may set. `pixels`: which of `images.PIXELS` its released weights expect.
     """
 
     module: Any
     fields: dict
     strides: dict
     options: tuple = ()
-    pixels: tuple = (images.MEAN, images.STD)
+    pixels: str = "imagenet"
 
 
 def _mobile_former(variant):
@@ -52,7 +51,7 @@ def _vit(**fields):
 ENCODERS = {
     **{f"mobile_former_{name}": _mobile_former(variant) for name, variant in mobile_former.VARIANTS.items()},
     "mobilenet_v2": _mobilenet("mobilenet_v2"),
-    "efficientnet_lite0": _mobilenet("efficientnet_lite0", pixels=((127 / 255,) * 3, (128 / 255,) * 3)),
+    "efficientnet_lite0": _mobilenet("efficientnet_lite0", pixels="lite"),
     "resnet18": _resnet(blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet50": _resnet(blocks=(3, 4, 6, 3)),
     "vit_ti": _vit(width=192, heads=3),
@@ -117,7 +116,7 @@ def head(name, classes, dropout=0.0, dtype="float32"):
 
 
 def released_pixels(name):
-    """(mean, std) of red, green, blue on the scale 0 .. 1 by which encoder `name`'s released weights want images."""
+    """Which of `images.PIXELS` encoder `name`'s released weights want."""
     return _entry(name).pixels
 
 

@@ -22,7 +22,7 @@ def build_encoder(config):
 def build(config):
     """The objective of a run's or a ported checkpoint's config. Raises UserError where the grid cannot be split so."""
     encoder = build_encoder(config)
-    pixels = images.Pixels(config.pixels.mean, config.pixels.std)
+    pixels = images.PIXELS[config.pixels]
     if config.objective == "classifier":
         _check_size(config, encoder)
         head = (

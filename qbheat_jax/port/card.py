@@ -9,10 +9,9 @@ LICENCE = "Licence: (to be filled in; the weights' own, which is not this packag
 
 def text(title, model, facts, usage):
     """The card. `model`: api.Model; `facts`: (words, value) rows after its own; `usage`: Markdown on how to load it."""
-    config = model.config
+    config, pixels = model.config, model.objective.pixels
     channels = ", ".join(
-        f"{name} {m:.4g} +- {s:.4g}"
-        for name, m, s in zip(("red", "green", "blue"), config.pixels.mean, config.pixels.std)
+        f"{name} {m:.4g} +- {s:.4g}" for name, m, s in zip(("red", "green", "blue"), pixels.mean, pixels.std)
     )
     count = classes(config)
     rows = [

@@ -147,9 +147,7 @@ def _usage(target, model):
     options += f" --classes {classes}" if classes not in (0, 1000) else ""
     options += f" --stride {config.encoder.stride}" if config.encoder.stride else ""
     options += f" --image-size {config.image_size}" if config.image_size != importer.IMAGE_SIZE else ""
-    pixels = (config.pixels.mean, config.pixels.std)
-    if pixels != registry.released_pixels(config.encoder.name):
-        options += "".join(f" --pixels {name}" for name, known in importer.PIXELS.items() if known == pixels)
+    options += f" --pixels {config.pixels}" if config.pixels != registry.released_pixels(config.encoder.name) else ""
     return (
         "Names and layouts are PyTorch's. There:\n\n```python\n"
         f"model.load_state_dict({load})\n```\n\nand here:\n\n```sh\n"

@@ -13,17 +13,12 @@ from qbheat_jax import api, objectives
 from qbheat_jax import config as config_lib
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.images import PIXELS
 from qbheat_jax.models import registry, vit
 from qbheat_jax.port import card, files, labels, names, strict, tables, wrappers
 
 log = logging.getLogger("qbheat")
 
-# Pixels that weights may want, where not those of the architecture's release: (mean, std) on the 0..1 scale.
-PIXELS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "half": ((0.5,) * 3, (0.5,) * 3),
-    "lite": ((127 / 255,) * 3, (128 / 255,) * 3),
-}
 # What weights without a learnt position code are taken to have been trained on.
 IMAGE_SIZE = 224
 
@@ -34,7 +29,7 @@ def port(source, arch, workdir, *, key=None, head="keep", classes=1000, stride=0
     source: .safetensors, .npz, or PyTorch's .pth, .pt, .bin. arch: an encoder of the registry. key: the dict inside the
     file to take, where it holds several. head: "keep" takes its classifier of `classes` classes, "drop" leaves it.
     stride: as of registry.encoder. image_size: pixels a side, 0 for what the weights were made for; a learnt position
-    code is resampled to another, with a notice. pixels: one of PIXELS; "" for the architecture's usual one.
+    code is resampled to another, with a notice. pixels: one of images.PIXELS; "" for the architecture's usual one.
 
     UserError, one sentence, for a file that cannot be read or does not fit name by name, before anything is written; and
     for a workdir that holds anything but this port. Nothing in the file is ever run.
@@ -83,15 +78,13 @@ def port(source, arch, workdir, *, key=None, head="keep", classes=1000, stride=0
 def _config(arch, options, classes, stride, image_size, pixels):
     """The workdir's config, for images of the size that the weights were made for."""
     cell = registry.encoder(arch, stride=stride).stride
-    mean, std = PIXELS[pixels] if pixels else registry.released_pixels(arch)
     grid = options.get("encoder.grid", 0)
     config = config_lib.resolve(
         {
             "encoder.name": arch,
             "encoder.stride": stride,
             "image_size": grid * cell if grid else image_size or IMAGE_SIZE,
-            "pixels.mean": mean,
-            "pixels.std": std,
+            "pixels": pixels or registry.released_pixels(arch),
             "head.classes": classes,
             **options,
         },

@@ -95,7 +95,7 @@ def pictures(model, shown, config):
     for quarter in placements:
         made = tiles.reconstruct(model, shown.images, quarter)
         filled = tiles.mean_fill(shown.images, quarter)
-        error, trivial = (tiles.errors(p, shown.images, quarter, config.pixels.std) for p in (made, filled))
+        error, trivial = (tiles.errors(p, shown.images, quarter, model.objective.pixels.std) for p in (made, filled))
         seen = tiles.visible(shown.images, quarter)
         blocks.append(
             {
