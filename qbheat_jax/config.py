@@ -107,6 +107,11 @@ PRETRAIN = {
         "with norm_pix, weight of predicting each patch's mean and deviation too; 0: not (our choice)",
         _at_least(0),
     ),
+    "hog": Field(
+        0.0,
+        "weight of predicting each patch's histogram of oriented gradients too, MaskFeat's target; 0: not (our choice)",
+        _at_least(0),
+    ),
     "loss_on": Field("masked", "cells that count (masked is the paper's)", ("masked", "all")),
     "learning_rate": Field(1.5e-4, "peak rate for a batch of 256; the run's is this times batch_size / 256", _POSITIVE),
     "warmup": Field(0, "linear warm-up; then a cosine to 0", _at_least(0), duration=True),

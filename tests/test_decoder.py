@@ -20,7 +20,7 @@ def visible_features(seed=0, batch=9, rows=2, columns=4, width=6):
 
 
 def decoder_of(depth, **fields):
-    return HeatDecoder(stride=2, width=16, heads=2, depth=depth, **fields)
+    return HeatDecoder(outputs=12, width=16, heads=2, depth=depth, **fields)
 
 
 def shapes(decoder, visible, quarter=ALL):
@@ -120,4 +120,4 @@ def test_blocks_know_where_a_cell_is():
 
 def test_width_must_hold_the_position_code():
     with pytest.raises(ValueError, match="multiple of 4 channels, not 18"):
-        shapes(HeatDecoder(stride=2, width=18, heads=2, depth=1), visible_features())
+        shapes(HeatDecoder(outputs=12, width=18, heads=2, depth=1), visible_features())

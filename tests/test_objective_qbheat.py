@@ -13,7 +13,8 @@ import pytest
 from qbheat_jax import images as images_lib
 from qbheat_jax import quarters, trees
 from qbheat_jax.models.decoder import HeatDecoder
-from qbheat_jax.objectives.qbheat import STATISTICS, QBHeat, crop_visible
+from qbheat_jax.objectives.qbheat import QBHeat, crop_visible
+from qbheat_jax.objectives.targets import Target
 
 HEIGHT, WIDTH, STRIDE = 16, 32, 4
 ALL = np.arange(9, dtype=np.int32)
@@ -52,10 +53,6 @@ def compiled_loss(objective, train):
     return jax.jit(lambda params, mutable, batch: objective.loss(params, mutable, batch, KEY, train))
 
 
-def decoder_for(encoder, depth, statistics=0):
-    return HeatDecoder(encoder.stride, width=8, depth=depth, heads=2, statistics=statistics)
-
-
 def first_batch():
     return {"image": random_images(), "quarter": ALL, "mask": np.ones(9, bool)}
 
@@ -78,9 +75,11 @@ def random_images(batch=9, seed=0, height=HEIGHT, width=WIDTH):
     return np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
 
 
-def make(encoder=Blind(), depth=0, statistics=0, **switches):
+def make(encoder=Blind(), depth=0, loss_on="masked", **asked):
     """A case with random parameters around 0 or, for scales and variances, 1: no zero hides anything."""
-    objective = QBHeat(encoder, decoder_for(encoder, depth, statistics), **switches)
+    target = Target(STRIDE, **asked)
+    decoder = HeatDecoder(sum(target.widths.values()), width=8, depth=depth, heads=2)
+    objective = QBHeat(encoder, decoder, target, loss_on)
     rng = np.random.default_rng(1)
 
     def draw(name, leaf):
@@ -264,7 +263,7 @@ def reconstruct(case, images=None):
     return np.asarray(compiled_reconstruct(case.objective)(case.variables, images, ALL))
 
 
-@pytest.mark.parametrize("norm_pix, statistics", [(False, 0), (True, 0), (True, STATISTICS)])
+@pytest.mark.parametrize("norm_pix, statistics", [(False, 0), (True, 0), (True, 1)])
 def test_reconstruction_keeps_what_is_visible_and_reads_nothing_hidden(norm_pix, statistics):
     case = make(Tiny(), norm_pix=norm_pix, statistics=statistics)
     images, hidden = case.batch["image"], hidden_pixels()
@@ -306,7 +305,7 @@ def test_norm_pix_is_undone_with_the_visible_block():
 
 def test_statistics_are_those_of_each_patch():
     """By a plain loop over patches: what is predicted, and what the loss is."""
-    case = make(statistics=STATISTICS, norm_pix=True, loss_on="all")
+    case = make(statistics=1.0, norm_pix=True, loss_on="all")
     images = np.asarray(images_lib.Pixels().normalise(case.batch["image"]), np.float64)
     guess = np.concatenate([np.zeros(STRIDE * STRIDE * 3), [0.2], [0.7]])
     total = []
@@ -318,13 +317,13 @@ def test_statistics_are_those_of_each_patch():
                 statistics = np.array([mean - 0.2, std - 0.7])
                 total.append(np.mean(((patch - mean) / std) ** 2) + np.mean(statistics**2))
     assert predicting(case, guess).loss()[0] == pytest.approx(np.mean(total), rel=1e-4)
-    target = np.asarray(case.objective._target(jnp.asarray(images, jnp.float32)))[-1, -1, -1]
+    target = np.asarray(case.objective.target(jnp.asarray(images, jnp.float32)))[-1, -1, -1]
     np.testing.assert_allclose(target, np.concatenate([(patch - mean) / std, [mean], [std]]), atol=1e-4)
 
 
 def test_reconstructions_take_the_statistics_that_were_predicted():
     pixels = np.linspace(-1, 1, STRIDE * STRIDE * 3)
-    case = make(Tiny(), statistics=STATISTICS, norm_pix=True)
+    case = make(Tiny(), statistics=1.0, norm_pix=True)
     for deviation, counted in ((0.4, 0.4), (-1.0, 0.0)):  # a negative deviation counts as none
         found = reconstruct(predicting(case, np.concatenate([pixels, [0.3], [deviation]])))
         patch = pixels.reshape(STRIDE, STRIDE, 3) * counted + 0.3

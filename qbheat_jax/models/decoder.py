@@ -10,23 +10,22 @@ from qbheat_jax.models.layers import TransformerBlock, sincos_2d
 
 
 class HeatDecoder(nn.Module):
-    """Visible features -> the whole image, in patches of the encoder's stride.
+    """Visible features -> `outputs` numbers for every cell of the image: its pixels, and what else is asked of it.
 
-    visible [B, h/2, w/2, C], quarter int32[B] -> (pixels float32 [B, h, w, stride * stride * 3 + statistics], out with
-    the extrapolated `grid` float32 [B, h, w, C]).
+    visible [B, h/2, w/2, C], quarter int32[B] -> (float32 [B, h, w, outputs], out with the extrapolated `grid` float32
+    [B, h, w, C]).
 
     Method: "a small decoder" is all that is public; width, depth and heads are this project's choice. depth 0 is a
     purely linear decoder, straight from the grid to the pixels. Parameters: `heat`, the operator's (see heat.py), and
     the layers.
     """
 
-    stride: int
+    outputs: int
     heat: heat_lib.Heat = heat_lib.Heat()
     placements: tuple = tuple(range(9))
     width: int = 512
     depth: int = 4
     heads: int = 8
-    statistics: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -42,7 +41,7 @@ class HeatDecoder(nn.Module):
         if self.depth:  # a norm would not be linear
             x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = nn.Dense(
-            self.stride**2 * 3 + self.statistics,
+            self.outputs,
             dtype=jnp.float32,
             kernel_init=nn.initializers.xavier_uniform(),
             name="pixels",

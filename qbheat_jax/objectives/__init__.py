@@ -6,8 +6,9 @@ from qbheat_jax import heat, images, quarters
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.decoder import HeatDecoder
-from qbheat_jax.objectives.qbheat import STATISTICS, QBHeat
+from qbheat_jax.objectives.qbheat import QBHeat
 from qbheat_jax.objectives.supervised import Supervised
+from qbheat_jax.objectives.targets import Target
 
 
 def build_encoder(config):
@@ -31,17 +32,17 @@ def build(config):
         return Supervised(encoder, head, pixels)
     placements = quarters.PLACEMENT_SETS[config.quarter.placements]
     _check_grid(config, encoder, placements)
+    target = Target(encoder.stride, config.norm_pix, config.norm_pix_statistics, config.hog)
     decoder = HeatDecoder(
-        stride=encoder.stride,
+        outputs=sum(target.widths.values()),
         heat=heat.Heat(**config.heat.to_dict()),
         placements=placements,
         width=config.decoder.width,
         depth=config.decoder.depth,
         heads=config.decoder.heads,
-        statistics=STATISTICS if config.norm_pix and config.norm_pix_statistics > 0 else 0,
         dtype=jnp.dtype(config.dtype),
     )
-    return QBHeat(encoder, decoder, config.norm_pix, config.loss_on, config.norm_pix_statistics, pixels)
+    return QBHeat(encoder, decoder, target, config.loss_on, pixels)
 
 
 # Only a vit has these, so the others are not given them.

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from qbheat_jax import images as images_lib
 from qbheat_jax import quarters
 from qbheat_jax.models.decoder import HeatDecoder
-
-# Mean and standard deviation of a patch, predicted beside its normalised pixels.
-STATISTICS = 2
+from qbheat_jax.objectives.targets import Target
 
 
 def crop_visible(images, quarter):
@@ -26,30 +24,19 @@ def crop_visible(images, quarter):
     return jax.vmap(crop)(images, rows, columns)
 
 
-def patch_statistics(patches):
-    """Mean and standard deviation of each patch over all its values, as MAE's norm_pix: [..., P] -> two [..., 1]."""
-    return patches.mean(-1, keepdims=True), jnp.sqrt(patches.var(-1, keepdims=True, ddof=1) + 1e-6)
-
-
 @dataclasses.dataclass(frozen=True)
 class QBHeat:
     """The objective: what is learnt and what is minimised.
 
-    `encoder` is any module of `models.registry`; it sees the visible crop alone. `norm_pix`: targets normalised
-    within each patch; the decoder's `statistics` outputs, if it has them, then predict each patch's mean and standard
-    deviation, which the normalised pixels leave out. `loss_on`: "masked" cells or "all".
+    `encoder` is any module of `models.registry`; it sees the visible crop alone. `target`: what each cell is to predict,
+    as many numbers as the decoder has outputs. `loss_on`: "masked" cells or "all".
     """
 
     encoder: Any
     decoder: HeatDecoder
-    norm_pix: bool = False
+    target: Target
     loss_on: str = "masked"
-    statistics_weight: float = 1.0
     pixels: images_lib.Pixels = images_lib.Pixels()
-
-    @property
-    def statistics(self):
-        return self.norm_pix and self.decoder.statistics > 0
 
     def init(self, rng, batch):
         """Variables {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}} for batches of this shape."""
@@ -63,55 +50,29 @@ class QBHeat:
         return {"params": params, "batch_stats": stats}
 
     def loss(self, params, mutable, batch, rng, train=True):
-        """Mean squared error over the cells asked for -> (float32 loss, (mutable, metrics)).
+        """Mean squared error (`Target.error`) over the cells asked for -> (float32 loss, (mutable, metrics)).
 
         batch: image uint8 [B, H, W, 3], quarter int32[B], mask bool[B] (False: the example does not count).
         metrics: `variance`, the same error if the mean target patch of the batch were predicted (the trivial predictor's).
         """
         images = self.pixels.normalise(batch["image"])
         predicted, mutable = self._forward(params, mutable, images, batch["quarter"], rng, train)
-        target = self._target(images)
+        target = self.target(images)
         cells = jnp.ones(target.shape[:3], bool)
         if self.loss_on == "masked":
             cells = jnp.asarray(quarters.masked(*target.shape[1:3]))[batch["quarter"]]
         weight = (cells & batch["mask"][:, None, None]).astype(jnp.float32)
         weight = weight / jnp.maximum(weight.sum(), 1.0)
-        loss = (self._error(predicted, target) * weight).sum()
+        loss = (self.target.error(predicted, target) * weight).sum()
         mean = (target * weight[..., None]).sum((0, 1, 2))
-        variance = (self._error(mean, target) * weight).sum()
+        variance = (self.target.error(mean, target) * weight).sum()
         return loss, (mutable, {"variance": variance})
 
-    def _target(self, images):
-        """What each cell is to predict: its pixels [B, h, w, P]; with norm_pix normalised, then its statistics if asked."""
-        target = images_lib.to_patches(images, self.encoder.stride)
-        if not self.norm_pix:
-            return target
-        mean, std = patch_statistics(target)
-        target = (target - mean) / std
-        return jnp.concatenate([target, mean, std], -1) if self.statistics else target
-
-    def _error(self, predicted, target):
-        """Squared error [B, h, w]: mean over the pixels, plus the mean over the statistics where there are some."""
-        squared = jnp.square(predicted - target)
-        if not self.statistics:
-            return squared.mean(-1)
-        return squared[..., :-STATISTICS].mean(-1) + self.statistics_weight * squared[..., -STATISTICS:].mean(-1)
-
     def reconstruct(self, variables, images, quarter):
-        """Predicted images with the visible pixels put back. images uint8 [B, H, W, 3] -> uint8 [B, H, W, 3].
-
-        Where targets were normalised within patches, a patch is un-normalised with the mean and standard deviation
-        that were predicted for it, or those of the visible block, never with the target's own.
-        """
+        """Predicted images with the visible pixels put back. images uint8 [B, H, W, 3] -> uint8 [B, H, W, 3]."""
         pixels = self.pixels.normalise(images)
-        patches, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter, None, False)
-        if self.statistics:
-            patches, mean, std = jnp.split(patches, [patches.shape[-1] - 2, patches.shape[-1] - 1], -1)
-            patches = patches * jnp.maximum(std, 0.0) + mean
-        elif self.norm_pix:
-            visible = crop_visible(pixels, quarter).reshape(images.shape[0], -1)
-            mean, std = (s[:, None, None] for s in patch_statistics(visible))
-            patches = patches * std + mean
+        predicted, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter, None, False)
+        patches = self.target.pixels(predicted, crop_visible(pixels, quarter))
         predicted = self.pixels.unnormalise(images_lib.from_patches(patches, self.encoder.stride))
         hidden = jnp.asarray(quarters.masked(*patches.shape[1:3]))[quarter]
         hidden = jnp.repeat(jnp.repeat(hidden, self.encoder.stride, 1), self.encoder.stride, 2)
@@ -129,5 +90,5 @@ class QBHeat:
             mutable = {"encoder": updated["batch_stats"]} if "encoder" in mutable else mutable
         else:
             features, _ = self.encoder.apply(variables, visible)
-        pixels, _ = self.decoder.apply({"params": params["decoder"]}, features, quarter)
-        return pixels, mutable
+        predicted, _ = self.decoder.apply({"params": params["decoder"]}, features, quarter)
+        return predicted, mutable

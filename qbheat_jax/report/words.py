@@ -134,6 +134,10 @@ def _details(config, step, images):
             " The targets were each patch's normalised pixels and, beside them, their mean and deviation; the pictures "
             "below are un-normalised with the mean and deviation that were predicted."
         )
+    if config.hog > 0:
+        patches += (
+            f" Which way the edges of each patch run (a histogram) was asked for too, with a weight of {config.hog:g}."
+        )
     passes = f", about {number(step * batch / images, 2)} passes over {number(images)} images" if images else ""
     average = f" The weights used here are an average over the steps (decay {config.ema:g})." if config.ema else ""
     return (
