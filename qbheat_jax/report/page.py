@@ -149,7 +149,7 @@ def headlines(run, tables, validation, blocks):
     loss, variance = run.last(f"{validation}/loss"), run.last(f"{validation}/variance")
     if loss is not None and variance:
         compared = f"loss {loss:.3f}, predicting the mean {variance:.3f}"
-        cards.append((words.percent(1 - loss / variance), "of the hidden pixels\u2019 variance explained", compared))
+        cards.append((words.percent(1 - loss / variance), "of the targets\u2019 variance explained", compared))
     elif blocks:
         error, trivial = (statistics.fmean(b[key] for b in blocks) for key in ("error", "trivial"))
         compared = f"filling in the mean colour: {trivial:.3f}"
