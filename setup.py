@@ -11,6 +11,7 @@ REQUIRED = [
     "ml-collections>=1.0,<2",
     "numpy>=2.0,<3",
     "safetensors>=0.5,<1",
+    "ml_dtypes>=0.5,<1",
     "pillow>=11,<14",
     "tqdm>=4.66,<5",
     # Data and TensorBoard. tensorflow is here for its input pipeline alone, and never sees an accelerator.
