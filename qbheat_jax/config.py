@@ -59,7 +59,7 @@ _DATA = {
     "data.prefetch": Field(2, "batches made ready ahead of the step", _at_least(1)),
     "data.device_cache": Field(False, "keep the images on the accelerators, decoded once; needs no tensorflow"),
     "data.cache_size": Field(
-        0, "longest side kept there in pixels, longer ones are scaled to it; 0: image_size / 0.875", _at_least(0)
+        0, "longest side kept there in pixels, longer ones are scaled to it; 0: twice image_size", _at_least(0)
     ),
     "data.cache_gib": Field(8.0, "largest memory of a device that a split may take there", _POSITIVE),
 }

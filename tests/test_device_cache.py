@@ -16,7 +16,7 @@ from qbheat_jax import data, sharding
 from qbheat_jax.data import device_cache, photos
 from qbheat_jax.data.device_cache import DeviceCache
 from qbheat_jax.data.examples import MEAN_GREY
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.errors import UserError
 from tests.test_cli import BLOCKED, CONFIGS, ROOT
 from tests.test_data_pipeline import EVAL, KEYS, TRAIN, bag, joined, take
 
@@ -85,26 +85,22 @@ def test_a_folder_of_many_sizes_is_that_of_the_tf_data_pipeline(few):
     assert (got[-1]["image"][-3:] == MEAN_GREY).all() and (got[-1]["index"][-3:] == -1).all()
 
 
-def test_larger_images_are_squeezed_and_show_the_same_parts(tmp_path):
+@pytest.mark.parametrize("size,most", [(128, 2.5), (256, 0.5)])
+def test_larger_images_are_squeezed_and_show_the_same_parts(tmp_path, size, most):
+    """Text and edges; the less they are squeezed, the nearer they are."""
     (tmp_path / "train").mkdir()
     for k, box in enumerate(((0, 0, 500, 250), (50, 60, 260, 390), (100, 0, 400, 300), (0, 0, 600, 400))):
         Image.fromarray(photos.load("coffee")).crop(box).save(tmp_path / "train" / f"{k}.png")
-    source = data.open_source(f"folder:{tmp_path}")
-    cache = cached(source, size=device_cache.default_size(64))
-    assert cache.cache_size == 73
-    settings = {**TRAIN, "image_size": 64, "batch_size": 4}
-    expected = take(data.train_batches(source, **settings), 6)
-    got = host(take(data.train_batches(source, cache=cache, **settings), 6))
+    source, evaluation = data.open_source(f"folder:{tmp_path}"), {**EVAL, "image_size": 64, "split": "train"}
+    cache, training = cached(source, size=size), {**TRAIN, "image_size": 64}
+    got = host(take(data.train_batches(source, batch_size=4, cache=cache, **training), 6))
+    got += host(data.eval_batches(source, batch_size=4, cache=cache, **evaluation))
+    expected = take(data.train_batches(source, batch_size=4, **training), 6)
+    expected += list(data.eval_batches(source, batch_size=4, **evaluation))
     equal(got, expected, KEYS - {"image"})
-    close(
-        host(data.eval_batches(source, split="train", batch_size=4, cache=cache, **{**EVAL, "image_size": 64})),
-        list(data.eval_batches(source, split="train", batch_size=4, **{**EVAL, "image_size": 64})),
-        most=80,
-        share_equal=0.1,
-    )
-    apart = np.abs(joined(got, "image").astype(int) - joined(expected, "image")).mean((1, 2, 3))
-    elsewhere = np.abs(joined(got, "image").astype(int) - joined(expected, "image")[:, :, ::-1]).mean((1, 2, 3))
-    assert apart.max() < 9 and (apart < 0.5 * elsewhere).all()
+    got, expected = joined(got, "image").astype(int), joined(expected, "image")
+    assert np.abs(got - expected).mean((1, 2, 3)).max() < most
+    assert np.abs(got - expected[:, :, ::-1]).mean((1, 2, 3)).min() > 10, "what another crop would be"
 
 
 @pytest.mark.parametrize("axes", [(8, 1), (2, 4), (1, 8)])
@@ -175,7 +171,7 @@ def test_a_cache_is_made_where_the_config_asks_for_it(small_config, twenty):
 
     assert make({}) is None
     made = make({"data.device_cache": True, "data.cache_gib": 2.0})
-    assert (made.split, made.cache_size, made.cache_gib) == ("val", 256, 2.0)
+    assert (made.split, made.cache_size, made.cache_gib) == ("val", 448, 2.0)
     assert make({"data.device_cache": True, "data.cache_size": 300}).cache_size == 300
 
 
@@ -194,37 +190,43 @@ def test_tfds_that_is_read_in_order_is_cached_too():
 # --- Whole runs -----------------------------------------------------------------------------------------------------
 
 
-def without_tensorflow(*argv):
-    return subprocess.run(
-        [sys.executable, "-c", BLOCKED, *map(str, argv)], capture_output=True, text=True, cwd=ROOT
-    )  # fmt: skip
+# On one device, whose programs are compiled sooner than eight's.
+ALONE = BLOCKED.replace(
+    "from tests import conftest",
+    "from tests import conftest\nimport jax\none = jax.devices()[:1]\njax.devices = lambda: one",
+)
 
 
 def test_photos_are_trained_on_without_tensorflow(tmp_path):
     short = {
-        "data.device_cache": True, "total_steps": 2, "warmup_percent": 0, "batch_size": 16, "image_size": 32,
-        "encoder.name": "micro", "decoder.width": 16, "decoder.heads": 2, "log_every": 1,
+        "data.device_cache": True, "total_steps": 2, "warmup_percent": 0, "image_size": 32, "encoder.name": "micro",
+        "decoder.width": 16, "decoder.heads": 2, "log_every": 1,
     }  # fmt: skip
-    fields = [part for key, value in short.items() for part in (f"--config.{key}", value)]
-    got = without_tensorflow("pretrain", "--config", CONFIGS / "photos.py", "--workdir", tmp_path / "run", *fields)
+    fields = [str(part) for key, value in short.items() for part in (f"--config.{key}", value)]
+
+    def pretrain(name, *more):
+        command = [sys.executable, "-c", ALONE, "pretrain", "--config", str(CONFIGS / "photos.py")]
+        command += ["--workdir", str(tmp_path / name), *fields, *more]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+    got = pretrain("run")
     assert got.returncode == 0 and "Traceback" not in got.stderr, got.stderr
     summary = json.loads(got.stdout)
     assert summary["step"] == 2 and np.isfinite(summary["val/loss"]) and summary["skipped_files"] == 0
-    assert "2500 images of photos train cached: 37 x 37" in got.stderr
-    assert "500 images of photos val cached" in got.stderr
+    assert "2500 images of photos train cached: 64 x 64" in got.stderr
+    assert "500 images of photos val cached: 64 x 64" in got.stderr
 
-    got = without_tensorflow(
-        "pretrain", "--config", CONFIGS / "photos.py", "--workdir", tmp_path / "other", *fields,
-        "--config.data.source", "tfds:cifar10",
-    )  # fmt: skip
+    got = pretrain("other", "--config.data.source", "tfds:cifar10")
     assert got.returncode == 2 and "Traceback" not in got.stderr
     assert "data.source='tfds:cifar10' is read by tensorflow, which is missing" in got.stderr
 
 
 TWO = """
+import logging
 import sys
 from tests import conftest
 import jax
+logging.basicConfig(stream=sys.stderr, level=logging.INFO)
 process, port = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
@@ -263,8 +265,9 @@ def test_two_processes_decode_a_half_each_and_make_the_same_batches(tmp_path):
     ]  # fmt: skip
     outputs = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0], outputs
-    assert [out.strip() for out, _ in outputs] == ["2", "2"], "both know of both bad files"
-    assert all("decoding" not in err or "24 of 42" in err or "18 of 42" in err for _, err in outputs)
+    assert [out.split()[-1] for out, _ in outputs] == ["2", "2"], "both know of both bad files"
+    # 42 images on 16 devices: three each.
+    assert ["decoding 24 of 42" in outputs[0][1], "decoding 18 of 42" in outputs[1][1]] == [True, True]
     expected = host(take(data.train_batches(source, batch_size=32, cache=cached(source, size=50), **TRAIN), 2))
     for k, batch in enumerate(expected):
         halves = [np.load(tmp_path / f"{process}-{k}.npz") for process in range(2)]

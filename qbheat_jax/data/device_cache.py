@@ -29,6 +29,10 @@ from qbheat_jax.errors import UserError
 
 _log = logging.getLogger("qbheat")
 
+# `cache_size` over the model's image size, unless told otherwise. Pixels are scaled twice where an image is larger: of a
+# photograph full of edges, crops then differ from the pipeline's by 4 grey levels in the mean at 8/7, by 1 at 2, by 0.3 at 4.
+DEFAULT_SIZE = 2
+
 _GIB = 2**30
 
 
@@ -36,13 +40,8 @@ def of(settings, image_size, source, split, mesh):
     """The cache of a split as the `data` section of a config wants it: a `DeviceCache`, or None where it wants none."""
     if not settings.device_cache:
         return None
-    size = settings.cache_size or default_size(image_size)
+    size = settings.cache_size or DEFAULT_SIZE * image_size
     return DeviceCache(source, split, mesh, size, settings.cache_gib, settings.workers)
-
-
-def default_size(image_size):
-    """Pixels that evaluation scales the shorter side to before it cuts out the centre: 256 for images of 224."""
-    return round(image_size / augment.CENTRE_SHARE)
 
 
 class DeviceCache:
