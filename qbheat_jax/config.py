@@ -57,6 +57,11 @@ _DATA = {
     "data.max_bad_fraction": Field(0.01, "stop when more than this share of the images cannot be read", _FRACTION),
     "data.workers": Field(0, "decoding threads of each process; 0: as many as pay", _at_least(0)),
     "data.prefetch": Field(2, "batches made ready ahead of the step", _at_least(1)),
+    "data.device_cache": Field(False, "keep the images on the accelerators, decoded once; needs no tensorflow"),
+    "data.cache_size": Field(
+        0, "longest side kept there in pixels, longer ones are scaled to it; 0: twice image_size", _at_least(0)
+    ),
+    "data.cache_gib": Field(8.0, "largest memory of a device that a split may take there", _POSITIVE),
 }
 _ENCODER = {
     "encoder.name": Field("mobile_former_w720", "the encoder, a name of models.registry"),

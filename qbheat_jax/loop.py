@@ -15,6 +15,7 @@ from qbheat_jax import data as data_lib
 from qbheat_jax import metrics, optim, quarters, rng, sharding, trees
 from qbheat_jax import state as state_lib
 from qbheat_jax.checkpoint import Checkpoints
+from qbheat_jax.data import device_cache
 from qbheat_jax.errors import RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
@@ -22,7 +23,7 @@ log = logging.getLogger("qbheat")
 # What may differ when an interrupted run goes on: how it is watched, and where it is computed.
 RESUMABLE = (
     "log_every", "eval_every", "checkpoint_every", "keep", "mesh.", "data.workers", "data.prefetch",
-    "data.max_bad_fraction", "data.tfds_dir",
+    "data.max_bad_fraction", "data.tfds_dir", "data.cache_gib",
 )  # fmt: skip
 
 
@@ -203,6 +204,7 @@ class _History:
 
 def _device_batches(config, source, mesh, position, bad):
     """Batches on the mesh, `data.prefetch` of them on their way while a step runs."""
+    cache = device_cache.of(config.data, config.image_size, source, config.data.split, mesh)
     local = data_lib.train_batches(
         source,
         split=config.data.split,
@@ -219,6 +221,7 @@ def _device_batches(config, source, mesh, position, bad):
         workers=config.data.workers,
         prefetch=config.data.prefetch,
         bad=bad,
+        cache=cache,
     )
     names = batch_shapes(config)
 
@@ -226,7 +229,8 @@ def _device_batches(config, source, mesh, position, bad):
         ready = collections.deque()
         try:
             for batch in local:
-                ready.append(sharding.put_batch({name: batch[name] for name in names}, mesh))
+                batch = {name: batch[name] for name in names}
+                ready.append(sharding.put_batch(batch, mesh) if cache is None else batch)
                 if len(ready) > config.data.prefetch:
                     yield ready.popleft()
         finally:

@@ -10,6 +10,7 @@ from etils import epath
 
 from qbheat_jax import api, data, loop, objectives, quarters, sharding, state
 from qbheat_jax import config as config_lib
+from qbheat_jax.data import device_cache
 from qbheat_jax.errors import UserError
 
 
@@ -65,6 +66,7 @@ class Validation:
     def __init__(self, config, objective, source):
         self._config, self._source = config, source
         self._mesh = sharding.make_mesh(config.mesh)
+        self._cache = device_cache.of(config.data, config.image_size, source, config.data.eval_split, self._mesh)
         self._step = jax.jit(lambda variables, batch: state.evaluate(objective, variables, batch))
 
     def __call__(self, variables):
@@ -78,10 +80,12 @@ class Validation:
             placements=quarters.PLACEMENT_SETS[config.quarter.placements],
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            cache=self._cache,
         )
         for batch in batches:
             batch = {name: batch[name] for name in loop.batch_shapes(config)}
-            figures = jax.device_get(self._step(variables, sharding.put_batch(batch, self._mesh)))
+            batch = sharding.put_batch(batch, self._mesh) if self._cache is None else batch
+            figures = jax.device_get(self._step(variables, batch))
             n = figures.pop("count")
             count += n
             for name, value in figures.items():

@@ -7,6 +7,8 @@ A batch is a dict of numpy arrays, this process's share of a global batch:
     label    int32[B]   -1 where there is none
     mask     bool[B]    False for padding and for images that could not be decoded
     index    int32[B]   number of the example in its split, -1 for padding
+
+With a `device_cache.DeviceCache` it is the global batch instead, its arrays on the cache's mesh, and needs no tensorflow.
 """
 
 from qbheat_jax.data.bad import BadFiles
@@ -36,6 +38,7 @@ def train_batches(
     workers=0,
     prefetch=2,
     bad=None,
+    cache=None,
 ):
     """Endless iterator over this process's training batches, `batch_size // process_count` examples each.
 
@@ -44,12 +47,13 @@ def train_batches(
     (batches made ahead) are. `position` is the first example's place in the run's global stream; the iterator's
     `.position` is that of the next batch. `crop_scale`, `crop_ratio`: ranges of the random crop; `flip`: mirror
     half of the images. `bad`: a `BadFiles`, checked after every batch; without one, bad files are only logged.
+    `cache`: a `DeviceCache` of the split, which then gives the same stream, as global batches on its mesh.
 
     Raises UserError for an unknown split, fewer images than a batch, a batch that the processes cannot share.
     """
     recipe = Recipe(image_size, seed, tuple(placements), True, tuple(crop_scale), tuple(crop_ratio), flip)
     plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, start=position)
-    return _batches(plan, workers, prefetch)
+    return _batches(plan, workers, prefetch, cache)
 
 
 def eval_batches(
@@ -66,21 +70,27 @@ def eval_batches(
     workers=0,
     prefetch=2,
     bad=None,
+    cache=None,
 ):
     """Iterator over this process's batches of a split in its own order, `epochs` times, without augmentation.
 
     An image of image_size x image_size is taken as it is; from another one, the shorter side is scaled to
     image_size / 0.875 and the centre cut out. The last batch of an epoch is filled with padding (mask False), so
     every process yields ceil(n / batch_size) batches an epoch. The placement depends on (seed, index) alone.
+    `cache`: as in `train_batches`.
 
     Raises UserError for an unknown split and for a batch that the processes cannot share.
     """
     recipe = Recipe(image_size, seed, tuple(placements), False)
     plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, epochs=epochs)
-    return _batches(plan, workers, prefetch)
+    return _batches(plan, workers, prefetch, cache)
 
 
-def _batches(plan, workers, prefetch):
+def _batches(plan, workers, prefetch, cache):
+    if cache is not None:
+        from qbheat_jax.data.device_cache import DeviceBatches  # brings jax
+
+        return DeviceBatches(plan, cache)
     if isinstance(plan.source, Synthetic):
         return NumpyBatches(plan)
     try:
@@ -88,6 +98,6 @@ def _batches(plan, workers, prefetch):
     except ImportError as error:
         raise UserError(
             f"data.source='{plan.source.spec}' needs tensorflow ({error}): pip install tensorflow-cpu, or use "
-            "data.source='synthetic'"
+            "data.device_cache=True or data.source='synthetic'"
         ) from error
     return TensorflowBatches(plan, workers, prefetch)

@@ -67,6 +67,15 @@ class Batches:
         self.position += self.plan.batch_size
         return batch
 
+    def _examples(self):
+        """(epochs int64[local], indices int64[local], -1 for padding) of the next batch; StopIteration after the last."""
+        plan = self.plan
+        done = (self.position - plan.start) // plan.batch_size
+        if plan.batches is not None and done >= plan.batches:
+            raise StopIteration
+        first = done * plan.slices.per_batch
+        return plan.order(np.concatenate([plan.slices.positions(first + k) for k in range(plan.slices.per_batch)]))
+
     def close(self):
         """Ends the iterator and what runs for it in the background."""
 
@@ -75,14 +84,8 @@ class NumpyBatches(Batches):
     """`synthetic`: noise by index, no augmentation, no threads, no tensorflow."""
 
     def _next(self):
-        plan = self.plan
-        done = (self.position - plan.start) // plan.batch_size
-        if plan.batches is not None and done >= plan.batches:
-            raise StopIteration
-        size = plan.recipe.image_size
-        first = done * plan.slices.per_batch
-        positions = np.concatenate([plan.slices.positions(first + k) for k in range(plan.slices.per_batch)])
-        epochs, indices = plan.order(positions)
+        plan, size = self.plan, self.plan.recipe.image_size
+        epochs, indices = self._examples()
         real = indices >= 0
         quarters = plan.recipe.quarters(epochs, np.maximum(indices, 0))
         images, labels = plan.source.gather(np.maximum(indices, 0), size)
