@@ -114,8 +114,17 @@ def test_one_device_and_eight_give_the_same_bits(few, axes):
     for key, value in batch.items():
         assert value.sharding.is_equivalent_to(jax.NamedSharding(shared.mesh, sharding.BATCH), value.ndim), key
     # 45 images on 8 devices: six each, and none holds them all.
-    assert {shard.data.shape for shard in shared._images.addressable_shards} == {(6, 3, 50, 50)}
+    assert {shard.data.shape for shard in shared._images.addressable_shards} == {(6, 15, 128)}
     equal(host([batch, *take(iterator, 4)]), host(take(data.train_batches(few, cache=alone, **settings), 5)))
+
+
+def test_images_sent_a_few_at_a_time_are_the_same(few, monkeypatch):
+    settings = {**TRAIN, "batch_size": 40}
+    (expected,) = host(take(data.train_batches(few, cache=cached(few, size=50), **settings), 1))
+    monkeypatch.setattr(device_cache, "_TRANSIT", 4 * 8 * 7680)  # four at a time of the five of each device: one
+    jax.clear_caches()
+    (got,) = host(take(data.train_batches(few, cache=cached(few, on=mesh(8), size=50), **settings), 1))
+    equal([got], [expected])
 
 
 def test_resuming_from_any_position_equals_the_uninterrupted_stream(few):

@@ -12,6 +12,7 @@ image of its batch from the one device that holds it to the one that trains on i
 
 import functools
 import logging
+import math
 import time
 
 import jax
@@ -34,6 +35,9 @@ _log = logging.getLogger("qbheat")
 DEFAULT_SIZE = 2
 
 _GIB = 2**30
+_LANES = 128
+# Bytes that a device looks out for the others at a time.
+_TRANSIT = 2**28
 
 
 def of(settings, image_size, source, split, mesh):
@@ -56,7 +60,8 @@ class DeviceCache:
         self.cache_size, self.cache_gib, self.workers = cache_size, cache_gib, workers
         self.n = source.splits[self.split]
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._images = None  # uint8[rows, 3, h, w] on the mesh, rows a multiple of the devices
+        self._images = None  # uint32[rows, k, 128] on the mesh, see `_pack`; rows are a multiple of the devices
+        self._shape = None  # (3, h, w) of each
         self._sizes = None  # int32[n, 2], of the original images
         self._labels = None  # int32[n]
         self._good = None  # bool[n]
@@ -93,7 +98,7 @@ class DeviceCache:
 
         Returns uint8[B, size, size, 3] on the mesh.
         """
-        return _crop(self._images, rows, boxes, flips, mesh=self.mesh, size=size)
+        return _crop(self._images, rows, boxes, flips, mesh=self.mesh, shape=self._shape, size=size)
 
     def _draw(self, recipe, epochs, rows):
         """(float32[b, 4] boxes in pixels of the cache, bool[b] mirrored): those of `examples.Recipe`, example by example."""
@@ -123,16 +128,19 @@ class DeviceCache:
         self._bad = bad + [(f"{self._name}[{row}]", "it is named by the process that met it") for row in elsewhere]
         height, width = self._check_fits(*self._sizes[self._good].max(0, initial=1))
 
+        self._shape = (3, height, width)
+
         def part(index):
-            # Channels first: so they are cropped, and a TPU, which pads the last axis to 128, need not make 128 of 3.
-            array = np.zeros((len(range(*index[0].indices(total))), 3, height, width), np.uint8)
-            for place, row in enumerate(range(*index[0].indices(total))):
+            wanted = range(*index[0].indices(total))
+            array = np.zeros((len(wanted), *self._shape), np.uint8)
+            for place, row in enumerate(wanted):
                 if row in images:
                     image = images.pop(row)
                     array[place, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
-            return array
+            return _pack(array)
 
-        self._images = jax.make_array_from_callback((total, 3, height, width), self._sharding, part)
+        packed = (total, *_pack(np.empty((0, *self._shape), np.uint8)).shape[1:])
+        self._images = jax.make_array_from_callback(packed, self._sharding, part)
         words = (self.n, self._name, height, width, self._images.nbytes / devices / _GIB, devices)
         seconds = time.perf_counter() - started
         _log.info("%d images of %s cached: %d x %d, %.2f GiB on each of %d devices, %.0f s", *words, seconds)
@@ -165,7 +173,7 @@ class DeviceCache:
         """(height, width) of the cache where the largest image has height x width pixels; UserError where that is too much."""
         height, width = min(int(height), self.cache_size), min(int(width), self.cache_size)
         devices = self.mesh.size
-        gib = -(-self.n // devices) * 3 * height * width / _GIB
+        gib = -(-self.n // devices) * _padded(3 * height * width) / _GIB
         if gib > self.cache_gib:
             raise UserError(
                 f"data.device_cache=True: the {self.n} images of {self._name} take {gib * devices:.3g} GiB at {height} x "
@@ -195,27 +203,57 @@ class DeviceBatches(Batches):
         return self._cache.batch(self.plan.recipe, epochs, indices)
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "size"))
-def _crop(images, rows, boxes, flips, *, mesh, size):
+def _pack(images):
+    """uint8[n, 3, h, w] -> uint32[n, k, 128], the bytes of each image in a row, filled up with zeros.
+
+    Devices add and send words of 32 bits as they are. And a TPU, which stores the last two axes in tiles, needs no other
+    layout to look images up by the first axis: with one of [n, 3, 64, 64] it would copy the whole cache at each step.
+    """
+    images = images.reshape(len(images), int(np.prod(images.shape[1:])))
+    images = np.pad(images, ((0, 0), (0, _padded(images.shape[1]) - images.shape[1])))
+    return images.view("<u4").reshape(len(images), images.shape[1] // (4 * _LANES), _LANES)
+
+
+def _padded(count):
+    """The bytes that an image of `count` bytes takes."""
+    return -(-count // (4 * _LANES)) * 4 * _LANES
+
+
+def _unpack(words, shape):
+    """The inverse of `_pack`, in jax."""
+    pixels = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(len(words), -1)
+    return pixels[:, : math.prod(shape)].reshape(-1, *shape)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "shape", "size"))
+def _crop(images, rows, boxes, flips, *, mesh, shape, size):
     axes = mesh.axis_names
 
-    def local(images, rows, boxes, flips):
-        planes = _fetch(images, rows, axes)
-        return resample.from_planes(resample.crop_resize_planes(planes, boxes, size, flips))
+    def local(images, *examples):
+        def some(examples):
+            rows, boxes, flips = examples
+            planes = _unpack(_fetch(images, rows, axes), shape)
+            return resample.from_planes(resample.crop_resize_planes(planes, boxes, size, flips))
+
+        count = len(examples[0])
+        most = max(1, _TRANSIT // (mesh.size * 4 * math.prod(images.shape[1:])))
+        chunk = max(c for c in range(1, min(count, most) + 1) if count % c == 0)
+        chunks = jax.lax.map(some, [x.reshape(count // chunk, chunk, *x.shape[1:]) for x in examples])
+        return chunks.reshape(count, *chunks.shape[2:])
 
     spec = PartitionSpec(axes)
     return jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec)(images, rows, boxes, flips)
 
 
 def _fetch(images, rows, axes):
-    """Inside shard_map: this device's images [n, ...] and the rows int32[b] that it wants -> those images [b, ...].
+    """Inside shard_map: this device's images [n, k, 128] and the rows int32[b] that it wants -> those images [b, k, 128].
 
-    Every device looks out what it holds of the whole batch, leaves the rest 0, and the sum over devices is split as the
-    batch is.
+    Every device looks out what it holds of all that are wanted, leaves the rest 0, and the sum over the devices is split as
+    the batch is.
     """
     wanted = jax.lax.all_gather(rows, axes, tiled=True) - jax.lax.axis_index(axes) * len(images)
     mine = (wanted >= 0) & (wanted < len(images))
-    found = images[jnp.where(mine, wanted, 0)] * mine[:, None, None, None].astype(images.dtype)
+    found = jnp.where(mine[:, None, None], images[jnp.where(mine, wanted, 0)], jnp.uint32(0))
     return jax.lax.psum_scatter(found, axes, scatter_dimension=0, tiled=True)
 
 
