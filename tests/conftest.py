@@ -30,7 +30,7 @@ class Pebble(nn.Module):
 
     @nn.compact
     def __call__(self, images, train=False):
-        x = nn.Conv(self.width, (8, 8), (8, 8), padding="VALID", dtype=self.dtype, name="conv")(images)
+        x = nn.Conv(self.width, (8, 8), (8, 8), padding="VALID", use_bias=False, dtype=self.dtype, name="conv")(images)
         x = layers.BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn")(x)
         return jax.nn.gelu(x), {"conv": x}
 
