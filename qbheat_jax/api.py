@@ -18,9 +18,9 @@ log = logging.getLogger("qbheat")
 
 
 class Model:
-    """An encoder with the weights of a run or of a ported checkpoint, and its heat decoder or classifier.
+    """An encoder with the weights of a run or of a ported checkpoint, and what its objective trained beside it.
 
-    config: the run's. variables: {"params": {"encoder", "decoder" or "head"}, "batch_stats": ...}, numpy arrays, the
+    config: the run's. variables: {"params": {"encoder", "decoder" or "head" or ...}, "batch_stats": ...}, numpy arrays, the
     averaged parameters where the run kept an average. step: the checkpoint's. class_names: of the classifier's
     outputs, or None.
     """
@@ -77,8 +77,10 @@ class Model:
 
     def reconstruct(self, images, quarter):
         """Images with the three masked quarters predicted: uint8 [B, H, W, 3], quarter int [B] or one -> uint8 [B, H, W, 3]."""
-        if not hasattr(self.objective, "decoder"):
-            raise UserError(f"this {self.config.encoder.name} has no heat decoder: only a pre-trained run reconstructs")
+        if not hasattr(self.objective, "reconstruct"):
+            raise UserError(
+                f"this {self.config.encoder.name} has no heat decoder: only a run of objective='qbheat' reconstructs"
+            )
         images = _checked(images)
         quarter = jnp.broadcast_to(jnp.asarray(quarter, jnp.int32), images.shape[:1])
         allowed = self.objective.decoder.placements

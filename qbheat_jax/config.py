@@ -44,6 +44,7 @@ def _at_least(low):
 
 _POSITIVE = (lambda v: v > 0, "a number above 0")
 _FRACTION = (lambda v: 0 <= v <= 1, "a number from 0 to 1")
+_SHARE_OF = (lambda v: 0 < v <= 1, "a number above 0, at most 1")
 _BELOW_ONE = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
 _RANGE = (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "two numbers, low and high, 0 < low <= high")
 _SHARE = (lambda v: _RANGE[0](v) and v[1] <= 1, "two numbers, low and high, 0 < low <= high <= 1")
@@ -80,7 +81,11 @@ _PIXELS = {
 
 PRETRAIN = {
     "seed": Field(0, "root of every random number of the run", _SEED),
-    "objective": Field("qbheat", "what is learnt from", ("qbheat",)),
+    "objective": Field(
+        "qbheat",
+        "what is learnt from: qbheat, moco (MoCo-v2), mae (a vit alone), simmim, supervised",
+        ("qbheat", "moco", "mae", "simmim", "supervised"),
+    ),
     "init": Field("", "a run or ported checkpoint (directory) whose encoder is started from; empty: none"),
     **_DATA,
     "data.split": Field("train", "the split trained on"),
@@ -94,9 +99,9 @@ PRETRAIN = {
     "total_epochs": Field(None, "length of the run in passes over the split", _POSITIVE, float),
     **_ENCODER,
     **_PIXELS,
-    "decoder.width": Field(512, "channels of the decoder's blocks (our choice)", _POSITIVE),
-    "decoder.depth": Field(4, "its transformer blocks; 0: purely linear (our choice)", _at_least(0)),
-    "decoder.heads": Field(8, "their attention heads (our choice)", _POSITIVE),
+    "decoder.width": Field(512, "channels of the decoder's blocks (our choice; MAE's too)", _POSITIVE),
+    "decoder.depth": Field(4, "its transformer blocks; 0: purely linear (our choice; MAE's is 8)", _at_least(0)),
+    "decoder.heads": Field(8, "their attention heads (our choice; MAE's are 16)", _POSITIVE),
     "heat.propagator": Field("offset", "the map over a distance (offset is the paper's)", heat.PROPAGATORS),
     "heat.directions": Field(
         "untied", "one matrix a direction, or a step back as the inverse of one ahead", heat.DIRECTIONS
@@ -117,7 +122,24 @@ PRETRAIN = {
         "weight of predicting each patch's histogram of oriented gradients too, MaskFeat's target; 0: not (our choice)",
         _at_least(0),
     ),
-    "loss_on": Field("masked", "cells that count (masked is the paper's)", ("masked", "all")),
+    "loss_on": Field(
+        "masked", "cells that count (masked is the paper's, and MAE's and SimMIM's)", ("masked", "all")
+    ),
+    "moco.queue": Field(65536, "keys kept to compare with, a multiple of batch_size", _POSITIVE),
+    "moco.momentum": Field(0.999, "of the key encoder; of few steps less, such as 0.99", _BELOW_ONE),
+    "moco.temperature": Field(0.2, "the similarities are divided by", _POSITIVE),
+    "moco.width": Field(128, "numbers in a key", _POSITIVE),
+    "moco.blur_share": Field(0.5, "share of the images that is blurred", _FRACTION),
+    "moco.blur_sigma": Field((0.1, 2.0), "range of the blur in pixels (the paper's, of 224 x 224 images)", _RANGE),
+    "mae.mask_ratio": Field(0.75, "share of the cells that the encoder does not see", _FRACTION),
+    "simmim.mask_ratio": Field(0.6, "share of the masked patches", _SHARE_OF),
+    "simmim.mask_size": Field(32, "pixels a side of a patch that is masked as one, a multiple of the stride", _POSITIVE),
+    "simmim.error": Field(
+        "l1", "absolute error of plain pixels (the paper's), or target: as norm_pix and hog say", ("l1", "target")
+    ),
+    "supervised.label_smoothing": Field(0.0, "share of the target spread over all classes", _BELOW_ONE),
+    "supervised.colour_jitter": Field(0.0, "random brightness, contrast and saturation, by up to this", _FRACTION),
+    "head.classes": Field(0, "supervised: of its classifier; 0: those of the data", _at_least(0)),
     "learning_rate": Field(1.5e-4, "peak rate for a batch of 256; the run's is this times batch_size / 256", _POSITIVE),
     "warmup": Field(0, "linear warm-up; then a cosine to 0", _at_least(0), duration=True),
     "weight_decay": Field(0.05, "AdamW's, not on biases and norms", _at_least(0)),
@@ -339,7 +361,8 @@ def _check_together(values):
     steps, epochs = values["total_steps"], values["total_epochs"]
     if (steps is None) == (epochs is None):
         raise UserError(f"config fields total_steps={steps} and total_epochs={epochs}: exactly one of them must be set")
-    if values["decoder.width"] % values["decoder.heads"] or values["decoder.width"] % 4:
+    decodes = values["objective"] in ("qbheat", "mae")
+    if decodes and (values["decoder.width"] % values["decoder.heads"] or values["decoder.width"] % 4):
         _fail(
             "decoder.width", values["decoder.width"], f"a multiple of 4 and of decoder.heads={values['decoder.heads']}"
         )

@@ -12,7 +12,7 @@ from etils import epath
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import data as data_lib
-from qbheat_jax import metrics, optim, quarters, rng, sharding, trees
+from qbheat_jax import metrics, objectives, optim, quarters, rng, sharding, trees
 from qbheat_jax import state as state_lib
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.data import device_cache
@@ -52,7 +52,8 @@ def train(config, workdir, objective, source, evaluators=(), start=None):
     optimizer = optim.adamw(config, schedule)
     saved = Checkpoints(workdir, config.keep)
     claim(workdir, config, saved.config())
-    state, shardings = state_lib.create(objective, optimizer, batch_shapes(config), key, mesh, config.ema)
+    shapes = batch_shapes(config, objectives.views(objective))
+    state, shardings = state_lib.create(objective, optimizer, shapes, key, mesh, config.ema)
     step_fn = state_lib.train_step(objective, optimizer, key, shardings, mesh, config.ema)
 
     # Restore
@@ -69,7 +70,7 @@ def train(config, workdir, objective, source, evaluators=(), start=None):
     begin, evaluated = step, {}
     due = _Due(config, steps, examples, begin)
     batches = _device_batches(
-        config, source, mesh, position, bad
+        config, source, mesh, position, bad, objectives.views(objective)
     )  # first, since it may bring tensorflow for TensorBoard
     writer, progress = metrics.Writer(workdir, step), metrics.Progress(step, steps, config.batch_size)
     history = _History(workdir, begin)
@@ -114,11 +115,11 @@ def train(config, workdir, objective, source, evaluators=(), start=None):
     return {**run, "images_per_second": (step - begin) * config.batch_size / seconds, **evaluated}
 
 
-def batch_shapes(config):
-    """Shapes and dtypes of a global batch, as the batch contract has them."""
+def batch_shapes(config, views=1):
+    """Shapes and dtypes of a global batch of one or two crops an image, as the batch contract has them."""
     n, size = config.batch_size, config.image_size
     return {
-        "image": jax.ShapeDtypeStruct((n, size, size, 3), np.uint8),
+        **{name: jax.ShapeDtypeStruct((n, size, size, 3), np.uint8) for name in ("image", "image2")[:views]},
         "quarter": jax.ShapeDtypeStruct((n,), np.int32),
         "label": jax.ShapeDtypeStruct((n,), np.int32),
         "mask": jax.ShapeDtypeStruct((n,), bool),
@@ -202,7 +203,7 @@ class _History:
         return means
 
 
-def _device_batches(config, source, mesh, position, bad):
+def _device_batches(config, source, mesh, position, bad, views):
     """Batches on the mesh, `data.prefetch` of them on their way while a step runs."""
     cache = device_cache.of(config.data, config.image_size, source, config.data.split, mesh)
     local = data_lib.train_batches(
@@ -216,6 +217,7 @@ def _device_batches(config, source, mesh, position, bad):
         crop_scale=config.data.crop_scale,
         crop_ratio=config.data.crop_ratio,
         flip=config.data.flip,
+        views=views,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=config.data.workers,
@@ -223,7 +225,7 @@ def _device_batches(config, source, mesh, position, bad):
         bad=bad,
         cache=cache,
     )
-    names = batch_shapes(config)
+    names = batch_shapes(config, views)
 
     def batches():
         ready = collections.deque()

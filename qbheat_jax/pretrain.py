@@ -12,6 +12,7 @@ from qbheat_jax import api, data, loop, objectives, quarters, sharding, state
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import UserError
+from qbheat_jax.port import labels
 
 
 def run(config, workdir):
@@ -30,9 +31,16 @@ def run(config, workdir):
             f"data.source={source.spec!r} has {source.splits[config.data.split]} images in {config.data.split}, fewer "
             f"than batch_size={config.batch_size}: give more images or a smaller batch_size"
         )
+    if config.objective == "supervised":
+        config = with_classes(config, source)
+        objective = objectives.build(config)
     start = starting_encoder(config) if config.init else None
+    if start is not None and hasattr(objective, "started"):
+        start = objective.started(start)
     evaluators = [Validation(config, objective, source)] if config.data.eval_split in source.splits else []
     summary = loop.train(config, workdir, objective, source, evaluators, start)
+    if config.objective == "supervised" and jax.process_index() == 0:
+        labels.save(workdir, [(name, name) for name in source.classes(config.data.split)])
     path = epath.Path(workdir) / "summary.json"
     if not summary["steps_run"] and path.exists():
         return json.loads(path.read_text())
@@ -40,6 +48,21 @@ def run(config, workdir):
     if jax.process_index() == 0:
         path.write_text(json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def with_classes(config, source):
+    """The config with head.classes as the data have it. Raises UserError where they have no labels, or others.
+
+    So the config that a workdir keeps says all that the model is built from.
+    """
+    split, validation = config.data.split, config.data.eval_split
+    source.check_labels(split, validation if validation in source.splits else split)
+    known, asked = len(source.classes(split)), config.head.classes
+    if asked not in (0, known):
+        raise UserError(
+            f"config field head.classes={asked} is not accepted: {source.spec} has {known} classes in {split}"
+        )
+    return config_lib.resolve({**config_lib.flatten(config.to_dict()), "head.classes": known})
 
 
 def starting_encoder(config):

@@ -16,7 +16,8 @@ BATCH = PartitionSpec(AXES)
 # over it (small or indivisible leaves stay whole); anything else is a PartitionSpec used as it is. Optimizer moments and
 # the averaged parameters carry their parameter's name, so they follow it.
 RULES = (
-    (r"batch_stats/", PartitionSpec()),
+    (r"batch_stats/key_\w+/params/", "fsdp"),  # MoCo's momentum encoder, like the encoder it follows
+    (r"batch_stats/", PartitionSpec()),  # MoCo's queue too: every example is compared with all of it
     (r"decoder/heat/", PartitionSpec()),  # propagators are powers of whole matrices
     (r"(params|ema|mu|nu)/", "fsdp"),
     (r"", PartitionSpec()),

@@ -1,18 +1,44 @@
 """Eight virtual CPU devices for every test, a micro encoder that compiles in a moment, and configs built on it."""
 
 import os
+from typing import Any
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import flax.linen as nn  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 
 from qbheat_jax import config as config_lib  # noqa: E402
-from qbheat_jax.models import mobile_former, registry  # noqa: E402
+from qbheat_jax.models import layers, mobile_former, registry  # noqa: E402
+from qbheat_jax.models.vit import ViT  # noqa: E402
 
 # A Mobile-Former of every kind of block, small enough to compile in seconds. Known to the tests alone.
 MICRO = mobile_former.Variant(4, 2, 8, ((3, 2, 8, 2, 0), (3, 2, 8, 2, 2), (1, 2, 8, 1, 2)), width=16)
 registry.ENCODERS.setdefault("micro", registry._mobile_former(MICRO))
+
+
+class Pebble(nn.Module):
+    """One convolution and a batch norm: the least that an objective can train. It compiles in no time."""
+
+    width: int = 16
+    stride: int = 8
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Conv(self.width, (8, 8), (8, 8), padding="VALID", use_bias=False, dtype=self.dtype, name="conv")(images)
+        x = layers.BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn")(x)
+        return jax.nn.gelu(x), {"conv": x}
+
+
+registry.ENCODERS.setdefault("pebble", registry.Entry(Pebble, {}, {8: {}}))
+VIT_FIELDS = {"width": 16, "heads": 2, "depth": 1}
+VIT_OPTIONS = ("class_token", "position", "grid")
+registry.ENCODERS.setdefault("vit_micro", registry.Entry(ViT, VIT_FIELDS, {8: {"patch": 8}}, VIT_OPTIONS))
 
 SMALL = {
     "seed": 3,

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import quarters, report
+from qbheat_jax import images, quarters, report
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import figures, gather, sample, tiles, words
 
@@ -63,7 +63,10 @@ def make_model(config):
         return np.where(hidden, np.uint8(128), images)
 
     variables = {"params": {"encoder": {"kernel": np.zeros((10, 123))}, "decoder": {"heat": heat}}}
-    return types.SimpleNamespace(config=config, variables=variables, step=40, reconstruct=reconstruct)
+    objective = types.SimpleNamespace(pixels=images.Pixels())
+    return types.SimpleNamespace(
+        config=config, variables=variables, step=40, reconstruct=reconstruct, objective=objective
+    )
 
 
 def make_images(count=10, size=SIZE):

@@ -3,6 +3,7 @@
 A batch is a dict of numpy arrays, this process's share of a global batch:
 
     image    uint8[B, S, S, 3]
+    image2   uint8[B, S, S, 3]   another random crop of the same example, only where two views are asked for
     quarter  int32[B]   index of the visible block's placement, 0..8 (see qbheat_jax.quarters)
     label    int32[B]   -1 where there is none
     mask     bool[B]    False for padding and for images that could not be decoded
@@ -32,6 +33,7 @@ def train_batches(
     crop_scale,
     crop_ratio,
     flip,
+    views=1,
     position=0,
     process_index=0,
     process_count=1,
@@ -46,12 +48,13 @@ def train_batches(
     (seed, position), whatever `process_count`, `workers` (threads, 0 to let tensorflow choose) and `prefetch`
     (batches made ahead) are. `position` is the first example's place in the run's global stream; the iterator's
     `.position` is that of the next batch. `crop_scale`, `crop_ratio`: ranges of the random crop; `flip`: mirror
-    half of the images. `bad`: a `BadFiles`, checked after every batch; without one, bad files are only logged.
-    `cache`: a `DeviceCache` of the split, which then gives the same stream, as global batches on its mesh.
+    half of the images; `views`: 2 for a second crop of every image, `image2`. `bad`: a `BadFiles`, checked after every
+    batch; without one, bad files are only logged. `cache`: a `DeviceCache` of the split, which then gives the same
+    stream, as global batches on its mesh.
 
     Raises UserError for an unknown split, fewer images than a batch, a batch that the processes cannot share.
     """
-    recipe = Recipe(image_size, seed, tuple(placements), True, tuple(crop_scale), tuple(crop_ratio), flip)
+    recipe = Recipe(image_size, seed, tuple(placements), True, tuple(crop_scale), tuple(crop_ratio), flip, views)
     plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, start=position)
     return _batches(plan, workers, prefetch, cache)
 

@@ -12,7 +12,9 @@ from PIL import Image
 _MASK = (1 << 64) - 1
 
 # What a draw is for. Two purposes of one example are independent; the numbers must never change meaning.
-PURPOSES = {"crop": 1, "flip": 2, "quarter": 3, "order": 4, "files": 5, "photos": 6, "noise": 7}
+PURPOSES = {
+    "crop": 1, "flip": 2, "quarter": 3, "order": 4, "files": 5, "photos": 6, "noise": 7, "crop2": 8, "flip2": 9,
+}  # fmt: skip
 
 # Evaluation keeps this share of the shorter side: 224 out of 256, the usual protocol.
 CENTRE_SHARE = 0.875
@@ -107,6 +109,6 @@ def flip(image):
     return image[:, ::-1]
 
 
-def flips(seed, epoch, index):
+def flips(seed, epoch, index, purpose="flip"):
     """Whether this example is mirrored, with probability one half: bool (or bool[...] for arrays)."""
-    return (bits(seed, epoch, index, "flip") >> 63) == 1
+    return (bits(seed, epoch, index, purpose) >> 63) == 1

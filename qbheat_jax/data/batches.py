@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from qbheat_jax.data import augment
 from qbheat_jax.data.bad import BadFiles
 from qbheat_jax.data.examples import empty
 from qbheat_jax.data.order import Order, Slices
@@ -81,7 +82,11 @@ class Batches:
 
 
 class NumpyBatches(Batches):
-    """`synthetic`: noise by index, no augmentation, no threads, no tensorflow."""
+    """`synthetic`: noise by index, no augmentation, no threads, no tensorflow.
+
+    A second view is the same noise as if cut out elsewhere: moved around by its own draw, what leaves on one side coming
+    in on the other, and mirrored where the recipe says so.
+    """
 
     def _next(self):
         plan, size = self.plan, self.plan.recipe.image_size
@@ -93,4 +98,21 @@ class NumpyBatches(Batches):
             padding = empty(len(indices), size)
             images = np.where(real[:, None, None, None], images, padding["image"])
             labels = np.where(real, labels, padding["label"])
-        return {"image": images, "quarter": quarters, "label": labels, "mask": real, "index": indices.astype(np.int32)}
+        crops = {"image": images}
+        if plan.recipe.views > 1:
+            crops["image2"] = _moved(plan.recipe, images, epochs, np.maximum(indices, 0))
+        return {**crops, "quarter": quarters, "label": labels, "mask": real, "index": indices.astype(np.int32)}
+
+
+def _moved(recipe, images, epochs, indices):
+    """uint8[c, S, S, 3] -> the second views of these examples, likewise."""
+    size = images.shape[1]
+    draws = augment.bits(recipe.seed, epochs, indices, "crop2")
+    # Not by nothing at all: a crop of its own.
+    down, right = ((draws >> shift) % max(1, size - 1) + 1 for shift in (0, 32))
+    across = np.arange(size, dtype=np.uint64)
+    rows, columns = (across + down[:, None]) % size, (across + right[:, None]) % size
+    mirrored = np.broadcast_to(recipe.mirrored(epochs, indices, 1), len(indices))
+    columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
+    each = np.arange(len(images))[:, None, None]
+    return images[each, rows[:, :, None].astype(np.int64), columns[:, None].astype(np.int64)]

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qbheat_jax import resample
-from qbheat_jax.data import augment, shrink
+from qbheat_jax.data import shrink
 from qbheat_jax.data.batches import Batches
 from qbheat_jax.data.examples import MEAN_GREY
 from qbheat_jax.data.synthetic import Synthetic
@@ -82,7 +82,6 @@ class DeviceCache:
         """The batch of this process's examples (epochs int64[b], indices int64[b], -1 for padding), global on the mesh."""
         real = indices >= 0
         rows = np.where(real, indices, 0)
-        boxes, flips = self._draw(recipe, epochs, rows)
         local = {
             "quarter": recipe.quarters(epochs, rows),
             "label": np.where(real, self._labels[rows], -1).astype(np.int32),
@@ -90,8 +89,10 @@ class DeviceCache:
             "index": indices.astype(np.int32),
         }
         batch = {name: self._put(value) for name, value in local.items()}
-        image = self.crop(self._put(rows.astype(np.int32)), self._put(boxes), self._put(flips), recipe.image_size)
-        return {"image": _grey_where_masked(image, batch["mask"]), **batch}
+        for view, name in enumerate(recipe.images):
+            shown = (self._put(x) for x in (rows.astype(np.int32), *self._draw(recipe, epochs, rows, view)))
+            batch[name] = _grey_where_masked(self.crop(*shown, recipe.image_size), batch["mask"])
+        return batch
 
     def crop(self, rows, boxes, flips, size):
         """Parts of the images int32[B]: float32[B, 4] boxes in pixels of the cache, bool[B] mirrored; all on the mesh.
@@ -100,16 +101,15 @@ class DeviceCache:
         """
         return _crop(self._images, rows, boxes, flips, mesh=self.mesh, shape=self._shape, size=size)
 
-    def _draw(self, recipe, epochs, rows):
+    def _draw(self, recipe, epochs, rows, view):
         """(float32[b, 4] boxes in pixels of the cache, bool[b] mirrored): those of `examples.Recipe`, example by example."""
         sizes = self._sizes[rows]
-        whole = recipe.train and isinstance(self.source, Synthetic)  # which is not augmented
+        whole = recipe.train and isinstance(self.source, Synthetic) and view == 0  # which is not augmented
         examples = zip(epochs.tolist(), rows.tolist(), *sizes.T.tolist())
-        boxes = [(0, 0, h, w) if whole else recipe.box(epoch, row, h, w) for epoch, row, h, w in examples]
+        boxes = [(0, 0, h, w) if whole else recipe.box(epoch, row, h, w, view) for epoch, row, h, w in examples]
         boxes = np.array(boxes) * np.tile(np.minimum(sizes, self.cache_size) / sizes, 2)
-        mirrored = recipe.train and recipe.flip and not whole
-        flips = augment.flips(recipe.seed, epochs, rows) if mirrored else np.zeros(len(rows), bool)
-        return boxes.astype(np.float32), flips
+        flips = np.zeros(len(rows), bool) if whole else recipe.mirrored(epochs, rows, view)
+        return boxes.astype(np.float32), np.broadcast_to(flips, len(rows))
 
     def _put(self, array):
         """This process's part of an array [B / processes, ...] -> the global array [B, ...] on the mesh."""

@@ -10,6 +10,8 @@ from qbheat_jax.data import augment, decode, quarter
 # normalisation. `mask` is False there.
 MEAN_GREY = (124, 116, 104)
 
+IMAGES = ("image", "image2")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -17,7 +19,8 @@ class Recipe:
 
     `image_size` in pixels; `seed` int; `placements` tuple of placement indices 0..8. `train` switches to random
     crops (`crop_scale`, `crop_ratio` as in augment.random_resized_crop_box) and mirroring (`flip`); otherwise the
-    centre is cut out and the epoch does not matter.
+    centre is cut out and the epoch does not matter. `views`: 2 for a second random crop of every training image, which
+    its own draws place and mirror; the first is the same with and without it.
     """
 
     image_size: int
@@ -27,22 +30,28 @@ class Recipe:
     crop_scale: tuple = (1.0, 1.0)
     crop_ratio: tuple = (1.0, 1.0)
     flip: bool = False
+    views: int = 1
 
-    def box(self, epoch, index, height, width):
+    @property
+    def images(self):
+        """Under which keys a batch has its crops."""
+        return IMAGES[: self.views]
+
+    def box(self, epoch, index, height, width, view=0):
         """(top, left, height, width) of the part of a height x width image that this example shows."""
         if not self.train:
             return augment.centre_box(height, width, self.image_size)
-        generator = augment.rng(self.seed, epoch, index, "crop")
+        generator = augment.rng(self.seed, epoch, index, ("crop", "crop2")[view])
         return augment.random_resized_crop_box(generator, height, width, self.crop_scale, self.crop_ratio)
 
-    def image(self, data, epoch, index, jpeg_window=None):
+    def image(self, data, epoch, index, jpeg_window=None, view=0):
         """Encoded bytes, or uint8[H, W, 3 or 1], -> uint8[image_size, image_size, 3]. Raises `decode.BadImage`.
 
         `jpeg_window(data, box_of)` may give the pixels of the box without decoding the rest, or None.
         """
 
         def box_of(height, width):
-            return self.box(epoch, index, height, width)
+            return self.box(epoch, index, height, width, view)
 
         window = None
         if isinstance(data, np.ndarray):
@@ -54,8 +63,11 @@ class Recipe:
             pixels = augment.crop_resize(image, box_of(*image.shape[:2]), self.image_size)
         else:
             pixels = augment.resize(window, self.image_size)
-        mirrored = self.train and self.flip and augment.flips(self.seed, epoch, index)
-        return augment.flip(pixels) if mirrored else pixels
+        return augment.flip(pixels) if self.mirrored(epoch, index, view) else pixels
+
+    def mirrored(self, epoch, index, view=0):
+        """Whether the example (or each of int64[c]) is mirrored."""
+        return self.train and self.flip and augment.flips(self.seed, epoch, index, ("flip", "flip2")[view])
 
     def quarters(self, epochs, indices):
         """int64[c], int64[c] -> int32[c] placements; outside training the same in every epoch."""
@@ -71,10 +83,10 @@ def as_rgb(array):
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
-def empty(count, image_size):
-    """A batch of `count` padding examples, to be filled in."""
+def empty(count, image_size, images=IMAGES[:1]):
+    """A batch of `count` padding examples, to be filled in. `images`: the keys of its crops."""
     return {
-        "image": np.full((count, image_size, image_size, 3), MEAN_GREY, np.uint8),
+        **{name: np.full((count, image_size, image_size, 3), MEAN_GREY, np.uint8) for name in images},
         "quarter": np.zeros(count, np.int32),
         "label": np.full(count, -1, np.int32),
         "mask": np.zeros(count, bool),
@@ -87,9 +99,9 @@ def build(recipe, fetch, epochs, indices, bad, jpeg_window=None):
 
     `fetch(k, index) -> (data, label, name)` gives the example at place k of the chunk; `epochs`, `indices` int64[c],
     index -1 for padding. What cannot be read or decoded goes to `bad` and leaves a masked example.
-    Returns image uint8[c, S, S, 3], quarter int32[c], label int32[c], mask bool[c], index int32[c].
+    Returns image (and image2) uint8[c, S, S, 3], quarter int32[c], label int32[c], mask bool[c], index int32[c].
     """
-    out = empty(len(indices), recipe.image_size)
+    out = empty(len(indices), recipe.image_size, recipe.images)
     out["quarter"][:] = recipe.quarters(epochs, np.maximum(indices, 0))
     for k, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist())):
         if index < 0:
@@ -99,7 +111,8 @@ def build(recipe, fetch, epochs, indices, bad, jpeg_window=None):
         try:
             data, label, name = fetch(k, index)
             out["label"][k] = label
-            out["image"][k] = recipe.image(data, epoch, index, jpeg_window)
+            for view, key in enumerate(recipe.images):
+                out[key][k] = recipe.image(data, epoch, index, jpeg_window, view)
             out["mask"][k] = True
         except (decode.BadImage, OSError) as error:
             bad.add(getattr(error, "filename", None) or name, getattr(error, "strerror", None) or error)

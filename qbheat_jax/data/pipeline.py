@@ -14,8 +14,8 @@ from qbheat_jax.data.batches import Batches
 from qbheat_jax.data.cpu_tensorflow import tf
 from qbheat_jax.errors import RUN_FAILED, UserError
 
-_KEYS = ("image", "quarter", "label", "mask", "index")
-_TYPES = (tf.uint8, tf.int32, tf.int32, tf.bool, tf.int32)
+# What stands in a batch beside its crops.
+_TYPES = {"quarter": tf.int32, "label": tf.int32, "mask": tf.bool, "index": tf.int32}
 
 # Pixels decoded around the box. libjpeg interpolates colour from the neighbouring block, which a window that ends at
 # the box does not have: without this margin the box's edges differ from those of the whole image.
@@ -72,7 +72,7 @@ class TensorflowBatches(Batches):
             self._work.reraise()  # Our own error, rather than tensorflow's account of it.
             raise
         local = self.plan.local
-        return {key: array.numpy().reshape(local, *array.shape[2:]) for key, array in zip(_KEYS, arrays)}
+        return {key: array.numpy().reshape(local, *array.shape[2:]) for key, array in zip(self._work.keys, arrays)}
 
     def close(self):
         self._close()
@@ -90,10 +90,12 @@ def _dataset(work, workers, prefetch):
         options.threading.private_threadpool_size = workers
     chunk, per_batch = work.plan.slices.chunk, work.plan.slices.per_batch
     size = work.plan.recipe.image_size
-    shapes = ((chunk, size, size, 3), (chunk,), (chunk,), (chunk,), (chunk,))
+    crops = len(work.plan.recipe.images)
+    shapes = ((chunk, size, size, 3),) * crops + ((chunk,),) * len(_TYPES)
+    types = (tf.uint8,) * crops + tuple(_TYPES.values())
 
     def make(j):
-        arrays = tf.numpy_function(work.make, [j], _TYPES, stateful=False)
+        arrays = tf.numpy_function(work.make, [j], types, stateful=False)
         return tuple(tf.ensure_shape(array, shape) for array, shape in zip(arrays, shapes))
 
     total = work.plan.batches * per_batch if work.plan.batches is not None else np.iinfo(np.int64).max
@@ -111,6 +113,7 @@ class _Work:
 
     def __init__(self, plan):
         self.plan = plan
+        self.keys = (*plan.recipe.images, *_TYPES)
         self.stop = threading.Event()
         self._error = None
         # Examples of a stream on their way from the reader to the threads that decode them, by chunk.
@@ -121,13 +124,14 @@ class _Work:
             raise self._error
 
     def make(self, j):
-        """Chunk number int64 -> the chunk's five arrays."""
+        """Chunk number int64 -> the chunk's arrays, in the order of `keys`."""
         try:
             if self.stop.is_set():
-                made = examples.empty(self.plan.slices.chunk, self.plan.recipe.image_size)
+                recipe = self.plan.recipe
+                made = examples.empty(self.plan.slices.chunk, recipe.image_size, recipe.images)
             else:
                 made = self._make(int(j))
-            return tuple(made[key] for key in _KEYS)
+            return tuple(made[key] for key in self.keys)
         except BaseException as error:
             self._error = self._error or error
             raise

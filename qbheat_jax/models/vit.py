@@ -50,6 +50,8 @@ class ViT(nn.Module):
     that only the codes of the first half of the rows and columns are seen, whatever the placement; the others come in
     with whole images. A learnt table gives its top left part to a smaller input and refuses a larger one with
     UserError; `resample` makes one for another size of whole images.
+    `keep`, int32 [B, n]: cells, counted by row from the top left, that alone are encoded, each with its own position, as
+    if the image had no others. Sequences [B, n, width] in that order then stand in the place of the maps.
     `class_token`: a learnt token [1, 1, width] before the patches; a learnt table holds its position first, a fixed one
     has none for it. `drop_path`: the rate of the last block; it grows linearly from 0 at the first.
     """
@@ -70,7 +72,7 @@ class ViT(nn.Module):
         return self.patch
 
     @nn.compact
-    def __call__(self, images, train=False):
+    def __call__(self, images, train=False, keep=None):
         check_size(images, self.patch)
         x = nn.Conv(
             self.width,
@@ -81,9 +83,11 @@ class ViT(nn.Module):
             kernel_init=patch_init,
             name="patch_embed",
         )(images)
-        shape, extra = x.shape, int(self.class_token)
-        token_position, position = self._position(*shape[1:3])
+        token_position, position = self._position(*x.shape[1:3])
         x = x + position.astype(self.dtype)
+        if keep is not None:
+            x = jnp.take_along_axis(x.reshape(x.shape[0], -1, self.width), keep[..., None], 1)
+        shape, extra = x.shape, int(self.class_token)
         out = {"patches": x}
         x = x.reshape(shape[0], -1, self.width)
         if self.class_token:

@@ -1,12 +1,21 @@
-"""What is learnt from: one file a method, built from a config by `build`."""
+"""What is learnt from: one file a method, built from a config by `build`.
+
+Each has `encoder`, `pixels`, `init(rng, batch) -> variables` and `loss(params, mutable, batch, rng, train) -> (loss,
+(mutable, metrics))`. One that needs two crops of every image says `views = 2`; one whose state follows its parameters
+says in `started(variables)` what else begins when some parts begin with given weights.
+"""
 
 import jax.numpy as jnp
 
-from qbheat_jax import heat, images, quarters
+from qbheat_jax import colour, heat, images, quarters
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.decoder import HeatDecoder
+from qbheat_jax.models.vit import ViT
+from qbheat_jax.objectives.mae import MAE, MaskDecoder, kept
+from qbheat_jax.objectives.moco import Colours, MoCo, Projector
 from qbheat_jax.objectives.qbheat import QBHeat
+from qbheat_jax.objectives.simmim import SimMIM
 from qbheat_jax.objectives.supervised import Supervised
 from qbheat_jax.objectives.targets import Target
 
@@ -21,28 +30,101 @@ def build_encoder(config):
 
 
 def build(config):
-    """The objective of a run's or a ported checkpoint's config. Raises UserError where the grid cannot be split so."""
+    """The objective of a run's or a ported checkpoint's config. Raises UserError where its fields do not go together."""
     encoder = build_encoder(config)
-    pixels = images.PIXELS[config.pixels]
-    if config.objective == "classifier":
-        _check_size(config, encoder)
-        head = (
-            registry.head(config.encoder.name, config.head.classes, dtype=config.dtype) if config.head.classes else None
-        )
-        return Supervised(encoder, head, pixels)
+    _check_size(config, encoder)
+    return _BUILD[config.objective](config, encoder, images.PIXELS[config.pixels])
+
+
+def views(objective):
+    """How many crops of every image the objective's batches have."""
+    return getattr(objective, "views", 1)
+
+
+def _qbheat(config, encoder, pixels):
     placements = quarters.PLACEMENT_SETS[config.quarter.placements]
     _check_grid(config, encoder, placements)
-    target = Target(encoder.stride, config.norm_pix, config.norm_pix_statistics, config.hog)
+    target = _target(config, encoder)
     decoder = HeatDecoder(
         outputs=sum(target.widths.values()),
         heat=heat.Heat(**config.heat.to_dict()),
         placements=placements,
-        width=config.decoder.width,
-        depth=config.decoder.depth,
-        heads=config.decoder.heads,
-        dtype=jnp.dtype(config.dtype),
+        **_decoder(config),
     )
     return QBHeat(encoder, decoder, target, config.loss_on, pixels)
+
+
+def _moco(config, encoder, pixels):
+    fields = config.moco
+    if fields.queue % config.batch_size:
+        raise UserError(
+            f"config field moco.queue={fields.queue} is not accepted: it takes a multiple of "
+            f"batch_size={config.batch_size}"
+        )
+    colours = Colours(blur_share=fields.blur_share, sigma=fields.blur_sigma)
+    return MoCo(encoder, Projector(fields.width), fields.queue, fields.momentum, fields.temperature, colours, pixels)
+
+
+def _mae(config, encoder, pixels):
+    if not isinstance(encoder, ViT):
+        raise UserError(
+            f"config field encoder.name={config.encoder.name!r} is not accepted with objective='mae', which leaves cells "
+            "out: it takes vit_ti, vit_s or vit_b (objective='simmim' masks images for any encoder)"
+        )
+    ratio, cells = config.mae.mask_ratio, (config.image_size // encoder.stride) ** 2
+    if not 0 < kept(cells, ratio) < cells:
+        raise UserError(
+            f"config field mae.mask_ratio={ratio} is not accepted: of the {cells} cells of an image of "
+            f"image_size={config.image_size} it must keep and mask at least one each"
+        )
+    target = _target(config, encoder)
+    decoder = MaskDecoder(sum(target.widths.values()), **_decoder(config))
+    return MAE(encoder, decoder, target, ratio, config.loss_on, pixels)
+
+
+def _simmim(config, encoder, pixels):
+    size = config.simmim.mask_size
+    if size % encoder.stride or config.image_size % size:
+        raise UserError(
+            f"config field simmim.mask_size={size} is not accepted: it takes a multiple of the stride of "
+            f"{config.encoder.name}, {encoder.stride}, that divides image_size={config.image_size}"
+        )
+    fields, target = config.simmim, _target(config, encoder)
+    return SimMIM(encoder, target, size, fields.mask_ratio, fields.error, config.loss_on, pixels)
+
+
+def _supervised(config, encoder, pixels):
+    strength = config.supervised.colour_jitter
+    jitter = colour.Jitter(strength, strength, strength)
+    return Supervised(encoder, _head(config), pixels, config.supervised.label_smoothing, jitter)
+
+
+def _classifier(config, encoder, pixels):
+    return Supervised(encoder, _head(config), pixels)
+
+
+_BUILD = {
+    "qbheat": _qbheat,
+    "moco": _moco,
+    "mae": _mae,
+    "simmim": _simmim,
+    "supervised": _supervised,
+    "classifier": _classifier,
+}
+
+
+def _head(config):
+    """None as long as the number of classes is not known."""
+    classes = config.head.classes
+    return registry.head(config.encoder.name, classes, dtype=config.dtype) if classes else None
+
+
+def _target(config, encoder):
+    return Target(encoder.stride, config.norm_pix, config.norm_pix_statistics, config.hog)
+
+
+def _decoder(config):
+    return {**config.decoder.to_dict(), "dtype": jnp.dtype(config.dtype)}
 
 
 # Only a vit has these, so the others are not given them.
@@ -58,7 +140,6 @@ def _check_size(config, encoder):
 
 
 def _check_grid(config, encoder, placements):
-    _check_size(config, encoder)
     cells = config.image_size // encoder.stride
     try:
         quarters.check_grid(cells, cells, placements)

@@ -7,17 +7,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qbheat_jax import colour
 from qbheat_jax import images as images_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class Supervised:
-    """The objective. `encoder`: of `models.registry`, `head`: of `registry.head`, None where there are no classes."""
+    """The objective. `encoder`: of `models.registry`, `head`: of `registry.head`, None where there are no classes.
+
+    `label_smoothing`: the share of the target spread over all classes; `jitter`: of the colours, in training. Crops and
+    mirror images come with the batch.
+    """
 
     encoder: Any
     head: Any = None
     pixels: images_lib.Pixels = images_lib.Pixels()
     label_smoothing: float = 0.0
+    jitter: colour.Jitter = colour.Jitter()
 
     def init(self, rng, batch):
         """Variables {"params": {"encoder", "head"}, "batch_stats": likewise, without what has none}."""
@@ -37,7 +43,11 @@ class Supervised:
 
         batch: image uint8 [B, H, W, 3], label int32[B], mask bool[B] (False: the example does not count).
         """
-        logits, mutable = self._forward(params, mutable, self.pixels.normalise(batch["image"]), rng, train)
+        images = batch["image"]
+        if train and self.jitter != colour.Jitter():
+            rng, colour_rng = jax.random.split(rng)
+            images = self.jitter(images.astype(jnp.float32) / 255.0, colour_rng) * 255.0
+        logits, mutable = self._forward(params, mutable, self.pixels.normalise(images), rng, train)
         weight = batch["mask"].astype(jnp.float32) / jnp.maximum(batch["mask"].sum(), 1)
         target = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), self.label_smoothing)
         loss = (optax.softmax_cross_entropy(logits, target) * weight).sum()

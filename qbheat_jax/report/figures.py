@@ -75,11 +75,11 @@ def losses(train, val, variance, rate):
         return _inline(figure, "loss")
 
 
-def accuracies(ours, random, chance, name):
+def accuracies(ours, random, chance, name, method="QB-Heat"):
     """Held-out accuracy against epoch -> SVG. ours, random: lists of (epochs, fractions), one a seed."""
     with _figure(3.1) as figure:
         axes = figure.subplots()
-        for curves, colour, label in ((ours, _WARM, "QB-Heat"), (random, _COOL, "random initialisation")):
+        for curves, colour, label in ((ours, _WARM, method), (random, _COOL, "random initialisation")):
             for i, (epochs, values) in enumerate(curves):
                 axes.plot(
                     epochs, 100 * np.asarray(values), color=colour, label=label if i == 0 else None,

@@ -17,7 +17,7 @@ BASELINES = {
     "histogram": "colour histogram, no encoder",
     "pixels": "raw pixels, no encoder",
 }
-OURS = "QB-Heat"
+METHODS = {"qbheat": "QB-Heat", "moco": "MoCo-v2", "mae": "MAE", "simmim": "SimMIM", "supervised": "supervised"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,11 @@ class Run:
     summary: dict
     probes: tuple
 
+    @property
+    def method(self):
+        """What the run learnt from, as it is called."""
+        return METHODS[self.config.objective]
+
     def series(self, name, start=0):
         """(steps, values) of one metric, from step `start` on."""
         points = [(line["step"], line[name]) for line in self.lines if name in line and line["step"] >= start]
@@ -97,7 +102,7 @@ def read(workdir):
         raise UserError(f"--workdir {workdir} holds ported weights, not a run: there is nothing to report")
     summary = _json(path / "summary.json")
     summary = summary if isinstance(summary, dict) else {}
-    return Run(path, shown(path), config, metrics.read(path), summary, _probes(path))
+    return Run(path, shown(path), config, metrics.read(path), summary, _probes(path, config))
 
 
 def shown(path):
@@ -111,7 +116,7 @@ def command(text, run):
     return " ".join(text.replace(str(run.path.resolve()), run.shown).split()) if text else ""
 
 
-def _probes(path):
+def _probes(path, config):
     probes = []
     for file in sorted(path.glob("**/result.json")):
         folder = file.parent.relative_to(path)
@@ -119,17 +124,21 @@ def _probes(path):
         if folder.parts[:1] == ("report",) or not isinstance(result, dict):
             continue
         if isinstance(result.get("protocol"), str) and isinstance(result.get("top1"), (int, float)):
-            features = _features(str(result.get("init", "")), path)
+            features = _features(str(result.get("init", "")), path, METHODS[config.objective])
             probes.append(Probe(str(folder), result["protocol"], features, result, metrics.read(file.parent)))
     return tuple(probes)
 
 
-def _features(init, path):
+def _features(init, path, method):
     if init in BASELINES:
         return BASELINES[init]
     # A workdir may have been moved since: only a directory that is there, and is another one, is another run.
     other = bool(init) and os.path.isdir(init) and not os.path.samefile(init, path)
-    return f"{OURS}, run {os.path.basename(os.path.normpath(init))}" if other else OURS
+    if not other:
+        return method
+    trained = _json(pathlib.Path(init) / "config.json")
+    method = METHODS.get(trained.get("objective"), method) if isinstance(trained, dict) else method
+    return f"{method}, run {os.path.basename(os.path.normpath(init))}"
 
 
 def _seed(probe):

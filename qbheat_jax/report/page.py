@@ -32,7 +32,7 @@ def write(workdir, model=None, images=None):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        if context["sample"] is not None:
+        if context["blocks"]:
             placements = quarters.PLACEMENT_SETS[run.config.quarter.placements]
             tiles.sheet(model, context["sample"].images[:SHEET], placements).save(path.with_name("reconstructions.png"))
     except OSError as error:
@@ -66,20 +66,24 @@ def _context(run, model, images):
         shown, no_images = None, "none of its images could be read"
     groups, params, sizes = run.groups(), model.variables["params"], shown.sizes if shown else {}
     encoder = trees.count(params["encoder"]) if params.get("encoder") else None
-    blocks = pictures(model, shown, run.config) if shown is not None else []
+    reconstructs = run.config.objective == "qbheat"
+    if shown is not None and not reconstructs:
+        no_images = f"a run of {run.method} does not continue images from a quarter, as one of QB-Heat does"
+    blocks = pictures(model, shown, run.config) if shown is not None and reconstructs else []
     validation = run.config.data.eval_split or "val"
     context = {
         "run": run,
         "config": run.config,
         "step": model.step,
+        "loss_words": words.loss(run.config),
         "story": words.story(run.config, model.step, sizes, encoder),
         "sample": shown,
         "no_images": no_images,
         "blocks": blocks,
         "first": [(block, block["cards"][i % len(block["cards"])]) for i, block in enumerate(blocks[:3])],
         "losses": loss_chart(run, validation),
-        "accuracies": probes.charts(groups),
-        "tables": probes.tables(groups),
+        "accuracies": probes.charts(groups, run.method),
+        "tables": probes.tables(groups, run.method),
         "operator": operator_facts.describe(params.get("decoder", {}).get("heat"), run.config),
         "timing": facts.timing(run),
         "commands": facts.commands(run),

@@ -1,19 +1,19 @@
-"""The probes of a run as tables and curves: QB-Heat beside random initialisation and the trivial baselines."""
+"""The probes of a run as tables and curves: the run beside random initialisation and the trivial baselines."""
 
 import math
 
 from qbheat_jax.report import figures, gather, words
 
 
-def charts(groups):
+def charts(groups, method):
     """One chart a protocol and data set, where the heads' curves were kept."""
     made = []
     for protocol, data in dict.fromkeys((g.protocol, g.data) for g in groups):
         here = [g for g in groups if (g.protocol, g.data) == (protocol, data)]
-        ours, random = (_curves(here, name) for name in (gather.OURS, gather.BASELINES["random"]))
+        ours, random = (_curves(here, name) for name in (method, gather.BASELINES["random"]))
         if ours or random:
             chance = next((g.mean("chance") for g in here if g.values("chance")), None)
-            svg = figures.accuracies(ours, random, chance, f"{len(made)}")
+            svg = figures.accuracies(ours, random, chance, f"{len(made)}", method)
             made.append({"protocol": protocol, "data": data, "svg": svg, "seeds": max(len(ours), len(random))})
     return made
 
@@ -27,34 +27,34 @@ def _curves(groups, features):
     return curves
 
 
-def tables(groups):
-    """One block of rows a protocol and data set: QB-Heat, random initialisation, the trivial baselines, chance."""
+def tables(groups, method):
+    """One block of rows a protocol and data set: the run's method, random initialisation, the trivial baselines, chance."""
     several = len({g.data for g in groups}) > 1
     made = []
     for protocol, data in dict.fromkeys((g.protocol, g.data) for g in groups):
         here = [g for g in groups if (g.protocol, g.data) == (protocol, data)]
         random = next((g.mean("top1") for g in here if g.features == gather.BASELINES["random"]), None)
-        ours = next((g for g in here if g.features == gather.OURS), None)
+        ours = next((g for g in here if g.features == method), None)
         best = max(g.mean("top1") for g in here)
         made.append(
             {
                 "protocol": protocol,
                 "data": data if several else "",
                 "about": words.PROTOCOLS.get(protocol, ""),
-                "rows": [_row(g, random, best) for g in here] + _chance(here),
+                "rows": [_row(g, random, best, method) for g in here] + _chance(here),
                 "random": random,
-                "ours": _row(ours, random, best) if ours else None,
+                "ours": _row(ours, random, best, method) if ours else None,
             }
         )
     return made
 
 
-def _row(group, random, best):
+def _row(group, random, best, method):
     top1, counts = group.mean("top1"), sorted({int(n) for n in group.values("n")})
     against = None if random is None or group.features == gather.BASELINES["random"] else top1 - random
     return {
         "features": group.features,
-        "ours": group.features.startswith(gather.OURS),
+        "ours": group.features == method or group.features.startswith(f"{method}, "),
         "top1": top1,
         "top1_spread": group.spread("top1"),
         "top5": group.mean("top5"),

@@ -110,9 +110,21 @@ def story(config, step, sizes, parameters):
     return [_lead(config, parameters), _details(config, step, sizes.get(config.data.split))]
 
 
+def loss(config):
+    """What the loss is, in a few words."""
+    cells = " on hidden cells" if config.loss_on == "masked" else ""
+    if config.objective == "simmim" and config.simmim.error == "l1":
+        return f"mean absolute error{cells}"
+    names = {"moco": "InfoNCE, the cross-entropy of finding the other view", "supervised": "cross-entropy"}
+    return names.get(config.objective, f"mean squared error{cells}")
+
+
 def _lead(config, parameters):
     count = f" with {millions(parameters)} parameters" if parameters else ""
     cells = "the hidden pixels" if config.loss_on == "masked" else "all pixels"
+    if config.objective != "qbheat":
+        encoder = f"An encoder ({config.encoder.name}{count})"
+        return _OTHERS[config.objective].format(encoder=encoder, cells=cells, config=config)
     return (
         f"One quarter of a {config.image_size} \u00d7 {config.image_size} image was visible, and the rest had to be "
         f"predicted. An encoder ({config.encoder.name}{count}) turned the visible quarter into features; linear maps "
@@ -122,28 +134,69 @@ def _lead(config, parameters):
     )
 
 
+# What the methods that QB-Heat is compared with do.
+_OTHERS = {
+    "moco": (
+        "{encoder} was shown two random crops of an image in random colours, and had to tell that they are of one image: the "
+        "feature of the one is to be nearer to that of the other, as a slowly moving average of the encoder gives it, than "
+        "to those of {config.moco.queue:,} crops before (MoCo-v2). No labels were used."
+    ),
+    "mae": (
+        "{encoder} was shown the cells of an image that were left when {config.mae.mask_ratio:.0%} of them, drawn at random, "
+        "had been taken out, and a small decoder had to predict the others (MAE). The error on {cells} was all there was to "
+        "learn from: no labels were used."
+    ),
+    "simmim": (
+        "{encoder} was shown whole images in which {config.simmim.mask_ratio:.0%} of the patches, drawn at random and of "
+        "{config.simmim.mask_size} pixels a side, were masked, and one linear layer on its features had to predict their "
+        "pixels (SimMIM). The error on {cells} was all there was to learn from: no labels were used."
+    ),
+    "supervised": (
+        "{encoder} and a classifier on its features were trained together on images and their labels, to be compared with "
+        "encoders that saw none."
+    ),
+}
+
+
 def _details(config, step, images):
-    heat, depth, batch = config.heat, config.decoder.depth, config.batch_size
+    return f"{_method(config)}{_training(config, step, images)}"
+
+
+def _method(config):
+    """Sentences on the parts beside the encoder."""
+    if config.objective in ("moco", "supervised") or (config.objective == "simmim" and config.simmim.error == "l1"):
+        return ""
+    heat, depth = config.heat, config.decoder.depth
     untied = heat.directions == "untied"
     own = "each of the four directions has a matrix of its own" if untied else "a step back inverts the step ahead"
     norm = ", after a layer norm" if heat.norm == "layer" else ""
     blocks = f"{depth} transformer block{'s' * (depth != 1)} {config.decoder.width} channels wide"
     patches = " The targets were normalised within each patch." if config.norm_pix else ""
     if config.norm_pix and config.norm_pix_statistics > 0:
-        patches = (
-            " The targets were each patch's normalised pixels and, beside them, their mean and deviation; the pictures "
-            "below are un-normalised with the mean and deviation that were predicted."
-        )
+        patches = " The targets were each patch's normalised pixels and, beside them, their mean and deviation"
+        if config.objective == "qbheat":
+            patches += "; the pictures below are un-normalised with the mean and deviation that were predicted"
+        patches += "."
     if config.hog > 0:
         patches += (
             f" Which way the edges of each patch run (a histogram) was asked for too, with a weight of {config.hog:g}."
         )
+    decoder = f"The decoder is {blocks if depth else 'one linear layer'}."
+    if config.objective != "qbheat":
+        text = (f"{decoder}{patches}" if config.objective == "mae" else patches).strip()
+        return f"{text} " if text else ""
+    return (
+        f"The visible block lay {PLACEMENTS[config.quarter.placements]}. The maps are those of "
+        f"\u201c{heat.propagator}\u201d: {PROPAGATORS[heat.propagator]}{norm}, and {own}. {decoder}{patches} "
+    )
+
+
+def _training(config, step, images):
+    batch = config.batch_size
     passes = f", about {number(step * batch / images, 2)} passes over {number(images)} images" if images else ""
     average = f" The weights used here are an average over the steps (decay {config.ema:g})." if config.ema else ""
     return (
-        f"The visible block lay {PLACEMENTS[config.quarter.placements]}. The maps are those of "
-        f"\u201c{heat.propagator}\u201d: {PROPAGATORS[heat.propagator]}{norm}, and {own}. The decoder is "
-        f"{blocks if depth else 'one linear layer'}.{patches} Training took {number(step)} steps of {number(batch)} "
+        f"Training took {number(step)} steps of {number(batch)} "
         f"images{passes}, from random crops{' and mirror images' if config.data.flip else ''}, by AdamW in "
         f"{config.dtype} with a weight decay of {number(config.weight_decay)} and a learning rate of "
         f"{number(config.learning_rate * batch / 256)} ({number(config.learning_rate)} for every 256 images of a batch)"
