@@ -10,7 +10,8 @@ from qbheat_jax import __version__
 # What a package is for here; those after the first row are extras.
 PACKAGES = {
     "jax": "arrays and compilation", "flax": "modules", "optax": "optimizers", "orbax-checkpoint": "checkpoints",
-    "tensorflow": "tfds: sources, other ones without data.device_cache, TensorBoard", "tensorflow-cpu": "the same, without GPU code",
+    "tensorflow": "tfds: sources, the others without data.device_cache, TensorBoard",
+    "tensorflow-cpu": "the same, without GPU code",
     "tensorflow-datasets": "tfds: sources", "clu": "TensorBoard", "scikit-image": "the photos source",
     "scikit-learn": "the photos source", "matplotlib": "report", "jinja2": "report",
 }  # fmt: skip

@@ -13,7 +13,8 @@ import numpy as np
 from etils import epath
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import data, metrics
+from qbheat_jax import data, metrics, sharding
+from qbheat_jax.data import device_cache
 from qbheat_jax.errors import UserError
 from qbheat_jax.models.heads import BlockHead, LinearHead
 from qbheat_jax.probe import encoders, fit
@@ -107,14 +108,17 @@ def encode(frozen, mapped, source, split, config):
             "or take fewer images"
         )
     bad = data.BadFiles(config.data.max_bad_fraction, n)
+    # On one device, which takes batches of any size.
+    alone = sharding.make_mesh({"data": 1, "fsdp": 1}, jax.local_devices()[:1])
     batches = data.eval_batches(
         source, split=split, batch_size=config.batch_size, image_size=frozen.image_size, seed=config.seed,
         placements=(0,), workers=config.data.workers, prefetch=config.data.prefetch, bad=bad,
+        cache=device_cache.of(config.data, frozen.image_size, source, split, alone),
     )  # fmt: skip
     labels, start = [], time.perf_counter()
 
     def inputs():
-        for batch in batches:
+        for batch in map(jax.device_get, batches):
             labels.append(batch["label"][batch["mask"]])
             yield batch["image"], batch["mask"]
 
