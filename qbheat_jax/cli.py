@@ -78,26 +78,29 @@ def pretrain(arguments, overrides):
 def probe(arguments, overrides):
     """Every config with every init. One pair's result is in WORKDIR; several are in WORKDIR/PROTOCOL-INIT each."""
     from qbheat_jax import config, probe
+    from qbheat_jax.probe.encode import POOLED
     from qbheat_jax.probe.encoders import TRIVIAL
 
     configs = [config.load(path, overrides, config.PROBE) for path in arguments.config]
     pairs = [
         (c, init)
         for c, init in itertools.product(configs, arguments.init)
-        if c.protocol == "lin" or init not in TRIVIAL
+        if c.protocol in POOLED or init not in TRIVIAL
     ]
     if not pairs:
-        raise UserError(f"--init {' '.join(arguments.init)} has one feature vector an image: it takes protocol='lin'")
+        raise UserError(
+            f"--init {' '.join(arguments.init)} has one feature vector an image: it takes protocol='lin' or 'knn'"
+        )
     runs = [init for init in arguments.init if init != "random" and init not in TRIVIAL]
     names = {init: init if init not in runs else "run" for init in arguments.init}
     if len(runs) > 1:
         names.update({init: os.path.basename(os.path.normpath(init)) for init in runs})
-    folders = [os.path.join(arguments.workdir, f"{c.protocol}-{names[init]}") for c, init in pairs]
+    folders = [os.path.join(arguments.workdir, f"{probe.name(c)}-{names[init]}") for c, init in pairs]
     if len(set(folders)) < len(pairs):
         raise UserError(f"two probes would write to {max(folders, key=folders.count)}: give them a --workdir each")
-    results = []
+    results, store = [], probe.Store(os.path.join(arguments.workdir, "features"))
     for (c, init), folder in zip(pairs, folders):
-        results.append(probe.run(c, arguments.workdir if len(pairs) == 1 else folder, init))
+        results.append(probe.run(c, arguments.workdir if len(pairs) == 1 else folder, init, store))
         log.info("%s", probe.line(results[-1]))
     print(probe.table(results))
 

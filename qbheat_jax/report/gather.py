@@ -120,8 +120,14 @@ def _probes(path):
             continue
         if isinstance(result.get("protocol"), str) and isinstance(result.get("top1"), (int, float)):
             features = _features(str(result.get("init", "")), path)
-            probes.append(Probe(str(folder), result["protocol"], features, result, metrics.read(file.parent)))
+            probes.append(Probe(str(folder), _protocol(result), features, result, metrics.read(file.parent)))
     return tuple(probes)
+
+
+def _protocol(result):
+    """Few-shot probes are told apart: their accuracy is not that of a probe with all labels."""
+    share = result.get("fraction", 1)
+    return result["protocol"] if share == 1 else f"{result['protocol']}, {100 * share:g} % of the labels"
 
 
 def _features(init, path):
