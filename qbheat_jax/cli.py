@@ -105,6 +105,16 @@ def probe(arguments, overrides):
     print(probe.table(results))
 
 
+def finetune(arguments, overrides):
+    from qbheat_jax import config, finetune
+    from qbheat_jax.probe import line
+
+    fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.FINETUNE)
+    result = finetune.run(fields, arguments.workdir)
+    log.info("%s", line(result))
+    print(json.dumps(result))
+
+
 def port(arguments, overrides):
     from qbheat_jax import port
 
@@ -188,6 +198,11 @@ def _parser():
         "--init", required=True, nargs="+", metavar="INIT", help="a run's DIR, random, pixels, histogram"
     )
     command.add_argument("--workdir", required=True, metavar="DIR", help="where result.json goes")
+
+    command = add(finetune, f"train encoder and classifier from end to end and test them; {overriding}")
+    command.add_argument("--config", required=True, metavar="FILE", help="a recipe")
+    command.add_argument("--init", required=True, metavar="INIT", help="a run or ported checkpoint's DIR, or random")
+    command.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and result.json go")
 
     command = add(port, "read a checkpoint of PyTorch's names into a workdir that every command takes")
     command.add_argument("--arch", required=True, metavar="NAME", help="an encoder, such as resnet50")

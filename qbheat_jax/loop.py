@@ -26,10 +26,11 @@ RESUMABLE = (
 )  # fmt: skip
 
 
-def train(config, workdir, objective, source, evaluators=(), start=None):
+def train(config, workdir, objective, source, evaluators=(), start=None, factors=None):
     """Trains `objective` on `source` as the config says; goes on where an earlier run in the workdir stopped.
 
     start: variables {"params": {part: ...}, "batch_stats": ...} that a new run's parts begin with instead of random ones.
+    factors: as of `optim.adamw`.
     evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
     Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second"} and the last evaluation's figures.
     Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1).
@@ -48,7 +49,7 @@ def train(config, workdir, objective, source, evaluators=(), start=None):
     # Model, sharded as it is made
     key = rng.root(config.seed)
     schedule = optim.schedule(config, steps, examples)
-    optimizer = optim.adamw(config, schedule)
+    optimizer = optim.adamw(config, schedule, factors)
     saved = Checkpoints(workdir, config.keep)
     claim(workdir, config, saved.config())
     state, shardings = state_lib.create(objective, optimizer, batch_shapes(config), key, mesh, config.ema)
@@ -210,7 +211,7 @@ def _device_batches(config, source, mesh, position, bad):
         image_size=config.image_size,
         seed=config.seed,
         position=position,
-        placements=quarters.PLACEMENT_SETS[config.quarter.placements],
+        placements=quarters.PLACEMENT_SETS[config.quarter.placements] if "quarter" in config else (0,),
         crop_scale=config.data.crop_scale,
         crop_ratio=config.data.crop_ratio,
         flip=config.data.flip,

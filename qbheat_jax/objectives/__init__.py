@@ -6,6 +6,7 @@ from qbheat_jax import heat, images, quarters
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.decoder import HeatDecoder
+from qbheat_jax.objectives.finetune import Finetune
 from qbheat_jax.objectives.qbheat import QBHeat
 from qbheat_jax.objectives.supervised import Supervised
 from qbheat_jax.objectives.targets import Target
@@ -30,6 +31,10 @@ def build(config):
             registry.head(config.encoder.name, config.head.classes, dtype=config.dtype) if config.head.classes else None
         )
         return Supervised(encoder, head, pixels)
+    if config.objective == "finetune":
+        _check_size(config, encoder)
+        head = registry.head(config.encoder.name, config.head.classes, config.head.dropout, config.dtype)
+        return Finetune(encoder, head, pixels, config.label_smoothing, config.mixup, config.cutmix)
     placements = quarters.PLACEMENT_SETS[config.quarter.placements]
     _check_grid(config, encoder, placements)
     target = Target(encoder.stride, config.norm_pix, config.norm_pix_statistics, config.hog)

@@ -95,6 +95,11 @@ def read(workdir):
         raise UserError(f"--workdir {workdir} holds no run that can be read: {error}") from error
     if config.objective == "classifier":
         raise UserError(f"--workdir {workdir} holds ported weights, not a run: there is nothing to report")
+    if config.objective == "finetune":
+        raise UserError(
+            f"--workdir {workdir} holds a fine-tuned classifier: report the run that it began with, which shows it where "
+            "it lies below that"
+        )
     summary = _json(path / "summary.json")
     summary = summary if isinstance(summary, dict) else {}
     return Run(path, shown(path), config, metrics.read(path), summary, _probes(path))
