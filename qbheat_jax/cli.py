@@ -78,28 +78,41 @@ def pretrain(arguments, overrides):
 def probe(arguments, overrides):
     """Every config with every init. One pair's result is in WORKDIR; several are in WORKDIR/PROTOCOL-INIT each."""
     from qbheat_jax import config, probe
+    from qbheat_jax.probe.encode import POOLED
     from qbheat_jax.probe.encoders import TRIVIAL
 
     configs = [config.load(path, overrides, config.PROBE) for path in arguments.config]
     pairs = [
         (c, init)
         for c, init in itertools.product(configs, arguments.init)
-        if c.protocol == "lin" or init not in TRIVIAL
+        if c.protocol in POOLED or init not in TRIVIAL
     ]
     if not pairs:
-        raise UserError(f"--init {' '.join(arguments.init)} has one feature vector an image: it takes protocol='lin'")
+        raise UserError(
+            f"--init {' '.join(arguments.init)} has one feature vector an image: it takes protocol='lin' or 'knn'"
+        )
     runs = [init for init in arguments.init if init != "random" and init not in TRIVIAL]
     names = {init: init if init not in runs else "run" for init in arguments.init}
     if len(runs) > 1:
         names.update({init: os.path.basename(os.path.normpath(init)) for init in runs})
-    folders = [os.path.join(arguments.workdir, f"{c.protocol}-{names[init]}") for c, init in pairs]
+    folders = [os.path.join(arguments.workdir, f"{probe.name(c)}-{names[init]}") for c, init in pairs]
     if len(set(folders)) < len(pairs):
         raise UserError(f"two probes would write to {max(folders, key=folders.count)}: give them a --workdir each")
-    results = []
+    results, store = [], probe.Store(os.path.join(arguments.workdir, "features"))
     for (c, init), folder in zip(pairs, folders):
-        results.append(probe.run(c, arguments.workdir if len(pairs) == 1 else folder, init))
+        results.append(probe.run(c, arguments.workdir if len(pairs) == 1 else folder, init, store))
         log.info("%s", probe.line(results[-1]))
     print(probe.table(results))
+
+
+def finetune(arguments, overrides):
+    from qbheat_jax import config, finetune
+    from qbheat_jax.probe import line
+
+    fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.FINETUNE)
+    result = finetune.run(fields, arguments.workdir)
+    log.info("%s", line(result))
+    print(json.dumps(result))
 
 
 def port(arguments, overrides):
@@ -185,6 +198,11 @@ def _parser():
         "--init", required=True, nargs="+", metavar="INIT", help="a run's DIR, random, pixels, histogram"
     )
     command.add_argument("--workdir", required=True, metavar="DIR", help="where result.json goes")
+
+    command = add(finetune, f"train encoder and classifier from end to end and test them; {overriding}")
+    command.add_argument("--config", required=True, metavar="FILE", help="a recipe")
+    command.add_argument("--init", required=True, metavar="INIT", help="a run or ported checkpoint's DIR, or random")
+    command.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and result.json go")
 
     command = add(port, "read a checkpoint of PyTorch's names into a workdir that every command takes")
     command.add_argument("--arch", required=True, metavar="NAME", help="an encoder, such as resnet50")

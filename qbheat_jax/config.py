@@ -51,6 +51,10 @@ _SHARE = (lambda v: _RANGE[0](v) and v[1] <= 1, "two numbers, low and high, 0 < 
 _SEED = (lambda v: 0 <= v < 2**32, "a number from 0 to 4294967295")
 _AXIS = (lambda v: v >= 1 or v == -1, "a number of devices, or -1 for all that are left")
 _NUMBERS = (lambda v: len(v) > 0 and all(x >= 0 for x in v), "one or more numbers, none negative")
+_COUNTS = (lambda v: len(v) > 0 and all(x >= 1 and x == int(x) for x in v), "one or more whole numbers above 0")
+# Votes are exp(-distance / temperature), distance at most 2: below this all of them could be 0 in float64.
+_TEMPERATURES = (lambda v: len(v) > 0 and min(v) >= 0.003, "one or more numbers, each at least 0.003")
+_PART = (lambda v: 0 < v <= 1, "a number above 0, at most 1")
 
 _DATA = {
     "data.source": Field("photos", "where images come from: photos, tfds:NAME, folder:PATH, synthetic"),
@@ -122,9 +126,7 @@ PRETRAIN = {
         "weight of predicting each patch's histogram of oriented gradients too, MaskFeat's target; 0: not (our choice)",
         _at_least(0),
     ),
-    "loss_on": Field(
-        "masked", "cells that count (masked is the paper's, and MAE's and SimMIM's)", ("masked", "all")
-    ),
+    "loss_on": Field("masked", "cells that count (masked is the paper's, and MAE's and SimMIM's)", ("masked", "all")),
     "moco.queue": Field(65536, "keys kept to compare with, a multiple of batch_size", _POSITIVE),
     "moco.momentum": Field(0.999, "of the key encoder; of few steps less, such as 0.99", _BELOW_ONE),
     "moco.temperature": Field(0.2, "the similarities are divided by", _POSITIVE),
@@ -133,7 +135,9 @@ PRETRAIN = {
     "moco.blur_sigma": Field((0.1, 2.0), "range of the blur in pixels (the paper's, of 224 x 224 images)", _RANGE),
     "mae.mask_ratio": Field(0.75, "share of the cells that the encoder does not see", _FRACTION),
     "simmim.mask_ratio": Field(0.6, "share of the masked patches", _SHARE_OF),
-    "simmim.mask_size": Field(32, "pixels a side of a patch that is masked as one, a multiple of the stride", _POSITIVE),
+    "simmim.mask_size": Field(
+        32, "pixels a side of a patch that is masked as one, a multiple of the stride", _POSITIVE
+    ),
     "simmim.error": Field(
         "l1", "absolute error of plain pixels (the paper's), or target: as norm_pix and hog say", ("l1", "target")
     ),
@@ -157,10 +161,21 @@ PRETRAIN = {
     "keep": Field(3, "checkpoints kept", _POSITIVE),
 }
 
+_CROPS = {name: PRETRAIN[name] for name in ("data.crop_scale", "data.crop_ratio", "data.flip")}
+_FEW = {
+    "data.fraction": Field(
+        1.0,
+        "few-shot: the share of the labelled images that is used, the same number of each class, drawn by the seed",
+        _PART,
+    )
+}
+
 PROBE = {
     "seed": Field(0, "root of every random number of the probe", _SEED),
     "protocol": Field(
-        "lin", "lin: a linear classifier on pooled features; tran-1: one transformer block before it", ("lin", "tran-1")
+        "lin",
+        "lin: a linear classifier on pooled features; tran-N: N transformer blocks before it; knn: neighbours' votes",
+        ("lin", "knn", *(f"tran-{n}" for n in range(1, 13))),
     ),
     **_DATA,
     **_ENCODER,
@@ -170,7 +185,12 @@ PROBE = {
     "data.holdout": Field(
         0.1, "share of train to choose hyper-parameters on, where the source has no val split", _BELOW_ONE
     ),
-    "batch_size": Field(128, "examples a step of the head", _POSITIVE),
+    **_FEW,
+    "augment": Field(
+        False, "random crops and mirror images in every epoch, encoded as they come; without it features are cached"
+    ),
+    **_CROPS,
+    "batch_size": Field(128, "examples a step of the head, and images encoded at once", _POSITIVE),
     "total_epochs": Field(90.0, "passes over the training features", _POSITIVE),
     "optimizer": Field(
         "sgd", "of the head; ridge: least squares in closed form, lin alone", ("sgd", "lars", "adamw", "ridge")
@@ -184,12 +204,57 @@ PROBE = {
     "standardise": Field(True, "features to mean 0, variance 1 over train: a batch norm without gain and bias"),
     "refit": Field(True, "after choosing, train once more on train and held-out images together"),
     "label_smoothing": Field(0.0, "share of the target spread over all classes", _BELOW_ONE),
-    "head.width": Field(0, "channels of tran-1's block; 0: the encoder's", _at_least(0)),
-    "head.heads": Field(8, "its attention heads", _POSITIVE),
-    "head.pool": Field(1, "cells a side averaged into one before it; 1: all are kept", _POSITIVE),
-    "head.dropout": Field(0.0, "dropout in its block", _BELOW_ONE),
-    "head.drop_path": Field(0.0, "drop path in its block", _BELOW_ONE),
-    "cache_gib": Field(8.0, "largest memory that cached features may take", _POSITIVE),
+    "head.width": Field(0, "channels of tran-N's blocks; 0: the encoder's", _at_least(0)),
+    "head.heads": Field(8, "their attention heads", _POSITIVE),
+    "head.pool": Field(1, "cells a side averaged into one before them; 1: all are kept", _POSITIVE),
+    "head.dropout": Field(0.0, "dropout in the blocks", _BELOW_ONE),
+    "head.drop_path": Field(0.0, "drop path in the blocks", _BELOW_ONE),
+    "knn.neighbours": Field((10.0, 20.0, 100.0, 200.0), "how many vote; the best number is chosen", _COUNTS),
+    "knn.temperatures": Field(
+        (0.02, 0.07, 0.2), "votes weigh exp(similarity / temperature); the best is chosen", _TEMPERATURES
+    ),
+    "cache_gib": Field(
+        8.0,
+        "features that take more memory than this are kept in memory-mapped files; standardising takes as much again",
+        _POSITIVE,
+    ),
+}
+
+# The fields of the training loop that every run has.
+_RUN = (
+    *_LENGTHS, *_CROPS, "warmup", "weight_decay", "adam_b1", "adam_b2", "clip_norm", "ema", "mesh.data", "mesh.fsdp",
+    "log_every", "eval_every", "checkpoint_every", "keep",
+)  # fmt: skip
+
+# Encoder and image size are those of `init` where it is a directory; the number of classes is the data's.
+FINETUNE = {
+    "seed": Field(0, "root of every random number of the run", _SEED),
+    "objective": Field("finetune", "a classifier, trained from end to end", ("finetune",)),
+    "init": Field("", "a run or ported checkpoint (directory) whose encoder is started from, or random"),
+    **_DATA,
+    "data.source": Field("", "labelled images; empty: those the encoder was trained on"),
+    "data.split": Field("train", "the split trained on"),
+    "data.eval_split": Field(
+        "val", "the split that is watched every eval_every steps, unless it is the one tested on; empty: none"
+    ),
+    **_FEW,
+    "image_size": Field(0, "pixels a side; 0: as the encoder was trained", _at_least(0)),
+    "batch_size": Field(256, "examples a step, over all devices", _POSITIVE),
+    **{name: PRETRAIN[name] for name in _RUN},
+    **_ENCODER,
+    "encoder.name": Field("", "the encoder of init random; a directory brings its own"),
+    "encoder.drop_path": Field(0.1, "stochastic depth rate, that of init's own training gives way to it", _BELOW_ONE),
+    **_PIXELS,
+    "head.classes": Field(0, "set from the data", _at_least(0)),
+    "head.dropout": Field(0.0, "dropout before the last layer", _BELOW_ONE),
+    "mixup": Field(0.0, "alpha of mixup, images averaged in pairs; 0: none", _at_least(0)),
+    "cutmix": Field(0.0, "alpha of cutmix, a box of one image put into another; 0: none", _at_least(0)),
+    "label_smoothing": Field(0.1, "share of the target spread over all classes", _BELOW_ONE),
+    "layer_decay": Field(
+        0.75, "the learning rate of each layer is that of the next one, nearer to the output, times this", _PART
+    ),
+    "learning_rate": Field(5e-4, "peak rate for a batch of 256; the run's is this times batch_size / 256", _POSITIVE),
+    "adam_b2": Field(0.999, "AdamW's second decay", _BELOW_ONE),
 }
 
 # A ported checkpoint's: a model, and nothing of how it was trained.
@@ -231,10 +296,12 @@ def resolve(given, fields=PRETRAIN):
             )
         if key != base:
             del values[base]
+    if fields is PRETRAIN or fields is FINETUNE:
+        _check_run(values)
     if fields is PRETRAIN:
-        _check_together(values)
-    elif fields is PROBE and values["optimizer"] == "ridge":
-        _check_ridge(values)
+        _check_decoder(values)
+    elif fields is PROBE:
+        _check_probe(values)
     config = ml_collections.ConfigDict(type_safe=False)
     for key, value in values.items():
         *parents, leaf = key.split(".")
@@ -259,8 +326,8 @@ def flatten(config, prefix=""):
 
 
 def table(given):
-    """The fields that {dotted key: value} are of: those of a run or of a ported checkpoint."""
-    return CLASSIFIER if given.get("objective") == "classifier" else PRETRAIN
+    """The fields that {dotted key: value} are of: those of a run, of a fine-tuned one or of a ported checkpoint."""
+    return {"classifier": CLASSIFIER, "finetune": FINETUNE}.get(given.get("objective"), PRETRAIN)
 
 
 def to_json(config):
@@ -356,22 +423,31 @@ def _check(key, value, field):
     return value
 
 
-def _check_together(values):
-    """Combinations of a pre-training config that cannot be, found without building anything."""
+def _check_run(values):
+    """Combinations in the config of a training run that cannot be, found without building anything."""
     steps, epochs = values["total_steps"], values["total_epochs"]
     if (steps is None) == (epochs is None):
         raise UserError(f"config fields total_steps={steps} and total_epochs={epochs}: exactly one of them must be set")
+    if values["mesh.data"] == values["mesh.fsdp"] == -1:
+        _fail("mesh.fsdp", -1, "a number of devices when mesh.data is -1: only one axis can take all that are left")
+
+
+def _check_decoder(values):
     decodes = values["objective"] in ("qbheat", "mae")
     if decodes and (values["decoder.width"] % values["decoder.heads"] or values["decoder.width"] % 4):
         _fail(
             "decoder.width", values["decoder.width"], f"a multiple of 4 and of decoder.heads={values['decoder.heads']}"
         )
-    if values["mesh.data"] == values["mesh.fsdp"] == -1:
-        _fail("mesh.fsdp", -1, "a number of devices when mesh.data is -1: only one axis can take all that are left")
 
 
-def _check_ridge(values):
-    if values["protocol"] != "lin":
-        _fail("optimizer", "ridge", f"sgd, lars or adamw where protocol is {values['protocol']!r}")
-    if min(values["weight_decays"]) <= 0:
-        _fail("weight_decays", values["weight_decays"], "numbers above 0 with optimizer='ridge'")
+def _check_probe(values):
+    if values["protocol"] == "knn":
+        if values["augment"]:
+            _fail("augment", True, "False with protocol='knn', which asks for the neighbours of the images as they are")
+    elif values["optimizer"] == "ridge":
+        if values["protocol"] != "lin":
+            _fail("optimizer", "ridge", f"sgd, lars or adamw where protocol is {values['protocol']!r}")
+        if values["augment"]:
+            _fail("augment", True, "False with optimizer='ridge', which needs all features at once")
+        if min(values["weight_decays"]) <= 0:
+            _fail("weight_decays", values["weight_decays"], "numbers above 0 with optimizer='ridge'")

@@ -27,10 +27,11 @@ RESUMABLE = (
 )  # fmt: skip
 
 
-def train(config, workdir, objective, source, evaluators=(), start=None):
+def train(config, workdir, objective, source, evaluators=(), start=None, factors=None):
     """Trains `objective` on `source` as the config says; goes on where an earlier run in the workdir stopped.
 
     start: variables {"params": {part: ...}, "batch_stats": ...} that a new run's parts begin with instead of random ones.
+    factors: as of `optim.adamw`.
     evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
     Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second"} and the last evaluation's figures.
     Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1).
@@ -49,7 +50,7 @@ def train(config, workdir, objective, source, evaluators=(), start=None):
     # Model, sharded as it is made
     key = rng.root(config.seed)
     schedule = optim.schedule(config, steps, examples)
-    optimizer = optim.adamw(config, schedule)
+    optimizer = optim.adamw(config, schedule, factors)
     saved = Checkpoints(workdir, config.keep)
     claim(workdir, config, saved.config())
     shapes = batch_shapes(config, objectives.views(objective))
@@ -135,6 +136,8 @@ def claim(workdir, config, saved=None):
     if saved is not None:
         # Both as JSON gives them back: a saved list was a tuple.
         old, new = config_lib.flatten(saved), config_lib.flatten(json.loads(config_lib.to_json(config)))
+        # A field that is newer than the run had its default then.
+        old = {name: field.default for name, field in config_lib.table(new).items()} | old
         differ = [k for k in new if not k.startswith(RESUMABLE) and new[k] != old.get(k)]
         if differ:
             words = ", ".join(f"{k}={old.get(k)!r} (now {new[k]!r})" for k in differ[:5])
@@ -213,7 +216,7 @@ def _device_batches(config, source, mesh, position, bad, views):
         image_size=config.image_size,
         seed=config.seed,
         position=position,
-        placements=quarters.PLACEMENT_SETS[config.quarter.placements],
+        placements=quarters.PLACEMENT_SETS[config.quarter.placements] if "quarter" in config else (0,),
         crop_scale=config.data.crop_scale,
         crop_ratio=config.data.crop_ratio,
         flip=config.data.flip,

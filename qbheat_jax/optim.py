@@ -55,8 +55,11 @@ def decay_mask(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def adamw(config, schedule):
-    """AdamW under a schedule, gradients clipped before it where clip_norm is set -> optax transformation."""
+def adamw(config, schedule, factors=None):
+    """AdamW under a schedule, gradients clipped before it where clip_norm is set -> optax transformation.
+
+    factors: function of the parameters' tree to a tree of numbers, each of which multiplies its leaf's learning rate.
+    """
     optimizer = optax.adamw(
         schedule,
         b1=config.adam_b1,
@@ -64,6 +67,9 @@ def adamw(config, schedule):
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
+    if factors is not None:
+        scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors(updates)))
+        optimizer = optax.chain(optimizer, scale)
     if config.clip_norm:
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer

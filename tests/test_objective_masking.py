@@ -148,9 +148,11 @@ def test_simmim_loss_in_closed_form(configs, error):
     (features, _), _ = objective.encoder.apply(encoder, shown, True, mutable=["batch_stats"])
     predicted = np.asarray(features) @ params["predictor"]["kernel"] + params["predictor"]["bias"]
     wanted = np.asarray(objective.target(images)) if error == "target" else patches
-    error_of = np.asarray(objective.target.error(predicted, wanted)) if error == "target" else np.abs(
-        predicted - wanted
-    ).mean(-1)
+    error_of = (
+        np.asarray(objective.target.error(predicted, wanted))
+        if error == "target"
+        else np.abs(predicted - wanted).mean(-1)
+    )
     counts = masked & BATCH["mask"][:, None, None]
     np.testing.assert_allclose(loss, error_of[counts].mean(), rtol=1e-4)
     assert ("variance" in metrics) == (error == "target")
@@ -162,9 +164,15 @@ def test_simmim_loss_in_closed_form(configs, error):
     "fields, words",
     [
         ({"objective": "mae"}, "encoder.name='micro' is not accepted with objective='mae'"),
-        ({"objective": "mae", "encoder.name": "vit_micro", "mae.mask_ratio": 1.0}, "mae.mask_ratio=1.0 is not accepted"),
+        (
+            {"objective": "mae", "encoder.name": "vit_micro", "mae.mask_ratio": 1.0},
+            "mae.mask_ratio=1.0 is not accepted",
+        ),
         ({"objective": "mae", "encoder.name": "vit_micro", "mae.mask_ratio": 0.01}, "must keep and mask at least one"),
-        ({"objective": "simmim", "simmim.mask_size": 12}, "simmim.mask_size=12 .* a multiple of the stride of micro, 8"),
+        (
+            {"objective": "simmim", "simmim.mask_size": 12},
+            "simmim.mask_size=12 .* a multiple of the stride of micro, 8",
+        ),
         ({"objective": "simmim", "simmim.mask_size": 24}, "simmim.mask_size=24 .* that divides image_size=32"),
     ],
 )

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import qbheat_jax
-from qbheat_jax import data, loop, metrics, objectives, optim, pretrain, report, rng, sharding, state, trees
 from qbheat_jax import config as config_lib
+from qbheat_jax import data, loop, metrics, objectives, optim, pretrain, report, rng, sharding, state, trees
 from qbheat_jax.errors import UserError
 from tests.conftest import SMALL
 
@@ -128,9 +128,7 @@ def test_moco_starts_its_key_encoder_from_the_given_weights_too(whole, one_devic
     pretrain.run(config, tmp_path / "run")
     given, got = (qbheat_jax.load(path).variables for path in (workdir, tmp_path / "run"))
     key = got["batch_stats"]["key_encoder"]
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), key["params"], given["params"]["encoder"]
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), key["params"], given["params"]["encoder"])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), key["batch_stats"], given["batch_stats"]["encoder"]
     )

@@ -12,7 +12,8 @@ from qbheat_jax import data, pretrain, probe
 from qbheat_jax.data.base import ArraySource
 from qbheat_jax.errors import UserError
 from qbheat_jax.models.heads import BlockHead, LinearHead
-from qbheat_jax.probe import devices, encoders, fit
+from qbheat_jax.probe import devices, encoders, fit, scores
+from qbheat_jax.probe.features import Features, standard
 
 
 class Blobs(ArraySource):
@@ -81,11 +82,19 @@ def recipe(head=None, **fields):
     return fit.Recipe(**{**defaults, **fields})
 
 
+def accuracy(recipe, params, x, y):
+    return scores.top(fit.ranks(recipe, params, Features.of(x, y)), recipe.classes)
+
+
+def trained(recipe, x, y):
+    return fit.fit(recipe, Features.of(x, y), 0)
+
+
 def test_accuracy_is_the_plain_count_of_right_answers():
     generator = np.random.default_rng(2)
     x, y = generator.normal(size=(37, 5)).astype(np.float32), generator.integers(0, 4, 37)
     params = heads(2)
-    got = fit.accuracy(recipe(), params, x, y)
+    got = accuracy(recipe(), params, x, y)
     for g in range(2):
         scores = x @ params["classifier"]["kernel"][g]
         assert got["top1"][g] == np.mean(scores.argmax(1) == y)
@@ -96,9 +105,9 @@ def test_accuracy_is_the_plain_count_of_right_answers():
 def test_a_head_that_says_the_same_of_all_or_nan_is_not_right():
     x, y = np.ones((8, 5), np.float32), np.zeros(8, np.int64)
     flat = jax.tree.map(np.zeros_like, heads(1))
-    assert fit.accuracy(recipe(), flat, x, y)["top1"][0] == 0
+    assert accuracy(recipe(), flat, x, y)["top1"][0] == 0
     broken = jax.tree.map(lambda p: np.full_like(p, np.nan), heads(1))
-    assert fit.accuracy(recipe(), broken, x, y)["top1"][0] == 0
+    assert accuracy(recipe(), broken, x, y)["top1"][0] == 0
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
@@ -107,9 +116,9 @@ def test_a_grid_trained_at_once_equals_each_trained_alone(optimizer):
     x = generator.normal(size=(48, 5)).astype(np.float32)
     y = (x[:, 0] > 0).astype(np.int32)
     rates, decays = (0.01, 0.1, 0.1), (0.0, 0.0, 0.1)
-    both = fit.fit(recipe(optimizer=optimizer, learning_rates=rates, weight_decays=decays), x, y, 0)
+    both = trained(recipe(optimizer=optimizer, learning_rates=rates, weight_decays=decays), x, y)
     for g, (rate, decay) in enumerate(zip(rates, decays)):
-        alone = fit.fit(recipe(optimizer=optimizer, learning_rates=(rate,), weight_decays=(decay,)), x, y, 0)
+        alone = trained(recipe(optimizer=optimizer, learning_rates=(rate,), weight_decays=(decay,)), x, y)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[g], b[0], atol=1e-5), both, alone)  # noqa: B023
 
 
@@ -117,7 +126,7 @@ def test_ridge_is_least_squares_with_a_penalty_on_the_weights_alone():
     generator = np.random.default_rng(6)
     x = generator.normal(size=(30, 3)) + 5.0
     y = generator.integers(0, 4, 30)
-    got = fit.ridge(x, y, 4, (1e-9, 0.3))["classifier"]
+    got = fit.ridge(Features.of(x, y), 4, (1e-9, 0.3))["classifier"]
     plain = np.linalg.lstsq(np.c_[x, np.ones(30)], np.eye(4)[y], rcond=None)[0]
     np.testing.assert_allclose(np.r_[got["kernel"][0], got["bias"][:1]], plain, atol=1e-4)
     kernel, bias = got["kernel"][1].astype(np.float64), got["bias"][1]
@@ -139,7 +148,7 @@ def test_heads_learn_and_a_diverging_rate_only_loses():
     x = generator.normal(size=(256, 5)).astype(np.float32)
     y = (x[:, 0] > 0).astype(np.int32) + 2 * (x[:, 1] > 0).astype(np.int32)
     r = recipe(learning_rates=(1.0, 100.0), weight_decays=(0.0, 1.0), epochs=20.0)
-    top1 = fit.accuracy(r, fit.fit(r, x, y, 0), x, y)["top1"]
+    top1 = accuracy(r, trained(r, x, y), x, y)["top1"]
     assert top1[0] > 0.9 and top1[1] == 0
 
 
@@ -153,16 +162,21 @@ def test_the_block_head_sees_where_a_cell_is():
     r = recipe(
         BlockHead(2, 1, 16, 2), classes=2, optimizer="adamw", learning_rates=(0.05,), weight_decays=(0.0,), epochs=40.0
     )
-    assert fit.accuracy(r, fit.fit(r, x, y, 0), x, y)["top1"][0] > 0.95
+    assert accuracy(r, trained(r, x, y), x, y)["top1"][0] > 0.95
 
 
 def test_only_the_head_is_trained(blobs, tmp_path, monkeypatch):
     """The encoder's variables never enter the function that is differentiated: features are all that does."""
     seen = []
-    original = fit.fit
-    monkeypatch.setattr(fit, "fit", lambda r, x, *a, **k: seen.append(type(x)) or original(r, x, *a, **k))
-    probe.run(config(total_epochs=1), tmp_path, "random")
-    assert set(seen) == {np.ndarray}
+    original = jax.value_and_grad
+
+    def watched(loss):
+        return lambda params, x, *rest: seen.append((set(params), x.ndim)) or original(loss)(params, x, *rest)
+
+    monkeypatch.setattr(jax, "value_and_grad", watched)
+    for augment in (False, True):
+        probe.run(config(total_epochs=1, augment=augment), tmp_path / str(augment), "random")
+    assert len(seen) >= 4 and all(entry == ({"classifier"}, 2) for entry in seen)
 
 
 @pytest.mark.parametrize("protocol", ["lin", "tran-1"])
@@ -216,16 +230,14 @@ def test_without_a_val_split_a_part_of_train_is_held_out(tmp_path, monkeypatch):
 
 def test_standardised_features_have_mean_0_and_variance_1():
     generator = np.random.default_rng(0)
-    features = {
-        "train": generator.normal(3, 5, (100, 2, 2, 4)).astype(np.float32),
-        "test": np.ones((3, 2, 2, 4), np.float32),
-    }
-    features["train"][..., 3] = 7.0  # a dead channel stays dead, and does not blow up
-    features["test"][..., 3] = 7.001
-    probe._standardise(features)
-    np.testing.assert_allclose(features["train"][..., :3].mean((0, 1, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(features["train"][..., :3].std((0, 1, 2)), 1, atol=1e-5)
-    assert (features["test"][..., 3] == 0).all()
+    x = generator.normal(3, 5, (100, 2, 2, 4)).astype(np.float32)
+    x[..., 3] = 7.0  # a dead channel stays dead, and does not blow up
+    mean, scale = standard([x[:7], x[7:60], x[60:]])
+    got = Features.of(x, np.zeros(100)).standardised(mean, scale).take(np.arange(100))
+    np.testing.assert_allclose(got[..., :3].mean((0, 1, 2)), 0, atol=1e-6)
+    np.testing.assert_allclose(got[..., :3].std((0, 1, 2)), 1, atol=1e-6)
+    assert (got[..., 3] == 0).all() and scale[3] == 0
+    np.testing.assert_allclose(mean, x.mean((0, 1, 2), dtype=np.float64), rtol=1e-12)
 
 
 def test_pixels_and_histogram():
@@ -244,9 +256,8 @@ def test_pixels_and_histogram():
         ({"data__source": ""}, "random", "data.source='' and image_size=32 must both be set"),
         ({"image_size": 0}, "histogram", "image_size=0 must both be set"),
         ({"image_size": 36}, "random", "image_size=36 is not accepted: micro takes a multiple of 8"),
-        ({"protocol": "tran-1"}, "pixels", "only protocol='lin' can probe"),
+        ({"protocol": "tran-1"}, "pixels", "only protocol='lin' and 'knn' can probe"),
         ({"protocol": "tran-1", "head__width": 18, "head__heads": 4}, "random", "head.width=18 is not accepted"),
-        ({"cache_gib": 1e-9}, "random", "more than config field cache_gib"),
         ({}, "nowhere", "nowhere holds no run"),
     ],
 )

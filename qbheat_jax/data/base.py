@@ -42,6 +42,11 @@ class Source:
         self.split(split)
         return self.class_names
 
+    def identity(self, split):
+        """Text that tells the images of a split from others: what was made of them is kept under it."""
+        split = self.split(split)
+        return f"{self.spec} {split} {self.splits[split]}"
+
     def check_labels(self, split_a, split_b):
         """Raises UserError unless both splits are labelled, by the same classes."""
         for name in (split_a, split_b):

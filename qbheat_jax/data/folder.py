@@ -1,5 +1,6 @@
 """The `folder:PATH` source: PATH/{train,val,test}/CLASS/*.jpg and so on, or any folder of images without labels."""
 
+import hashlib
 import os
 
 from etils import epath
@@ -44,6 +45,14 @@ class Folder(base.Source):
 
     def classes(self, split):
         return self._classes[self.split(split)]
+
+    def identity(self, split):
+        """With every file's name, and where it is on this machine its size and time: another file is another image."""
+        digest = hashlib.sha256()
+        for _, path in self._files[self.split(split)]:
+            stat = None if _remote(path) else os.stat(path)
+            digest.update(f"{path} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+        return f"{super().identity(split)} {digest.hexdigest()}"
 
     def fetch(self, split, index):
         """Raises OSError where the file cannot be read."""

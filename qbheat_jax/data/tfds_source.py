@@ -79,6 +79,9 @@ class Tfds(base.Source):
     def _relevant(self, example):
         return {key: example[key] for key in (self._image, self._label) if key}
 
+    def identity(self, split):
+        return f"{super().identity(split)} {self._builder.info.full_name}"
+
     def fetch(self, split, index):
         """Raises OSError, named after the example, where its record cannot be read."""
         split = self.split(split)

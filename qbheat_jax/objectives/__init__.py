@@ -12,6 +12,7 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.decoder import HeatDecoder
 from qbheat_jax.models.vit import ViT
+from qbheat_jax.objectives.finetune import Finetune
 from qbheat_jax.objectives.mae import MAE, MaskDecoder, kept
 from qbheat_jax.objectives.moco import Colours, MoCo, Projector
 from qbheat_jax.objectives.qbheat import QBHeat
@@ -103,6 +104,11 @@ def _classifier(config, encoder, pixels):
     return Supervised(encoder, _head(config), pixels)
 
 
+def _finetune(config, encoder, pixels):
+    head = registry.head(config.encoder.name, config.head.classes, config.head.dropout, config.dtype)
+    return Finetune(encoder, head, pixels, config.label_smoothing, config.mixup, config.cutmix)
+
+
 _BUILD = {
     "qbheat": _qbheat,
     "moco": _moco,
@@ -110,6 +116,7 @@ _BUILD = {
     "simmim": _simmim,
     "supervised": _supervised,
     "classifier": _classifier,
+    "finetune": _finetune,
 }
 
 

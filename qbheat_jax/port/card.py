@@ -31,7 +31,7 @@ def text(title, model, facts, usage):
 
 def classes(config):
     """Of the classifier; 0 without one."""
-    return config.head.classes if config.objective in ("classifier", "supervised") else 0
+    return config.head.classes if config.objective in ("classifier", "supervised", "finetune") else 0
 
 
 def parameters(params):

@@ -1,4 +1,4 @@
-"""Heads trained on cached features, a grid of hyper-parameters at once as one batch of heads."""
+"""Heads trained on features, a grid of hyper-parameters at once as one batch of heads."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ import optax
 
 from qbheat_jax import rng as rng_lib
 from qbheat_jax.optim import decay_mask
+from qbheat_jax.probe import scores
 from qbheat_jax.probe.devices import pmap, pmap_batches, slices
 
 
@@ -52,74 +53,84 @@ class Recipe:
         return optax.chain(decay, optax.sgd(rate, momentum=self.momentum))
 
 
-def fit(recipe, features, labels, seed, each_epoch=None):
+def fit(recipe, examples, seed, each_epoch=None):
     """Trains one head for each pair of the recipe's grid -> params with a leading axis [G, ...].
 
-    features float32 [N, ...], labels int32 [N]. The heads share their start and the order of the examples; only the
-    heads are differentiated, since features are all that enters. each_epoch(epoch, params, losses [G]) is called after
-    each epoch; a learning rate that diverges leaves a head that is not chosen, not an error. `ridge` has no epochs.
+    examples: `features.Features`, or whatever has its length, `shape` and `epoch`. The heads share their start and the
+    order of the examples; only the heads are differentiated, since features are all that enters. each_epoch(epoch,
+    params, losses [G]) is called after each epoch; a learning rate that diverges leaves a head that is not chosen, not an
+    error. `ridge` has no epochs.
     """
     if recipe.optimizer == "ridge":
-        return ridge(features, labels, recipe.classes, recipe.weight_decays)
-    n = len(features)
-    size = min(recipe.batch_size, n)
-    per_epoch = n // size
+        return ridge(examples, recipe.classes, recipe.weight_decays)
+    size = min(recipe.batch_size, len(examples))
+    per_epoch = len(examples) // size
     steps = max(1, round(recipe.epochs * per_epoch))
-    rates, decays = jnp.asarray(recipe.learning_rates), jnp.asarray(recipe.weight_decays)
     key = rng_lib.root(seed)
-    params = recipe.head.init(rng_lib.fold(key, "head"), jnp.asarray(features[:1]))["params"]
+    state, train = _trainer(recipe, examples.shape, steps, per_epoch, key)
+    done = 0
+    for number in range(-(-steps // per_epoch)):
+        losses = []
+        for x, labels, weights, rows in examples.epoch(seed, number, size, min(per_epoch, steps - done)):
+            state, values = train(state, x, labels, weights, rows, np.arange(done, done + len(rows)))
+            losses.append(values)
+            done += len(rows)
+        if each_epoch:
+            each_epoch(number + 1, state[0], np.concatenate(losses).mean(0))
+    return state[0]
+
+
+def _trainer(recipe, shape, steps, per_epoch, key):
+    """(state, function) of a grid of heads; the function runs some steps -> (state, losses [k, G]).
+
+    It takes (state, x, labels, weights, rows int [k, B], numbers int [k]): batch j is rows[j] of x, labels and weights, and
+    its random numbers are those of step numbers[j].
+    """
+    rates, decays = jnp.asarray(recipe.learning_rates), jnp.asarray(recipe.weight_decays)
+    params = recipe.head.init(rng_lib.fold(key, "head"), jnp.zeros((1, *shape)))["params"]
     params = jax.tree.map(lambda p: jnp.repeat(p[None], len(rates), 0), params)
 
     def optimizer(rate, decay):
         return recipe._optimizer(rate, decay, steps, per_epoch)
 
-    opt_state = jax.vmap(lambda r, d, p: optimizer(r, d).init(p))(rates, decays, params)
-
-    def loss(params, x, y, key):
+    def loss(params, x, y, weight, key):
         dropout, drop_path = jax.random.split(key)
         logits = recipe.head.apply({"params": params}, x, True, rngs={"dropout": dropout, "drop_path": drop_path})
         target = optax.smooth_labels(jax.nn.one_hot(y, recipe.classes), recipe.label_smoothing)
-        return optax.softmax_cross_entropy(logits, target).mean()
+        return (optax.softmax_cross_entropy(logits, target) * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
-    def one(rate, decay, params, opt_state, x, y, key):
-        value, gradient = jax.value_and_grad(loss)(params, x, y, key)
+    def one(rate, decay, params, opt_state, *batch):
+        value, gradient = jax.value_and_grad(loss)(params, *batch)
         updates, opt_state = optimizer(rate, decay).update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
+    heads = jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None, None))
+
     @jax.jit
-    def epoch(params, opt_state, x, y, order, key):
+    def train(state, x, labels, weights, rows, numbers):
         def step(carry, batch):
-            rows, key = batch
-            carry_params, carry_state, value = jax.vmap(one, in_axes=(0, 0, 0, 0, None, None, None))(
-                rates, decays, *carry, x[rows], y[rows], key
-            )
-            return (carry_params, carry_state), value
+            rows, number = batch
+            step_key = rng_lib.fold(key, "step", number)
+            params, opt_state, value = heads(rates, decays, *carry, x[rows], labels[rows], weights[rows], step_key)
+            return (params, opt_state), value
 
-        (params, opt_state), values = jax.lax.scan(
-            step, (params, opt_state), (order, jax.random.split(key, len(order)))
-        )
-        return params, opt_state, values.mean(0)
+        return jax.lax.scan(step, state, (rows, numbers))
 
-    x, y = jnp.asarray(features), jnp.asarray(labels)
-    for number in range(-(-steps // per_epoch)):
-        order = np.random.default_rng((seed, number)).permutation(n)[: per_epoch * size].reshape(per_epoch, size)
-        order = order[: steps - number * per_epoch]  # a last epoch may be a part of one
-        epoch_key = rng_lib.fold(key, "epoch", number)
-        params, opt_state, values = epoch(params, opt_state, x, y, order, epoch_key)
-        if each_epoch:
-            each_epoch(number + 1, params, np.asarray(values))
-    return params
+    return (params, jax.vmap(lambda r, d, p: optimizer(r, d).init(p))(rates, decays, params)), train
 
 
-def ridge(features, labels, classes, strengths):
+def ridge(features, classes, strengths):
     """Least squares on one-hot targets in closed form, one linear head for each strength -> params of LinearHead [G, ...].
 
-    Minimises mean |x W + b - y|^2 + strength |W|^2, in float64. features [N, C], labels int [N], strengths [G] above 0.
+    Minimises mean |x W + b - y|^2 + strength |W|^2, in float64. features: `Features` of [C], strengths [G] above 0.
     """
-    x, y = np.asarray(features, np.float64), np.eye(classes)[np.asarray(labels)]
-    centre, share = x.mean(0), y.mean(0)
-    x, y = x - centre, y - share
-    gram, moment = x.T @ x / len(x), x.T @ y / len(x)
+    n, target = len(features), np.eye(classes)
+    centre = sum(x.sum(0, dtype=np.float64) for _, x in features.blocks()) / n
+    share = np.bincount(features.labels, minlength=classes) / n
+    gram, moment = 0.0, 0.0
+    for block, x in features.blocks():
+        x = x - centre
+        gram, moment = gram + x.T @ x / n, moment + x.T @ (target[features.labels[block]] - share) / n
     kernels = [np.linalg.solve(gram + strength * np.eye(len(gram)), moment) for strength in strengths]
     biases = [share - centre @ kernel for kernel in kernels]
     return {"classifier": {"kernel": np.stack(kernels).astype(np.float32), "bias": np.stack(biases).astype(np.float32)}}
@@ -136,12 +147,11 @@ def _scorer(head, devices):
     return pmap(logits)
 
 
-def accuracy(recipe, params, features, labels):
-    """{"top1": float64[G], "top5": float64[G]}: shares of 1 for each head, through the pmap loop."""
+def ranks(recipe, params, features):
+    """Rank of the true class under each head (`scores.ranks`) -> int [N, G], through the pmap loop."""
     mapped = _scorer(recipe.head, tuple(jax.local_devices()))
-    batches = pmap_batches(mapped, params, slices(features, recipe.batch_size))
-    scores = np.concatenate([np.nan_to_num(b, nan=-np.inf) for b in batches])  # [N, G, classes]
-    right = np.take_along_axis(scores, np.asarray(labels)[:, None, None], 2)  # [N, G, 1]
-    # Ties count against the head: one that says the same of all classes is not right about any.
-    rank = (scores >= right).sum(2) - 1
-    return {"top1": (rank < 1).mean(0), "top5": (rank < min(5, recipe.classes)).mean(0)}
+    size = recipe.batch_size
+    batches = (batch for _, x in features.blocks(size) for batch in slices(x, size))
+    parts = pmap_batches(mapped, params, batches)
+    begins = range(0, len(features), size)
+    return np.concatenate([scores.ranks(p, features.labels[b : b + size]) for p, b in zip(parts, begins)])

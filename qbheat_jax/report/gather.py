@@ -100,6 +100,11 @@ def read(workdir):
         raise UserError(f"--workdir {workdir} holds no run that can be read: {error}") from error
     if config.objective == "classifier":
         raise UserError(f"--workdir {workdir} holds ported weights, not a run: there is nothing to report")
+    if config.objective == "finetune":
+        raise UserError(
+            f"--workdir {workdir} holds a fine-tuned classifier: report the run that it began with, which shows it where "
+            "it lies below that"
+        )
     summary = _json(path / "summary.json")
     summary = summary if isinstance(summary, dict) else {}
     return Run(path, shown(path), config, metrics.read(path), summary, _probes(path, config))
@@ -125,8 +130,14 @@ def _probes(path, config):
             continue
         if isinstance(result.get("protocol"), str) and isinstance(result.get("top1"), (int, float)):
             features = _features(str(result.get("init", "")), path, METHODS[config.objective])
-            probes.append(Probe(str(folder), result["protocol"], features, result, metrics.read(file.parent)))
+            probes.append(Probe(str(folder), _protocol(result), features, result, metrics.read(file.parent)))
     return tuple(probes)
+
+
+def _protocol(result):
+    """Few-shot probes are told apart: their accuracy is not that of a probe with all labels."""
+    share = result.get("fraction", 1)
+    return result["protocol"] if share == 1 else f"{result['protocol']}, {100 * share:g} % of the labels"
 
 
 def _features(init, path, method):

@@ -23,6 +23,9 @@ PROPAGATORS = {
 PROTOCOLS = {
     "lin": "a linear classifier on the frozen encoder's averaged features",
     "tran-1": "one transformer block and a linear classifier on the frozen encoder's feature map",
+    "tran-4": "four transformer blocks and a linear classifier on the frozen encoder's feature map",
+    "knn": "the votes of the nearest training images, by the frozen encoder's averaged features",
+    "finetune": "the encoder and a linear classifier, trained together from end to end",
 }
 
 

@@ -1,0 +1,200 @@
+"""Fine-tuning: encoder and classifier trained together from end to end, through the one training loop, tested once."""
+
+import json
+import re
+import shlex
+import sys
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from qbheat_jax import api, data, loop, objectives, trees
+from qbheat_jax import config as config_lib
+from qbheat_jax.errors import UserError
+from qbheat_jax.port import labels
+from qbheat_jax.probe import scores, splits
+from qbheat_jax.probe.devices import pmap, pmap_batches
+
+# Parameters that come before all blocks of an encoder, whatever architecture it is.
+_FIRST = ("patch_embed", "class_token", "pos_embed", "stem", "tokens", "conv1", "bn1")
+_BLOCK = re.compile(r"(?:block|features_|layer)(\d+)(?:_(\d+))?")
+
+
+def run(config, workdir):
+    """Fine-tunes as the config says, or goes on with the run in the workdir -> result dict, also WORKDIR/result.json.
+
+    The workdir is then a classifier's, as a ported checkpoint's is: `api.load` and every command take it. The test split is
+    read once, after the last step. Everything that can be wrong with config or data is found before anything is compiled.
+    """
+    config, model = _complete(config)
+    source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
+    test = splits.test_split(source)
+    source.check_labels(config.data.split, test)
+    if config.data.split == test:
+        raise UserError(f"config field data.split={test!r} is not accepted: it is the split that is tested on")
+    config = _with(config, {"head.classes": len(source.class_names)})
+    objective = objectives.build(config)
+    shown = _training_images(source, config)
+    evaluators = []
+    if config.data.eval_split in source.splits and config.data.eval_split not in (test, config.data.split):
+        evaluators = [Accuracy(objective, source, config.data.eval_split, config)]
+    start = None if model is None else {name: {"encoder": tree} for name, tree in model.encoder_variables.items()}
+
+    summary = loop.train(
+        config, workdir, objective, shown, evaluators, start, lambda params: factors(params, config.layer_decay)
+    )
+    path = epath.Path(workdir) / "result.json"
+    if not summary["steps_run"] and path.exists():
+        return json.loads(path.read_text())
+    tuned = api.load(workdir)
+    accuracy = Accuracy(tuned.objective, source, test, config)
+    tested = accuracy(tuned.variables)
+    result = {
+        "protocol": "finetune",
+        "init": config.init,
+        "data": source.spec,
+        "top1": tested[f"{test}/top1"],
+        "top5": tested[f"{test}/top5"],
+        "n": accuracy.n,
+        "seed": config.seed,
+        "fraction": config.data.fraction,
+        "classes": config.head.classes,
+        "chance": accuracy.chance,
+        "holdout_top1": summary.get(f"{config.data.eval_split}/top1"),
+        "n_train": shown.splits[config.data.split],
+        "hparams": {name: config[name] for name in ("learning_rate", "weight_decay", "layer_decay", "mixup", "cutmix")},
+        "encoder": config.encoder.name,
+        "step": summary["step"],
+        "image_size": config.image_size,
+        "seconds": summary["seconds"],
+        "images_per_second": summary["images_per_second"],
+        "skipped_files": summary["skipped_files"],
+        "command": shlex.join(["qbheat", *sys.argv[1:]]),
+    }
+    if jax.process_index() == 0:
+        labels.save(workdir, [(name, name) for name in source.class_names])
+        path.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def factors(params, decay):
+    """What multiplies the learning rate of each leaf of {"encoder", "head"}: decay ** (layers between it and the head).
+
+    Layer 0 is what comes before the blocks, layer i block i, and the last one, of factor 1, what comes after them and the
+    head (layer-wise decay as in BEiT, arXiv 2106.08254).
+    """
+    blocks = sorted({_block(name) for name, _ in trees.names(params)} - {None})
+
+    def factor(name, _):
+        part, top = name.split("/")[:2]
+        if part == "encoder" and top in _FIRST:
+            return decay ** (len(blocks) + 1)
+        block = _block(name)
+        return 1.0 if block is None else decay ** (len(blocks) - blocks.index(block))
+
+    return trees.map_with_names(factor, params)
+
+
+def _block(name):
+    """The numbers in the name of the encoder's block that a parameter belongs to, or None."""
+    part, top = name.split("/")[:2]
+    match = _BLOCK.fullmatch(top) if part == "encoder" and top not in _FIRST else None
+    return tuple(int(n or 0) for n in match.groups()) if match else None
+
+
+class Accuracy:
+    """Top-1 and top-5 of a classifier over a split, every image counted once, through a pmap loop.
+
+    n and chance (the share of the commonest class) are known once it has run.
+    """
+
+    def __init__(self, objective, source, split, config):
+        self._source, self._split, self._config = source, split, config
+        self.n, self.chance = 0, 0.0
+        self._mapped = pmap(lambda variables, x: objective.logits(variables, objective.pixels.normalise(x)))
+
+    def __call__(self, variables):
+        config, split, source = self._config, self._split, self._source
+        several = jax.process_count() > 1
+        if several:  # each process looks at its share of the images with the whole model
+            variables = multihost_utils.process_allgather(variables, tiled=True)
+        batches = data.eval_batches(
+            source, split=split, batch_size=config.batch_size, image_size=config.image_size, seed=config.seed, placements=(0,),
+            process_index=jax.process_index(), process_count=jax.process_count(), workers=config.data.workers,
+            prefetch=config.data.prefetch, bad=data.BadFiles(config.data.max_bad_fraction, source.splits[split]),
+        )  # fmt: skip
+        taken = []
+
+        def inputs():
+            for batch in batches:
+                taken.append(batch["label"][batch["mask"]])
+                yield batch["image"], batch["mask"]
+
+        counts = np.zeros(2 + config.head.classes, np.int64)  # right, in the top 5, images of each class
+        for logits in pmap_batches(self._mapped, variables, inputs()):
+            truth = taken.pop(0)
+            if (truth < 0).any():
+                raise UserError(f"data.source={source.spec!r} split {split!r} has images without a label")
+            found = scores.top(scores.ranks(logits, truth), config.head.classes) if len(truth) else {}
+            counts[:2] += [round(found.get(name, 0.0) * len(truth)) for name in ("top1", "top5")]
+            counts[2:] += np.bincount(truth, minlength=config.head.classes)
+        if several:
+            counts = multihost_utils.process_allgather(counts).sum(0)
+        self.n = int(counts[2:].sum())
+        if not self.n:
+            raise UserError(f"data.source={source.spec!r} split {split!r} has no image that can be read")
+        self.chance = float(counts[2:].max() / self.n)
+        return {f"{split}/top1": float(counts[0] / self.n), f"{split}/top5": float(counts[1] / self.n)}
+
+
+def _complete(config):
+    """(the config with what `init` brings: encoder, image size, data; the model of init, None where it is random)."""
+    if not config.init:
+        raise UserError(
+            "config field init='' is not accepted: it takes a run's or a ported checkpoint's DIR, or random"
+        )
+    if config.init == "random":
+        if not (config.data.source and config.image_size and config.encoder.name):
+            raise UserError(
+                f"init random brings no images and no encoder: config fields data.source={config.data.source!r}, "
+                f"image_size={config.image_size} and encoder.name={config.encoder.name!r} must all be set"
+            )
+        return config, None
+    trained = api.read_config(config.init)
+    size = config.image_size or trained.image_size
+    source = config.data.source or trained.get("data", {}).get("source")
+    if not source:
+        raise UserError(f"init {config.init} brings no images: config field data.source must be set")
+    stride = objectives.build_encoder(trained).stride
+    if size % stride:
+        raise UserError(
+            f"config field image_size={size} is not accepted: {trained.encoder.name} takes a multiple of {stride}"
+        )
+    model = api.load(config.init).sized(size)
+    kept = ("name", "stride", "class_token", "position", "grid")
+    brought = {f"encoder.{name}": model.config.encoder[name] for name in kept}
+    return _with(config, {**brought, "pixels": model.config.pixels, "image_size": size, "data.source": source}), model
+
+
+def _with(config, fields):
+    return config_lib.resolve({**config_lib.flatten(config.to_dict()), **fields}, config_lib.FINETUNE)
+
+
+def _training_images(source, config):
+    """The source, its training split cut down to `data.fraction`. Raises UserError where a batch has more images."""
+    split = source.split(config.data.split)
+    if config.data.fraction < 1:
+        rows = splits.few(splits.labels(source, split), config.data.fraction, config.seed)
+        source = splits.Subset(source, {config.data.split: [(split, rows)]})
+    known = source.labels(split)
+    if known is not None and (known < 0).any():
+        raise UserError(f"data.source={source.spec!r} split {split!r} has {(known < 0).sum()} images without a label")
+    n = source.splits[config.data.split]
+    if n < config.batch_size:
+        raise UserError(
+            f"data.source={source.spec!r} has {n} images in {split} to train on, fewer than "
+            f"batch_size={config.batch_size}: give more images or a smaller batch_size"
+        )
+    return source

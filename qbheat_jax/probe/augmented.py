@@ -1,0 +1,56 @@
+"""Training images that look different in every epoch: augmented, then encoded by the frozen encoder, batch by batch."""
+
+import numpy as np
+
+from qbheat_jax import data
+from qbheat_jax.errors import UserError
+from qbheat_jax.probe.devices import pmap_batches
+
+
+class Augmented:
+    """What `fit.fit` takes in the place of `features.Features`: nothing is cached.
+
+    frozen: the encoder, and `mapped` its pmapped cells, of `shape`; source, split: the images; mean, scale: as of `Features`.
+    """
+
+    def __init__(self, frozen, mapped, source, split, config, shape, mean=None, scale=None):
+        self.shape, self._mean, self._scale = shape, mean, scale
+        self._frozen, self._mapped, self._source, self._split, self._config = frozen, mapped, source, split, config
+        self._batches = None
+
+    def __len__(self):
+        return self._source.splits[self._split]
+
+    def epoch(self, seed, number, size, steps):
+        """As `Features.epoch`: a batch a step; images that cannot be read get weight 0."""
+        if number == 0:
+            self._batches = self._open(seed, size)
+        for _ in range(steps):
+            x, labels = next(self._batches)
+            if self._mean is not None:
+                x = ((x - self._mean) * self._scale).astype(np.float32)
+            missing = size - len(x)
+            weights = (np.arange(size) < len(x)).astype(np.float32)
+            x = np.concatenate([x, np.zeros((missing, *self.shape), np.float32)])
+            yield x, np.concatenate([labels, np.zeros(missing, np.int32)]), weights, np.arange(size)[None]
+
+    def _open(self, seed, size):
+        """Endless (features float32 [n, ...], labels int32 [n]) of the images that can be read, n at most `size`."""
+        config, taken = self._config, []
+        batches = data.train_batches(
+            self._source, split=self._split, batch_size=size, image_size=self._frozen.image_size, seed=seed, placements=(0,),
+            crop_scale=config.data.crop_scale, crop_ratio=config.data.crop_ratio, flip=config.data.flip,
+            workers=config.data.workers, prefetch=config.data.prefetch,
+            bad=data.BadFiles(config.data.max_bad_fraction, len(self)),
+        )  # fmt: skip
+
+        def inputs():
+            for batch in batches:
+                labels = batch["label"][batch["mask"]]
+                if (labels < 0).any():
+                    raise UserError(f"data.source={self._source.spec!r} has images without a label to train on")
+                taken.append(labels)
+                yield batch["image"], batch["mask"]
+
+        for x in pmap_batches(self._mapped, self._frozen.variables, inputs()):
+            yield x, taken.pop(0)

@@ -1,0 +1,137 @@
+"""Encoded splits, kept: in memory, or in memory-mapped files that outlive the process. Each is encoded once.
+
+A file cache is a directory DIRECTORY/SPLIT-FINGERPRINT with features.npy, labels.npy, index.npy and about.json. It is
+written beside its place and renamed when it is whole, so a killed run leaves none that is taken for one. The fingerprint
+is of all that the features depend on. It may be deleted whenever no probe runs.
+"""
+
+import collections
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import socket
+
+import numpy as np
+
+import qbheat_jax
+from qbheat_jax import trees
+from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.probe.features import Features
+
+log = logging.getLogger("qbheat")
+
+
+def weights_digest(variables):
+    """SHA-256 of the names, shapes and bits of all arrays of a tree."""
+    digest = hashlib.sha256()
+    for name, leaf in trees.names(variables):
+        leaf = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()
+
+
+class Store:
+    """Encoded splits by what they are of (`about`, a dict of JSON). One store may serve many probes.
+
+    directory: where files go. Memory holds the splits used last, at most `cache_gib` of them.
+    """
+
+    def __init__(self, directory):
+        self._directory, self._memory = str(directory), collections.OrderedDict()
+
+    def get(self, about, n, shape, make, *, in_memory, cache_gib):
+        """-> (Features, index int64 [N] of each example in its split, whether it had to be encoded).
+
+        make() yields (features float32 [b, ...], labels int32 [b], index int [b]), at most n examples of `shape`.
+        """
+        about = {"version": qbheat_jax.__version__, **about}
+        name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+        if name in self._memory:
+            self._memory.move_to_end(name)
+            return *self._memory[name], False
+        if not in_memory:
+            return self._file(f"{about['split']}-{name}", about, n, shape, make)
+        parts = [np.concatenate(column) for column in zip(*make())] or [np.zeros((0, *shape), np.float32), *[[]] * 2]
+        entry = Features.of(*parts[:2]), np.asarray(parts[2], np.int64)
+        self._memory[name] = entry
+        while len(self._memory) > 1 and sum(f.parts[0].nbytes for f, _ in self._memory.values()) > cache_gib * 2**30:
+            self._memory.popitem(last=False)
+        return *entry, True
+
+    def _file(self, name, about, n, shape, make):
+        if "://" in self._directory:
+            raise UserError(
+                f"the features take more memory than config field cache_gib allows, and files of them cannot be mapped "
+                f"in {self._directory}: take a --workdir on this machine, raise cache_gib, or take fewer images"
+            )
+        place = pathlib.Path(self._directory) / name
+        found = _read(place, about, shape)
+        if found:
+            log.info("features of %s taken from %s", about["split"], place)
+            return *found, False
+        try:
+            _write(place, about, n, shape, make)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{place} cannot be written: {reason}", exit_code=RUN_FAILED) from error
+        return *_read(place, about, shape), True
+
+
+def _read(place, about, shape):
+    """(Features, index) of a whole cache of exactly this, or None."""
+    try:
+        if json.loads((place / "about.json").read_text()) != about:
+            return None
+        features = np.load(place / "features.npy", mmap_mode="r")
+        labels, index = np.load(place / "labels.npy"), np.load(place / "index.npy")
+        if features.shape[1:] != tuple(shape) or len(features) < len(labels) or len(labels) != len(index):
+            return None
+    except (OSError, ValueError):  # none, or none that can be read
+        return None
+    return Features((features,), np.arange(len(labels)), labels), index
+
+
+def _write(place, about, n, shape, make):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _clear(place)
+    part = place.with_name(f".{place.name}.{socket.gethostname()}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        labels, index = [], []
+        # Written as a stream: a disk that is full then is an error, which through a writable map it would not be.
+        with (part / "features.npy").open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (n, *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            end = file.tell() + n * int(np.prod(shape)) * 4
+            for x, own_labels, own_index in make():
+                file.write(np.ascontiguousarray(x, "<f4").data)
+                labels.append(own_labels)
+                index.append(own_index)
+            file.truncate(end)  # images that could not be read leave rows that no label goes with
+            file.flush()
+            os.fsync(file.fileno())
+        np.save(part / "labels.npy", np.concatenate(labels).astype(np.int32))
+        np.save(part / "index.npy", np.concatenate(index).astype(np.int64))
+        (part / "about.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+        if place.exists():  # damaged, or another process was quicker
+            shutil.rmtree(place)
+        part.rename(place)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _clear(place):
+    """Removes what processes of this machine that are no more have left of this cache."""
+    for part in place.parent.glob(f".{place.name}.{socket.gethostname()}.*.part"):
+        pid = int(part.name.split(".")[-2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            shutil.rmtree(part, ignore_errors=True)
+        except OSError:  # it lives, under another user
+            continue

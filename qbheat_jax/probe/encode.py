@@ -1,0 +1,88 @@
+"""Images through the frozen encoder to features, one split after the other, each once."""
+
+import time
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from qbheat_jax import data, sharding
+from qbheat_jax.data import device_cache
+from qbheat_jax.errors import UserError
+from qbheat_jax.probe import cache
+from qbheat_jax.probe.devices import pmap, pmap_batches
+
+# Protocols that see the mean over the cells; the others see the cells.
+POOLED = ("lin", "knn")
+
+
+class Encoding:
+    """What the head sees of images: the encoder's cells, pooled as the config says.
+
+    images: how many will be asked for in all, from which it is decided whether they are kept in memory. mapped: the
+    pmapped function (variables, images uint8 [B, H, W, 3]) -> features float32 [B, *shape]. rates: images/s by split,
+    of those that had to be encoded.
+    """
+
+    def __init__(self, frozen, config, store, images):
+        self._frozen, self._config, self._store = frozen, config, store
+        self._pool = 0 if config.protocol in POOLED else config.head.pool
+        size = jax.ShapeDtypeStruct((1, frozen.image_size, frozen.image_size, 3), np.uint8)
+        self.shape = jax.eval_shape(self._cells, frozen.variables, size).shape[1:]
+        self.mapped, self.rates = pmap(self._cells), {}
+        self._in_memory = images * np.prod(self.shape) * 4 <= config.cache_gib * 2**30
+
+    def _cells(self, variables, images):
+        maps = self._frozen.features(variables, images)
+        if not self._pool:
+            return maps.mean((1, 2))
+        return nn.avg_pool(maps, (self._pool, self._pool), (self._pool, self._pool))
+
+    def __call__(self, source, split):
+        """(Features, index int64 [N]) of the images of a split that can be read, in its order.
+
+        Raises UserError where one of them has no label.
+        """
+        frozen, start = self._frozen, time.perf_counter()
+        about = {
+            **{key: value for key, value in frozen.description.items()},
+            "weights": cache.weights_digest(frozen.variables),
+            "dtype": self._config.dtype,
+            "data": source.identity(split),
+            "split": split,
+            "image_size": frozen.image_size,
+            "pool": self._pool,
+        }
+        features, index, encoded = self._store.get(
+            about, source.splits[split], self.shape, lambda: self.batches(source, split),
+            in_memory=self._in_memory, cache_gib=self._config.cache_gib,
+        )  # fmt: skip
+        if encoded:
+            self.rates[split] = len(features) / (time.perf_counter() - start)
+        if not len(features):
+            raise UserError(f"data.source={source.spec!r} split {split!r} has no image that can be read")
+        if (features.labels < 0).any():
+            raise UserError(
+                f"data.source={source.spec!r} split {split!r} has {(features.labels < 0).sum()} images without a label"
+            )
+        return features, index
+
+    def batches(self, source, split):
+        """Yields (features [n, ...], labels int32 [n], index int32 [n]); images that cannot be read are left out."""
+        config, taken = self._config, []
+        # On one device, which takes batches of any size.
+        alone = sharding.make_mesh({"data": 1, "fsdp": 1}, jax.local_devices()[:1])
+        batches = data.eval_batches(
+            source, split=split, batch_size=config.batch_size, image_size=self._frozen.image_size, seed=config.seed,
+            placements=(0,), workers=config.data.workers, prefetch=config.data.prefetch,
+            bad=data.BadFiles(config.data.max_bad_fraction, source.splits[split]),
+            cache=device_cache.of(config.data, self._frozen.image_size, source, split, alone),
+        )  # fmt: skip
+
+        def inputs():
+            for batch in map(jax.device_get, batches):
+                taken.append([batch[key][batch["mask"]] for key in ("label", "index")])
+                yield batch["image"], batch["mask"]
+
+        for x in pmap_batches(self.mapped, self._frozen.variables, inputs()):
+            yield x, *taken.pop(0)

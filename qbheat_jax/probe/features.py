@@ -1,0 +1,118 @@
+"""Features of many images, in memory or in memory-mapped files, taken by the batch and standardised on the way."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+# Numbers taken at once where features come from files, or are looked at one after the other: 64 MiB of float32.
+_BLOCK = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Features:
+    """N labelled examples: features float32 [N, ...], labels int32 [N].
+
+    parts: arrays [n, ...], in memory or memory-mapped, that are taken for one long one; rows int64 [N]: which of its rows
+    these examples are. mean, scale (float64 [C], or None): `take` gives (x - mean) * scale.
+    """
+
+    parts: tuple
+    rows: np.ndarray
+    labels: np.ndarray
+    mean: np.ndarray | None = None
+    scale: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, array, labels):
+        """All rows of one array [N, ...]."""
+        return cls((array,), np.arange(len(array)), np.asarray(labels, np.int32))
+
+    def __len__(self):
+        return len(self.rows)
+
+    @property
+    def shape(self):
+        """That of one example's features."""
+        return self.parts[0].shape[1:]
+
+    @property
+    def in_memory(self):
+        return not any(isinstance(part, np.memmap) for part in self.parts)
+
+    def subset(self, positions):
+        """The examples at these positions, bool [N] or int [n], in that order."""
+        return dataclasses.replace(self, rows=self.rows[positions], labels=self.labels[positions])
+
+    def joined(self, other):
+        """These examples and then the other's, standardised as these are."""
+        before = sum(map(len, self.parts))
+        rows = np.concatenate([self.rows, other.rows + before])
+        labels = np.concatenate([self.labels, other.labels])
+        return dataclasses.replace(self, parts=self.parts + other.parts, rows=rows, labels=labels)
+
+    def standardised(self, mean, scale):
+        return dataclasses.replace(self, mean=mean, scale=scale)
+
+    def take(self, positions):
+        """Features float32 [n, ...] of the examples at positions int [n]."""
+        rows, taken = self.rows[positions], np.empty((len(positions), *self.shape), np.float32)
+        begin = 0
+        for part in self.parts:
+            here = np.flatnonzero((rows >= begin) & (rows < begin + len(part)))
+            taken[here] = part[rows[here] - begin]
+            begin += len(part)
+        if self.mean is not None:
+            for block in blocks(len(taken), self.shape):
+                taken[block] = (taken[block] - self.mean) * self.scale
+        return taken
+
+    def blocks(self, size=None):
+        """(slice of the positions, features of these) one after the other, `size` examples or 64 MiB at once."""
+        for block in blocks(len(self), self.shape, size):
+            yield block, self.take(np.arange(block.start, block.stop))
+
+    def epoch(self, seed, number, size, steps):
+        """One epoch of training batches, as `fit.fit` takes them: (x, labels, weights, rows int [k, size]) of k steps.
+
+        Row i of step j's batch is x[rows[j, i]]. Features in memory are put on the device once and stay there; from
+        files, as many batches are read at once as 64 MiB hold.
+        """
+        order = np.random.default_rng((seed, number)).permutation(len(self))[: steps * size].reshape(steps, size)
+        if self.in_memory:
+            yield *self._resident, order
+            return
+        count = max(1, _BLOCK // max(1, size * int(np.prod(self.shape))))
+        for begin in range(0, steps, count):
+            chosen = order[begin : begin + count]
+            x, labels = self.take(chosen.ravel()), self.labels[chosen.ravel()]
+            yield x, labels, np.ones(len(x), np.float32), np.arange(chosen.size).reshape(chosen.shape)
+
+    @functools.cached_property
+    def _resident(self):
+        everything = self.take(np.arange(len(self)))
+        return jnp.asarray(everything), jnp.asarray(self.labels), jnp.ones(len(self), jnp.float32)
+
+
+def blocks(n, shape, size=None):
+    """Slices of range(n), `size` examples of this shape each, by default as many as 64 MiB of float32 hold."""
+    size = size or max(1, _BLOCK // max(1, int(np.prod(shape))))
+    return [slice(begin, min(n, begin + size)) for begin in range(0, n, size)]
+
+
+def standard(parts):
+    """(mean, scale) float64 [C] that standardise arrays [n, ..., C], over all but the last axis; one pass over `parts`.
+
+    Mean and variance of the parts are merged as by Chan, Golub and LeVeque (1979), without loss of digits. Channels that
+    do not vary get scale 0.
+    """
+    count, mean, squares = 0, 0.0, 0.0
+    for part in parts:
+        flat = np.asarray(part, np.float64).reshape(-1, part.shape[-1])
+        n, own = len(flat), flat.mean(0)
+        shift, total = own - mean, count + n
+        squares = squares + ((flat - own) ** 2).sum(0) + shift**2 * (count * n / total)
+        mean, count = mean + shift * (n / total), total
+    std = np.sqrt(squares / count)
+    return mean, np.where(std > 1e-6 * np.abs(mean).max(), 1.0 / np.maximum(std, 1e-30), 0.0)

@@ -1,0 +1,114 @@
+"""Which labelled images train, choose and test; and a source that shows some images of another alone."""
+
+import hashlib
+
+import numpy as np
+
+from qbheat_jax.data import base
+from qbheat_jax.errors import UserError
+
+
+def test_split(source):
+    """The name of the split tested on: test, else val. Raises UserError where a probe cannot be."""
+    for name in ("test", "val"):
+        if name in source.splits and "train" in source.splits:
+            return name
+    raise UserError(
+        f"data.source={source.spec!r} has the splits {', '.join(source.splits)}: a probe needs train and test or val"
+    )
+
+
+def labels(source, split):
+    """int32 [n] of a whole split, -1 for an image without one; read from the source where it does not know them."""
+    known = source.labels(split)
+    if known is not None:
+        return np.asarray(known)
+    found = np.full(source.splits[split], -1, np.int32)
+    if source.random_access:
+        for index in range(len(found)):
+            found[index] = source.fetch(split, index)[1]
+        return found
+    for _, label, _, index in source.stream(split, seed=0, epoch=0, shuffle=False, first=0, keep=(0, 1, 0, 1)):
+        found[index] = label
+    return found
+
+
+def few(labels, fraction, seed):
+    """A class-balanced draw: labels int [n] (-1: not to be drawn) -> indices, sorted, the same number of each class.
+
+    As many as make up `fraction` of the labelled images, at least one a class; a class that has fewer gives all it has.
+    """
+    classes = np.unique(labels[labels >= 0])
+    count = max(1, round(fraction * np.count_nonzero(labels >= 0) / max(1, len(classes))))
+    generator = np.random.default_rng((seed, len(labels)))
+    drawn = [generator.permutation(np.flatnonzero(labels == c))[:count] for c in classes]
+    return np.sort(np.concatenate(drawn)) if drawn else np.zeros(0, np.int64)
+
+
+def hold_out(n, config, labels=None):
+    """Splits range(n) into (rows to train on, rows to choose on) by data.holdout, drawn by the seed.
+
+    With labels int [n] the same number of each class is held out, at least one; otherwise they are drawn from all.
+    Raises UserError where either would have none.
+    """
+    share, generator = config.data.holdout, np.random.default_rng(config.seed)
+    if labels is None:
+        order = generator.permutation(n)
+        held = order[: round(n * share)]
+        if not 0 < len(held) < n:
+            raise UserError(f"config field data.holdout={share} leaves {len(held)} of {n} images to choose on")
+    else:
+        rows = [generator.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+        least = min(map(len, rows))
+        count = max(1, round(share * least))
+        if count >= least:
+            raise UserError(
+                f"config field data.fraction={config.data.fraction} leaves {least} images a class: to train and to "
+                "choose on them takes at least 2, and a data.holdout that leaves one; or give a val split"
+            )
+        held = np.concatenate([r[:count] for r in rows])
+    return np.setdiff1d(np.arange(n), held), np.sort(held)
+
+
+class Subset(base.Source):
+    """Some images of another source: {name of a split: [(the other's split, indices int [k] or None for all), ...]}."""
+
+    def __init__(self, source, splits):
+        self.source, self.random_access = source, source.random_access
+        self._parts = {
+            name: [(s, np.arange(source.splits[s]) if rows is None else np.asarray(rows)) for s, rows in parts]
+            for name, parts in splits.items()
+        }
+        counts = {name: sum(len(rows) for _, rows in parts) for name, parts in self._parts.items()}
+        super().__init__(source.spec, counts, source.class_names)
+
+    def identity(self, split):
+        parts = self._parts[self.split(split)]
+        digest = hashlib.sha256(b"".join(np.asarray(rows, np.int64).tobytes() for _, rows in parts)).hexdigest()
+        return " ".join([*(self.source.identity(own) for own, _ in parts), digest])
+
+    def fetch(self, split, index):
+        for own, rows in self._parts[self.split(split)]:
+            if index < len(rows):
+                return self.source.fetch(own, int(rows[index]))
+            index -= len(rows)
+        raise IndexError(index)
+
+    def labels(self, split):
+        known = [(self.source.labels(own), rows) for own, rows in self._parts[self.split(split)]]
+        return None if any(k is None for k, _ in known) else np.concatenate([k[rows] for k, rows in known])
+
+    def stream(self, split, *, seed, epoch, shuffle, first, keep):
+        """As `data.tfds_source.Tfds.stream`: places count the images of this subset alone."""
+        shift, period, begin, count = keep
+        place = 0
+        for own, rows in self._parts[self.split(split)]:
+            wanted = np.zeros(self.source.splits[own], bool)
+            wanted[rows] = True
+            everything = dict(seed=seed, epoch=epoch, shuffle=shuffle, first=0, keep=(0, 1, 0, 1))
+            for item in self.source.stream(own, **everything):
+                if not wanted[item[3]]:
+                    continue
+                if place >= first and begin <= (place + shift) % period < begin + count:
+                    yield item
+                place += 1

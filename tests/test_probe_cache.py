@@ -1,0 +1,152 @@
+"""Caches of features: reused when they match, made anew when anything differs, torn ones never taken for whole."""
+
+import json
+import os
+import socket
+
+import numpy as np
+import pytest
+
+from qbheat_jax import data, probe
+from qbheat_jax.errors import UserError
+from qbheat_jax.probe import cache, features
+from qbheat_jax.probe.features import Features
+from tests.test_probe import Blobs, config
+
+ABOUT = {"split": "train", "weights": "abc"}
+
+
+def made(n=10, missing=(), seen=None):
+    """A function that yields n examples of shape [3], in parts, less the missing ones."""
+
+    def make():
+        if seen is not None:
+            seen.append(1)
+        for begin in range(0, n, 4):
+            index = np.array([i for i in range(begin, min(n, begin + 4)) if i not in missing])
+            yield (index[:, None] * np.ones(3)).astype(np.float32), (index % 2).astype(np.int32), index
+
+    return make
+
+
+def get(store, about=ABOUT, make=None, in_memory=False, gib=1.0):
+    return store.get(about, 10, (3,), make or made(), in_memory=in_memory, cache_gib=gib)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_features_are_made_once(tmp_path, in_memory):
+    store, seen = cache.Store(tmp_path), []
+    first, index, encoded = get(store, make=made(missing=(2, 7), seen=seen), in_memory=in_memory)
+    assert encoded and first.in_memory == in_memory
+    again, _, encoded = get(store, make=made(seen=seen), in_memory=in_memory)
+    assert not encoded and len(seen) == 1
+    kept = [0, 1, 3, 4, 5, 6, 8, 9]
+    np.testing.assert_array_equal(index, kept)
+    for found in (first, again):
+        np.testing.assert_array_equal(found.take(np.arange(8))[:, 0], kept)
+        np.testing.assert_array_equal(found.labels, np.array(kept) % 2)
+
+
+def test_files_outlive_the_process_and_are_of_one_thing_alone(tmp_path):
+    get(cache.Store(tmp_path))
+    assert get(cache.Store(tmp_path))[2] is False
+    for other in ({"weights": "abd"}, {"split": "test"}, {"step": 3}):
+        assert get(cache.Store(tmp_path), ABOUT | other)[2] is True
+    assert not any(str(path.name).startswith(".") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["about", "labels", "features", "short"])
+def test_a_damaged_cache_is_made_anew(tmp_path, damage):
+    get(cache.Store(tmp_path))
+    place = next(tmp_path.iterdir())
+    if damage == "short":
+        content = (place / "features.npy").read_bytes()
+        (place / "features.npy").write_bytes(content[:-5])
+    elif damage == "about":
+        (place / "about.json").write_text(json.dumps(ABOUT | {"weights": "of another"}))
+    else:
+        (place / f"{damage}.npy").unlink()
+    found, _, encoded = get(cache.Store(tmp_path))
+    assert encoded
+    np.testing.assert_array_equal(found.take(np.arange(10))[:, 1], np.arange(10))
+
+
+def test_a_killed_run_leaves_nothing_that_is_taken_for_a_cache(tmp_path, monkeypatch):
+    def killed():
+        yield np.zeros((4, 3), np.float32), np.zeros(4, np.int32), np.arange(4)
+        raise KeyboardInterrupt
+
+    # As after kill -9: nothing is cleaned up on the way out.
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.shutil, "rmtree", lambda *a, **k: None)
+        with pytest.raises(KeyboardInterrupt):
+            get(cache.Store(tmp_path), make=killed)
+    left = list(tmp_path.iterdir())
+    assert len(left) == 1 and left[0].name.endswith(".part")
+    dead = left[0].with_name(left[0].name.replace(f".{os.getpid()}.", ".999999999."))
+    left[0].rename(dead)
+    elsewhere = tmp_path / dead.name.replace(socket.gethostname(), "another-machine")
+    elsewhere.mkdir()
+    assert get(cache.Store(tmp_path))[2] is True
+    assert not dead.exists() and elsewhere.exists()
+
+
+def test_memory_holds_what_was_used_last(tmp_path):
+    store, seen = cache.Store(tmp_path), []
+    two = 2 * 10 * 3 * 4 / 2**30
+    for name in ("a", "b", "a", "c", "a", "b"):
+        get(store, ABOUT | {"weights": name}, made(seen=seen), True, two)
+    assert len(seen) == 4  # b was dropped for c
+
+
+def test_files_that_cannot_be(tmp_path):
+    with pytest.raises(UserError, match="cannot be mapped in gs://bucket"):
+        get(cache.Store("gs://bucket"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written") as caught:
+        get(cache.Store(tmp_path / "file"))
+    assert caught.value.exit_code == 1
+
+
+def test_the_fingerprint_is_of_all_that_features_depend_on(monkeypatch, tmp_path):
+    """Encoding again with anything changed makes other features; with the head's fields changed, the same."""
+    made = []
+    original = cache.Store.get
+    monkeypatch.setattr(
+        cache.Store, "get", lambda self, about, *a, **k: made.append(dict(about)) or original(self, about, *a, **k)
+    )
+    monkeypatch.setattr(data, "open_source", lambda *a, **k: Blobs())
+    short = dict(total_epochs=1, learning_rates=(0.1,))
+    probes = [short, short | {"seed": 1}, short | {"image_size": 16}, short | {"protocol": "tran-1"},
+              short | {"protocol": "tran-1", "head__pool": 2}, short | {"weight_decays": (0.1,)}]  # fmt: skip
+    for k, fields in enumerate(probes):
+        probe.run(config(**fields), tmp_path / str(k), "random")
+    trains = [json.dumps(about, sort_keys=True) for about in made if about["split"] == "train"]
+    assert len(set(trains)) == 5 and trains[0] == trains[-1]
+
+
+@pytest.mark.parametrize("fields", [{}, {"protocol": "tran-1"}, {"protocol": "knn"}, {"optimizer": "ridge", "weight_decays": (0.1,)}])  # fmt: skip
+def test_a_probe_from_files_gives_the_number_of_one_from_memory(monkeypatch, tmp_path, fields):
+    monkeypatch.setattr(data, "open_source", lambda *a, **k: Blobs())
+    monkeypatch.setattr(features, "_BLOCK", 7 * 16)  # several blocks, even of so few
+    fields = {"total_epochs": 3, **fields}
+    memory = probe.run(config(**fields), tmp_path / "memory", "random")
+    files = probe.run(config(cache_gib=1e-9, **fields), tmp_path / "files", "random")
+    assert len(list((tmp_path / "files" / "features").glob("*/features.npy"))) == 3
+    assert not (tmp_path / "memory" / "features").exists()
+    same = ("top1", "top5", "holdout_top1", "hparams", "n")
+    assert {key: files[key] for key in same} == {key: memory[key] for key in same}
+    again = probe.run(config(cache_gib=1e-9, **fields), tmp_path / "files", "random")
+    assert again["encode_images_per_second"] == {} and again["top1"] == files["top1"]
+
+
+def test_blocks_of_joined_files_are_taken_in_order(tmp_path):
+    x = np.arange(24, dtype=np.float32).reshape(12, 2)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    both = Features.of(mapped, np.arange(12)).subset(np.array([5, 3])).joined(Features.of(x + 100, np.arange(12)))
+    assert len(both) == 14 and not both.in_memory
+    np.testing.assert_array_equal(both.take(np.array([1, 2, 0]))[:, 0], [6, 100, 10])
+    np.testing.assert_array_equal(both.labels[:3], [5, 3, 0])
+    whole = np.concatenate([part for _, part in both.blocks(5)])
+    np.testing.assert_array_equal(whole, both.take(np.arange(14)))
