@@ -137,7 +137,7 @@ def claim(workdir, config, saved=None):
         # Both as JSON gives them back: a saved list was a tuple.
         old, new = config_lib.flatten(saved), config_lib.flatten(json.loads(config_lib.to_json(config)))
         # A field that is newer than the run had its default then.
-        old = {name: field.default for name, field in config_lib.table(new).items()} | old
+        old = json.loads(json.dumps({name: f.default for name, f in config_lib.table(new).items()})) | old
         differ = [k for k in new if not k.startswith(RESUMABLE) and new[k] != old.get(k)]
         if differ:
             words = ", ".join(f"{k}={old.get(k)!r} (now {new[k]!r})" for k in differ[:5])
