@@ -117,9 +117,7 @@ PRETRAIN = {
         "weight of predicting each patch's histogram of oriented gradients too, MaskFeat's target; 0: not (our choice)",
         _at_least(0),
     ),
-    "loss_on": Field(
-        "masked", "cells that count (masked is the paper's, and MAE's and SimMIM's)", ("masked", "all")
-    ),
+    "loss_on": Field("masked", "cells that count (masked is the paper's, and MAE's and SimMIM's)", ("masked", "all")),
     "moco.queue": Field(65536, "keys kept to compare with, a multiple of batch_size", _POSITIVE),
     "moco.momentum": Field(0.999, "of the key encoder; of few steps less, such as 0.99", _BELOW_ONE),
     "moco.temperature": Field(0.2, "the similarities are divided by", _POSITIVE),
@@ -128,7 +126,9 @@ PRETRAIN = {
     "moco.blur_sigma": Field((0.1, 2.0), "range of the blur in pixels (the paper's, of 224 x 224 images)", _RANGE),
     "mae.mask_ratio": Field(0.75, "share of the cells that the encoder does not see", _FRACTION),
     "simmim.mask_ratio": Field(0.6, "share of the masked patches", _SHARE_OF),
-    "simmim.mask_size": Field(32, "pixels a side of a patch that is masked as one, a multiple of the stride", _POSITIVE),
+    "simmim.mask_size": Field(
+        32, "pixels a side of a patch that is masked as one, a multiple of the stride", _POSITIVE
+    ),
     "simmim.error": Field(
         "l1", "absolute error of plain pixels (the paper's), or target: as norm_pix and hog say", ("l1", "target")
     ),

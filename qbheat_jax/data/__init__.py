@@ -45,7 +45,8 @@ def train_batches(
     (seed, position), whatever `process_count`, `workers` (threads, 0 to let tensorflow choose) and `prefetch`
     (batches made ahead) are. `position` is the first example's place in the run's global stream; the iterator's
     `.position` is that of the next batch. `crop_scale`, `crop_ratio`: ranges of the random crop; `flip`: mirror
-    half of the images; `views`: 2 for a second crop of every image. `bad`: a `BadFiles`, checked after every batch; without one, bad files are only logged.
+    half of the images; `views`: 2 for a second crop of every image. `bad`: a `BadFiles`, checked after every batch;
+    without one, bad files are only logged.
 
     Raises UserError for an unknown split, fewer images than a batch, a batch that the processes cannot share.
     """

@@ -42,9 +42,7 @@ class MaskDecoder(nn.Module):
         for n in range(self.depth):
             x = TransformerBlock(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        x = nn.Dense(
-            self.outputs, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform(), name="pixels"
-        )(x)
+        x = nn.Dense(self.outputs, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x)
         return x[:, -ranks.shape[1] :].reshape(batch, *grid, self.outputs)
 
 
