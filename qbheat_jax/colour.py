@@ -86,9 +86,7 @@ class Jitter:
         low = jnp.asarray([*(max(0.0, 1 - s) for s in strengths), -self.hue])
         high = jnp.asarray([*(1 + s for s in strengths), self.hue])
         amounts = low + (high - low) * draws
-        for turn in range(4):
-            images = self._apply(images, order[:, turn], amounts)
-        return images
+        return jax.lax.fori_loop(0, 4, lambda turn, x: self._apply(x, order[:, turn], amounts), images)
 
     def _apply(self, images, which, amounts):
         """The operation `which` int[B] of every image. Three of them are one blend with different things."""

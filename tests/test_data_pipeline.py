@@ -148,6 +148,59 @@ def test_resuming_on_another_number_of_processes_sees_every_example_of_the_epoch
     assert sorted([*seen, *last["index"]]) == list(range(50))
 
 
+VIEWS = KEYS | {"image2"}
+
+
+@pytest.mark.parametrize("spec", ["photos", "synthetic:200"])
+def test_two_views_are_two_crops_of_one_example(spec):
+    source = data.open_source(spec)
+    settings = {**TRAIN, "batch_size": 20, "position": 40}
+    alone = take(data.train_batches(source, **settings), 2)
+    for one, both in zip(alone, take(data.train_batches(source, views=2, **settings), 2)):
+        assert both.keys() == VIEWS and both["image2"].dtype == np.uint8 and both["image2"].shape == (20, 32, 32, 3)
+        for key in KEYS:  # the first is what it was
+            np.testing.assert_array_equal(one[key], both[key], key)
+        assert (both["image"] != both["image2"]).any((1, 2, 3)).all()
+    if spec == "photos":
+        return
+    # Of noise: the same image moved around, mirrored or not.
+    moved = set()
+    for one, two in zip(both["image"], both["image2"]):
+        turned = [np.roll(one, (-down, 0), (0, 1))[:, ::way] for down in range(32) for way in (1, -1)]
+        (place,) = [k for k, image in enumerate(turned) if sorted(image[0].tolist()) == sorted(two[0].tolist())
+                    and any((np.roll(image, right, 1) == two).all() for right in range(32))]  # fmt: skip
+        moved.add(place)
+    assert len(moved) > 10 and {place % 2 for place in moved} == {0, 1} and not moved & {0, 1}
+
+
+def test_the_second_view_shows_its_own_box(twenty):
+    settings = {**TRAIN, "batch_size": 30, "views": 2, "image_size": 24}
+    (batch,) = take(data.train_batches(twenty, **settings), 1)
+    otherwise = 0
+    for index, pixels in zip(batch["index"], batch["image2"]):
+        whole = twenty.images("train")[index]
+        generator = augment.rng(0, 0, index, "crop2")
+        box = augment.random_resized_crop_box(generator, 64, 64, TRAIN["crop_scale"], TRAIN["crop_ratio"])
+        mirrored = bool(augment.flips(0, 0, index, "flip2"))
+        expected = augment.crop_resize(whole, box, 24)
+        np.testing.assert_array_equal(pixels, augment.flip(expected) if mirrored else expected)
+        otherwise += mirrored != bool(augment.flips(0, 0, index))
+    assert 5 < otherwise < 25  # mirrored by a draw of its own
+
+
+@pytest.mark.parametrize("spec", ["folder", "synthetic:50"])
+def test_two_views_resume_and_are_shared(fifty, spec):
+    source = fifty if spec == "folder" else data.open_source(spec)
+    settings = {**TRAIN, "batch_size": 8, "views": 2}
+    alone = take(data.train_batches(source, **settings), 9)[6:]
+    shares = [
+        take(data.train_batches(source, position=48, process_index=h, process_count=2, **settings), 3) for h in (0, 1)
+    ]
+    for one, *parts in zip(alone, *shares):
+        for key in VIEWS:
+            np.testing.assert_array_equal(one[key], joined(parts, key), key)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 16, 17, 1000, 4097])
 def test_the_order_of_an_epoch_is_a_permutation(n):
     orders = [order.permute(np.arange(n), n, seed, epoch).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0))]

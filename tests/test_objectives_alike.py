@@ -5,6 +5,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import qbheat_jax
 from qbheat_jax import config as config_lib
@@ -13,8 +14,8 @@ from qbheat_jax.errors import UserError
 from tests.conftest import SMALL
 
 CASES = {
-    "moco": {"encoder.name": "pebble", "moco.queue": 48, "moco.momentum": 0.9, "moco.width": 16},
-    "mae": {"encoder.name": "vit_micro"},
+    "moco": {"encoder.name": "pebble", "moco.queue": 48, "moco.momentum": 0.9, "moco.width": 16, "moco.blur_share": 0.0},
+    "mae": {"encoder.name": "vit_micro", "decoder.depth": 0},
     "simmim": {"encoder.name": "pebble", "simmim.mask_size": 8},
     "supervised": {
         "encoder.name": "pebble", "supervised.label_smoothing": 0.1, "supervised.colour_jitter": 0.4,
@@ -67,12 +68,26 @@ def test_sharded_equals_unsharded(name, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def one_device():
-    """Bit for bit is promised on one device."""
+def one_device(tmp_path_factory):
+    """Bit for bit is promised on one device. What one run compiles serves the next: they are the same programs."""
     device = jax.devices()[:1]
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *a: device)
-        yield
+        try:
+            for name, value in settings.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -147,11 +147,13 @@ class MoCo:
         nothing is enqueued. metrics: `top1`, how often the positive is nearer than every negative.
         """
         keys = jax.random.split(jax.random.key(0) if rng is None else rng, 3)
-        views = [self._view(batch[n], k) for n, k in zip(("image", "image2" if "image2" in batch else "image"), keys)]
+        # Side by side on an axis of their own: along the batch, the devices would have to exchange images.
+        crops = jnp.stack([batch["image"], batch["image2" if "image2" in batch else "image"]])
+        first, second = jax.vmap(self._view)(crops, keys[:2])
         if train:
             mutable = self._follow(params, mutable)
-        key = jax.lax.stop_gradient(self._key(mutable, views[1]))
-        features, out, mutable = encode(self.encoder, params, mutable, views[0], keys[2], train)
+        key = jax.lax.stop_gradient(self._key(mutable, second))
+        features, out, mutable = encode(self.encoder, params, mutable, first, keys[2], train)
         query = self.projector.apply({"params": params["projector"]}, pooled(features, out))
         losses, nearest = contrast(query, key, mutable["queue"], self.temperature)
         weight = batch["mask"].astype(jnp.float32) / jnp.maximum(batch["mask"].sum(), 1)
