@@ -9,52 +9,16 @@ import pytest
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import data, pretrain, probe
-from qbheat_jax.data.base import ArraySource
 from qbheat_jax.errors import UserError
 from qbheat_jax.models.heads import BlockHead, LinearHead
 from qbheat_jax.probe import devices, encoders, fit, scores
 from qbheat_jax.probe.features import Features, standard
-
-
-class Blobs(ArraySource):
-    """Four classes of plainly coloured noise, so that a histogram tells them apart and nothing is left to chance."""
-
-    def __init__(self, splits=(("train", 80), ("val", 24), ("test", 41)), labelled=True):
-        super().__init__("blobs", dict(splits), list("abcd") if labelled else None)
-        generator = np.random.default_rng(0)
-        self._images, self._labels = {}, {}
-        for split, n in splits:
-            labels = np.arange(n) % 4
-            base = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200], [200, 200, 30]])[labels]
-            noise = generator.integers(-29, 30, (n, 32, 32, 3))
-            self._images[split] = (base[:, None, None] + noise).astype(np.uint8)
-            self._labels[split] = labels.astype(np.int32)
-
-    def images(self, split):
-        return self._images[self.split(split)]
-
-    def labels(self, split):
-        return self._labels[self.split(split)]
+from tests.probe_data import Blobs, config, tiny
 
 
 @pytest.fixture
 def blobs(monkeypatch):
     monkeypatch.setattr(data, "open_source", lambda *a, **k: Blobs())
-
-
-def config(**fields):
-    given = {
-        "data.source": "blobs",
-        "image_size": 32,
-        "encoder.name": "micro",
-        "batch_size": 16,
-        "total_epochs": 10,
-        "learning_rates": (0.03, 1.0),
-        "head.width": 16,
-        "head.heads": 2,
-    }
-    given.update({name.replace("__", "."): value for name, value in fields.items()})
-    return config_lib.resolve(given, config_lib.PROBE)
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])
@@ -174,8 +138,9 @@ def test_only_the_head_is_trained(blobs, tmp_path, monkeypatch):
         return lambda params, x, *rest: seen.append((set(params), x.ndim)) or original(loss)(params, x, *rest)
 
     monkeypatch.setattr(jax, "value_and_grad", watched)
+    monkeypatch.setattr(encoders, "open_init", lambda *a: tiny())
     for augment in (False, True):
-        probe.run(config(total_epochs=1, augment=augment), tmp_path / str(augment), "random")
+        probe.run(config(total_epochs=1, augment=augment), tmp_path / str(augment), "tiny")
     assert len(seen) >= 4 and all(entry == ({"classifier"}, 2) for entry in seen)
 
 
@@ -198,7 +163,7 @@ def test_trivial_features_solve_a_trivial_task(blobs, tmp_path):
     assert probe.run(config(), tmp_path / "p", "pixels")["top1"] == 1.0
 
 
-def test_the_number_does_not_depend_on_devices_or_on_how_it_was_batched(blobs, tmp_path, monkeypatch):
+def test_the_number_does_not_depend_on_devices(blobs, tmp_path, monkeypatch):
     eight = probe.run(config(), tmp_path / "8", "random")
     for count in (1, 4):
         with monkeypatch.context() as patch:
@@ -207,19 +172,122 @@ def test_the_number_does_not_depend_on_devices_or_on_how_it_was_batched(blobs, t
             assert probe.run(config(), tmp_path / str(count), "random")["top1"] == eight["top1"]
 
 
-def test_test_labels_have_no_say(blobs, tmp_path, monkeypatch):
-    """With the test labels turned round, the same hyper-parameters are chosen and the accuracy falls."""
-    honest = probe.run(config(), tmp_path / "a", "histogram")
+@pytest.fixture
+def noisy(monkeypatch):
+    """Images that the tiny encoder tells apart with mistakes, so that an accuracy has something to get wrong."""
 
-    class Turned(Blobs):
+    class Noisy(Blobs):
+        def images(self, split):
+            noise = np.random.default_rng(len(split)).integers(0, 140, (self.splits[split], 1, 1, 3))
+            return (super().images(split) // 2 + noise).clip(0, 255).astype(np.uint8)
+
+    monkeypatch.setattr(data, "open_source", lambda *a, **k: Noisy())
+    monkeypatch.setattr(encoders, "open_init", lambda *a: tiny())
+
+
+WITHOUT_STEPS = ({"protocol": "knn"}, {"optimizer": "ridge", "weight_decays": (1e-3, 0.1)})
+
+
+@pytest.mark.parametrize("fields", WITHOUT_STEPS)
+def test_the_number_does_not_depend_on_the_batch(noisy, tmp_path, monkeypatch, fields):
+    """Of what is not trained by steps, for which the batch is a matter of evaluation alone; 41 images are tested."""
+    everything, numbers = jax.local_devices(), set()
+    for count, batch in ((8, 16), (1, 41), (4, 7), (8, 1), (1, 64)):
+        monkeypatch.setattr(jax, "local_devices", lambda count=count: everything[:count])
+        result = probe.run(config(batch_size=batch, **fields), tmp_path / f"{count}-{batch}", "tiny")
+        numbers.add((result["top1"], result["holdout_top1"], str(result["hparams"])))
+    assert len(numbers) == 1 and 0.3 < result["top1"] < 1.0
+
+
+PROTOCOLS = ({}, {"protocol": "tran-1"}, {"protocol": "knn"}, {"augment": True}, {"data__fraction": 0.3})
+
+
+@pytest.mark.parametrize("fields", PROTOCOLS)
+def test_test_labels_have_no_say(noisy, tmp_path, monkeypatch, fields):
+    """Shuffled test labels change the final number and nothing else; they are not read before it is asked for."""
+    fields = {"total_epochs": 2, **fields}
+    honest = probe.run(config(**fields), tmp_path / "a", "tiny")
+    plain, finals = data.open_source("blobs"), []
+
+    class Shuffled(type(plain)):
         def labels(self, split):
+            assert split != "test" or finals, "test labels were read before the final evaluation"
             labels = super().labels(split)
-            return (labels + 1) % 4 if split == "test" else labels
+            return np.random.default_rng(7).permutation(labels) if split == "test" else labels
 
-    monkeypatch.setattr(data, "open_source", lambda *a, **k: Turned())
-    turned = probe.run(config(), tmp_path / "b", "histogram")
-    assert turned["hparams"] == honest["hparams"] and turned["holdout_top1"] == honest["holdout_top1"]
-    assert turned["top1"] == 0.0
+    for method in (probe._Heads, probe._Neighbours):
+
+        def finished(self, *args, original=method.__init__):
+            original(self, *args)
+            finals.append(self)
+
+        monkeypatch.setattr(method, "__init__", finished)
+    monkeypatch.setattr(data, "open_source", lambda *a, **k: Shuffled())
+    shuffled = probe.run(config(**fields), tmp_path / "b", "tiny")
+    final = ("top1", "top5", "seconds", "encode_images_per_second")
+    assert {k: v for k, v in honest.items() if k not in final} == {k: v for k, v in shuffled.items() if k not in final}
+    assert shuffled["top1"] != honest["top1"]
+    curves = [(tmp_path / name / "metrics.jsonl").read_text() for name in "ab"]
+    assert curves[0] == curves[1] and len(finals) == 1
+
+
+def test_sixteen_rates_at_once_agree_with_logistic_regression():
+    """`lin` on fixed features and scikit-learn's optimum, each as it is best on held-out images: within 1 point."""
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(x))
+    x, y = x[order].astype(np.float32), y[order]
+    parts = {"train": slice(0, 700), "holdout": slice(700, 1000), "test": slice(1000, None)}
+    mean, scale = standard([x[parts["train"]]])
+    made = {name: Features.of(x[p], y[p]).standardised(mean, scale) for name, p in parts.items()}
+    rates = tuple(0.001 * 2.0**k for k in range(16))
+    plain = {name: made[name].take(np.arange(len(made[name]))) for name in made}
+    regressions = [
+        LogisticRegression(C=c, max_iter=300).fit(plain["train"], y[parts["train"]]) for c in (0.01, 0.1, 1.0, 10.0)
+    ]
+    best = max(regressions, key=lambda m: m.score(plain["holdout"], y[parts["holdout"]]))
+    expected = best.score(plain["test"], y[parts["test"]])
+    for optimizer in ("sgd", "lars"):
+        r = recipe(LinearHead(10), classes=10, learning_rates=rates, weight_decays=(0.0,) * 16, optimizer=optimizer,
+                   epochs=60.0, batch_size=100)  # fmt: skip
+        params = fit.fit(r, made["train"], 0)
+        held, tested = (scores.top(fit.ranks(r, params, made[name]), 10)["top1"] for name in ("holdout", "test"))
+        assert len(held) == 16 and held.min() < held.max()
+        assert abs(tested[np.argmax(held)] - expected) <= 0.01
+
+
+@pytest.mark.parametrize("fields", [{"protocol": "tran-4", "head__drop_path": 0.1}, {}, {"data__fraction": 0.5}])
+def test_with_augmentation(noisy, tmp_path, fields):
+    """From end to end: train and held-out images of one source, the head alone learns, nothing of train is cached."""
+    fields = {"augment": True, "data__crop_scale": (0.5, 1.0), "total_epochs": 6, "optimizer": "adamw", **fields}
+    config_ = config(learning_rates=(0.01, 0.03), **fields)
+    result = probe.run(config_, tmp_path / "a", "tiny")
+    assert result["top1"] > 0.4 and result["hparams"]["augment"] is True
+    assert set(result["encode_images_per_second"]) == {"holdout", "test"}
+    assert result["n_train"] == (104 if result["fraction"] == 1 else 52)
+    if not fields.get("protocol"):
+        again = probe.run(config_, tmp_path / "b", "tiny")
+        assert again["top1"] == result["top1"] and again["holdout_top1"] == result["holdout_top1"]
+
+
+def test_few_shot_probes_use_few_labels(noisy, tmp_path, monkeypatch):
+    seen = []
+    original = fit.fit
+    monkeypatch.setattr(fit, "fit", lambda r, e, *a, **k: seen.append(e.labels) or original(r, e, *a, **k))
+    result = probe.run(config(total_epochs=1, data__fraction=0.1), tmp_path, "tiny")
+    np.testing.assert_array_equal(np.bincount(seen[0]), [2, 2, 2, 2])  # a tenth of 80
+    np.testing.assert_array_equal(np.bincount(seen[1]), [3, 3, 3, 3])  # and of 24 to choose on
+    assert (result["n_train"], result["n_holdout"], result["n"], result["fraction"]) == (12, 4, 41, 0.1)
+    assert "lin, 10 % of the labels" in probe.table([result])
+
+
+def test_neighbours_beyond_the_training_set_are_left_out_or_refused(noisy, tmp_path):
+    result = probe.run(config(protocol="knn", knn__neighbours=(3, 1000)), tmp_path / "a", "tiny")
+    assert result["hparams"]["neighbours"] == 3
+    with pytest.raises(UserError, match="there are 80 training images"):
+        probe.run(config(protocol="knn", knn__neighbours=(1000,)), tmp_path / "b", "tiny")
 
 
 def test_without_a_val_split_a_part_of_train_is_held_out(tmp_path, monkeypatch):

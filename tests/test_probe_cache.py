@@ -1,5 +1,6 @@
 """Caches of features: reused when they match, made anew when anything differs, torn ones never taken for whole."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -9,9 +10,9 @@ import pytest
 
 from qbheat_jax import data, probe
 from qbheat_jax.errors import UserError
-from qbheat_jax.probe import cache, features
+from qbheat_jax.probe import cache, encode, encoders, features
 from qbheat_jax.probe.features import Features
-from tests.test_probe import Blobs, config
+from tests.probe_data import Blobs, config, tiny
 
 ABOUT = {"split": "train", "weights": "abc"}
 
@@ -108,36 +109,50 @@ def test_files_that_cannot_be(tmp_path):
     assert caught.value.exit_code == 1
 
 
-def test_the_fingerprint_is_of_all_that_features_depend_on(monkeypatch, tmp_path):
-    """Encoding again with anything changed makes other features; with the head's fields changed, the same."""
-    made = []
-    original = cache.Store.get
-    monkeypatch.setattr(
-        cache.Store, "get", lambda self, about, *a, **k: made.append(dict(about)) or original(self, about, *a, **k)
-    )
-    monkeypatch.setattr(data, "open_source", lambda *a, **k: Blobs())
-    short = dict(total_epochs=1, learning_rates=(0.1,))
-    probes = [short, short | {"seed": 1}, short | {"image_size": 16}, short | {"protocol": "tran-1"},
-              short | {"protocol": "tran-1", "head__pool": 2}, short | {"weight_decays": (0.1,)}]  # fmt: skip
-    for k, fields in enumerate(probes):
-        probe.run(config(**fields), tmp_path / str(k), "random")
-    trains = [json.dumps(about, sort_keys=True) for about in made if about["split"] == "train"]
-    assert len(set(trains)) == 5 and trains[0] == trains[-1]
+def test_the_fingerprint_is_of_all_that_features_depend_on(tmp_path):
+    """Anything that changes features makes a cache of its own; what is the head's affair does not."""
+    seen = []
+
+    class Watched(cache.Store):
+        def get(self, about, *args, **more):
+            seen.append(json.dumps(about, sort_keys=True))
+            return super().get(about, *args, **more)
+
+    def fingerprint(frozen=None, source=None, split="train", **fields):
+        encode.Encoding(frozen or tiny(), config(**fields), Watched(tmp_path), 200)(source or Blobs(), split)
+        return seen[-1]
+
+    plain = fingerprint()
+    other_weights = tiny(seed=1)
+    assert plain == fingerprint(learning_rates=(9.0,), seed=5, batch_size=7, protocol="knn", standardise=False)
+    others = [
+        fingerprint(other_weights),
+        fingerprint(dataclasses.replace(tiny(), image_size=16)),
+        fingerprint(dataclasses.replace(tiny(), description={"encoder": "tiny", "step": 3})),
+        fingerprint(source=Blobs((("train", 60), ("test", 9)))),
+        fingerprint(split="test"),
+        fingerprint(protocol="tran-1"),
+        fingerprint(protocol="tran-1", head__pool=2),
+        fingerprint(dtype="bfloat16"),
+    ]
+    assert len({plain, *others}) == 9
 
 
-@pytest.mark.parametrize("fields", [{}, {"protocol": "tran-1"}, {"protocol": "knn"}, {"optimizer": "ridge", "weight_decays": (0.1,)}])  # fmt: skip
+@pytest.mark.parametrize("fields", [{}, {"protocol": "tran-1"}, {"protocol": "knn"}, {"optimizer": "ridge"}])
 def test_a_probe_from_files_gives_the_number_of_one_from_memory(monkeypatch, tmp_path, fields):
     monkeypatch.setattr(data, "open_source", lambda *a, **k: Blobs())
-    monkeypatch.setattr(features, "_BLOCK", 7 * 16)  # several blocks, even of so few
-    fields = {"total_epochs": 3, **fields}
-    memory = probe.run(config(**fields), tmp_path / "memory", "random")
-    files = probe.run(config(cache_gib=1e-9, **fields), tmp_path / "files", "random")
+    monkeypatch.setattr(encoders, "open_init", lambda *a: tiny())
+    monkeypatch.setattr(features, "_BLOCK", 16 * 5 * 64)  # several blocks, even of so few
+    fields = {"total_epochs": 2, "weight_decays": (0.1,), "learning_rates": (0.1,), **fields}
+    memory = probe.run(config(**fields), tmp_path / "memory", "tiny")
+    files = probe.run(config(cache_gib=1e-9, **fields), tmp_path / "files", "tiny")
     assert len(list((tmp_path / "files" / "features").glob("*/features.npy"))) == 3
     assert not (tmp_path / "memory" / "features").exists()
     same = ("top1", "top5", "holdout_top1", "hparams", "n")
     assert {key: files[key] for key in same} == {key: memory[key] for key in same}
-    again = probe.run(config(cache_gib=1e-9, **fields), tmp_path / "files", "random")
-    assert again["encode_images_per_second"] == {} and again["top1"] == files["top1"]
+    if fields.get("protocol") == "knn":
+        again = probe.run(config(cache_gib=1e-9, **fields), tmp_path / "files", "tiny")
+        assert again["encode_images_per_second"] == {} and again["top1"] == files["top1"]
 
 
 def test_blocks_of_joined_files_are_taken_in_order(tmp_path):
