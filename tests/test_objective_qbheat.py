@@ -288,19 +288,37 @@ def test_reconstruction_puts_patches_in_their_place():
         np.testing.assert_array_equal(found[q][hidden], expected[hidden])
 
 
+def laid_out(pixels, q, patch):
+    """One normalised image float64 [H, W, 3] with `patch` in its hidden cells, mean colours running on between cells."""
+    image = np.where(hidden_pixels()[q][..., None], np.tile(patch, (HEIGHT // STRIDE, WIDTH // STRIDE, 1)), pixels)
+    means = image.reshape(HEIGHT // STRIDE, STRIDE, WIDTH // STRIDE, STRIDE, 3).mean((1, 3))
+    surface = means
+    for axis, length in enumerate((HEIGHT, WIDTH)):
+        centres = (np.arange(length // STRIDE) + 0.5) * STRIDE - 0.5
+        along = functools.partial(np.interp, np.arange(length), centres)
+        surface = np.apply_along_axis(along, axis, surface)
+    return image - means.repeat(STRIDE, 0).repeat(STRIDE, 1) + surface
+
+
+def check_laid_out(found, pixels, patch_of):
+    """Of all nine placements: what was reconstructed is `patch_of(q)` laid out, to a grey level."""
+    for q in ALL:
+        hidden = hidden_pixels()[q]
+        expected = np.asarray(images_lib.Pixels().unnormalise(laid_out(pixels[q], q, patch_of(q))))
+        assert np.abs(found[q][hidden].astype(int) - expected[hidden].astype(int)).max() <= 1
+
+
 def test_norm_pix_is_undone_with_the_visible_block():
     """Predicting 0, a patch's mean, gives the mean of what is visible; predicting 1, one deviation of it more."""
     case = make(Tiny(), norm_pix=True)
     pixels = np.asarray(images_lib.Pixels().normalise(case.batch["image"]), np.float64)
+
+    def patch_of(q):
+        visible = pixels[q][~hidden_pixels()[q]]
+        return np.full((STRIDE, STRIDE, 3), visible.mean() + guess * visible.std(ddof=1))
+
     for guess in (0.0, 1.0):
-        found = reconstruct(predicting(case, np.full(STRIDE * STRIDE * 3, guess)))
-        for q in ALL:
-            visible = pixels[q][~hidden_pixels()[q]]
-            expected = np.asarray(
-                images_lib.Pixels().unnormalise(np.full(3, visible.mean() + guess * visible.std(ddof=1)))
-            )
-            colours = found[q][hidden_pixels()[q]].astype(int)
-            assert np.abs(colours - expected.astype(int)).max() <= 1
+        check_laid_out(reconstruct(predicting(case, np.full(STRIDE * STRIDE * 3, guess))), pixels, patch_of)
 
 
 def test_statistics_are_those_of_each_patch():
@@ -322,12 +340,9 @@ def test_statistics_are_those_of_each_patch():
 
 
 def test_reconstructions_take_the_statistics_that_were_predicted():
-    pixels = np.linspace(-1, 1, STRIDE * STRIDE * 3)
+    guess = np.linspace(-1, 1, STRIDE * STRIDE * 3)
     case = make(Tiny(), statistics=1.0, norm_pix=True)
+    pixels = np.asarray(images_lib.Pixels().normalise(case.batch["image"]), np.float64)
     for deviation, counted in ((0.4, 0.4), (-1.0, 0.0)):  # a negative deviation counts as none
-        found = reconstruct(predicting(case, np.concatenate([pixels, [0.3], [deviation]])))
-        patch = pixels.reshape(STRIDE, STRIDE, 3) * counted + 0.3
-        expected = np.tile(np.asarray(images_lib.Pixels().unnormalise(patch)), (HEIGHT // STRIDE, WIDTH // STRIDE, 1))
-        for q in ALL:
-            hidden = hidden_pixels()[q]
-            assert np.abs(found[q][hidden].astype(int) - expected[hidden].astype(int)).max() <= 1
+        found = reconstruct(predicting(case, np.concatenate([guess, [0.3], [deviation]])))
+        check_laid_out(found, pixels, lambda q: guess.reshape(STRIDE, STRIDE, 3) * counted + 0.3)

@@ -24,6 +24,15 @@ def crop_visible(images, quarter):
     return jax.vmap(crop)(images, rows, columns)
 
 
+def _interpolated(patches, size):
+    """Patches [B, h, w, size * size * 3] -> pixels [B, H, W, 3] whose mean colours run on linearly between the cells."""
+    batch, height, width, _ = patches.shape
+    cells = patches.reshape(batch, height, width, size * size, 3)
+    means = cells.mean(3)
+    within = images_lib.from_patches((cells - means[..., None, :]).reshape(patches.shape), size)
+    return within + jax.image.resize(means, (batch, height * size, width * size, 3), "linear")
+
+
 @dataclasses.dataclass(frozen=True)
 class QBHeat:
     """The objective: what is learnt and what is minimised.
@@ -69,14 +78,22 @@ class QBHeat:
         return loss, (mutable, {"variance": variance})
 
     def reconstruct(self, variables, images, quarter):
-        """Predicted images with the visible pixels put back. images uint8 [B, H, W, 3] -> uint8 [B, H, W, 3]."""
-        pixels = self.pixels.normalise(images)
+        """Predicted images with the visible pixels put back. images uint8 [B, H, W, 3] -> uint8 [B, H, W, 3].
+
+        Where patches were normalised, what is predicted of them has no slope from cell to cell: their mean colours are then
+        interpolated between the centres of the cells, from those of the visible cells on.
+        """
+        size, pixels = self.encoder.stride, self.pixels.normalise(images)
         predicted, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter, None, False)
         patches = self.target.pixels(predicted, crop_visible(pixels, quarter))
-        predicted = self.pixels.unnormalise(images_lib.from_patches(patches, self.encoder.stride))
-        hidden = jnp.asarray(quarters.masked(*patches.shape[1:3]))[quarter]
-        hidden = jnp.repeat(jnp.repeat(hidden, self.encoder.stride, 1), self.encoder.stride, 2)
-        return jnp.where(hidden[..., None], predicted, images)
+        hidden = jnp.asarray(quarters.masked(*patches.shape[1:3]))[quarter][..., None]
+        if self.target.norm_pix:
+            patches = jnp.where(hidden, patches, images_lib.to_patches(pixels, size))
+            predicted = _interpolated(patches, size)
+        else:
+            predicted = images_lib.from_patches(patches, size)
+        hidden = jnp.repeat(jnp.repeat(hidden, size, 1), size, 2)
+        return jnp.where(hidden, self.pixels.unnormalise(predicted), images)
 
     def _forward(self, params, mutable, images, quarter, rng, train):
         """-> (what was predicted for each cell [B, h, w, ...], updated mutable)."""

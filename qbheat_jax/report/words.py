@@ -178,7 +178,10 @@ def _method(config):
     if config.norm_pix and config.norm_pix_statistics > 0:
         patches = " The targets were each patch's normalised pixels and, beside them, their mean and deviation"
         if config.objective == "qbheat":
-            patches += "; the pictures below are un-normalised with the mean and deviation that were predicted"
+            patches += (
+                "; the pictures below are un-normalised with the mean and deviation that were predicted, their mean "
+                "colours interpolated between the patches"
+            )
         patches += "."
     if config.hog > 0:
         patches += (
