@@ -103,7 +103,7 @@ PRETRAIN = {
     "total_epochs": Field(None, "length of the run in passes over the split", _POSITIVE, float),
     **_ENCODER,
     **_PIXELS,
-    "decoder.width": Field(512, "channels of the decoder's blocks (our choice; MAE's too)", _POSITIVE),
+    "decoder.width": Field(512, "channels of the decoder's blocks (our choice; of MAE too)", _POSITIVE),
     "decoder.depth": Field(4, "its transformer blocks; 0: purely linear (our choice; MAE's is 8)", _at_least(0)),
     "decoder.heads": Field(8, "their attention heads (our choice; MAE's are 16)", _POSITIVE),
     "heat.propagator": Field("offset", "the map over a distance (offset is the paper's)", heat.PROPAGATORS),

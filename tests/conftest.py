@@ -40,6 +40,9 @@ VIT_FIELDS = {"width": 16, "heads": 2, "depth": 1}
 VIT_OPTIONS = ("class_token", "position", "grid")
 registry.ENCODERS.setdefault("vit_micro", registry.Entry(ViT, VIT_FIELDS, {8: {"patch": 8}}, VIT_OPTIONS))
 
+# All encoders that tests add to the registry.
+TESTS_OWN = ("micro", "pebble", "vit_micro", "nano")
+
 SMALL = {
     "seed": 3,
     "data.source": "synthetic:64",

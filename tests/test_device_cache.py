@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import data, probe, sharding
+from qbheat_jax import data, sharding
 from qbheat_jax.config import PROBE
 from qbheat_jax.data import device_cache, photos
 from qbheat_jax.data.device_cache import DeviceCache
 from qbheat_jax.data.examples import MEAN_GREY
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import encoders
+from qbheat_jax.probe.encode import Encoding
 from tests.test_cli import BLOCKED, CONFIGS, ROOT
 from tests.test_data_pipeline import EVAL, KEYS, TRAIN, bag, joined, take
 
@@ -208,7 +209,8 @@ def test_a_probe_encodes_from_the_cache(few):
         fields = {"data.device_cache": device_cache, "data.source": few.spec, "batch_size": 13, "image_size": 32}
         config = config_lib.resolve(fields, PROBE)
         frozen = encoders.open_init("pixels", config)
-        return probe.encode(frozen, probe.pmap(probe._cells(frozen, config)), few, "train", config)[:2]
+        parts = list(Encoding(frozen, config, None, 45).batches(few, "train"))
+        return [np.concatenate(column) for column in zip(*parts)][:2]
 
     (got, labels), (expected, expected_labels) = encode(True), encode(False)
     np.testing.assert_array_equal(labels, expected_labels)
@@ -267,7 +269,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
 import numpy as np
 from qbheat_jax import config as config_lib
-from qbheat_jax import data, probe, sharding
+from qbheat_jax import data, sharding
 from qbheat_jax.config import PROBE
 from qbheat_jax.data.device_cache import DeviceCache
 from tests.test_data_pipeline import TRAIN

@@ -73,17 +73,15 @@ def test_a_run_leaves_its_workdir(whole):
     assert val[0]["val/loss"] == summary["val/loss"]
 
 
-@pytest.mark.parametrize("kills", [(3,), (1, 2, 1)])
-def test_resumed_equals_uninterrupted_bit_for_bit(whole, small_config, tmp_path, monkeypatch, kills, caplog):
+def test_resumed_equals_uninterrupted_bit_for_bit(whole, small_config, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "qbheat")
-    for steps in kills:
+    for steps in (1, 2, 1):
         with monkeypatch.context() as patch:
             stop_after(patch, steps)
             with pytest.raises(Killed):
                 pretrain.run(small_config(), tmp_path)
     pretrain.run(small_config(), tmp_path)
-    if kills == (3,):
-        assert "resuming" in caplog.text and "at step 2 of 6" in caplog.text
+    assert "resuming" in caplog.text and "at step 2 of 6" in caplog.text
     expected, got = variables(whole[0]), variables(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, expected, got)
     assert losses(tmp_path)[6] == losses(whole[0])[6]

@@ -12,6 +12,7 @@ from qbheat_jax.images import PIXELS
 from qbheat_jax.models import registry
 from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.mobile_former import VARIANTS, MobileFormerHead
+from tests.conftest import TESTS_OWN
 
 MOBILE_FORMERS = [f"mobile_former_{v}" for v in VARIANTS]
 OTHERS = ["efficientnet_lite0", "mobilenet_v2", "resnet18", "resnet50", "vit_b", "vit_s", "vit_ti"]
@@ -21,8 +22,9 @@ CHOICES = [(name, stride) for name in NAMES for stride in registry.ENCODERS[name
 
 @pytest.fixture(autouse=True)
 def without_the_tests_own(monkeypatch):
-    """The encoder that conftest adds is no part of the registry."""
-    monkeypatch.delitem(registry.ENCODERS, "micro", raising=False)
+    """The encoders that the tests add are no part of the registry."""
+    for name in TESTS_OWN:
+        monkeypatch.delitem(registry.ENCODERS, name, raising=False)
 
 
 def test_names_are_sorted_and_complete():

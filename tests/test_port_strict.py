@@ -9,6 +9,7 @@ from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.port import names, shapes, strict, tables
+from tests.conftest import TESTS_OWN
 
 RELEASED = {
     "mobile_former_26m": 3_232_788,
@@ -55,7 +56,7 @@ def said(found, arch, classes=1000, wrappers=(), **fields):
         return str(error)
 
 
-@pytest.mark.parametrize("arch", [name for name in registry.names() if name != "micro"])
+@pytest.mark.parametrize("arch", [name for name in registry.names() if name not in TESTS_OWN])
 def test_every_parameter_has_a_name_and_released_sizes_are_exact(arch):
     found = file_of(arch, classes=0 if arch not in RELEASED else 1000)
     averages = re.compile(r".*\.running_(mean|var)")

@@ -106,7 +106,9 @@ def _classifier(config, encoder, pixels):
 
 def _finetune(config, encoder, pixels):
     head = registry.head(config.encoder.name, config.head.classes, config.head.dropout, config.dtype)
-    return Finetune(encoder, head, pixels, config.label_smoothing, config.mixup, config.cutmix)
+    return Finetune(
+        encoder, head, pixels, label_smoothing=config.label_smoothing, mixup=config.mixup, cutmix=config.cutmix
+    )
 
 
 _BUILD = {
