@@ -104,7 +104,7 @@ PRETRAIN = {
     **_ENCODER,
     **_PIXELS,
     "decoder.width": Field(512, "channels of the decoder's blocks (our choice; of MAE too)", _POSITIVE),
-    "decoder.depth": Field(4, "its transformer blocks; 0: purely linear (our choice; MAE's is 8)", _at_least(0)),
+    "decoder.depth": Field(4, "its transformer blocks; 0: purely linear (our choice; 8 in MAE)", _at_least(0)),
     "decoder.heads": Field(8, "their attention heads (our choice; MAE's are 16)", _POSITIVE),
     "heat.propagator": Field("offset", "the map over a distance (offset is the paper's)", heat.PROPAGATORS),
     "heat.directions": Field(
