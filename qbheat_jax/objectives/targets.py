@@ -24,11 +24,17 @@ def oriented_gradients(images, size):
     """
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     dy, dx = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1], padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
-    place = jnp.arctan2(dy, dx) / jnp.pi * BINS
-    offset = (place[..., None] - jnp.arange(BINS) + BINS / 2) % BINS - BINS / 2  # from each bin, around the circle
-    votes = jnp.sqrt(dx**2 + dy**2)[..., None] * jnp.maximum(1 - jnp.abs(offset), 0.0)
+    # The direction in bins, from 0 to BINS, which is the first bin again: 180 degrees on.
+    place = jnp.arctan(dy / jnp.where(dx == 0.0, 1e-20, dx)) * (BINS / jnp.pi)
+    place, length = jnp.where(place < 0.0, place + BINS, place), jnp.sqrt(dx**2 + dy**2)
     batch, height, width, channels = images.shape
-    sums = votes.reshape(batch, height // size, size, width // size, size, channels, BINS).sum((2, 4))
+
+    def within_patches(x):  # rows first: on a CPU that is twice as fast as both axes at once
+        rows = x.reshape(batch, height // size, size, -1).sum(2)
+        return rows.reshape(batch, height // size, width // size, size, channels).sum(3)
+
+    first, *sums, last = (within_patches(length * jnp.maximum(1.0 - jnp.abs(place - k), 0.0)) for k in range(BINS + 1))
+    sums = jnp.stack([first + last, *sums], -1)
     sums = sums / jnp.sqrt((sums**2).sum(-1, keepdims=True) + 1e-6)
     return sums.reshape(*sums.shape[:3], channels * BINS)
 
