@@ -33,6 +33,6 @@ def get_config():
     config.clip_norm = 1.0
     config.log_every = 25
     config.eval_every = 250
-    config.checkpoint_every = 250
+    config.checkpoint_every = 500
     config.keep = 2
     return config

@@ -18,7 +18,7 @@ def get_config():
     config.encoder = ConfigDict()
     config.encoder.name = "mobile_former_tiny"  # of --init random
     config.batch_size = 128
-    config.total_epochs = 30.0
+    config.total_epochs = 15.0
     config.optimizer = "adamw"
     config.learning_rates = (2e-3, 4e-3)
     config.weight_decays = (0.1,)

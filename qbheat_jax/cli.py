@@ -98,11 +98,16 @@ def probe(arguments, overrides):
     folders = [os.path.join(arguments.workdir, f"{probe.name(c)}-{names[init]}") for c, init in pairs]
     if len(set(folders)) < len(pairs):
         raise UserError(f"two probes would write to {max(folders, key=folders.count)}: give them a --workdir each")
-    results, store = [], probe.Store(os.path.join(arguments.workdir, "features"))
-    for (c, init), folder in zip(pairs, folders):
-        results.append(probe.run(c, arguments.workdir if len(pairs) == 1 else folder, init, store))
-        log.info("%s", probe.line(results[-1]))
-    print(probe.table(results))
+
+    def cells_first(n):  # of each init, since their means then need not be encoded again
+        return arguments.init.index(pairs[n][1]), pairs[n][0].protocol in POOLED
+
+    results, store = {}, probe.Store(os.path.join(arguments.workdir, "features"))
+    for n in sorted(range(len(pairs)), key=cells_first):
+        c, init = pairs[n]
+        results[n] = probe.run(c, arguments.workdir if len(pairs) == 1 else folders[n], init, store)
+        log.info("%s", probe.line(results[n]))
+    print(probe.table([results[n] for n in range(len(pairs))]))
 
 
 def finetune(arguments, overrides):

@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -222,6 +223,22 @@ def test_batch_norm_statistics_stay_float32():
     y, updated = jax.eval_shape(lambda: module.apply(variables, x, True, mutable="batch_stats"))
     assert y.dtype == jnp.bfloat16
     assert [leaf.dtype for leaf in jax.tree.leaves(updated)] == [jnp.float32] * 2
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dense_is_flax_dense_with_the_same_parameters(dtype):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)), jnp.float32)
+    plain, flat = nn.Dense(7, dtype=dtype), layers.Dense(7, dtype=dtype)
+    variables = plain.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, flat.init(jax.random.key(0), x))
+
+    def outputs(module):
+        y, pull = jax.vjp(module.apply, variables, x)
+        assert y.dtype == dtype and y.shape == (2, 3, 4, 7)
+        return y, *pull(jnp.ones_like(y))
+
+    tolerance = {"rtol": 0.05, "atol": 0.1} if dtype == jnp.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), outputs(flat), outputs(plain))
 
 
 def test_attend_is_softmax_attention_over_contiguous_heads():

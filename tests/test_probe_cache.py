@@ -155,6 +155,26 @@ def test_a_probe_from_files_gives_the_number_of_one_from_memory(monkeypatch, tmp
         assert again["encode_images_per_second"] == {} and again["top1"] == files["top1"]
 
 
+def test_the_mean_over_cells_is_not_encoded_where_the_cells_are_kept(tmp_path):
+    store, frozen, source = cache.Store(tmp_path), tiny(), Blobs()
+    plain, index = encode.Encoding(frozen, config(), cache.Store(tmp_path), 200)(source, "test")
+    encode.Encoding(frozen, config(protocol="tran-1", head__pool=2), store, 200)(source, "test")
+    encoding = encode.Encoding(frozen, config(), store, 200)
+    encoding.mapped = None  # nothing is encoded
+    means, kept = encoding(source, "test")
+    np.testing.assert_array_equal(kept, index)
+    np.testing.assert_array_equal(means.labels, plain.labels)
+    np.testing.assert_allclose(means.take(index), plain.take(index), atol=1e-6)
+    assert encoding.rates == {}
+    other = encode.Encoding(tiny(seed=1), config(), store, 200)  # whose cells are not kept
+    assert abs(other(source, "test")[0].take(index) - plain.take(index)).max() > 0.01 and "test" in other.rates
+
+
+def test_cells_that_cannot_be_pooled_so(tmp_path):
+    with pytest.raises(UserError, match=r"head.pool=3 is not accepted: it takes a divisor of the map's 4 x 4 cells"):
+        encode.Encoding(tiny(), config(protocol="tran-1", head__pool=3), cache.Store(tmp_path), 200)
+
+
 def test_blocks_of_joined_files_are_taken_in_order(tmp_path):
     x = np.arange(24, dtype=np.float32).reshape(12, 2)
     np.save(tmp_path / "x.npy", x)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from qbheat_jax import heat as heat_lib
-from qbheat_jax.models.layers import TransformerBlock, sincos_2d
+from qbheat_jax.models.layers import Dense, TransformerBlock, sincos_2d
 
 
 class HeatDecoder(nn.Module):
@@ -33,14 +33,14 @@ class HeatDecoder(nn.Module):
         params = self.param("heat", heat_lib.init, visible.shape[-1], self.heat)
         grid = heat_lib.extrapolate(params, self.heat, visible, quarter, self.placements)
         batch, height, width, _ = grid.shape
-        x = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="embed")(grid)
+        x = Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="embed")(grid)
         x = x + sincos_2d(height, width, self.width).astype(self.dtype)
         x = x.reshape(batch, height * width, self.width)
         for n in range(self.depth):
             x = TransformerBlock(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
         if self.depth:  # a norm would not be linear
             x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        x = nn.Dense(
+        x = Dense(
             self.outputs,
             dtype=jnp.float32,
             kernel_init=nn.initializers.xavier_uniform(),

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from qbheat_jax.models.layers import TransformerBlock, sincos_2d
+from qbheat_jax.models.layers import Dense, TransformerBlock, sincos_2d
 
 
 class LinearHead(nn.Module):
@@ -54,7 +54,7 @@ class BlockHead(nn.Module):
         batch, height, width, channels = x.shape
         if self.width:
             channels = self.width
-            x = nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="embed")(x)
+            x = Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="embed")(x)
         x = x + sincos_2d(height, width, channels).astype(x.dtype)
         x = x.reshape(batch, height * width, channels)
         for n in range(self.blocks):

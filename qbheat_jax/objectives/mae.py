@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import random
 
 from qbheat_jax import images as images_lib
-from qbheat_jax.models.layers import TransformerBlock, sincos_2d
+from qbheat_jax.models.layers import Dense, TransformerBlock, sincos_2d
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.objectives import masks
 from qbheat_jax.objectives.encoding import encode
@@ -31,7 +31,7 @@ class MaskDecoder(nn.Module):
     @nn.compact
     def __call__(self, kept, ranks, grid, class_token=None, train=False):
         batch, seen, _ = kept.shape
-        embed = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="embed")
+        embed = Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="embed")
         token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
         token = jnp.broadcast_to(token.astype(self.dtype), (batch, ranks.shape[1] - seen, self.width))
         x = jnp.concatenate([embed(kept), token], 1)
@@ -42,7 +42,7 @@ class MaskDecoder(nn.Module):
         for n in range(self.depth):
             x = TransformerBlock(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
-        x = nn.Dense(self.outputs, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x)
+        x = Dense(self.outputs, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x)
         return x[:, -ranks.shape[1] :].reshape(batch, *grid, self.outputs)
 
 

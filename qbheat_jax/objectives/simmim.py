@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from qbheat_jax import images as images_lib
+from qbheat_jax.models.layers import Dense
 from qbheat_jax.objectives import masks
 from qbheat_jax.objectives.encoding import encode
 from qbheat_jax.objectives.targets import Target
@@ -94,7 +95,7 @@ class SimMIM:
     def _predictor(self):
         """From a cell's features to its prediction, float32."""
         outputs = self.encoder.stride**2 * 3 if self.error == "l1" else sum(self.target.widths.values())
-        return nn.Dense(outputs, kernel_init=nn.initializers.xavier_uniform())
+        return Dense(outputs, kernel_init=nn.initializers.xavier_uniform())
 
 
 def count(patches, ratio):

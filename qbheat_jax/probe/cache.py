@@ -52,15 +52,23 @@ class Store:
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
         if name in self._memory:
             self._memory.move_to_end(name)
-            return *self._memory[name], False
+            return *self._memory[name][1], False
         if not in_memory:
             return self._file(f"{about['split']}-{name}", about, n, shape, make)
         parts = [np.concatenate(column) for column in zip(*make())] or [np.zeros((0, *shape), np.float32), *[[]] * 2]
         entry = Features.of(*parts[:2]), np.asarray(parts[2], np.int64)
-        self._memory[name] = entry
-        while len(self._memory) > 1 and sum(f.parts[0].nbytes for f, _ in self._memory.values()) > cache_gib * 2**30:
+        self._memory[name] = about, entry
+        while len(self._memory) > 1 and self._bytes() > cache_gib * 2**30:
             self._memory.popitem(last=False)
         return *entry, True
+
+    def kept(self, about, apart_from):
+        """(Features, index) in memory of what differs from `about` in nothing but that key, or None."""
+        wanted = {"version": qbheat_jax.__version__, **about, apart_from: None}
+        return next((entry for other, entry in self._memory.values() if {**other, apart_from: None} == wanted), None)
+
+    def _bytes(self):
+        return sum(features.parts[0].nbytes for _, (features, _) in self._memory.values())
 
     def _file(self, name, about, n, shape, make):
         if "://" in self._directory:

@@ -28,6 +28,12 @@ class Encoding:
         self._frozen, self._config, self._store = frozen, config, store
         self._pool = 0 if config.protocol in POOLED else config.head.pool
         size = jax.ShapeDtypeStruct((1, frozen.image_size, frozen.image_size, 3), np.uint8)
+        grid = jax.eval_shape(frozen.features, frozen.variables, size).shape[1:3]
+        if self._pool and (grid[0] % self._pool or grid[1] % self._pool):
+            raise UserError(
+                f"config field head.pool={self._pool} is not accepted: it takes a divisor of the map's "
+                f"{grid[0]} x {grid[1]} cells"
+            )
         self.shape = jax.eval_shape(self._cells, frozen.variables, size).shape[1:]
         self.mapped, self.rates = pmap(self._cells), {}
         self._in_memory = images * np.prod(self.shape) * 4 <= config.cache_gib * 2**30
@@ -53,11 +59,14 @@ class Encoding:
             "image_size": frozen.image_size,
             "pool": self._pool,
         }
-        features, index, encoded = self._store.get(
-            about, source.splits[split], self.shape, lambda: self.batches(source, split),
+        # The mean over the cells need not be encoded where another probe left the cells in memory.
+        cells = None if self._pool else self._store.kept(about, apart_from="pool")
+        features, index, made = self._store.get(
+            about, source.splits[split], self.shape,
+            lambda: _means(*cells) if cells else self.batches(source, split),
             in_memory=self._in_memory, cache_gib=self._config.cache_gib,
         )  # fmt: skip
-        if encoded:
+        if made and not cells:
             self.rates[split] = len(features) / (time.perf_counter() - start)
         if not len(features):
             raise UserError(f"data.source={source.spec!r} split {split!r} has no image that can be read")
@@ -86,3 +95,9 @@ class Encoding:
 
         for x in pmap_batches(self.mapped, self._frozen.variables, inputs()):
             yield x, *taken.pop(0)
+
+
+def _means(features, index):
+    """What `Encoding.batches` would yield for the mean over the cells, from the cells."""
+    for block, x in features.blocks():
+        yield x.mean((1, 2)), features.labels[block], index[block]
