@@ -27,6 +27,10 @@ def main(argv=None):
     try:
         argv, overrides = split_overrides(argv)
         arguments = _parser().parse_args(argv)
+        if getattr(arguments, "workdir", None):
+            from qbheat_jax import compiled
+
+            compiled.keep(arguments.workdir)
         arguments.command(arguments, overrides)
         return 0
     except UserError as error:
