@@ -212,8 +212,12 @@ def _parser():
     )
     command.add_argument("--workdir", required=True, metavar="DIR", help="where result.json goes")
 
-    command = add(compare, f"pre-train and probe several methods for several seeds, and put them in one table; overrides: --config.seeds, all.KEY, probe.KEY, methods.NAME.KEY")
-    command.add_argument("--config", required=True, metavar="FILE", help="a comparison, such as configs/compare/photos.py")
+    command = add(
+        compare,
+        "pre-train and probe several methods for several seeds, and put them in one table; --config.KEY VALUE takes seeds, "
+        "pretrain, baselines, all.FIELD, probe.FIELD, methods.NAME.FIELD",
+    )
+    command.add_argument("--config", required=True, metavar="FILE", help="such as configs/compare/photos.py")
     command.add_argument("--workdir", required=True, metavar="DIR", help="where runs, table and page go")
 
     command = add(finetune, f"train encoder and classifier from end to end and test them; {overriding}")

@@ -26,8 +26,8 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
     start: variables {"params": {part: ...}, "batch_stats": ...} that a new run's parts begin with instead of random ones.
     factors: as of `optim.adamw`.
     evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
-    Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second", "gflops_per_image"} and the last
-    evaluation's figures.
+    Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second"}, of steps that were run
+    "gflops_per_image", and the last evaluation's figures.
     Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1).
     """
     workdir, started = epath.Path(workdir), time.perf_counter()
@@ -50,7 +50,6 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
     shapes = batch_shapes(config, objectives.views(objective))
     state, shardings = state_lib.create(objective, optimizer, shapes, key, mesh, config.ema)
     step_fn = state_lib.train_step(objective, optimizer, key, shardings, mesh, config.ema)
-    gflops = flops.count(step_fn.trace(state, shapes).jaxpr) / config.batch_size / 1e9  # the first step takes this trace
 
     # Restore
     step, position = 0, 0
@@ -108,8 +107,10 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
     bad.check()
     seconds = time.perf_counter() - started
     run = {"step": step, "steps_run": step - begin, "skipped_files": bad.count, "seconds": seconds}
-    rates = {"images_per_second": (step - begin) * config.batch_size / seconds, "gflops_per_image": gflops}
-    return {**run, **rates, **evaluated}
+    run["images_per_second"] = (step - begin) * config.batch_size / seconds
+    if step > begin:  # the steps' own trace, which jit has kept
+        run["gflops_per_image"] = flops.count(step_fn.trace(state, batch).jaxpr) / config.batch_size / 1e9
+    return {**run, **evaluated}
 
 
 def batch_shapes(config, views=1):

@@ -116,8 +116,12 @@ def read(path, overrides=()):
     folder = os.path.dirname(os.path.abspath(path))
     base = _within("all", lambda: _merged(_file(folder, "pretrain", given.get("pretrain")), given["all"], PRETRAIN))
     _within("all", lambda: config_lib.resolve(base))
-    methods = [_within(f"methods.{n}", lambda: _method(n, own, base, given["all"], folder)) for n, own in given["methods"].items()]
-    shared = {key: value for key, value in config_lib.flatten(config_lib.resolve(base).to_dict()).items() if key in config_lib.SHARED}
+    methods = [
+        _within(f"methods.{name}", lambda: _method(name, own, base, given["all"], folder))
+        for name, own in given["methods"].items()
+    ]
+    trained = config_lib.flatten(config_lib.resolve(base).to_dict())
+    shared = {key: trained[key] for key in config_lib.SHARED}
     probes = {
         name: _within(f"probes.{name}", lambda: _probe(_file(folder, name, file), shared, given["probe"]))
         for name, file in given["probes"].items()

@@ -25,7 +25,9 @@ def run(plan, workdir):
     """
     workdir, failures = epath.Path(workdir), {}
     if jax.process_count() > 1:
-        raise UserError(f"a comparison runs in one process, on all devices of one machine; {jax.process_count()} started")
+        raise UserError(
+            f"a comparison runs in one process, on all devices of one machine; {jax.process_count()} were started"
+        )
     cells.claim(plan.cells(), workdir)
     for line in table.warnings(plan):
         log.warning("%s", line)

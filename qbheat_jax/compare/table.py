@@ -85,7 +85,8 @@ def _cell(cell, found, workdir, failures):
     # A run that was stopped and went on has the seconds since its last start alone: at that speed, the whole took this.
     run, rate = found["steps_run"], found["images_per_second"]
     seconds = cell.method.examples / rate if run else None
-    rates = [line["train/images_per_second"] for line in metrics.read(workdir / cell.path) if "train/images_per_second" in line]
+    logged = (line.get("train/images_per_second") for line in metrics.read(workdir / cell.path))
+    rates = [speed for speed in logged if speed is not None]
     return {
         **entry,
         "state": "done",
@@ -103,6 +104,7 @@ def _method(method, found, random):
     return {
         "trained": method.config is not None,
         "objective": method.config.objective if method.config is not None else None,
+        "encoder": method.config.encoder.name if method.config is not None else None,
         "differs": method.own,
         "examples": method.examples,
         "epochs": method.epochs,
@@ -177,7 +179,8 @@ def markdown(result):
 
 
 def _page(result, table, bold):
-    parts = [f"Top-1 on test images of {result['data']}, {_seeds_in_words(result['seeds'])}.", table(_rows(result, bold))]
+    title = f"Top-1 on test images of {result['data']}, {_seeds_in_words(result['seeds'])}."
+    parts = [title, table(_rows(result, bold))]
     ahead = _ahead_rows(result)
     if len(ahead) > 1:
         parts += ["Ahead of the same encoder untrained, seed by seed:", table(ahead)]
@@ -210,10 +213,11 @@ def _rows(result, bold):
 
 def best_means(result):
     """{probe: the best mean among the trained methods, None before there is one}."""
-    means = {
-        probe: [m["probes"][probe]["mean"] for m in result["methods"].values() if m["trained"]] for probe in result["probes"]
-    }
-    return {probe: max((v for v in values if v is not None), default=None) for probe, values in means.items()}
+    best = {}
+    for probe in result["probes"]:
+        means = [m["probes"][probe]["mean"] for m in result["methods"].values() if m["trained"]]
+        best[probe] = max((mean for mean in means if mean is not None), default=None)
+    return best
 
 
 def _ahead_rows(result):
