@@ -116,6 +116,84 @@ def spectra(spectra, offset):
         return _inline(figure, "spectra")
 
 
+# Whose results they are: QB-Heat's, another method's, or those of what was not trained.
+KINDS = {"ours": _WARM, "other": _COOL, "baseline": _GREY}
+
+
+def dots(rows, name):
+    """Accuracies by method -> SVG. rows: (label, a key of KINDS, fractions), a dot each and a bar at their mean."""
+    with _figure(0.9 + 0.36 * len(rows)) as figure:
+        axes = figure.subplots()
+        for y, (_, kind, values) in enumerate(rows):
+            values = 100 * np.asarray(values)
+            axes.scatter(values, np.full(len(values), y), s=34, color=KINDS[kind], alpha=0.6, linewidths=0, zorder=3)
+            if len(values):
+                axes.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color=KINDS[kind], linewidth=1.8)
+        axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("top-1, %")
+        return _inline(figure, name)
+
+
+_LABELLED = 6  # up to this many points have their labels beside them; of more they stand in two columns
+
+
+def against(points, label, name):
+    """Accuracy against a cost -> SVG. points: (label, a key of KINDS, cost, mean, spread or None) of each method."""
+    many = len(points) > _LABELLED
+    with _figure(3.4 + 0.1 * len(points) * many) as figure:
+        axes = figure.subplots()
+        for _, kind, cost, mean, spread in points:
+            axes.errorbar(
+                cost, 100 * mean, None if spread is None else 100 * spread, color=KINDS[kind], marker="o", markersize=6,
+                elinewidth=1.4, zorder=3,
+            )  # fmt: skip
+        costs = [point[2] for point in points]
+        if max(costs) > 10 * min(costs):
+            axes.set_xscale("log")
+        axes.margins(x=0.7 if many else 0.2, y=0.1)
+        axes.set_xlabel(label)
+        axes.set_ylabel("top-1, %")
+        figure.draw_without_rendering()
+        middle = np.median(costs)
+        for side in ("left", "right"):
+            _labels(axes, [point for point in points if (point[2] > middle) == (side == "right")], side, many)
+        return _inline(figure, name)
+
+
+def _labels(axes, points, side, column):
+    """Writes labels beside their points, those that would overlap moved apart; in a column at the side, with lines."""
+    points = sorted(points, key=lambda point: point[3])
+    place = axes.transData + axes.transAxes.inverted()
+    own = [place.transform((cost, 100 * mean)) for _, _, cost, mean, _ in points]
+    gap = 14 / axes.get_window_extent().height * axes.figure.dpi / 72
+    inwards = 0.025 if side == "left" else -0.025
+    for (label, kind, cost, mean, _), (x, _), y in zip(points, own, _apart([y for _, y in own], gap)):
+        x = (0.0 if side == "left" else 1.0) if column else x
+        line = {"arrowstyle": "-", "color": KINDS[kind], "lw": 0.6} if column else None
+        axes.annotate(
+            label, (cost, 100 * mean), (x + inwards, y), textcoords="axes fraction", ha=side, va="center",
+            color=KINDS[kind], arrowprops=line,
+        )  # fmt: skip
+
+
+def _apart(heights, gap):
+    """Ascending heights moved so that neighbours are `gap` apart, and none above 1.
+
+    >>> [round(y, 2) for y in _apart([0.1, 0.1, 0.9, 0.95], 0.1)]
+    [0.1, 0.2, 0.9, 1.0]
+    """
+    moved = []
+    for y in heights:
+        moved.append(max(y, moved[-1] + gap) if moved else y)
+    top = 1.0
+    for i in reversed(range(len(moved))):
+        moved[i] = min(moved[i], top)
+        top = moved[i] - gap
+    return moved
+
+
 def _legend(axes):
     """Above the axes, where it hides nothing; only what was drawn."""
     lines = [line for line in axes.get_lines() if len(line.get_xdata()) and not line.get_label().startswith("_")]

@@ -1,12 +1,12 @@
 """Puts the page together: what `gather` read and what the model makes of some images, through the template."""
 
-import importlib.resources
 import pathlib
 import statistics
 
 from qbheat_jax import quarters, trees
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import facts, figures, gather, operator_facts, probes, sample, tiles, words
+from qbheat_jax.report.template import template
 
 # Images on the sheet for slides and READMEs.
 SHEET = 10
@@ -19,7 +19,7 @@ def write(workdir, model=None, images=None):
     instead of images of the run's own data. Raises UserError where the workdir holds no run.
     """
     run = gather.read(workdir)
-    template = _template()
+    page = template("page.html.j2")
     if model is None:
         if not (run.path / "checkpoints").is_dir():
             raise UserError(f"--workdir {workdir} holds no run that can be shown: there is no checkpoint in it yet")
@@ -27,7 +27,7 @@ def write(workdir, model=None, images=None):
 
         model = qbheat_jax.load(run.path)
     context = _context(run, model, images)
-    text = template.render(context)
+    text = page.render(context)
     path = pathlib.Path(run.path) / "report" / "index.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,20 +38,6 @@ def write(workdir, model=None, images=None):
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path
-
-
-def _template():
-    try:
-        import jinja2
-    except ImportError as error:
-        raise UserError(f"a report needs jinja2 ({error}): pip install 'qbheat_jax[report]'") from error
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    for name in ("number", "percent", "points", "duration", "ahead"):
-        environment.filters[name] = getattr(words, name)
-    text = importlib.resources.files("qbheat_jax.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(text)
 
 
 def _context(run, model, images):

@@ -1,0 +1,34 @@
+"""QB-Heat's choices one by one on `photos`: propagator, directions, placements, decoder, targets, and what the loss is on.
+
+    qbheat compare --config configs/compare/ablations.py --workdir runs/ablations
+
+`qbheat` is configs/photos.py as it is: `offset`, untied directions, four corners and the centre, one decoder block, targets
+normalised within each patch with their statistics, histograms of gradients, loss on masked cells. Every other method
+differs from it in the one choice that it is named after.
+"""
+
+
+def get_config():
+    return {
+        "seeds": (0, 1),
+        "pretrain": "../photos.py",
+        "all": {"data.eval_split": ""},  # the probes are what is compared
+        "methods": {
+            "qbheat": {},
+            "power": {"heat.propagator": "power"},
+            "exp": {"heat.propagator": "exp"},
+            "spectral": {"heat.propagator": "spectral"},
+            "tied": {"heat.directions": "tied"},
+            "corners": {"quarter.placements": "corners"},
+            "center": {"quarter.placements": "center"},
+            "all9": {"quarter.placements": "all9"},
+            "depth0": {"decoder.depth": 0},
+            "depth2": {"decoder.depth": 2},
+            "depth4": {"decoder.depth": 4},
+            "no-norm-pix": {"norm_pix": False},
+            "loss-on-all": {"loss_on": "all"},
+            "no-hog": {"hog": 0.0},
+        },
+        "probes": {"lin": "../photos_lin.py", "tran-1": "../photos_tran1.py"},
+        "baselines": ("random",),
+    }

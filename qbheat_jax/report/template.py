@@ -1,0 +1,22 @@
+"""The pages' templates: all begin with base.html.j2, which has the style sheet."""
+
+from qbheat_jax.errors import UserError
+from qbheat_jax.report import words
+
+
+def template(file):
+    """A template of this folder. Raises UserError where jinja2 is missing."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise UserError(f"a report needs jinja2 ({error}): pip install 'qbheat_jax[report]'") from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("qbheat_jax.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    for name in ("number", "percent", "points", "duration", "ahead"):
+        environment.filters[name] = getattr(words, name)
+    return environment.get_template(file)

@@ -1,0 +1,242 @@
+"""Comparisons: every figure that of its cell, nothing run twice, and what fails shown while the rest goes on."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+
+from qbheat_jax import cli, compare, pretrain, probe
+from qbheat_jax import config as config_lib
+from qbheat_jax.errors import UserError
+from qbheat_jax.report import comparison
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "compare"
+
+BASE = {
+    "data": {"source": "synthetic:64", "eval_split": ""}, "image_size": 32, "batch_size": 16, "total_steps": 2,
+    "encoder": {"name": "pebble"}, "decoder": {"width": 16, "depth": 0, "heads": 2}, "learning_rate": 0.01,
+    "log_every": 1, "checkpoint_every": 2,
+}  # fmt: skip
+LIN = {"protocol": "lin", "optimizer": "ridge", "weight_decays": (0.01, 1.0), "data": {"source": "photos"}}
+KNN = {"protocol": "knn", "knn": {"neighbours": (1, 5), "temperatures": (0.1,)}}
+COMPARISON = {
+    "seeds": (0, 1),
+    "pretrain": "base.py",
+    "all": {"weight_decay": 0.0},
+    "methods": {
+        "supervised": {"objective": "supervised"},
+        "masked": {"objective": "simmim", "simmim": {"mask_size": 8}},
+    },
+    "probes": {"linear": "lin.py", "knn": "knn.py"},
+    "baselines": ("random", "pixels"),
+}
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    place = tmp_path_factory.mktemp("compare")
+    for name, fields in (("base", BASE), ("lin", LIN), ("knn", KNN), ("comparison", COMPARISON)):
+        (place / f"{name}.py").write_text(f"def get_config():\n    return {fields!r}\n")
+    return str(place / "comparison.py")
+
+
+@pytest.fixture(scope="module")
+def done(config_file, tmp_path_factory):
+    """(workdir, what was returned) of the whole comparison."""
+    workdir = tmp_path_factory.mktemp("done")
+    return workdir, compare.run(compare.read(config_file), workdir)
+
+
+def refused(*argv):
+    with pytest.raises(UserError) as caught:
+        compare.read(*argv)
+    return str(caught.value)
+
+
+def forbidden(*_):
+    raise AssertionError("a finished cell was run again")
+
+
+def test_every_figure_is_that_of_its_cell(done):
+    workdir, result = done
+    assert json.loads((workdir / "result.json").read_text()) == result and result["finished"]
+    assert list(result["methods"]) == ["supervised", "masked", "random", "pixels"]
+    # Two runs and two probes of two methods, two probes of the random encoder, for two seeds; pixels need one.
+    assert len(result["cells"]) == 2 * (2 * 3 + 2) + 2 and all(cell["state"] == "done" for cell in result["cells"])
+    for name, method in result["methods"].items():
+        for probe_name, entry in method["probes"].items():
+            seeds = [0] if name == "pixels" else [0, 1]
+            places = {s: workdir / f"{name}/seed-{s}/probe/{probe_name}/result.json" for s in seeds}
+            own = {s: json.loads(place.read_text()) for s, place in places.items()}
+            assert entry["seeds"] == {str(s): r["top1"] for s, r in own.items()} and entry["failed"] == []
+            assert all(r["seed"] == s and r["data"] == "synthetic:64" for s, r in own.items())  # not the file's photos
+            assert entry["mean"] == statistics.fmean(entry["seeds"].values())
+            assert entry["std"] == (None if name == "pixels" else statistics.stdev(entry["seeds"].values()))
+            random = result["methods"]["random"]["probes"][probe_name]["seeds"]
+            if method["trained"]:
+                ahead = {s: value - random[s] for s, value in entry["seeds"].items()}
+                assert method["ahead_of_random"][probe_name]["seeds"] == ahead
+    for name in ("supervised", "masked"):
+        method = result["methods"][name]
+        runs = [json.loads((workdir / f"{name}/seed-{s}/summary.json").read_text()) for s in (0, 1)]
+        assert method["examples"] == 32 and method["epochs"] == 0.5
+        assert method["seconds"] == pytest.approx(statistics.fmean(run["seconds"] for run in runs))
+        assert method["gflops_per_image"] == runs[0]["gflops_per_image"] > 0
+        assert method["pflops"] == pytest.approx(32 * runs[0]["gflops_per_image"] / 1e6)
+        trained = config_lib.from_json((workdir / f"{name}/seed-1/config.json").read_text())
+        assert trained.seed == 1 and trained.weight_decay == 0.0
+    assert not list(workdir.glob("**/features"))
+
+
+def test_table_and_page_say_the_same(done):
+    workdir, result = done
+    entry = result["methods"]["masked"]["probes"]["knn"]
+    score = f"{entry['mean']:.3f} ± {entry['std']:.3f}"
+    markdown, text = (workdir / "table.md").read_text(), compare.text(result)
+    assert score in markdown and score in text and "failed" not in text.lower()
+    best = max(result["methods"][name]["probes"]["knn"]["mean"] for name in ("supervised", "masked"))
+    assert f"**{best:.3f} ± " in markdown
+    columns = [line.split("  ")[0] for line in text.splitlines()]
+    trained = ["supervised", "masked"]
+    assert [c for c in columns if c in result["methods"]] == [*trained, "random", "pixels", *trained]
+    page = (workdir / "report" / "index.html").read_text()
+    assert f"{100 * entry['mean']:.1f} ± {100 * entry['std']:.1f}" in page
+    assert page.count("<svg") == 2 * 3 and "http" not in re.sub(r"https://arxiv.org/\S*", "", page)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_a_finished_comparison_runs_nothing(done, config_file, monkeypatch, capsys):
+    workdir, result = done
+    monkeypatch.setattr(pretrain, "run", forbidden)
+    monkeypatch.setattr(probe, "run", forbidden)
+    assert cli.main(["compare", "--config", config_file, "--workdir", str(workdir)]) == 0
+    assert capsys.readouterr().out == compare.text(result) + "\n"
+
+
+def test_only_what_is_missing_is_run(done, config_file, monkeypatch):
+    workdir, result = done
+    lost = workdir / "masked/seed-1/probe/knn/result.json"
+    before = json.loads(lost.read_text())
+    lost.unlink()
+    monkeypatch.setattr(pretrain, "run", forbidden)
+    calls, original = [], probe.run
+    monkeypatch.setattr(probe, "run", lambda *a: calls.append(str(a[1])) or original(*a))
+    again = compare.run(compare.read(config_file), workdir)
+    assert calls == [str(lost.parent)] and json.loads(lost.read_text())["top1"] == before["top1"]
+    assert again["methods"] == result["methods"]
+
+
+def test_another_config_is_refused_before_anything_is_run(done, config_file, monkeypatch):
+    workdir, _ = done
+    monkeypatch.setattr(pretrain, "run", forbidden)
+    for key, text, words in (
+        ("methods.masked.learning_rate", "0.5", "masked/seed-0 has learning_rate=0.01 (now 0.5)"),
+        ("probe.standardise", "False", "supervised/seed-0/probe/linear has standardise=True (now False)"),
+    ):
+        with pytest.raises(UserError, match=re.escape(words)):
+            compare.run(compare.read(config_file, [(key, text)]), workdir)
+    plan = compare.read(config_file, [("all.log_every", "2")])  # how a run is watched may change
+    monkeypatch.setattr(probe, "run", forbidden)
+    assert compare.run(plan, workdir)["finished"]
+
+
+def test_what_fails_is_shown_and_the_rest_goes_on(config_file, tmp_path, monkeypatch, capsys):
+    """One pre-training fails as a run may, one probe as it may not; nothing else is held up."""
+    trained = []
+
+    def train(config, folder):
+        if config.objective == "simmim" and config.seed == 0:
+            raise UserError("the loss is nan at step 2", exit_code=1)
+        trained.append(str(folder.relative_to(tmp_path)))
+        (folder / "checkpoints" / "2").mkdir(parents=True)
+        summary = {"step": 2, "steps_run": 1, "seconds": 4.0, "images_per_second": 4.0, "gflops_per_image": 0.5}
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+    def look(config, folder, init, store):
+        if init == "pixels":
+            raise ZeroDivisionError("division\nby zero")
+        folder.mkdir(parents=True)
+        result = {"top1": 0.5, "top5": 0.9, "n": 8, "chance": 0.1, "seconds": 1.0, "init": init}
+        result["protocol"] = config.protocol
+        (folder / "result.json").write_text(json.dumps(result))
+        return result
+
+    monkeypatch.setattr(pretrain, "run", train)
+    monkeypatch.setattr(probe, "run", look)
+    command = ["compare", "--config", config_file, "--workdir", str(tmp_path)]
+    assert cli.main(command) == 1
+    captured = capsys.readouterr()
+    assert "3 of 18 cells failed, masked/seed-0 first" in captured.err and "Traceback" not in captured.err
+    assert trained == ["supervised/seed-0", "supervised/seed-1", "masked/seed-1"]
+    result = json.loads((tmp_path / "result.json").read_text())
+    states = {cell["path"]: cell["state"] for cell in result["cells"]}
+    assert states["masked/seed-0"] == "failed" and states["masked/seed-0/probe/knn"] == "not run"
+    assert states["masked/seed-1/probe/knn"] == states["random/seed-1/probe/knn"] == "done" and not result["finished"]
+    reasons = {cell["path"]: cell["reason"] for m in result["methods"].values() for cell in m["failed"]}
+    assert reasons["pixels/seed-0/probe/knn"] == "ZeroDivisionError: division"
+    assert result["methods"]["masked"]["probes"]["knn"]["failed"] == ["0"]
+    # A run that was interrupted: of 32 images at 4 images/s.
+    assert result["methods"]["supervised"]["seconds"] == 8.0
+    for shown in (captured.out, (tmp_path / "table.md").read_text(), (tmp_path / "report/index.html").read_text()):
+        assert "the loss is nan at step 2" in shown and "1 failed" in shown and "failed" in shown
+
+    trained.clear()
+    monkeypatch.setattr(pretrain, "run", lambda config, folder: trained.append(config.seed))
+    assert cli.main(command) == 1  # the pixels again; the run that failed is tried once more
+    assert trained == [0]
+
+
+def test_unequal_budgets_are_said(config_file, caplog, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "run", lambda *_: 1 / 0)
+    monkeypatch.setattr(probe, "run", lambda *_: 1 / 0)
+    plan = compare.read(config_file, [("methods.masked.total_epochs", "2")])
+    result = compare.run(plan, tmp_path)
+    words = "the methods are not given the same number of images: supervised 32, masked 128"
+    assert result["warnings"] == [words] and words in caplog.text and words in compare.text(result)
+    assert [result["methods"][name]["epochs"] for name in ("supervised", "masked")] == [0.5, 2.0]
+
+
+def test_mistakes_are_one_sentence_that_says_where(config_file, tmp_path):
+    def say(key, text):
+        return refused(config_file, [(key, text)])
+
+    assert say("methods.masked.learningrate", "1") == (
+        "methods.masked: config field learningrate is unknown; did you mean learning_rate?"
+    )
+    assert "methods.masked: config field simmim.mask_size=5 is not accepted" in say("methods.masked.simmim.mask_size", "5")
+    assert "methods.supervised: warmup is 9 steps" in say("methods.supervised.warmup", "9")
+    assert "all: config field batch_size='many'" in say("all.batch_size", "many")
+    assert "probes.linear: config field optimizer='sdg' is not accepted" in say("probe.optimizer", "sdg")
+    assert "seeds=(0, 0) is not accepted" in say("seeds", "(0, 0)")
+    assert "baselines=('chance',) is not accepted" in say("baselines", "chance")
+    assert "methods.NAME.FIELD, NAME one of supervised, masked" in say("methods.moco.width", "3")
+    assert "there is no such file" in say("pretrain", "nowhere.py")
+    for fields, words in (
+        ({"method": {}}, "method is unknown; did you mean methods?"),
+        ({"methods": {}}, "methods is empty"),
+        ({"methods": {"random": {}}}, "the name 'random' is not accepted"),
+        ({"methods": {"a/b": {}}}, "the name 'a/b' is not accepted"),
+        ({"probes": {"lin": 3}}, "probes.lin: lin=3 is not accepted: it takes the path of a config file"),
+    ):
+        path = Path(config_file).with_name("wrong.py")
+        path.write_text(f"def get_config():\n    return {COMPARISON | fields!r}\n")
+        assert words in refused(str(path))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_our_comparisons_can_be_run(path):
+    """All fields known, all objectives built, all data there, and every method given as much as the others."""
+    if "photos" not in path.read_text():
+        pytest.skip("its data set is not in a wheel")
+    plan = compare.read(str(path))
+    assert plan.methods and len({m.examples for m in plan.methods if m.config is not None}) == 1
+
+
+def test_a_page_before_anything_is_finished(config_file, tmp_path):
+    from qbheat_jax.compare import table
+
+    context = comparison.context(table.gather(compare.read(config_file), tmp_path, {}))
+    assert context["done"] == 0 and context["charts"] == [] and context["headlines"] == []
