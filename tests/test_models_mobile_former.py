@@ -61,7 +61,9 @@ def test_half_the_stride_is_the_same_weights_on_twice_as_many_cells(name, stride
     (features, out), variables = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), images))
     assert encoder.stride == stride == own.stride // 2 and features.shape == (1, 64 // stride, 96 // stride, own.width)
     assert out["features_0"].shape[1] == 64 // (4 if VARIANTS[name].blocks[0][3] == 2 else 2)  # the first blocks stride
-    assert jax.tree.map(lambda leaf: leaf.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, initial(own, images))
+    assert jax.tree.map(lambda leaf: leaf.shape, variables) == jax.tree.map(
+        lambda leaf: leaf.shape, initial(own, images)
+    )
 
 
 SMALL = Variant(8, 2, 16, ((1, 2, 8, 2, 2),), width=12)
