@@ -2,8 +2,22 @@
 
     qbheat pretrain --config configs/imagenet_w720.py --workdir gs://BUCKET/w720 --config.data.tfds_dir gs://BUCKET/tfds
 
+`--config.total_epochs 100` or `800` for the other two lengths. All devices split the batch; `--config.mesh.fsdp N` splits
+parameters and optimizer state over N of them too.
+
 Expected after 300 epochs: the paper reports 65.6 % top-1 under `tran-1` and a linear probe on par with MoCo-v2 for an
-encoder of this size. This recipe is ours (the paper's is not known to us) and has not been run to the end by us.
+encoder of this size. This recipe is ours (the paper's is not known to us); it has not been run to the end by us, and what
+it costs has not been measured. Probes: configs/lin.py, tran1.py, tran4.py, knn.py and finetune.py, which serve every run.
+
+The comparators, with the same encoder, images and number of epochs:
+
+    --config.objective moco
+    --config.objective simmim
+    --config.objective supervised --config.supervised.label_smoothing 0.1 --config.supervised.colour_jitter 0.4
+
+MoCo-v2's queue, momentum, temperature and augmentation are its paper's by default, and so are SimMIM's patches of 32 pixels
+and share of 0.6; the optimizer is AdamW here, as for all. All three encode whole images, four times the pixels that QB-Heat
+does.
 """
 
 from ml_collections import ConfigDict

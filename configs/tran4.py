@@ -1,6 +1,6 @@
 """`tran-4` probe of any run: four transformer blocks on the frozen feature map, then a linear classifier.
 
-qbheat probe --config configs/tran4.py --init runs/mine --workdir runs/mine/tran4
+    qbheat probe --config configs/tran4.py --init runs/mine --workdir runs/mine/tran4
 
 Training images are cropped and mirrored anew in every epoch, and encoded as they come, since four blocks learn features that
 are always the same by heart: an epoch costs a pass of the encoder. `--config.augment False` trains from cached features.

@@ -79,6 +79,17 @@ def test_photos_are_those_of_the_tf_data_pipeline(twenty, size):
     close(got, expected, most=8, share_equal=0.97)  # the rounding between the passes, see `resample`
 
 
+def test_two_views_are_those_of_the_tf_data_pipeline(twenty):
+    """MoCo's: a second crop of each image by its own draws; the first is the same with and without it."""
+    settings = {**TRAIN, "batch_size": 48, "views": 2}
+    expected = take(data.train_batches(twenty, **settings), 2)
+    got = host(take(data.train_batches(twenty, cache=cached(twenty, on=mesh(8)), **settings), 2))
+    close(got, expected, most=8, share_equal=0.97)
+    second = [[{**batch, "image": batch["image2"]} for batch in batches] for batches in (got, expected)]
+    close(*second, most=8, share_equal=0.97)
+    assert (joined(got, "image") != joined(got, "image2")).any((1, 2, 3)).all()
+
+
 def test_a_folder_of_many_sizes_is_that_of_the_tf_data_pipeline(few):
     cache = cached(few, on=mesh(8), size=90)
     expected = take(data.train_batches(few, batch_size=8, **TRAIN), 12)

@@ -54,6 +54,18 @@ def test_tiny_on_images_that_are_not_square():
     assert {f"features_{n}" for n in range(5)} | {f"tokens_{n}" for n in range(5)} | {"stem", "tokens"} == set(out)
 
 
+@pytest.mark.parametrize("name, stride", [("tiny", 4), ("w720", 8), ("52m", 16)])
+def test_half_the_stride_is_the_same_weights_on_twice_as_many_cells(name, stride):
+    encoder, own = MobileFormer(VARIANTS[name], last_stride=1), MobileFormer(VARIANTS[name])
+    images = jnp.zeros((1, 64, 96, 3))
+    (features, out), variables = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), images))
+    assert encoder.stride == stride == own.stride // 2 and features.shape == (1, 64 // stride, 96 // stride, own.width)
+    assert out["features_0"].shape[1] == 64 // (4 if VARIANTS[name].blocks[0][3] == 2 else 2)  # the first blocks stride
+    assert jax.tree.map(lambda leaf: leaf.shape, variables) == jax.tree.map(
+        lambda leaf: leaf.shape, initial(own, images)
+    )
+
+
 SMALL = Variant(8, 2, 16, ((1, 2, 8, 2, 2),), width=12)
 
 

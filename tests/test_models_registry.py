@@ -87,7 +87,10 @@ def test_a_dtype_by_name_or_type_makes_the_same_encoder():
         ({"name": ""}, "encoder '' is unknown"),
         ({"name": "resnet18", "stride": 4}, "encoder resnet18 has no stride 4; it offers 8 or 16 or 32"),
         ({"name": "vit_s", "stride": 14}, "encoder vit_s has no stride 14; it offers 8 or 16"),
-        ({"name": "mobile_former_w720", "stride": 32}, "encoder mobile_former_w720 has no stride 32; it offers 16"),
+        (
+            {"name": "mobile_former_w720", "stride": 32},
+            "encoder mobile_former_w720 has no stride 32; it offers 8 or 16",
+        ),
         ({"name": "vit_s", "drop_path": 1.0}, "drop_path is 1.0; it must be at least 0 and less than 1"),
         ({"name": "vit_s", "dtype": "float16"}, "dtype is float16; an encoder computes in bfloat16 or float32"),
         ({"name": "vit_s", "dtype": "fast"}, "dtype is fast; an encoder computes in bfloat16 or float32"),

@@ -172,6 +172,23 @@ def test_the_number_does_not_depend_on_devices(blobs, tmp_path, monkeypatch):
             assert probe.run(config(), tmp_path / str(count), "random")["top1"] == eight["top1"]
 
 
+@pytest.mark.parametrize("shape, head", [((5,), LinearHead(4)), ((2, 2, 8), BlockHead(4, 1, 8, 2))])
+def test_a_trained_heads_number_does_not_depend_on_devices_or_batch(shape, head, monkeypatch):
+    """41 images, so that the last batch is never full; the place of the true class is the same for each of them."""
+    generator, everything = np.random.default_rng(8), jax.local_devices()
+    features = Features.of(generator.normal(size=(41, *shape)).astype(np.float32), generator.integers(0, 4, 41))
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = jax.vmap(lambda key: head.init(key, jnp.zeros((1, *shape)))["params"])(keys)
+    params = jax.tree.map(lambda p: np.asarray(p) + generator.normal(size=p.shape).astype(np.float32), params)
+    found = []
+    for count, batch in ((8, 16), (1, 41), (4, 7), (8, 1)):
+        monkeypatch.setattr(jax, "local_devices", lambda count=count: everything[:count])
+        found.append(fit.ranks(recipe(head, batch_size=batch), params, features))
+    assert found[0].shape == (41, 2) and len(np.unique(found[0])) == 4
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
 @pytest.fixture
 def noisy(monkeypatch):
     """Images that the tiny encoder tells apart with mistakes, so that an accuracy has something to get wrong."""
@@ -199,7 +216,10 @@ def test_the_number_does_not_depend_on_the_batch(noisy, tmp_path, monkeypatch, f
     assert len(numbers) == 1 and 0.3 < result["top1"] < 1.0
 
 
-PROTOCOLS = ({}, {"protocol": "tran-1"}, {"protocol": "knn"}, {"augment": True}, {"data__fraction": 0.3})
+PROTOCOLS = (
+    {}, {"protocol": "tran-1"}, {"protocol": "knn"}, {"augment": True}, {"data__fraction": 0.3},
+    {"optimizer": "ridge", "weight_decays": (1e-3, 0.1)},
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("fields", PROTOCOLS)

@@ -6,6 +6,7 @@ The `w*` encoders are QB-Heat's, of which only the overall shape is public: thei
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -211,19 +212,18 @@ class MobileFormer(nn.Module):
     """The encoder. images [B, H, W, 3] -> (features [B, H / stride, W / stride, width], out).
 
     H and W are multiples of `stride`, otherwise ValueError. `out` holds `stem`, `features_N` and `tokens_N` for every
-    block, and `tokens` [B, T, D] after the last bridge. `drop_path` is the rate of every block, as in the release.
+    block, and `tokens` [B, T, D] after the last bridge. `last_stride`: that of the last block that strides (2 or 1); the
+    weights are the same. `drop_path` is the rate of every block, as in the release.
     """
 
     variant: Variant
+    last_stride: int = 2
     drop_path: float = 0.0
     dtype: Any = jnp.float32
 
     @property
     def stride(self):
-        stride = 2
-        for row in self.variant.blocks:
-            stride *= row[3]
-        return stride
+        return math.prod((2, *(row[3] for row in self._blocks())))
 
     @property
     def width(self):
@@ -237,7 +237,7 @@ class MobileFormer(nn.Module):
         tokens = jnp.broadcast_to(tokens.astype(self.dtype), (images.shape[0], *tokens.shape))
         x = jax.nn.relu6(ConvBN(v.stem, 3, 2, 1, self.dtype, name="stem")(images, train))
         out["stem"] = x
-        for n, row in enumerate(v.blocks):
+        for n, row in enumerate(self._blocks()):
             block = Block(*row, groups=v.groups, drop_path=self.drop_path, dtype=self.dtype, name=f"features_{n}")
             x, tokens = block(x, tokens, train)
             out[f"features_{n}"], out[f"tokens_{n}"] = x, tokens
@@ -245,6 +245,12 @@ class MobileFormer(nn.Module):
         if v.width:
             x = jax.nn.relu(ConvBN(v.width, 1, 1, 1, self.dtype, name="last")(x, train))
         return x, out
+
+    def _blocks(self):
+        """The rows of the block list, the last stride as it was asked for."""
+        rows = self.variant.blocks
+        last = max((n for n, row in enumerate(rows) if row[3] > 1), default=-1)
+        return [(*row[:3], self.last_stride, row[4]) if n == last else row for n, row in enumerate(rows)]
 
 
 class MobileFormerHead(nn.Module):

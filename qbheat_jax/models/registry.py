@@ -33,7 +33,8 @@ class Entry:
 
 
 def _mobile_former(variant):
-    return Entry(MobileFormer, {"variant": variant}, {MobileFormer(variant).stride: {}})
+    own = MobileFormer(variant).stride
+    return Entry(MobileFormer, {"variant": variant}, {own: {}, own // 2: {"last_stride": 1}})
 
 
 def _resnet(**fields):
@@ -70,7 +71,8 @@ def encoder(name, stride=0, drop_path=0.0, dtype="float32", **options):
 
     `stride`: pixels a cell, 0 for the encoder's own (resnet: 32, or 16 by not striding the last stage, or 8 by a 3x3
     stem without stride or pool, for small images; mobilenet_v2, efficientnet_lite0: 32, or 16 by not striding the last
-    stage that strides; vit: the patch, 16 or 8). `drop_path`: stochastic depth, in [0, 1).
+    stage that strides; mobile_former: its own or half of it, likewise; vit: the patch, 16 or 8). `drop_path`: stochastic
+    depth, in [0, 1).
     `dtype`: the type computed in, "float32" or "bfloat16" or the jnp type. `options`: resnet `zero_init`; vit
     `class_token`, `position`, `grid`. UserError for anything else.
 

@@ -1,0 +1,106 @@
+"""Every file of configs/ resolves and builds, and so does every command of their docstrings and of the README."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from qbheat_jax import config as config_lib
+from qbheat_jax import objectives, optim, quarters
+from qbheat_jax.config import FINETUNE, PRETRAIN, PROBE
+from qbheat_jax.models import registry
+from qbheat_jax.probe import encode
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(path for path in (ROOT / "configs").glob("*.py"))
+TABLES = {"pretrain": PRETRAIN, "probe": PROBE, "finetune": FINETUNE}
+IMAGENET = 1_281_167
+
+
+def docstring(path):
+    spec = importlib.util.spec_from_file_location("_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.__doc__
+
+
+def commands(text):
+    """[(command, its config files, its overrides as pairs), ...] of the lines of a text that are `qbheat COMMAND ...`."""
+    found = []
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        words = shlex.split(line.strip()) if re.match(r"( {4})?qbheat (\w+) ", line) else []
+        if not words or words[1] not in TABLES or "--config" not in words:
+            continue
+        files = words[words.index("--config") + 1 :]
+        files = files[: next((n for n, word in enumerate(files) if word.startswith("--")), len(files))]
+        found.append((words[1], files, overrides(words)))
+    return found
+
+
+def overrides(words):
+    return [(w.removeprefix("--config."), words[n + 1]) for n, w in enumerate(words) if w.startswith("--config.")]
+
+
+def check(command, path, changes=()):
+    """The resolved config; UserError where it, or what is built from it, cannot be."""
+    config = config_lib.load(path, changes, TABLES[command])
+    if command == "pretrain":
+        if config.objective == "supervised":
+            config = config_lib.load(path, [*changes, ("head.classes", "10")], PRETRAIN)
+        objectives.build(config)
+    elif config.encoder.name:  # otherwise --init brings it
+        assert config.encoder.name in registry.names()
+    return config
+
+
+def test_there_are_the_configs_of_every_experiment():
+    names = {path.stem for path in FILES}
+    assert {"folder", "lin", "tran1", "tran4", "knn", "finetune"} <= names
+    assert {f"imagenet_{name}" for name in ("w720", "w1440", "w2880", "resnet50", "vit_b16")} <= names
+    for name in ("photos", "cifar10"):
+        assert {name, f"{name}_lin", f"{name}_tran1", f"{name}_knn"} <= names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_config_is_what_its_docstring_says(path):
+    """It says which command takes it, and that command does, as it is and with what the docstring has to set."""
+    text = docstring(path)
+    own = [(command, changes) for command, files, changes in commands(text) if f"configs/{path.name}" in files]
+    assert own, "the docstring gives no command"
+    for command, changes in own:
+        check(command, path, changes)
+    # Overrides that stand alone, indented or in backquotes, are for the same command.
+    alone = re.findall(r"^ {4}(--config\..*)$", text, re.M) + re.findall(r"`(--config\.[^`]*)`", text)
+    for changes in map(overrides, map(shlex.split, alone)):
+        check(own[0][0], path, [change for change in changes if not re.fullmatch("[A-Z]+", change[1])])
+
+
+README = [(c, file, changes) for c, files, changes in commands((ROOT / "README.md").read_text()) for file in files]
+
+
+@pytest.mark.parametrize("command, file, changes", README, ids=lambda part: part if isinstance(part, str) else "")
+def test_the_commands_of_the_readme_resolve(command, file, changes):
+    check(command, ROOT / file, changes)
+
+
+def test_lin_trains_sixteen_rates_at_once():
+    for optimizer in ("sgd", "lars"):
+        config = config_lib.load(ROOT / "configs" / "lin.py", [("optimizer", optimizer)], PROBE)
+        assert len(set(config.learning_rates)) >= 16 and config.optimizer == optimizer
+        assert config.protocol in encode.POOLED
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path.stem.startswith("imagenet")], ids=lambda path: path.stem
+)
+@pytest.mark.parametrize("epochs", [100, 300, 800])
+def test_the_lengths_of_imagenet(path, epochs):
+    config = config_lib.load(path, [("total_epochs", str(epochs))])
+    steps = optim.total_steps(config, IMAGENET)
+    assert steps == epochs * IMAGENET // config.batch_size
+    assert 0 < optim.duration(config, "warmup", steps, IMAGENET) < steps / 2
+    cells = config.image_size // objectives.build(config).encoder.stride
+    quarters.check_grid(cells, cells, quarters.PLACEMENT_SETS[config.quarter.placements])
+    assert cells == 16 and config.dtype == "bfloat16"
