@@ -11,6 +11,7 @@ from etils import epath
 from qbheat_jax import pretrain, probe
 from qbheat_jax.compare import cells, table
 from qbheat_jax.errors import UserError
+from qbheat_jax.probe.encode import POOLED
 from qbheat_jax.report import comparison
 
 log = logging.getLogger("qbheat")
@@ -38,7 +39,7 @@ def run(plan, workdir):
         if not todo:
             continue
         store = probe.Store(workdir / todo[0].encoder / "probe" / "features")
-        for cell in todo:
+        for cell in sorted(todo, key=_order):
             if todo[0].probe == "" and todo[0].path in failures:
                 break  # there is no encoder to probe
             reason = _run(cell, workdir, store)
@@ -85,3 +86,8 @@ def _page(result, workdir):
         comparison.write(result, workdir)
     except UserError as error:  # matplotlib and jinja2 are an extra; the figures are there without them
         log.warning("there is no page: %s", error)
+
+
+def _order(cell):
+    """The pre-training, then the probes of cells: their means then need not be encoded again."""
+    return bool(cell.probe) + (bool(cell.probe) and cell.config.protocol in POOLED)
