@@ -44,7 +44,10 @@ def make_mesh(config_mesh, devices=None):
     if int(np.prod(shape)) != len(devices):
         asked = ", ".join(f"mesh.{axis}={n}" for axis, n in sizes.items())
         raise UserError(f"{asked} does not fit the {len(devices)} devices here: the product must be their number")
-    laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    try:
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError):  # a network it knows no layout for, such as two devices a chip
+        laid = np.asarray(devices).reshape(shape)
     return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
