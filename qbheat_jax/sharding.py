@@ -74,11 +74,11 @@ def check_batch(batch_size, mesh, accumulate=1):
     """Raises UserError where the batch, or each of the `accumulate` parts of it, does not divide over the devices."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (devices * accumulate):
-        words = f"the mesh's {devices} devices" if "model" not in mesh.shape or mesh.shape["model"] == 1 else (
-            f"mesh.data x mesh.fsdp = {devices} devices"
-        )
         times = f" times accumulate={accumulate}, {devices * accumulate}" if accumulate > 1 else ""
-        raise UserError(f"batch_size={batch_size} is not accepted: it takes a multiple of {words}{times}")
+        but = " along data and fsdp" if mesh.shape["model"] > 1 else ""
+        raise UserError(
+            f"batch_size={batch_size} is not accepted: it takes a multiple of the mesh's {devices} devices{but}{times}"
+        )
 
 
 def check_heads(objective, mesh):
