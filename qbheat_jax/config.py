@@ -54,7 +54,6 @@ _BELOW_ONE = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
 _RANGE = (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "two numbers, low and high, 0 < low <= high")
 _SHARE = (lambda v: _RANGE[0](v) and v[1] <= 1, "two numbers, low and high, 0 < low <= high <= 1")
 _SEED = (lambda v: 0 <= v < 2**32, "a number from 0 to 4294967295")
-_AT_LEAST_ONE = (lambda v: v >= 1, "a whole number that is at least 1")
 _AXIS = (lambda v: v >= 1 or v == -1, "a number of devices, or -1 for all that are left")
 _NUMBERS = (lambda v: len(v) > 0 and all(x >= 0 for x in v), "one or more numbers, none negative")
 _COUNTS = (lambda v: len(v) > 0 and all(x >= 1 and x == int(x) for x in v), "one or more whole numbers above 0")
@@ -164,7 +163,7 @@ PRETRAIN = {
     "mesh.fsdp": Field(1, "devices over which batch and parameters are split", _AXIS),
     "mesh.model": Field(1, "devices over which heads and hidden units of transformer blocks are split", _AXIS),
     "accumulate": Field(
-        1, "parts of a batch that go through one after the other, for their summed gradient; see state.py", _AT_LEAST_ONE
+        1, "parts of a batch that go through one after the other, for their summed gradient; see state.py", _at_least(1)
     ),
     "remat": Field(
         "none",
@@ -173,7 +172,7 @@ PRETRAIN = {
         ("none", "nothing_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable"),
     ),
     "bn_groups": Field(
-        1, "parts of a batch, each normalised by its own statistics; 1: batch norm is over all devices", _AT_LEAST_ONE
+        1, "parts of a batch, each normalised by its own statistics; 1: batch norm is over all devices", _at_least(1)
     ),
     "log_every": Field(50, "steps between lines of metrics", _POSITIVE, duration=True),
     "eval_every": Field(0, "steps between evaluations; 0: only at the end", _at_least(0), duration=True),

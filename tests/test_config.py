@@ -53,7 +53,7 @@ def test_pretrain_defaults_are_those_of_the_method():
     assert config.heat.to_dict() == dict(propagator="offset", directions="untied", norm="none", init_scale=0.0)
     assert (config.decoder.width, config.decoder.depth, config.decoder.heads) == (512, 4, 8)
     assert (config.quarter.placements, config.loss_on, config.norm_pix) == ("corners_center", "masked", False)
-    assert config.data.crop_scale == (0.2, 1.0) and config.mesh.to_dict() == {"data": -1, "fsdp": 1}
+    assert config.data.crop_scale == (0.2, 1.0) and config.mesh.to_dict() == {"data": -1, "fsdp": 1, "model": 1}
 
 
 def test_probe_defaults_resolve():
