@@ -136,6 +136,9 @@ PRETRAIN = {
     "moco.momentum": Field(0.999, "of the key encoder; of few steps less, such as 0.99", _BELOW_ONE),
     "moco.temperature": Field(0.2, "the similarities are divided by", _POSITIVE),
     "moco.width": Field(128, "numbers in a key", _POSITIVE),
+    "moco.standardise": Field(
+        False, "features to mean 0, variance 1 over the batch before the projector; for small encoders (our choice)"
+    ),
     "moco.blur_share": Field(0.5, "share of the images that is blurred", _FRACTION),
     "moco.blur_sigma": Field((0.1, 2.0), "range of the blur in pixels (the paper's, of 224 x 224 images)", _RANGE),
     "mae.mask_ratio": Field(0.75, "share of the cells that the encoder does not see", _FRACTION),

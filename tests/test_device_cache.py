@@ -86,7 +86,7 @@ def test_two_views_are_those_of_the_tf_data_pipeline(twenty):
     got = host(take(data.train_batches(twenty, cache=cached(twenty, on=mesh(8)), **settings), 2))
     close(got, expected, most=8, share_equal=0.97)
     second = [[{**batch, "image": batch["image2"]} for batch in batches] for batches in (got, expected)]
-    close(*second, most=8, share_equal=0.97)
+    close(*second, most=8, share_equal=0.95)
     assert (joined(got, "image") != joined(got, "image2")).any((1, 2, 3)).all()
 
 

@@ -22,12 +22,14 @@ def batch_of(seed=0):
     return {"image": images[0], "image2": images[1], "mask": np.arange(BATCH) != 3}
 
 
-@pytest.fixture(scope="module")
-def case():
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "standardise"])
+def case(request):
     from qbheat_jax import config as config_lib
     from tests.conftest import SMALL
 
-    objective = objectives.build(config_lib.resolve({**SMALL, "batch_size": BATCH, **FIELDS}))
+    objective = objectives.build(
+        config_lib.resolve({**SMALL, "batch_size": BATCH, **FIELDS, "moco.standardise": request.param})
+    )
     variables = jax.jit(objective.init)(jax.random.key(0), batch_of())
     return objective, variables, jax.jit(objective.loss, static_argnames="train")
 
@@ -67,7 +69,8 @@ def test_steps_against_numpy(case):
     objective, variables, loss = case
     params, mutable = variables["params"], variables["batch_stats"]
     slow = jax.tree.map(np.asarray, {part: params[part] for part in ("encoder", "projector")})
-    stats = jax.tree.map(np.asarray, mutable["encoder"])
+    stats = {part: jax.tree.map(np.asarray, mutable[part]) for part in slow if part in mutable}
+    assert ("projector" in stats) == objective.projector.standardise
     for a, b in zip(jax.tree.leaves(slow["encoder"]), jax.tree.leaves(mutable["key_encoder"]["params"])):
         np.testing.assert_array_equal(a, b)  # it starts as a copy
     queue = np.asarray(mutable["queue"])
@@ -79,14 +82,16 @@ def test_steps_against_numpy(case):
         slow = jax.tree.map(lambda s, p: 0.9 * s + np.float32(0.1) * np.asarray(p), slow, params)
         early = min(0.9, (1 + step) / (10 + step))
         # The statistics follow those that the encoder had before this batch.
-        stats = jax.tree.map(lambda s, p: early * s + (1 - early) * np.asarray(p), stats, before["encoder"])
+        stats = {
+            part: jax.tree.map(lambda s, p: early * s + (1 - early) * np.asarray(p), tree, before[part])
+            for part, tree in stats.items()
+        }
         for part in ("encoder", "projector"):
             got = mutable[f"key_{part}"]["params"]
             jax.tree.map(lambda s, g: np.testing.assert_allclose(g, s, rtol=1e-4, atol=1e-5), slow[part], got)
-        jax.tree.map(
-            lambda s, g: np.testing.assert_allclose(g, s, rtol=1e-4, atol=1e-5), stats,
-            mutable["key_encoder"]["batch_stats"],
-        )  # fmt: skip
+        for part, tree in stats.items():
+            got = mutable[f"key_{part}"]["batch_stats"]
+            jax.tree.map(lambda s, g: np.testing.assert_allclose(g, s, rtol=1e-4, atol=1e-5), tree, got)
         place = step * BATCH
         fresh = np.asarray(mutable["queue"])[place : place + BATCH]
         np.testing.assert_array_equal(fresh[3], queue[place + 3])
@@ -107,6 +112,17 @@ def test_a_key_is_a_function_of_its_own_image(case):
     assert np.abs(keys[0][1] - keys[1][1]).max() > 1e-3
     assert np.abs(stats[0]["encoder"]["bn"]["mean"] - stats[1]["encoder"]["bn"]["mean"]).max() > 1e-4
     np.testing.assert_array_equal(*(s["key_encoder"]["batch_stats"]["bn"]["mean"] for s in stats))
+
+
+def test_standardised_keys_of_different_images_differ_from_the_first_step_on():
+    """Where features are nearly the same for all images: without it their keys are too, and are told apart by age alone."""
+    features = 5.0 + 0.01 * jax.random.normal(jax.random.key(0), (64, 16))
+    for standardise in (False, True):
+        projector = moco.Projector(12, standardise)
+        variables = projector.init(jax.random.key(1), features)
+        keys, _ = projector.apply(variables, features, True, mutable=["batch_stats"])
+        assert (np.linalg.norm(keys.mean(0)) > 0.99) == (not standardise)
+    assert np.linalg.norm(keys.mean(0)) < 0.6
 
 
 def test_no_gradient_flows_through_the_key(case):

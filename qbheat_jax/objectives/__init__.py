@@ -63,7 +63,8 @@ def _moco(config, encoder, pixels):
             f"batch_size={config.batch_size}"
         )
     colours = Colours(blur_share=fields.blur_share, sigma=fields.blur_sigma)
-    return MoCo(encoder, Projector(fields.width), fields.queue, fields.momentum, fields.temperature, colours, pixels)
+    projector = Projector(fields.width, fields.standardise)
+    return MoCo(encoder, projector, fields.queue, fields.momentum, fields.temperature, colours, pixels)
 
 
 def _mae(config, encoder, pixels):

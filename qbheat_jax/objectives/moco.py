@@ -9,17 +9,24 @@ import jax.numpy as jnp
 
 from qbheat_jax import colour
 from qbheat_jax import images as images_lib
+from qbheat_jax.models.layers import BatchNorm
 from qbheat_jax.objectives import encoding
 from qbheat_jax.objectives.encoding import encode, pooled
 
 
 class Projector(nn.Module):
-    """MoCo-v2's head: two layers, the first as wide as what comes in. [B, C] -> float32 [B, width] of unit length."""
+    """MoCo-v2's head: two layers, the first as wide as what comes in. [B, C] -> float32 [B, width] of unit length.
+
+    `standardise`: a batch norm without gain and bias comes first (the paper has none).
+    """
 
     width: int
+    standardise: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train=False):
+        if self.standardise:
+            x = BatchNorm(use_running_average=not train, use_scale=False, use_bias=False, name="norm")(x)
         x = jax.nn.relu(nn.Dense(x.shape[-1], name="fc1")(x))
         return unit(nn.Dense(self.width, name="fc2")(x))
 
@@ -106,6 +113,10 @@ class MoCo:
     momentum update, as its parameters follow the parameters. A key is thus a function of its own image and of the past
     alone, on any number of devices, and there is no mark to find. So that the averages do not hold on to the (0, 1) that
     running statistics begin with, their momentum starts lower, at most (1 + n) / (10 + n) at step n (our choice).
+
+    Where features of all images are nearly the same, as a small encoder's are at first, the queue's age can give the answer
+    away too: keys drift more from step to step than they differ from image to image, and the positive is the newest.
+    `Projector.standardise` makes them differ.
     """
 
     encoder: Any
@@ -124,8 +135,9 @@ class MoCo:
         images = self.pixels.normalise(batch["image"][:1])
         encoder = self.encoder.init(keys[0], images)
         projector = self.projector.init(keys[1], pooled(*self.encoder.apply(encoder, images)))
-        params = {"encoder": encoder["params"], "projector": projector["params"]}
-        stats = {"encoder": encoder["batch_stats"]} if "batch_stats" in encoder else {}
+        made = {"encoder": encoder, "projector": projector}
+        params = {part: tree["params"] for part, tree in made.items()}
+        stats = {part: tree["batch_stats"] for part, tree in made.items() if "batch_stats" in tree}
         follower = self.started({"params": params, "batch_stats": stats})["batch_stats"]
         queue = unit(jax.random.normal(keys[2], (self.queue, self.projector.width)))
         counters = {"pointer": jnp.zeros((), jnp.int32), "steps": jnp.zeros((), jnp.int32)}
@@ -154,13 +166,21 @@ class MoCo:
             mutable = self._follow(params, mutable)
         key = jax.lax.stop_gradient(self._key(mutable, second))
         features, out, mutable = encode(self.encoder, params, mutable, first, keys[2], train)
-        query = self.projector.apply({"params": params["projector"]}, pooled(features, out))
+        query, mutable = self._query(params, mutable, pooled(features, out), train)
         losses, nearest = contrast(query, key, mutable["queue"], self.temperature)
         weight = batch["mask"].astype(jnp.float32) / jnp.maximum(batch["mask"].sum(), 1)
         if train:
             queue, pointer = enqueue(mutable["queue"], mutable["pointer"], key, batch["mask"])
             mutable = {**mutable, "queue": queue, "pointer": pointer, "steps": mutable["steps"] + 1}
         return (losses * weight).sum(), (mutable, {"top1": (nearest * weight).sum()})
+
+    def _query(self, params, mutable, features, train):
+        """(unit vectors float32 [B, width], mutable with the projector's statistics updated where it trains)."""
+        known = encoding.variables(params, mutable, "projector")
+        if not train or "projector" not in mutable:
+            return self.projector.apply(known, features), mutable
+        query, updated = self.projector.apply(known, features, True, mutable=["batch_stats"])
+        return query, {**mutable, "projector": updated["batch_stats"]}
 
     def _view(self, images, rng):
         """uint8 [B, H, W, 3] -> augmented and normalised."""
