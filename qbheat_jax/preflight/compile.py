@@ -1,0 +1,112 @@
+"""The real train step, compiled ahead of time from shapes alone: no array is made, no device of the target is needed."""
+
+import dataclasses
+import logging
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import optax
+
+from qbheat_jax import loop, objectives, optim, rng, sharding, state, trees
+from qbheat_jax.errors import UserError
+
+log = logging.getLogger("qbheat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A config's train step on a mesh, not yet traced. `state` and `batch` are trees of shapes with their shardings."""
+
+    config: Any
+    mesh: Any
+    function: Any
+    state: Any
+    batch: Any
+
+    @property
+    def parameters(self):
+        return trees.count(self.state.params)
+
+    def state_bytes(self):
+        """What one device keeps of the state: parameters, optimizer, averages, statistics."""
+        return _local_bytes(self.state)
+
+    def argument_bytes(self):
+        """State and batch together, what one device is given for a step."""
+        return self.state_bytes() + _local_bytes(self.batch)
+
+    def trace(self):
+        return self.function.trace(self.state, self.batch)
+
+
+def _local_bytes(tree):
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def build(config, devices):
+    """The Step of a checked config on these devices. Raises UserError where they do not go together."""
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_batch(config.batch_size, mesh)
+    objective = objectives.build(config)
+    if getattr(objective, "head", ()) is None:
+        raise UserError(
+            f"config field head.classes={config.head.classes} is not accepted here: preflight opens no data, so it must "
+            "be told how many classes they have, such as --config.head.classes 1000"
+        )
+    # How long the run is does not change what a step does.
+    schedule = optax.warmup_cosine_decay_schedule(0.0, optim.peak_learning_rate(config), 1, 2)
+    optimizer = optim.adamw(config, schedule)
+    shapes = loop.batch_shapes(config, objectives.views(objective))
+    abstract = state.abstract(objective, optimizer, shapes, config.ema)
+    shardings = sharding.shardings(abstract, mesh)
+    function = state.train_step(objective, optimizer, rng.root(config.seed), shardings, mesh, config.ema)
+    batches = jax.sharding.NamedSharding(mesh, sharding.BATCH)
+    return Step(
+        config,
+        mesh,
+        function,
+        jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings),
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batches), shapes),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a step: `program` is None where it refused it, for `reason`."""
+
+    program: Any
+    reason: str
+    seconds: float
+
+
+def compile(traced):
+    """Compiles a traced step. A program that is too large for the chip is a result; other errors are raised."""
+    started = time.perf_counter()
+    lowered = traced.lower()
+    try:
+        program, reason = lowered.compile(), ""
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        program, reason = None, refusal(str(error))
+    return Compiled(program, reason, time.perf_counter() - started)
+
+
+def refusal(text):
+    """The compiler's account of what does not fit, on one line with its sizes.
+
+    >>> refusal("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.2G of 15.75G hbm.\\n\\nProgram: ...")
+    'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.2G of 15.75G hbm.'
+    """
+    return re.split(r"\n\s*\n|\n(?=Total|Program|Largest)", text.strip())[0].replace("\n", " ")
+
+
+def memory(program):
+    """What the compiler says of one device's memory, {name: bytes}."""
+    figures = program.memory_analysis()
+    names = ("argument", "output", "alias", "temp", "generated_code")
+    return {name: getattr(figures, f"{name}_size_in_bytes") for name in names}
