@@ -115,6 +115,19 @@ def finetune(arguments, overrides):
     print(json.dumps(result))
 
 
+def compare(arguments, overrides):
+    from qbheat_jax import compare
+
+    result = compare.run(compare.read(arguments.config, overrides), arguments.workdir)
+    print(compare.text(result))
+    failed = [cell["path"] for cell in result["cells"] if cell["state"] == "failed"]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(result['cells'])} cells failed, {failed[0]} first; the same command tries them again",
+            exit_code=RUN_FAILED,
+        )
+
+
 def port(arguments, overrides):
     from qbheat_jax import port
 
@@ -213,6 +226,10 @@ def _parser():
         "--init", required=True, nargs="+", metavar="INIT", help="a run's DIR, random, pixels, histogram"
     )
     command.add_argument("--workdir", required=True, metavar="DIR", help="where result.json goes")
+
+    command = add(compare, f"pre-train and probe several methods for several seeds, and put them in one table; overrides: --config.seeds, all.KEY, probe.KEY, methods.NAME.KEY")
+    command.add_argument("--config", required=True, metavar="FILE", help="a comparison, such as configs/compare/photos.py")
+    command.add_argument("--workdir", required=True, metavar="DIR", help="where runs, table and page go")
 
     command = add(finetune, f"train encoder and classifier from end to end and test them; {overriding}")
     command.add_argument("--config", required=True, metavar="FILE", help="a recipe")

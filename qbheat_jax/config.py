@@ -25,6 +25,11 @@ from qbheat_jax.errors import UserError
 
 UNITS = ("epochs", "examples", "percent")
 _LENGTHS = ("total_steps", "total_epochs")
+# What may differ when an interrupted run goes on: how it is watched, and where it is computed.
+RESUMABLE = (
+    "log_every", "eval_every", "checkpoint_every", "keep", "mesh.", "data.workers", "data.prefetch",
+    "data.max_bad_fraction", "data.tfds_dir", "data.cache_gib",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +166,9 @@ PRETRAIN = {
     "keep": Field(3, "checkpoints kept", _POSITIVE),
 }
 
+# The fields by which a run and a probe of it name the same images and the same encoder.
+SHARED = (*_DATA, *_ENCODER, "image_size")
+
 _CROPS = {name: PRETRAIN[name] for name in ("data.crop_scale", "data.crop_ratio", "data.flip")}
 _FEW = {
     "data.fraction": Field(
@@ -269,18 +277,24 @@ CLASSIFIER = {
 
 def load(path, overrides=(), fields=PRETRAIN):
     """Config file and `(key, text)` overrides from the command line -> a checked, locked ConfigDict."""
-    given = flatten(_get_config(path))
-    for key, text in overrides:
-        field, base = _lookup(key, fields)
-        value = _parse(text, field)
-        # What the file says of the same thing in another unit gives way to the command line.
-        rivals = {base, *(f"{base}_{unit}" for unit in UNITS)} if fields.get(base, field).duration else set()
+    return resolve(merge(flatten(read(path)), parse(overrides, fields), fields), fields)
+
+
+def parse(overrides, fields=PRETRAIN):
+    """`(key, text)` pairs -> {key: value of the field's type}."""
+    return {key: _parse(text, _lookup(key, fields)[0]) for key, text in overrides}
+
+
+def merge(given, more, fields=PRETRAIN):
+    """{dotted key: value} of `more` over those of `given`, which gives way where it says the same in another unit."""
+    rivals = set()
+    for key, value in more.items():
+        _, base = _lookup(key, fields)
+        if fields[base].duration:
+            rivals |= {base, *(f"{base}_{unit}" for unit in UNITS)}
         if key in _LENGTHS and value is not None:
-            rivals = set(_LENGTHS)
-        named = {name for name, _ in overrides}
-        given = {k: v for k, v in given.items() if k not in rivals - named}
-        given[key] = value
-    return resolve(given, fields)
+            rivals |= set(_LENGTHS)
+    return {key: value for key, value in given.items() if key not in rivals} | more
 
 
 def resolve(given, fields=PRETRAIN):
@@ -344,7 +358,18 @@ def from_json(text, fields=None):
         raise UserError(f"config.json is not a config: {error}") from error
 
 
-def _get_config(path):
+def differing(saved, config, fields=None):
+    """Where a saved config (dict) differs from a config in more than how it is watched -> [(key, saved, now), ...]."""
+    # Both as JSON gives them back: a saved list was a tuple.
+    old, new = flatten(saved), flatten(json.loads(to_json(config)))
+    # A field that is newer than what was saved had its default then.
+    defaults = {name: field.default for name, field in (fields or table(new)).items()}
+    old = json.loads(json.dumps(defaults)) | old
+    return [(k, old.get(k), new[k]) for k in new if not k.startswith(RESUMABLE) and new[k] != old.get(k)]
+
+
+def read(path):
+    """What get_config() of a python file returns, as a dict. Raises UserError, whatever is wrong with the file."""
     if not os.path.isfile(path):
         raise UserError(f"--config {path}: there is no such file")
     spec = importlib.util.spec_from_file_location("_qbheat_config", path)

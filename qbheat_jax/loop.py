@@ -1,7 +1,6 @@
 """The one training loop: mesh, data, model, shard, restore, step, log, evaluate, save."""
 
 import collections
-import json
 import logging
 import math
 import time
@@ -12,19 +11,13 @@ from etils import epath
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import data as data_lib
-from qbheat_jax import metrics, objectives, optim, quarters, rng, sharding, trees
+from qbheat_jax import flops, metrics, objectives, optim, quarters, rng, sharding, trees
 from qbheat_jax import state as state_lib
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
-
-# What may differ when an interrupted run goes on: how it is watched, and where it is computed.
-RESUMABLE = (
-    "log_every", "eval_every", "checkpoint_every", "keep", "mesh.", "data.workers", "data.prefetch",
-    "data.max_bad_fraction", "data.tfds_dir", "data.cache_gib",
-)  # fmt: skip
 
 
 def train(config, workdir, objective, source, evaluators=(), start=None, factors=None):
@@ -33,7 +26,8 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
     start: variables {"params": {part: ...}, "batch_stats": ...} that a new run's parts begin with instead of random ones.
     factors: as of `optim.adamw`.
     evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
-    Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second"} and the last evaluation's figures.
+    Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second", "gflops_per_image"} and the last
+    evaluation's figures.
     Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1).
     """
     workdir, started = epath.Path(workdir), time.perf_counter()
@@ -56,6 +50,7 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
     shapes = batch_shapes(config, objectives.views(objective))
     state, shardings = state_lib.create(objective, optimizer, shapes, key, mesh, config.ema)
     step_fn = state_lib.train_step(objective, optimizer, key, shardings, mesh, config.ema)
+    gflops = flops.count(step_fn.trace(state, shapes).jaxpr) / config.batch_size / 1e9  # the first step takes this trace
 
     # Restore
     step, position = 0, 0
@@ -113,7 +108,8 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
     bad.check()
     seconds = time.perf_counter() - started
     run = {"step": step, "steps_run": step - begin, "skipped_files": bad.count, "seconds": seconds}
-    return {**run, "images_per_second": (step - begin) * config.batch_size / seconds, **evaluated}
+    rates = {"images_per_second": (step - begin) * config.batch_size / seconds, "gflops_per_image": gflops}
+    return {**run, **rates, **evaluated}
 
 
 def batch_shapes(config, views=1):
@@ -134,13 +130,9 @@ def claim(workdir, config, saved=None):
     its config is simply replaced.
     """
     if saved is not None:
-        # Both as JSON gives them back: a saved list was a tuple.
-        old, new = config_lib.flatten(saved), config_lib.flatten(json.loads(config_lib.to_json(config)))
-        # A field that is newer than the run had its default then.
-        old = json.loads(json.dumps({name: f.default for name, f in config_lib.table(new).items()})) | old
-        differ = [k for k in new if not k.startswith(RESUMABLE) and new[k] != old.get(k)]
+        differ = config_lib.differing(saved, config)
         if differ:
-            words = ", ".join(f"{k}={old.get(k)!r} (now {new[k]!r})" for k in differ[:5])
+            words = ", ".join(f"{key}={old!r} (now {new!r})" for key, old, new in differ[:5])
             raise UserError(
                 f"--workdir {workdir} holds another run, with {words}: take another --workdir, or that config"
             )

@@ -20,20 +20,7 @@ def run(config, workdir):
 
     Everything that can be wrong with config or data is found before anything is compiled.
     """
-    objective = objectives.build(config)
-    source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
-    if config.data.split not in source.splits:
-        raise UserError(
-            f"config field data.split={config.data.split!r} is not accepted: {source.spec} has {', '.join(source.splits)}"
-        )
-    if source.splits[config.data.split] < config.batch_size:
-        raise UserError(
-            f"data.source={source.spec!r} has {source.splits[config.data.split]} images in {config.data.split}, fewer "
-            f"than batch_size={config.batch_size}: give more images or a smaller batch_size"
-        )
-    if config.objective == "supervised":
-        config = with_classes(config, source)
-        objective = objectives.build(config)
+    config, objective, source = prepare(config)
     start = starting_encoder(config) if config.init else None
     if start is not None and hasattr(objective, "started"):
         start = objective.started(start)
@@ -48,6 +35,25 @@ def run(config, workdir):
     if jax.process_index() == 0:
         path.write_text(json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def prepare(config):
+    """(the config with what only the data tell, its objective, its source). Raises UserError where they do not fit."""
+    objective = objectives.build(config)
+    source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
+    if config.data.split not in source.splits:
+        raise UserError(
+            f"config field data.split={config.data.split!r} is not accepted: {source.spec} has {', '.join(source.splits)}"
+        )
+    if source.splits[config.data.split] < config.batch_size:
+        raise UserError(
+            f"data.source={source.spec!r} has {source.splits[config.data.split]} images in {config.data.split}, fewer "
+            f"than batch_size={config.batch_size}: give more images or a smaller batch_size"
+        )
+    if config.objective == "supervised":
+        config = with_classes(config, source)
+        objective = objectives.build(config)
+    return config, objective, source
 
 
 def with_classes(config, source):

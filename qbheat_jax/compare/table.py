@@ -1,0 +1,253 @@
+"""The figures of a comparison: gathered from the folders of its cells, as result.json, as Markdown, and as plain text."""
+
+import datetime
+import json
+import logging
+import os
+import platform
+import shlex
+import statistics
+import sys
+
+import jax
+
+import qbheat_jax
+from qbheat_jax import metrics
+from qbheat_jax.compare import cells
+from qbheat_jax.errors import UserError
+from qbheat_jax.report.words import NONE, number
+
+log = logging.getLogger("qbheat")
+
+
+def gather(plan, workdir, failures):
+    """All that there is -> the dict of result.json.
+
+    failures: {path of a cell: reason}. `methods` has, by name and in the order of the table, `probes` {name: {"mean",
+    "std" (sample), "seeds": {seed: top-1}, "failed": [seed]}}, `ahead_of_random` likewise, `examples` and `epochs` that it
+    was given, `seconds` and `images_per_second` (means over the seeds), `gflops_per_image`, `pflops` of the whole
+    pre-training, and `failed`. What is not there yet is None. `cells` has every one of them by itself.
+    """
+    found = [_cell(cell, cells.result(cell, workdir), workdir, failures) for cell in plan.cells()]
+    random = _probes([c for c in found if c["method"] == "random"])
+    methods = {m.name: _method(m, [c for c in found if c["method"] == m.name], random) for m in plan.methods}
+    return {
+        "config": plan.path,
+        "workdir": str(workdir),
+        "command": shlex.join(["qbheat", *sys.argv[1:]]),
+        "written": datetime.datetime.now().isoformat(" ", "minutes"),
+        "machine": _machine(),
+        "data": next(iter(plan.probes.values())).data.source,
+        "seeds": list(plan.seeds),
+        "probes": {name: config.protocol for name, config in plan.probes.items()},
+        "finished": all(cell["state"] == "done" for cell in found),
+        "warnings": warnings(plan),
+        "methods": methods,
+        "cells": found,
+    }
+
+
+def warnings(plan):
+    """What a reader of the table must know: sentences."""
+    given = {m.name: m.examples for m in plan.methods if m.config is not None}
+    if len(set(given.values())) < 2:
+        return []
+    words = ", ".join(f"{name} {number(count)}" for name, count in given.items())
+    return [f"the methods are not given the same number of images: {words}"]
+
+
+def failed(result):
+    """The cells that failed."""
+    return [cell for cell in result["cells"] if cell["state"] == "failed"]
+
+
+def write(result, workdir):
+    """WORKDIR/table.md and result.json, each whole at any time."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name, content in (("table.md", markdown(result)), ("result.json", json.dumps(result, indent=2) + "\n")):
+            part = workdir / f".{name}.part"
+            part.write_text(content)
+            part.replace(workdir / name)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
+
+
+def _cell(cell, found, workdir, failures):
+    """One entry of `cells`."""
+    entry = {"method": cell.method.name, "seed": cell.seed, "probe": cell.probe or None, "path": cell.path}
+    if found is None:
+        if cell.path in failures:
+            return {**entry, "state": "failed", "reason": failures[cell.path]}
+        return {**entry, "state": "not run" if cell.encoder in failures else "waiting"}
+    if cell.probe:
+        return {**entry, "state": "done", **{key: found[key] for key in ("top1", "top5", "n", "chance", "seconds")}}
+    # A run that was stopped and went on has the seconds since its last start alone: at that speed, the whole took this.
+    run, rate = found["steps_run"], found["images_per_second"]
+    seconds = cell.method.examples / rate if run else None
+    rates = [line["train/images_per_second"] for line in metrics.read(workdir / cell.path) if "train/images_per_second" in line]
+    return {
+        **entry,
+        "state": "done",
+        "seconds": seconds,
+        "interrupted": run < cell.method.steps,
+        "images_per_second": statistics.median(rates) if rates else rate,
+        "gflops_per_image": found.get("gflops_per_image"),
+    }
+
+
+def _method(method, found, random):
+    runs = [cell for cell in found if not cell["probe"] and cell["state"] == "done"]
+    gflops = next((cell["gflops_per_image"] for cell in runs), None)
+    probes = _probes(found)
+    return {
+        "trained": method.config is not None,
+        "objective": method.config.objective if method.config is not None else None,
+        "differs": method.own,
+        "examples": method.examples,
+        "epochs": method.epochs,
+        "probes": probes,
+        "ahead_of_random": _ahead(probes, random) if method.config is not None else {},
+        "seconds": _mean(cell["seconds"] for cell in runs),
+        "images_per_second": _mean(cell["images_per_second"] for cell in runs),
+        "gflops_per_image": gflops,
+        "pflops": gflops and gflops * method.examples / 1e6,
+        "failed": [cell for cell in found if cell["state"] == "failed"],
+    }
+
+
+def _probes(found):
+    probes = {}
+    for cell in found:
+        if cell["probe"]:
+            top1, lost = probes.setdefault(cell["probe"], ({}, []))
+            if cell["state"] == "done":
+                top1[str(cell["seed"])] = cell["top1"]
+            elif cell["state"] != "waiting":
+                lost.append(str(cell["seed"]))
+    return {name: {**_spread(top1), "failed": lost} for name, (top1, lost) in probes.items()}
+
+
+def _ahead(probes, random):
+    """Seed by seed, so that what a seed makes easy or hard for both falls out."""
+    ahead = {}
+    for name in probes:
+        ours, theirs = probes[name]["seeds"], random.get(name, {}).get("seeds", {})
+        ahead[name] = _spread({seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs})
+    return ahead if random else {}
+
+
+def _spread(values):
+    numbers = list(values.values())
+    return {
+        "mean": statistics.fmean(numbers) if numbers else None,
+        "std": statistics.stdev(numbers) if len(numbers) > 1 else None,
+        "seeds": values,
+    }
+
+
+def _mean(values):
+    values = [value for value in values if value is not None]
+    return statistics.fmean(values) if values else None
+
+
+def _machine():
+    devices = jax.devices()
+    return {
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "qbheat_jax": qbheat_jax.__version__,
+    }
+
+
+# --- As text ---------------------------------------------------------------------------------------------------------
+
+
+def text(result):
+    """The table for a terminal."""
+    return _page(result, _aligned, str)
+
+
+def markdown(result):
+    """The table as Markdown, the best of each probe among the trained methods in bold."""
+    return _page(result, _piped, "**{}**".format) + "\n"
+
+
+def _page(result, table, bold):
+    parts = [f"Top-1 on test images of {result['data']}, {_seeds_in_words(result['seeds'])}.", table(_rows(result, bold))]
+    ahead = _ahead_rows(result)
+    if len(ahead) > 1:
+        parts += ["Ahead of the same encoder untrained, seed by seed:", table(ahead)]
+    parts += [f"Warning: {line}." for line in result["warnings"]]
+    parts += [f"Failed: {cell['path']}: {cell['reason']}" for cell in failed(result)]
+    return "\n\n".join(parts)
+
+
+def _seeds_in_words(seeds):
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return f"mean ± sample standard deviation over the seeds {', '.join(map(str, seeds))}"
+
+
+def _rows(result, bold):
+    rows = [("method", *result["probes"], "epochs", "train s", "images/s", "GFLOPs/image", "PFLOPs")]
+    best = best_means(result)
+    for name, method in result["methods"].items():
+        scores = []
+        for probe in result["probes"]:
+            entry = method["probes"].get(probe)
+            score = _score(entry)
+            leads = method["trained"] and entry["mean"] is not None and entry["mean"] == best[probe]
+            scores.append(bold(score) if leads else score)
+        length = number(method["epochs"]) if method["trained"] else "-"
+        costs = (number(method[key]) for key in ("seconds", "images_per_second", "gflops_per_image", "pflops"))
+        rows.append((name, *scores, length, *(cost if cost != NONE else "-" for cost in costs)))
+    return rows
+
+
+def best_means(result):
+    """{probe: the best mean among the trained methods, None before there is one}."""
+    means = {
+        probe: [m["probes"][probe]["mean"] for m in result["methods"].values() if m["trained"]] for probe in result["probes"]
+    }
+    return {probe: max((v for v in values if v is not None), default=None) for probe, values in means.items()}
+
+
+def _ahead_rows(result):
+    rows = [("method", *result["probes"])]
+    for name, method in result["methods"].items():
+        if any(entry["seeds"] for entry in method["ahead_of_random"].values()):
+            rows.append((name, *(_each(method["ahead_of_random"][probe]) for probe in result["probes"])))
+    return rows
+
+
+def _score(entry):
+    """One cell of the table: 0.891 ± 0.008; failed; - for what is not there or not to be."""
+    if entry is None:
+        return "-"
+    lost = len(entry["failed"])
+    if entry["mean"] is None:
+        return "failed" if lost else "-"
+    spread = f" ± {entry['std']:.3f}" if entry["std"] is not None else ""
+    return f"{entry['mean']:.3f}{spread}" + (f" ({lost} failed)" if lost else "")
+
+
+def _each(entry):
+    if entry["mean"] is None:
+        return "-"
+    if entry["std"] is None:
+        return f"{entry['mean']:+.3f}"
+    return f"{entry['mean']:+.3f} ± {entry['std']:.3f} ({', '.join(f'{v:+.3f}' for v in entry['seeds'].values())})"
+
+
+def _aligned(rows):
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _piped(rows):
+    rows = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
