@@ -38,6 +38,7 @@ def count(jaxpr):
 
 
 def operations(equation):
+    """Operations of one equation of a jaxpr, as `count` counts them -> int."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]

@@ -1,9 +1,9 @@
 """Preflight: a config's real train step, compiled by the target's own compiler before a chip is rented."""
 
+import importlib.metadata
 import json
 import logging
 
-import jax
 from etils import epath
 
 from qbheat_jax import config as config_lib
@@ -67,12 +67,17 @@ def check(config, where, devices, name="config"):
         "not_known": _NOT_KNOWN.get(where.kind, "" if where.tpu else _NOT_KNOWN["gpu"]),
         "warnings": advice.of_step(step, traced, by_type),
     }
-    figures = {"arithmetic": product_flops / len(devices)}
+    figures, module = {"arithmetic": product_flops / len(devices)}, None
     if where.tpu or where.kind == "cpu":
-        figures |= _compiled(result, traced, where, len(devices))
+        module = _compile(result, traced, where, len(devices))
+    if where.tpu and module:
+        figures["bytes_accessed"] = result["bytes_accessed"]
+        figures["sent"] = sum(c["sent"] for c in result["collectives"].values())
     if where.chip and result["fits"] is not False:
         result["floors"] = bounds.floors(where.chip, **figures)
         result["bounds"] = bounds.upper(result["floors"], config.batch_size / where.chips)
+    if module:
+        result["warnings"] += advice.of_program(module, result["floors"] or {})
     return result
 
 
@@ -82,38 +87,32 @@ _NOT_KNOWN = {
 }
 
 
-def _compiled(result, traced, where, devices):
-    """Compiles, adds what is found to the result -> the figures of it that `bounds.floors` takes."""
+def _compile(result, traced, where, devices):
+    """Compiles and adds what is found to the result -> the program's hlo.Module, None where it was refused."""
     log.info("compiling for %s, which takes minutes for a large model", where.name)
     done = compile.compile(traced)
     result["compile_seconds"], result["compiler"] = done.seconds, _compiler(where)
     result["fits"], result["reason"] = (done.program is not None) if where.tpu else None, done.reason
     if done.program is None:
-        return {}
+        return None
     result["memory"] = compile.memory(done.program)
     module = hlo.Module(done.program.as_text(), devices)
-    collectives = module.collectives()
     result["collectives"] = {
-        kind: {"count": c.count, "bytes": c.bytes, "sent": round(c.sent)} for kind, c in collectives.items()
+        kind: {"count": c.count, "bytes": c.bytes, "sent": round(c.sent)} for kind, c in module.collectives().items()
     }
-    figures = {}
     if where.tpu:
         moved, padding = module.traffic()
         result["bytes_accessed"], result["bytes_padding"] = moved - padding, padding
         result["bytes_counted"] = "counted on the compiled HLO, loops as often as they run"
-        figures = {"bytes_accessed": moved - padding, "sent": sum(c.sent for c in collectives.values())}
-    floors = bounds.floors(where.chip, arithmetic=0.0, **figures) if where.chip else {}
-    floors["arithmetic"] = result["product_flops"] / devices * where.chip.devices / where.chip.flops if where.chip else 0.0
-    result["warnings"] += advice.of_program(module, collectives, floors)
-    return figures
+    return module
 
 
 def _compiler(where):
-    import importlib.metadata
-
-    if where.tpu:
-        return f"libtpu {importlib.metadata.version('libtpu')}"
-    return f"jaxlib {importlib.metadata.version('jaxlib')}"
+    package = "libtpu" if where.tpu else "jaxlib"
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:  # TPU_LIBRARY_PATH names one that pip knows nothing of
+        return package
 
 
 def _hbm(where):

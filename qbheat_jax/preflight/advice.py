@@ -5,6 +5,8 @@ import jax
 from qbheat_jax import sharding, trees
 
 MIB = 2**20
+LEAST_MOVED = 64 * MIB  # of a device and step; what is below it costs nothing that would show
+LEAST_WAIT = 1e-4  # seconds
 
 
 def of_step(step, traced, products):
@@ -16,10 +18,10 @@ def of_step(step, traced, products):
     ]
 
 
-def of_program(module, collectives, floors):
-    """Of a compiled step. module: hlo.Module; collectives: {kind: Collective}; floors: of `bounds.floors`, or empty."""
+def of_program(module, floors):
+    """Of a compiled step. module: hlo.Module; floors: of `bounds.floors`, or empty."""
     return [
-        *filter(None, (_padding(module), _dominant(module, collectives, floors), _parameters_at_once(module))),
+        *filter(None, (_padding(module), _dominant(module, floors), _parameters_at_once(module))),
         *_loops(module),
     ]
 
@@ -69,7 +71,7 @@ def _few(step):
 def _padding(module):
     moved, padding = module.traffic()
     found = module.most_padded()
-    if moved and padding > 0.15 * moved and found:
+    if moved > LEAST_MOVED and padding > 0.15 * moved and found:
         array, where = found
         return (
             f"{padding / moved:.0%} of what is moved in HBM fills up tiles; the worst is {array.dtype}"
@@ -77,16 +79,17 @@ def _padding(module):
         )
 
 
-def _dominant(module, collectives, floors):
+def _dominant(module, floors):
     wait, others = floors.get("interconnect", 0.0), [v for k, v in floors.items() if k != "interconnect"]
-    if not wait or wait < 0.5 * max(others):
+    if wait < LEAST_WAIT or wait < 0.5 * max(others):
         return None
+    collectives = module.collectives()
     kind, most = max(collectives.items(), key=lambda item: item[1].sent)
     share = most.sent / sum(c.sent for c in collectives.values())
     largest = max((c for c in module.each_collective() if c[1] == kind), key=lambda c: c[2].sent)
     return (
         f"the interconnect needs {wait * 1e3:.1f} ms a step, against {max(others) * 1e3:.1f} ms for the rest: {kind} sends "
-        f"{share:.0%} of it, most of it{_at(largest[0]) or ' in one place'}"
+        f"{share:.0%} of it, the largest{_at(largest[0])}"
     )
 
 
@@ -94,7 +97,7 @@ def _parameters_at_once(module):
     gathers = [c for c in module.each_collective() if c[1] == "all-gather"]
     total = sum(c[2].bytes for c in gathers)
     largest = max(gathers, key=lambda c: c[2].bytes, default=None)
-    if largest and len(gathers) > 1 and largest[2].bytes > 0.5 * total and largest[2].bytes > 64 * MIB:
+    if largest and len(gathers) > 1 and largest[2].bytes > 0.5 * total and largest[2].bytes > LEAST_MOVED:
         return (
             f"one all-gather brings {largest[2].bytes / MIB:.0f} MiB of {total / MIB:.0f}{_at(largest[0])}: what it gathers "
             "is in memory at once"

@@ -82,11 +82,16 @@ def prepare(topology):
             f"--topology {topology.name} needs the TPU's compiler, libtpu, which is not installed: pip install "
             "'qbheat_jax[tpu]' (on Linux; no TPU is needed)"
         )
-    # What libtpu would ask of a TPU's host, and complains of elsewhere.
+    # What libtpu would ask of a TPU's host, and complains of elsewhere. Its lock keeps two processes off one TPU, which is
+    # not used here: two preflights may run at once.
     for variable, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"), ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
-        ("TPU_MIN_LOG_LEVEL", "3"), ("TPU_STDERR_LOG_LEVEL", "3"),
-    ):  # fmt: skip
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+    ):
         os.environ.setdefault(variable, value)
     try:
         jax.config.update("jax_platforms", "cpu")
