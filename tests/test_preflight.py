@@ -259,7 +259,7 @@ def test_a_gpu_has_a_floor_of_arithmetic_alone(small_config):
         ("v5e:32x32", {}, ["1024 chips", "more than 256"]),
         ("cpu:8", {"batch_size": "12"}, ["batch_size=12", "multiple of", "8"]),
         ("cpu:8", {"mesh.data": "16"}, ["mesh.data=16", "8 devices"]),
-        ("h100:8", {"image_size": "131072", "encoder.name": "pebble"}, ["GiB", "thinkable"]),
+        ("h100:8", {"image_size": "131072", "encoder.name": "pebble"}, ["GiB", "smaller batch_size"]),
         ("h100:8", {"decoder.width": "262144", "encoder.name": "pebble"}, ["GiB", "mesh.fsdp"]),
         ("cpu:8", {"objective": "supervised"}, ["head.classes", "--config.head.classes 1000"]),
         ("cpu:8", {"batch_sise": "8"}, ["did you mean batch_size"]),

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import logging
+import math
 
 from etils import epath
 
@@ -122,28 +123,9 @@ def _hbm(where):
 def build(config, where, devices):
     """The step of a config on a topology; UserError names the topology and says what would work."""
     try:
-        step = compile.build(config, devices)
+        return compile.build(config, devices, _hbm(where) or math.inf)
     except UserError as error:
         raise UserError(f"--topology {where.name}: {error}") from error
-    needs, has = step.argument_bytes(), _hbm(where)
-    if has and needs > has:
-        state = step.state_bytes()
-        what = (
-            "split it over more devices with mesh.fsdp, or take a smaller model or larger chips"
-            if state > has
-            else f"its images alone are too many: at most {_images(step, has)} a device are thinkable"
-        )
-        raise UserError(
-            f"--topology {where.name}: a device would need {needs / 2**30:.1f} GiB for state ({state / 2**30:.1f}) and batch "
-            f"before it computes anything, and has {has / 2**30:.0f}: {what}"
-        )
-    return step
-
-
-def _images(step, has):
-    batch, state = step.argument_bytes() - step.state_bytes(), step.state_bytes()
-    local = step.config.batch_size // (step.mesh.shape["data"] * step.mesh.shape["fsdp"])
-    return int((has - state) / (batch / local))
 
 
 def _without_recomputing(step, traced, devices):
@@ -172,8 +154,9 @@ def _search(config, where, devices, name):
 
     if not where.tpu:
         raise UserError(f"--find-batch asks a TPU's compiler, and --topology is {where.name}: take one such as v5e:4x4")
-    build(config, where, devices)  # what is wrong with the config itself is said at once
-    every = len(devices) * config.get("accumulate", 1) * config.get("bn_groups", 1)
+    shape = build(config, where, devices).mesh.shape  # what is wrong with the config itself is said at once
+    parts, groups = config.get("accumulate", 1), config.get("bn_groups", 1)
+    every = math.lcm(shape["data"] * shape["fsdp"] * parts, parts * groups)
     best = search.largest(fits, max(every, config.batch_size // every * every), every)
     if not best:
         raise UserError(

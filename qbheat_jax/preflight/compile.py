@@ -13,6 +13,8 @@ import optax
 from qbheat_jax import loop, objectives, optim, rng, sharding, state, trees
 from qbheat_jax.errors import UserError
 
+GIB = 2**30
+
 log = logging.getLogger("qbheat")
 
 
@@ -47,8 +49,11 @@ def _local_bytes(tree):
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def build(config, devices):
-    """The Step of a checked config on these devices. Raises UserError where they do not go together."""
+def build(config, devices, room=math.inf):
+    """The Step of a checked config on these devices, each with `room` bytes of memory.
+
+    Raises UserError where they do not go together, or where not even what a device is given for a step has room.
+    """
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.batch_size, mesh)
     objective = objectives.build(config)
@@ -57,20 +62,32 @@ def build(config, devices):
             f"config field head.classes={config.head.classes} is not accepted here: preflight opens no data, so it must "
             "be told how many classes they have, such as --config.head.classes 1000"
         )
+    shapes = loop.batch_shapes(config, objectives.views(objective))
+    batches = jax.sharding.NamedSharding(mesh, sharding.BATCH)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batches), shapes)
+    _check_room(0, _local_bytes(batch), room)  # first, since the position code of too large an image is large itself
     # How long the run is does not change what a step does.
     schedule = optax.warmup_cosine_decay_schedule(0.0, optim.peak_learning_rate(config), 1, 2)
     optimizer = optim.adamw(config, schedule)
-    shapes = loop.batch_shapes(config, objectives.views(objective))
     abstract = state.abstract(objective, optimizer, shapes, config.ema)
     shardings = sharding.shardings(abstract, mesh)
     function = state.train_step(objective, optimizer, rng.root(config.seed), shardings, mesh, config.ema)
-    batches = jax.sharding.NamedSharding(mesh, sharding.BATCH)
-    return Step(
-        config,
-        mesh,
-        function,
-        jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings),
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batches), shapes),
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    _check_room(_local_bytes(abstract), _local_bytes(batch), room)
+    return Step(config, mesh, function, abstract, batch)
+
+
+def _check_room(state, batch, room):
+    if state + batch <= room:
+        return
+    advice = (
+        "split it over more devices with mesh.fsdp, or take a smaller model or larger chips"
+        if state > batch
+        else "take a smaller batch_size or image_size, or more devices"
+    )
+    raise UserError(
+        f"before it computes anything a device would need {(state + batch) / GIB:.1f} GiB, {state / GIB:.1f} for state and "
+        f"{batch / GIB:.1f} for images, and has {room / GIB:.0f}: {advice}"
     )
 
 

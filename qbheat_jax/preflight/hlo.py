@@ -1,7 +1,8 @@
 """What a compiled program moves, read off its HLO text: collectives by kind, and bytes to and from HBM.
 
-XLA's own `cost_analysis` counts the body of a loop once; here it counts as often as the loop runs. All figures are of one
-device and one step.
+XLA's own `cost_analysis` counts the body of a loop once, and what never leaves the core like what does; here a body counts
+as often as the loop runs (all branches of a conditional once), and bytes count in HBM alone. All figures are of one device
+and one step.
 """
 
 import collections
@@ -278,6 +279,8 @@ class Module:
         if instruction.opcode == "dynamic-update-slice":
             return _of(computation, instruction.operands[1])
         if instruction.opcode.endswith("-start"):  # (operand, result, ...), of a copy (result, operand, ...)
+            if instruction.opcode == "all-reduce-start":  # that one alone has its result's type
+                return instruction.arrays
             return instruction.arrays[:1] if instruction.opcode == "copy-start" else instruction.arrays[1:2]
         if instruction.opcode == "fusion":
             inner = self._inner(instruction)
