@@ -15,6 +15,7 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu, the TPU's compiler, is not installed (its wheels are for Linux on x86-64): pip install 'qbheat_jax[tpu]'",
 )
+V5E = topology.parse("v5e:2x4")
 VIT = {"encoder.name": "vit_micro", "dtype": "bfloat16"}
 
 
@@ -71,7 +72,7 @@ def test_fsdp_splits_the_state(small_config):
     )
     assert whole.parameters == split.parameters
     assert split.state_bytes() < 0.25 * whole.state_bytes()
-    assert not any("whole on every device" in line for line in advice.of_step(split, split.trace(), {"bfloat16": 1}))
+    assert not any("whole on every device" in line for line in advice.of_step(split, split.trace(), {"bfloat16": 1}, V5E))
 
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
@@ -291,14 +292,13 @@ def test_find_batch_is_a_tpus(small_config_file, capsys):
 
 def test_find_batch_reports_what_it_tried(small_config, monkeypatch):
     """The compiler's place is taken by a limit, so that only the search is tested."""
-    where = topology.Topology("v5e:2x4", "v5e", (2, 4), chips.CHIPS["v5e"])
 
     def check(config, *_):
         fits = config.batch_size <= 100
         return {"batch_size": config.batch_size, "fits": fits, "reason": "" if fits else "too large", "compile_seconds": 1.0}
 
     monkeypatch.setattr(preflight, "check", check)
-    got = preflight._search(small_config({"encoder.name": "pebble"}), where, jax.devices(), "small.py")
+    got = preflight._search(small_config({"encoder.name": "pebble"}), V5E, jax.devices(), "small.py")
     assert 88 <= got["batch_size"] <= 100 and got["batch_size"] % 8 == 0
     assert [row["fits"] for row in got["search"] if row["batch_size"] > 100] and got["search"][0]["batch_size"] == 16
 
@@ -314,13 +314,14 @@ def test_the_result_is_printed_and_written(small_config_file, tmp_path, capsys):
 def test_a_step_that_changes_its_state_is_warned_of(small_config):
     step = compile.build(small_config({"encoder.name": "pebble"}), jax.devices())
     traced = step.trace()
-    assert not any("compiled again" in line for line in advice.of_step(step, traced, {"bfloat16": 1}))
+    assert not any("compiled again" in line for line in advice.of_step(step, traced, {"bfloat16": 1}, V5E))
 
     class Changed:
         out_info = (jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "float16"), step.state),)
 
-    assert any("compiled again" in line for line in advice.of_step(step, Changed, {"bfloat16": 1}))
-    assert any("float32" in line for line in advice.of_step(step, traced, {"float32": 1}))
+    assert any("compiled again" in line for line in advice.of_step(step, Changed, {"bfloat16": 1}, V5E))
+    assert any("float32" in line for line in advice.of_step(step, traced, {"float32": 1}, V5E))
+    assert advice.of_step(step, traced, {"float32": 1}, topology.parse("cpu:8")) == []
 
 
 def test_topology_errors_are_user_errors():

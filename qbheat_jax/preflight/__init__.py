@@ -66,7 +66,7 @@ def check(config, where, devices, name="config"):
         **dict.fromkeys(("fits", "reason", "compile_seconds", "compiler", "memory", "bytes_accessed", "bytes_padding")),
         **dict.fromkeys(("bytes_counted", "collectives", "floors", "bounds")),
         "not_known": _NOT_KNOWN.get(where.kind, "" if where.tpu else _NOT_KNOWN["gpu"]),
-        "warnings": advice.of_step(step, traced, by_type),
+        "warnings": advice.of_step(step, traced, by_type, where),
     }
     figures, module = {"arithmetic": product_flops / len(devices)}, None
     if where.tpu or where.kind == "cpu":

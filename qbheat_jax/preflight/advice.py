@@ -9,13 +9,14 @@ LEAST_MOVED = 64 * MIB  # of a device and step; what is below it costs nothing t
 LEAST_WAIT = 1e-4  # seconds
 
 
-def of_step(step, traced, products):
-    """Of a traced step, before it is compiled. products: {type: operations}."""
-    return [
-        line
-        for line in (_types(step, products), _whole(step), _recompiles(step, traced), _few(step))
-        if line
-    ]
+def of_step(step, traced, products, where):
+    """Of a traced step, before it is compiled. products: {type: operations}; where: topology.Topology."""
+    lines = [_whole(step), _recompiles(step, traced)]
+    if where.kind != "cpu":
+        lines.append(_types(step, products))
+    if where.tpu:
+        lines.append(_few(step))
+    return [line for line in lines if line]
 
 
 def of_program(module, floors):
