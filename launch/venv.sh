@@ -1,9 +1,10 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it, not run: `use_venv EXTRAS` goes to the root of the checkout, makes .venv where there
 # is none, installs the package with these extras where something changed since, and puts .venv/bin on the path.
 
 use_venv() {
   local extras=$1 python stamp state
-  cd "$(dirname "${BASH_SOURCE[0]}")/.."
+  cd "$(dirname "${BASH_SOURCE[0]}")/.." || return
   if [ ! -x .venv/bin/python ]; then
     for python in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
       if [ -n "$python" ] && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from qbheat_jax import trees
+from qbheat_jax import distributed, trees
 from qbheat_jax.errors import RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
@@ -126,6 +126,7 @@ class Checkpoints:
             if target.exists():
                 target.rmtree()
             (self.directory / str(step)).rename(target)
+        distributed.barrier("set aside")
         self._manager.reload()
 
 

@@ -1,6 +1,6 @@
 """The command line: parse, dispatch, exit code. `qbheat COMMAND ...` is `python -m qbheat_jax COMMAND ...`.
 
-Exit codes: 0 done, 1 the run failed, 2 the user's input is wrong. stdout carries results, stderr the log.
+Exit codes are those of errors.py. stdout carries results, stderr the log.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import re
 import sys
 
 from qbheat_jax import __version__
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
 
@@ -41,11 +41,18 @@ def main(argv=None):
             return _fail(
                 f"{str(error).splitlines()[0]} (try a smaller batch_size, or free memory and disk)", RUN_FAILED
             )
+        # What the machines that are left see when another one of the run is gone.
+        if re.search(r"UNAVAILABLE|DEADLINE_EXCEEDED|Gloo|closed by peer|heartbeat", str(error)):
+            return _fail(
+                f"another process of the run is gone ({str(error).splitlines()[0][:200]}): start all of them again, they go on "
+                "from the last checkpoint",
+                RUN_FAILED,
+            )
         raise
 
 
 def _fail(message, code):
-    print(f"qbheat: error: {message}", file=sys.stderr)
+    print(f"qbheat: {message}" if code == PREEMPTED else f"qbheat: error: {message}", file=sys.stderr)
     if os.environ.get("QBHEAT_DEBUG"):
         log.exception("traceback, because QBHEAT_DEBUG is set")
     return code
@@ -67,12 +74,13 @@ def split_overrides(argv):
 
 
 def pretrain(arguments, overrides):
-    from qbheat_jax import config, pretrain
+    from qbheat_jax import config, distributed, pretrain
 
+    distributed.start(arguments.coordinator, arguments.processes, arguments.process)
     if arguments.init:
         overrides = [*overrides, ("init", arguments.init)]
     summary = pretrain.run(config.load(arguments.config, overrides), arguments.workdir)
-    print(json.dumps(summary))
+    distributed.say(json.dumps(summary))
 
 
 def probe(arguments, overrides):
@@ -106,13 +114,14 @@ def probe(arguments, overrides):
 
 
 def finetune(arguments, overrides):
-    from qbheat_jax import config, finetune
+    from qbheat_jax import config, distributed, finetune
     from qbheat_jax.probe import line
 
+    distributed.start(arguments.coordinator, arguments.processes, arguments.process)
     fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.FINETUNE)
     result = finetune.run(fields, arguments.workdir)
     log.info("%s", line(result))
-    print(json.dumps(result))
+    distributed.say(json.dumps(result))
 
 
 def compare(arguments, overrides):
@@ -200,6 +209,14 @@ def doctor(arguments, _):
     print(doctor.describe())
 
 
+def _add_processes(command):
+    command.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="several processes: where number 0 listens; auto: as jax finds out"
+    )
+    command.add_argument("--processes", metavar="N", help="how many processes make the run")
+    command.add_argument("--process", metavar="I", help="which of them this is, from 0")
+
+
 def _parser():
     class Parser(argparse.ArgumentParser):
         def error(self, message):
@@ -219,6 +236,7 @@ def _parser():
     command.add_argument("--config", required=True, metavar="FILE", help="a python file with get_config()")
     command.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and figures go")
     command.add_argument("--init", metavar="DIR", help="a run or ported checkpoint to take the encoder's weights from")
+    _add_processes(command)
 
     command = add(probe, f"train a classifier on frozen features and test it; {overriding}")
     command.add_argument("--config", required=True, nargs="+", metavar="FILE", help="one recipe or more")
@@ -235,6 +253,7 @@ def _parser():
     command.add_argument("--config", required=True, metavar="FILE", help="a recipe")
     command.add_argument("--init", required=True, metavar="INIT", help="a run or ported checkpoint's DIR, or random")
     command.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and result.json go")
+    _add_processes(command)
 
     command = add(port, "read a checkpoint of PyTorch's names into a workdir that every command takes")
     command.add_argument("--arch", required=True, metavar="NAME", help="an encoder, such as resnet50")
@@ -277,7 +296,7 @@ def _parser():
         "--max-bad-fraction", type=float, default=0.01, metavar="X", help="largest share that may be unreadable"
     )
 
-    command = add(preflight, f"compile the train step for a machine that need not be here, and say what to expect; {overriding}")
+    command = add(preflight, f"compile the train step for chips that need not be here, and tell of it; {overriding}")
     command.add_argument("--config", required=True, metavar="FILE", help="as of pretrain")
     command.add_argument(
         "--topology", required=True, metavar="T", help="v5e:4x4, v4:4x4x8, v5p:4x4x4, v6e:16x16, h100:8, cpu:8, ..."

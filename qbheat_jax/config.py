@@ -27,7 +27,7 @@ UNITS = ("epochs", "examples", "percent")
 _LENGTHS = ("total_steps", "total_epochs")
 # What may differ when an interrupted run goes on: how it is watched, and where it is computed.
 RESUMABLE = (
-    "log_every", "eval_every", "checkpoint_every", "keep", "mesh.", "data.workers", "data.prefetch",
+    "log_every", "eval_every", "checkpoint_every", "keep", "mesh.", "remat", "data.workers", "data.prefetch",
     "data.max_bad_fraction", "data.tfds_dir", "data.cache_gib",
 )  # fmt: skip
 
@@ -54,6 +54,7 @@ _BELOW_ONE = (lambda v: 0 <= v < 1, "a number from 0 to below 1")
 _RANGE = (lambda v: len(v) == 2 and 0 < v[0] <= v[1], "two numbers, low and high, 0 < low <= high")
 _SHARE = (lambda v: _RANGE[0](v) and v[1] <= 1, "two numbers, low and high, 0 < low <= high <= 1")
 _SEED = (lambda v: 0 <= v < 2**32, "a number from 0 to 4294967295")
+_AT_LEAST_ONE = (lambda v: v >= 1, "a whole number that is at least 1")
 _AXIS = (lambda v: v >= 1 or v == -1, "a number of devices, or -1 for all that are left")
 _NUMBERS = (lambda v: len(v) > 0 and all(x >= 0 for x in v), "one or more numbers, none negative")
 _COUNTS = (lambda v: len(v) > 0 and all(x >= 1 and x == int(x) for x in v), "one or more whole numbers above 0")
@@ -158,6 +159,19 @@ PRETRAIN = {
     "ema": Field(0.0, "decay of an average of the parameters, which then is what is evaluated; 0: none", _BELOW_ONE),
     "mesh.data": Field(-1, "devices over which the batch is split; -1: all that are left", _AXIS),
     "mesh.fsdp": Field(1, "devices over which batch and parameters are split", _AXIS),
+    "mesh.model": Field(1, "devices over which heads and hidden units of transformer blocks are split", _AXIS),
+    "accumulate": Field(
+        1, "parts of a batch that go through one after the other, for their summed gradient; see state.py", _AT_LEAST_ONE
+    ),
+    "remat": Field(
+        "none",
+        "what of a block is kept for its gradient, a policy of jax.checkpoint_policies (nothing_saveable: blocks are "
+        "computed twice, the least memory); none: all of it",
+        ("none", "nothing_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable"),
+    ),
+    "bn_groups": Field(
+        1, "parts of a batch, each normalised by its own statistics; 1: batch norm is over all devices", _AT_LEAST_ONE
+    ),
     "log_every": Field(50, "steps between lines of metrics", _POSITIVE, duration=True),
     "eval_every": Field(0, "steps between evaluations; 0: only at the end", _at_least(0), duration=True),
     "checkpoint_every": Field(
@@ -231,7 +245,7 @@ PROBE = {
 # The fields of the training loop that every run has.
 _RUN = (
     *_LENGTHS, *_CROPS, "warmup", "weight_decay", "adam_b1", "adam_b2", "clip_norm", "ema", "mesh.data", "mesh.fsdp",
-    "log_every", "eval_every", "checkpoint_every", "keep",
+    "mesh.model", "accumulate", "remat", "bn_groups", "log_every", "eval_every", "checkpoint_every", "keep",
 )  # fmt: skip
 
 # Encoder and image size are those of `init` where it is a directory; the number of classes is the data's.
@@ -453,8 +467,14 @@ def _check_run(values):
     steps, epochs = values["total_steps"], values["total_epochs"]
     if (steps is None) == (epochs is None):
         raise UserError(f"config fields total_steps={steps} and total_epochs={epochs}: exactly one of them must be set")
-    if values["mesh.data"] == values["mesh.fsdp"] == -1:
-        _fail("mesh.fsdp", -1, "a number of devices when mesh.data is -1: only one axis can take all that are left")
+    first, *others = [axis for axis in ("mesh.data", "mesh.fsdp", "mesh.model") if values[axis] == -1] or [None]
+    if others:
+        _fail(others[0], -1, f"a number of devices when {first} is -1: only one axis can take all that are left")
+    accumulate, groups = values["accumulate"], values["bn_groups"]
+    if accumulate > 1 and values["objective"] == "moco":
+        _fail("accumulate", accumulate, "1 with objective='moco', whose key encoder follows once a step")
+    if values["batch_size"] % (accumulate * groups):
+        _fail("batch_size", values["batch_size"], f"a multiple of accumulate={accumulate} times bn_groups={groups}")
 
 
 def _check_decoder(values):

@@ -1,14 +1,21 @@
-"""The one user-facing error: a single sentence that says what is wrong and what would be accepted."""
+"""The one user-facing error: a single sentence that says what is wrong and what would be accepted.
+
+Exit codes of the command line: 0 done; 1 (RUN_FAILED) the run failed; 2 (BAD_INPUT) the user's input is wrong; 143
+(PREEMPTED) the run was stopped by SIGTERM after it had saved all it had done, so that the same command goes on from there
+with nothing lost. 143 is 128 + 15, what a shell makes of a process that SIGTERM ended: to schedulers it is no success, and
+those that restart what was preempted restart it.
+"""
 
 BAD_INPUT = 2
 RUN_FAILED = 1
+PREEMPTED = 143
 
 
 class UserError(Exception):
     """Shown as one line, without a traceback; the process exits with `exit_code`.
 
-    `exit_code` is `BAD_INPUT` (2) where the user's input is wrong and `RUN_FAILED` (1) where a run
-    that was rightly asked for could not go on (a loss that is not finite, a full disk).
+    `exit_code` is `BAD_INPUT` (2) where the user's input is wrong, `RUN_FAILED` (1) where a run that was rightly asked for
+    could not go on (a loss that is not finite, a full disk), and `PREEMPTED` (143) where it was stopped.
     """
 
     def __init__(self, message, *, exit_code=BAD_INPUT):

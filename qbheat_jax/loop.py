@@ -11,11 +11,11 @@ from etils import epath
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import data as data_lib
-from qbheat_jax import flops, metrics, objectives, optim, quarters, rng, sharding, trees
+from qbheat_jax import distributed, flops, metrics, objectives, optim, quarters, rng, sharding, trees
 from qbheat_jax import state as state_lib
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.data import device_cache
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
 
@@ -28,13 +28,15 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
     evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
     Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second", "gflops_per_image"} and the last
     evaluation's figures.
-    Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1).
+    Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1); SIGTERM,
+    after the step was finished and saved (exit code 143).
     """
     workdir, started = epath.Path(workdir), time.perf_counter()
 
     # Mesh
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.batch_size, mesh)
+    sharding.check_batch(config.batch_size, mesh, config.accumulate)
+    sharding.check_heads(objective, mesh)
 
     # Data
     examples = source.splits[config.data.split]
@@ -49,7 +51,8 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
     claim(workdir, config, saved.config())
     shapes = batch_shapes(config, objectives.views(objective))
     state, shardings = state_lib.create(objective, optimizer, shapes, key, mesh, config.ema)
-    step_fn = state_lib.train_step(objective, optimizer, key, shardings, mesh, config.ema)
+    sharding.check_split(shardings, mesh)
+    step_fn = state_lib.train_step(objective, optimizer, key, shardings, mesh, config.ema, config.accumulate)
     gflops = flops.count(step_fn.trace(state, shapes).jaxpr) / config.batch_size / 1e9  # the first step takes this trace
 
     # Restore
@@ -69,9 +72,9 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
         config, source, mesh, position, bad, objectives.views(objective)
     )  # first, since it may bring tensorflow for TensorBoard
     writer, progress = metrics.Writer(workdir, step), metrics.Progress(step, steps, config.batch_size)
-    history = _History(workdir, begin)
+    history, stopping, stop = _History(workdir, begin), distributed.Stopping(), False
     try:
-        while step < steps:
+        while step < steps and not stop:
             # Step
             with progress.waiting():
                 batch = next(batches)
@@ -79,9 +82,10 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
             step, position = step + 1, position + config.batch_size
             history.add(step, step_metrics)
             progress.advance(step)
+            stop = stopping.asked() and step < steps
 
             # Log
-            if due("log_every", step):
+            if due("log_every", step) or stop:
                 means = history.means()
                 rates = progress.report(step, means["loss"])
                 line = {**means, **rates, "learning_rate": float(schedule(step - 1))}
@@ -89,13 +93,13 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
                 bad.check()
 
             # Evaluate
-            if due("eval_every", step) and evaluators:
+            if due("eval_every", step) and evaluators and not stop:
                 evaluated = {name: value for e in evaluators for name, value in e(state.variables()).items()}
                 log.info("step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in evaluated.items()))
                 writer.write(step, evaluated)
 
             # Save
-            if due("checkpoint_every", step):
+            if due("checkpoint_every", step) or stop:
                 history.check()
                 saved.save(step, state, position, config_lib.to_json(config))
                 history.saved = step
@@ -105,6 +109,12 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
         writer.close()
         progress.close()
         saved.close()
+        stopping.close()
+    if stop:
+        raise UserError(
+            f"stopped by SIGTERM at step {step} of {steps}, which is saved: the same command goes on from there",
+            exit_code=PREEMPTED,
+        )
     bad.check()
     seconds = time.perf_counter() - started
     run = {"step": step, "steps_run": step - begin, "skipped_files": bad.count, "seconds": seconds}
@@ -213,8 +223,7 @@ def _device_batches(config, source, mesh, position, bad, views):
         crop_ratio=config.data.crop_ratio,
         flip=config.data.flip,
         views=views,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=sharding.rows(mesh, config.batch_size),
         workers=config.data.workers,
         prefetch=config.data.prefetch,
         bad=bad,
@@ -227,7 +236,7 @@ def _device_batches(config, source, mesh, position, bad, views):
         try:
             for batch in local:
                 batch = {name: batch[name] for name in names}
-                ready.append(sharding.put_batch(batch, mesh) if cache is None else batch)
+                ready.append(sharding.put_batch(batch, mesh, config.batch_size) if cache is None else batch)
                 if len(ready) > config.data.prefetch:
                     yield ready.popleft()
         finally:

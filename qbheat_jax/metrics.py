@@ -28,8 +28,10 @@ class Writer:
         if not self._active:
             return
         kept = [line for line in read(workdir) if line["step"] <= first_step] if first_step else []
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self._path.open("a")
+        self._text = "".join(json.dumps(line) + "\n" for line in kept)
+        self._path.write_text(self._text)
+        # Objects of a bucket cannot be added to, only written as a whole.
+        self._file = None if "://" in str(self._path) else self._path.open("a")
         if "tensorflow" in sys.modules:
             from clu import metric_writers
 
@@ -42,14 +44,20 @@ class Writer:
         if not self._active:
             return
         values = {name: float(value) for name, value in values.items()}
-        self._file.write(json.dumps({"step": int(step), **values}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": int(step), **values}) + "\n"
+        if self._file:
+            self._file.write(line)
+            self._file.flush()
+        else:
+            self._text += line
+            self._path.write_text(self._text)
         if self._board:
             self._board.write_scalars(int(step), values)
 
     def close(self):
         if self._active:
-            self._file.close()
+            if self._file:
+                self._file.close()
             if self._board:
                 self._board.close()
 

@@ -107,13 +107,12 @@ class Validation:
             image_size=config.image_size,
             seed=config.seed,
             placements=quarters.PLACEMENT_SETS[config.quarter.placements],
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=sharding.rows(self._mesh, config.batch_size),
             cache=self._cache,
         )
         for batch in batches:
             batch = {name: batch[name] for name in loop.batch_shapes(config)}
-            batch = sharding.put_batch(batch, self._mesh) if self._cache is None else batch
+            batch = sharding.put_batch(batch, self._mesh, config.batch_size) if self._cache is None else batch
             figures = jax.device_get(self._step(variables, batch))
             n = figures.pop("count")
             count += n

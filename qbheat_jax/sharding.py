@@ -4,48 +4,62 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from qbheat_jax import trees
 from qbheat_jax.errors import UserError
 
-AXES = ("data", "fsdp")
-BATCH = PartitionSpec(AXES)
+# data: the batch is split. fsdp: the batch and the parameters are. model: heads and hidden units of transformer blocks are.
+AXES = ("data", "fsdp", "model")
+BATCH = PartitionSpec(("data", "fsdp"))
 
 # The first pattern found in a leaf's name decides. "fsdp" means: the largest dimension that the axis divides is split
-# over it (small or indivisible leaves stay whole); anything else is a PartitionSpec used as it is. Optimizer moments and
-# the averaged parameters carry their parameter's name, so they follow it.
+# over it. A PartitionSpec is used without the axes that do not divide their dimension. Small leaves are not split over
+# fsdp. Optimizer moments, averaged parameters and MoCo's key encoder carry their parameter's name, so they follow it.
 RULES = (
-    (r"batch_stats/key_\w+/params/", "fsdp"),  # MoCo's momentum encoder, like the encoder it follows
+    # Tensor parallelism (Megatron-LM, arXiv 1909.08053): what follows qkv and fc1 needs its own part of their outputs
+    # alone, so that a block exchanges activations twice, after proj and after fc2.
+    (r"/block\d+/(attn/qkv|fc1)/kernel$", PartitionSpec("fsdp", "model")),
+    (r"/block\d+/(attn/qkv|fc1)/bias$", PartitionSpec("model")),
+    (r"/block\d+/(attn/proj|fc2)/kernel$", PartitionSpec("model", "fsdp")),
+    (r"batch_stats/key_\w+/params/", "fsdp"),  # MoCo's momentum encoder
     (r"batch_stats/", PartitionSpec()),  # MoCo's queue too: every example is compared with all of it
     (r"decoder/heat/", PartitionSpec()),  # propagators are powers of whole matrices
     (r"(params|ema|mu|nu)/", "fsdp"),
     (r"", PartitionSpec()),
 )
-SMALLEST_SPLIT = 2**12  # numbers; below it a leaf costs more to gather than to keep
+SMALLEST_SPLIT = 2**12  # numbers; below it a leaf costs more to gather over fsdp than to keep
 
 
 def make_mesh(config_mesh, devices=None):
-    """Mesh with axes `data`, `fsdp` of the sizes asked for; one of them may be -1 and takes what is left."""
+    """Mesh of the sizes asked for, {axis: size}; one may be -1 and takes what is left, one that is not named is 1.
+
+    On TPUs the axes are laid along those of the chips' network; elsewhere devices come in their order, `model` fastest.
+    """
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: int(config_mesh[axis]) for axis in AXES}
+    sizes = {axis: int(config_mesh.get(axis, 1)) for axis in AXES}
     known = int(np.prod([n for n in sizes.values() if n != -1]))
-    sizes = {axis: len(devices) // known if n == -1 else n for axis, n in sizes.items()}
-    if int(np.prod(list(sizes.values()))) != len(devices):
-        asked = ", ".join(f"mesh.{axis}={config_mesh[axis]}" for axis in AXES)
+    shape = [len(devices) // known if n == -1 else n for n in sizes.values()]
+    if int(np.prod(shape)) != len(devices):
+        asked = ", ".join(f"mesh.{axis}={n}" for axis, n in sizes.items())
         raise UserError(f"{asked} does not fit the {len(devices)} devices here: the product must be their number")
-    return Mesh(np.asarray(devices).reshape([sizes[a] for a in AXES]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _spec(name, leaf, mesh, rules):
     rule = next(rule for pattern, rule in rules if re.search(pattern, name))
-    if rule != "fsdp":
-        return rule
-    size = mesh.shape["fsdp"]
-    dimensions = sorted((n, d) for d, n in enumerate(leaf.shape) if n % size == 0)
-    if size == 1 or not dimensions or leaf.size < SMALLEST_SPLIT:
-        return PartitionSpec()
-    return PartitionSpec(*("fsdp" if d == dimensions[-1][1] else None for d in range(leaf.ndim)))
+
+    def splits(axis, n):
+        large = axis != "fsdp" or leaf.size >= SMALLEST_SPLIT
+        return axis is not None and mesh.shape[axis] > 1 and n % mesh.shape[axis] == 0 and large
+
+    if rule == "fsdp":
+        dimensions = sorted((n, d) for d, n in enumerate(leaf.shape) if splits("fsdp", n))
+        rule = ["fsdp" if dimensions and d == dimensions[-1][1] else None for d in range(leaf.ndim)]
+    axes = [axis if splits(axis, n) else None for axis, n in zip(rule, leaf.shape)]
+    return PartitionSpec(*axes) if any(axes) else PartitionSpec()
 
 
 def shardings(tree, mesh, rules=RULES):
@@ -53,14 +67,50 @@ def shardings(tree, mesh, rules=RULES):
     return trees.map_with_names(lambda name, leaf: NamedSharding(mesh, _spec(name, leaf, mesh, rules)), tree)
 
 
-def check_batch(batch_size, mesh):
-    """Raises UserError where the batch does not divide over the devices."""
+def check_batch(batch_size, mesh, accumulate=1):
+    """Raises UserError where the batch, or each of the `accumulate` parts of it, does not divide over the devices."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % devices:
-        raise UserError(f"batch_size={batch_size} is not accepted: it takes a multiple of the mesh's {devices} devices")
+    if batch_size % (devices * accumulate):
+        words = f"the mesh's {devices} devices" if "model" not in mesh.shape or mesh.shape["model"] == 1 else (
+            f"mesh.data x mesh.fsdp = {devices} devices"
+        )
+        times = f" times accumulate={accumulate}, {devices * accumulate}" if accumulate > 1 else ""
+        raise UserError(f"batch_size={batch_size} is not accepted: it takes a multiple of {words}{times}")
 
 
-def put_batch(batch, mesh):
-    """This process's part of a batch, dict of numpy arrays [B / processes, ...] -> global arrays [B, ...] on the mesh."""
-    sharding = NamedSharding(mesh, BATCH)
-    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+def check_heads(objective, mesh):
+    """Raises UserError where the attention heads of an objective's encoder or decoder do not divide over `model`."""
+    for part in ("encoder", "decoder"):
+        heads = getattr(getattr(objective, part, None), "heads", 1)
+        if heads % mesh.shape["model"]:
+            raise UserError(
+                f"mesh.model={mesh.shape['model']} is not accepted: the {part} has {heads} attention heads, so it takes a "
+                f"divisor of {heads}"
+            )
+
+
+def check_split(shardings, mesh):
+    """Raises UserError where the axis `model` has devices and nothing of the train state is split over it."""
+    if mesh.shape["model"] > 1 and not any("model" in s.spec for s in jax.tree.leaves(shardings)):
+        raise UserError(
+            f"mesh.model={mesh.shape['model']} is not accepted: this model has no transformer blocks to split, so it takes 1"
+        )
+
+
+def rows(mesh, batch_size):
+    """Which rows of a batch this process's devices hold, int64[n] ascending. Devices along `model` hold the same ones."""
+    parts = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
+def put_batch(batch, mesh, batch_size=None):
+    """This process's `rows` of a batch, dict of numpy arrays [rows, ...] -> global arrays [batch_size, ...] on the mesh."""
+    return {key: put(value, mesh, batch_size) for key, value in batch.items()}
+
+
+def put(local, mesh, batch_size=None):
+    """One array of `put_batch`. batch_size: None where this process holds all of it."""
+    sharding, shape = NamedSharding(mesh, BATCH), (batch_size or len(local), *local.shape[1:])
+    place = np.full(shape[0], -1)
+    place[rows(mesh, shape[0])] = np.arange(len(local))
+    return jax.make_array_from_callback(shape, sharding, lambda index: local[place[index[0]]])

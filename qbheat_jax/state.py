@@ -81,20 +81,24 @@ def begin_with(state, variables):
     return dataclasses.replace(state, params=params, ema=ema, batch_stats=stats)
 
 
-def train_step(objective, optimizer, key, shardings, mesh, ema=0.0):
+def train_step(objective, optimizer, key, shardings, mesh, ema=0.0, accumulate=1):
     """The jitted `step(state, batch) -> (state, metrics)`; the state is donated.
 
     Random numbers come from the run's key folded with the step, so a resumed run repeats an uninterrupted one. Metrics
     are float32 scalars on the device: `loss`, `grad_norm`, and the objective's own.
+
+    accumulate: how many equal parts the batch goes through in, one after the other, which takes the memory of one of them.
+    Loss and gradient are those of the whole batch up to rounding: parts weigh by their examples that count. What is not
+    the same: batch norm sees a part at a time, and its running statistics are updated by one after the other; what is
+    drawn at random within a step is drawn for each part; `variance` and other metrics are the parts' means.
     """
+    compute = jax.value_and_grad(objective.loss, has_aux=True)
+    if accumulate > 1:
+        compute = _in_parts(compute, accumulate, shardings.params, mesh)
 
     def step(state, batch):
         step_key = rng_lib.fold(key, "train", state.step)
-
-        def loss(params):
-            return objective.loss(params, state.batch_stats, batch, step_key)
-
-        (value, (batch_stats, metrics)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        (value, (batch_stats, metrics)), gradients = compute(state.params, state.batch_stats, batch, step_key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema, 1.0 - ema) if ema else {}
@@ -104,6 +108,39 @@ def train_step(objective, optimizer, key, shardings, mesh, ema=0.0):
     whole = NamedSharding(mesh, PartitionSpec())
     batches = NamedSharding(mesh, sharding.BATCH)
     return jax.jit(step, in_shardings=(shardings, batches), out_shardings=(shardings, whole), donate_argnums=0)
+
+
+def _in_parts(gradient, count, shardings, mesh):
+    """`gradient(params, batch_stats, batch, key) -> ((loss, (batch_stats, metrics)), gradients)`, a part at a time.
+
+    shardings: of the parameters, which the sum of the gradients is kept in as well.
+    """
+
+    def summed(params, batch_stats, batch, key):
+        # Every count-th row: whatever device holds rows of the batch, it holds its share of each part.
+        parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+        parts = jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH)))
+        weights = parts["mask"].sum(1) / jnp.maximum(batch["mask"].sum(), 1)
+        each = (parts, weights, jax.random.split(key, count))
+
+        def one(batch_stats, part):
+            batch, weight, key = part
+            (loss, (batch_stats, metrics)), gradients = gradient(params, batch_stats, batch, key)
+            return batch_stats, jax.tree.map(lambda x: weight * x, (loss, metrics, gradients))
+
+        def add(carry, part):
+            batch_stats, sums = carry
+            batch_stats, new = one(batch_stats, part)
+            loss, metrics, gradients = jax.tree.map(jnp.add, sums, new)
+            gradients = jax.lax.with_sharding_constraint(gradients, shardings)
+            return (batch_stats, (loss, metrics, gradients)), None
+
+        _, shapes = jax.eval_shape(one, batch_stats, jax.tree.map(lambda x: x[0], each))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (batch_stats, (loss, metrics, gradients)), _ = jax.lax.scan(add, (batch_stats, zeros), each)
+        return (loss, (batch_stats, metrics)), gradients
+
+    return summed
 
 
 def evaluate(objective, variables, batch):

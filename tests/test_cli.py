@@ -151,7 +151,7 @@ def test_mistakes_in_arguments(capsys, tmp_path, small_config_file):
     assert "middle placement cannot split" in say("--config.image_size", 48)
     assert "encoder 'mobile' is unknown" in say("--config.encoder.name", "mobile")
     assert "has no stride 4" in say("--config.encoder.stride", 4)
-    assert "mesh.data=3, mesh.fsdp=1 does not fit the 8 devices" in say("--config.mesh.data", 3)
+    assert "mesh.data=3, mesh.fsdp=1, mesh.model=1 does not fit the 8 devices" in say("--config.mesh.data", 3)
     assert "multiple of the mesh's 8 devices" in say("--config.batch_size", 12)
     assert "warmup is 9 steps, but the run has 6" in say("--config.warmup", 9)
     assert not (tmp_path / "w" / "checkpoints").exists() or not list((tmp_path / "w" / "checkpoints").iterdir())

@@ -1,4 +1,4 @@
-"""Preflight: counts against closed forms, verdicts of the TPU's own compiler, and what is refused before it is asked."""
+"""Preflight: counts against closed forms, verdicts of the TPU's own compiler, what is refused before it is asked."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ from qbheat_jax.preflight import advice, bounds, chips, compile, hlo, products, 
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, the TPU's compiler, is not installed (its wheels are for Linux on x86-64): pip install 'qbheat_jax[tpu]'",
+    reason="the TPU's compiler is not installed: pip install 'qbheat_jax[tpu]' (its wheels are for Linux on x86-64)",
 )
 V5E = topology.parse("v5e:2x4")
 VIT = {"encoder.name": "vit_micro", "dtype": "bfloat16"}
@@ -72,7 +72,8 @@ def test_fsdp_splits_the_state(small_config):
     )
     assert whole.parameters == split.parameters
     assert split.state_bytes() < 0.25 * whole.state_bytes()
-    assert not any("whole on every device" in line for line in advice.of_step(split, split.trace(), {"bfloat16": 1}, V5E))
+    lines = advice.of_step(split, split.trace(), {"bfloat16": 1}, V5E)
+    assert not any("whole on every device" in line for line in lines)
 
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
@@ -113,12 +114,12 @@ ENTRY %main (arg: f32[8,128], big: f32[32,128]) -> f32[8,128] {
   %while = (s32[], f32[8,128]{1,0:T(8,128)}) while(%start), condition=%condition, body=%body
   %looped = f32[8,128]{1,0:T(8,128)} get-tuple-element(%while), index=1
   %scattered = f32[8,128]{1,0:T(8,128)S(1)} fusion(%big), kind=kCustom, calls=%all-reduce-scatter.2
-  %permute-start = (f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) collective-permute-start(%looped), source_target_pairs={{0,1},{1,0}}
+  %permute-start = (f32[8,128]{1,0}, f32[8,128]{1,0}) collective-permute-start(%looped), source_target_pairs={{0,1}}
   %permute-done = f32[8,128]{1,0:T(8,128)} collective-permute-done(%permute-start)
   %alone = f32[8,128]{1,0:T(8,128)} all-reduce(%permute-done), replica_groups={{0},{1}}, to_apply=%add
-  ROOT %sum = f32[8,128]{1,0:T(8,128)} all-reduce(%alone), replica_groups=mesh['axis_0'=4,'axis_1'=4] {'axis_0','axis_1'}, to_apply=%add
+  ROOT %sum = f32[8,128]{1,0:T(8,128)} all-reduce(%alone), replica_groups=mesh['a'=4,'b'=4] {'a','b'}, to_apply=%add
 }
-"""  # noqa: E501
+"""
 BLOCK = 8 * 128 * 4  # bytes
 
 
@@ -295,7 +296,8 @@ def test_find_batch_reports_what_it_tried(small_config, monkeypatch):
 
     def check(config, *_):
         fits = config.batch_size <= 100
-        return {"batch_size": config.batch_size, "fits": fits, "reason": "" if fits else "too large", "compile_seconds": 1.0}
+        reason = "" if fits else "too large"
+        return {"batch_size": config.batch_size, "fits": fits, "reason": reason, "compile_seconds": 1.0}
 
     monkeypatch.setattr(preflight, "check", check)
     got = preflight._search(small_config({"encoder.name": "pebble"}), V5E, jax.devices(), "small.py")

@@ -94,8 +94,8 @@ def test_bfloat16_keeps_float32_parameters(small_config):
 
 
 def test_meshes_that_do_not_fit():
-    with pytest.raises(UserError, match=r"mesh.data=3, mesh.fsdp=1 does not fit the 8 devices"):
+    with pytest.raises(UserError, match=r"mesh.data=3, mesh.fsdp=1, mesh.model=1 does not fit the 8 devices"):
         sharding.make_mesh({"data": 3, "fsdp": 1})
-    assert dict(sharding.make_mesh({"data": -1, "fsdp": 2}).shape) == {"data": 4, "fsdp": 2}
+    assert dict(sharding.make_mesh({"data": -1, "fsdp": 2}).shape) == {"data": 4, "fsdp": 2, "model": 1}
     with pytest.raises(UserError, match=r"batch_size=12 .* multiple of the mesh's 8 devices"):
         sharding.check_batch(12, sharding.make_mesh({"data": -1, "fsdp": 1}))

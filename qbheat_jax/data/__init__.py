@@ -41,8 +41,10 @@ def train_batches(
     prefetch=2,
     bad=None,
     cache=None,
+    rows=None,
 ):
-    """Endless iterator over this process's training batches, `batch_size // process_count` examples each.
+    """Endless iterator over this process's training batches: `rows` (int[n]) of the global ones, `sharding.rows`, or without
+    them the `process_index`-th of `process_count` equal parts.
 
     Every epoch shows every example once, in an order of its own; the stream of examples is a pure function of
     (seed, position), whatever `process_count`, `workers` (threads, 0 to let tensorflow choose) and `prefetch`
@@ -55,7 +57,7 @@ def train_batches(
     Raises UserError for an unknown split, fewer images than a batch, a batch that the processes cannot share.
     """
     recipe = Recipe(image_size, seed, tuple(placements), True, tuple(crop_scale), tuple(crop_ratio), flip, views)
-    plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, start=position)
+    plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, start=position, rows=rows)
     return _batches(plan, workers, prefetch, cache)
 
 
@@ -74,18 +76,19 @@ def eval_batches(
     prefetch=2,
     bad=None,
     cache=None,
+    rows=None,
 ):
     """Iterator over this process's batches of a split in its own order, `epochs` times, without augmentation.
 
     An image of image_size x image_size is taken as it is; from another one, the shorter side is scaled to
     image_size / 0.875 and the centre cut out. The last batch of an epoch is filled with padding (mask False), so
     every process yields ceil(n / batch_size) batches an epoch. The placement depends on (seed, index) alone.
-    `cache`: as in `train_batches`.
+    `cache`, `rows`: as in `train_batches`.
 
     Raises UserError for an unknown split and for a batch that the processes cannot share.
     """
     recipe = Recipe(image_size, seed, tuple(placements), False)
-    plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, epochs=epochs)
+    plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, epochs=epochs, rows=rows)
     return _batches(plan, workers, prefetch, cache)
 
 

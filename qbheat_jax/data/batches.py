@@ -22,7 +22,9 @@ class Plan:
     (first position), `order`, `slices`, `batches` (how many there are; None without end).
     """
 
-    def __init__(self, source, split, recipe, batch_size, process_index, process_count, bad, *, start=0, epochs=None):
+    def __init__(
+        self, source, split, recipe, batch_size, process_index, process_count, bad, *, start=0, epochs=None, rows=None
+    ):
         self.source, self.split, self.recipe = source, source.split(split), recipe
         n = source.splits[self.split]
         if batch_size < 1 or batch_size % process_count:
@@ -43,7 +45,10 @@ class Plan:
         padded = None if recipe.train else per_epoch * batch_size
         self.order = Order(n, recipe.seed, shuffle=recipe.train, padded=padded)
         most = CHUNK if source.random_access else 1
-        self.slices = Slices(start, batch_size, process_index, process_count, most)
+        if rows is None:  # the process_index-th of process_count equal parts
+            share = batch_size // process_count
+            rows = process_index * share + np.arange(share)
+        self.slices = Slices(start, batch_size, np.asarray(rows, np.int64), most)
         self.local = self.slices.local
         self.bad = bad if bad is not None else BadFiles(1.0, n)
 

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
-from qbheat_jax import resample
+from qbheat_jax import resample, sharding
 from qbheat_jax.data import shrink
 from qbheat_jax.data.batches import Batches
 from qbheat_jax.data.examples import MEAN_GREY
@@ -59,7 +59,8 @@ class DeviceCache:
         self.source, self.split, self.mesh = source, source.split(split), mesh
         self.cache_size, self.cache_gib, self.workers = cache_size, cache_gib, workers
         self.n = source.splits[self.split]
-        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._sharding = NamedSharding(mesh, sharding.BATCH)  # devices along `model` hold the same images
+        self._devices = mesh.shape["data"] * mesh.shape["fsdp"]
         self._images = None  # uint32[rows, k, 128] on the mesh, see `_pack`; rows are a multiple of the devices
         self._shape = None  # (3, h, w) of each
         self._sizes = None  # int32[n, 2], of the original images
@@ -78,8 +79,8 @@ class DeviceCache:
             bad.add(name, reason)
         bad.check()
 
-    def batch(self, recipe, epochs, indices):
-        """The batch of this process's examples (epochs int64[b], indices int64[b], -1 for padding), global on the mesh."""
+    def batch(self, recipe, epochs, indices, batch_size):
+        """The global batch on the mesh of every process's examples (epochs int64[b], indices int64[b], -1 for padding)."""
         real = indices >= 0
         rows = np.where(real, indices, 0)
         local = {
@@ -88,9 +89,10 @@ class DeviceCache:
             "mask": real & self._good[rows],
             "index": indices.astype(np.int32),
         }
-        batch = {name: self._put(value) for name, value in local.items()}
+        batch = sharding.put_batch(local, self.mesh, batch_size)
         for view, name in enumerate(recipe.images):
-            shown = (self._put(x) for x in (rows.astype(np.int32), *self._draw(recipe, epochs, rows, view)))
+            shown = (rows.astype(np.int32), *self._draw(recipe, epochs, rows, view))
+            shown = (sharding.put(x, self.mesh, batch_size) for x in shown)
             batch[name] = _grey_where_masked(self.crop(*shown, recipe.image_size), batch["mask"])
         return batch
 
@@ -111,12 +113,8 @@ class DeviceCache:
         flips = np.zeros(len(rows), bool) if whole else recipe.mirrored(epochs, rows, view)
         return boxes.astype(np.float32), np.broadcast_to(flips, len(rows))
 
-    def _put(self, array):
-        """This process's part of an array [B / processes, ...] -> the global array [B, ...] on the mesh."""
-        return jax.make_array_from_process_local_data(self._sharding, array)
-
     def _load(self):
-        started, devices = time.perf_counter(), self.mesh.size
+        started, devices = time.perf_counter(), self._devices
         total = -(-self.n // devices) * devices
         slices = self._sharding.addressable_devices_indices_map((total,)).values()
         here = sorted({row for (part,) in slices for row in range(*part.indices(total))})
@@ -130,8 +128,9 @@ class DeviceCache:
 
         self._shape = (3, height, width)
 
-        def part(index):
-            wanted = range(*index[0].indices(total))
+        @functools.cache
+        def rows(begin, end):
+            wanted = range(begin, end)
             array = np.zeros((len(wanted), *self._shape), np.uint8)
             for place, row in enumerate(wanted):
                 if row in images:
@@ -140,7 +139,9 @@ class DeviceCache:
             return _pack(array)
 
         packed = (total, *_pack(np.empty((0, *self._shape), np.uint8)).shape[1:])
-        self._images = jax.make_array_from_callback(packed, self._sharding, part)
+        self._images = jax.make_array_from_callback(
+            packed, self._sharding, lambda index: rows(*index[0].indices(total)[:2])
+        )
         words = (self.n, self._name, height, width, self._images.nbytes / devices / _GIB, devices)
         seconds = time.perf_counter() - started
         _log.info("%d images of %s cached: %d x %d, %.2f GiB on each of %d devices, %.0f s", *words, seconds)
@@ -167,12 +168,13 @@ class DeviceCache:
             facts = np.asarray(multihost_utils.process_allgather(np.concatenate([facts, padding])))
             facts = facts.reshape(-1, facts.shape[-1])
         facts = facts[facts[:, 0] >= 0]
-        return facts[np.argsort(facts[:, 0]), 1:]
+        _, first = np.unique(facts[:, 0], return_index=True)  # sorted; more than one process may hold a row
+        return facts[first, 1:]
 
     def _check_fits(self, height, width):
         """(height, width) of the cache where the largest image has height x width pixels; UserError where that is too much."""
         height, width = min(int(height), self.cache_size), min(int(width), self.cache_size)
-        devices = self.mesh.size
+        devices = self._devices
         gib = -(-self.n // devices) * _padded(3 * height * width) / _GIB
         if gib > self.cache_gib:
             raise UserError(
@@ -200,7 +202,7 @@ class DeviceBatches(Batches):
         if not self._loaded:
             self._cache.load(self.plan.bad)
             self._loaded = True
-        return self._cache.batch(self.plan.recipe, epochs, indices)
+        return self._cache.batch(self.plan.recipe, epochs, indices, self.plan.batch_size)
 
 
 def _pack(images):
@@ -227,7 +229,7 @@ def _unpack(words, shape):
 
 @functools.partial(jax.jit, static_argnames=("mesh", "shape", "size"))
 def _crop(images, rows, boxes, flips, *, mesh, shape, size):
-    axes = mesh.axis_names
+    axes = sharding.BATCH[0]
 
     def local(images, *examples):
         def some(examples):
@@ -236,13 +238,12 @@ def _crop(images, rows, boxes, flips, *, mesh, shape, size):
             return resample.from_planes(resample.crop_resize_planes(planes, boxes, size, flips))
 
         count = len(examples[0])
-        most = max(1, _TRANSIT // (mesh.size * 4 * math.prod(images.shape[1:])))
+        most = max(1, _TRANSIT // (mesh.shape["data"] * mesh.shape["fsdp"] * 4 * math.prod(images.shape[1:])))
         chunk = max(c for c in range(1, min(count, most) + 1) if count % c == 0)
         chunks = jax.lax.map(some, [x.reshape(count // chunk, chunk, *x.shape[1:]) for x in examples])
         return chunks.reshape(count, *chunks.shape[2:])
 
-    spec = PartitionSpec(axes)
-    return jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec)(images, rows, boxes, flips)
+    return jax.shard_map(local, mesh=mesh, in_specs=(sharding.BATCH,) * 4, out_specs=sharding.BATCH)(images, rows, boxes, flips)
 
 
 def _fetch(images, rows, axes):

@@ -1,8 +1,8 @@
 """The one global order of training examples: position -> (epoch, example index), a pure function of the seed.
 
-Positions count 0, 1, 2, ... over the whole run. Global batch k holds positions [k B, (k + 1) B), and process h of
-P takes the h-th contiguous slice of B / P of them. Nothing depends on the number of processes, so a run resumes
-on any number of them where it stopped.
+Positions count 0, 1, 2, ... over the whole run. Global batch k holds positions [k B, (k + 1) B), and each process takes
+the rows of it that its devices hold. Nothing depends on the number of processes, so a run resumes on any number of them
+where it stopped.
 """
 
 import functools
@@ -75,19 +75,18 @@ class Order:
 
 
 class Slices:
-    """Cuts the global stream into this process's chunks of at most `most` consecutive positions.
+    """Cuts this process's `rows` (int64[local]) of each global batch into chunks of at most `most` positions.
 
     Chunk j of this process, `per_batch` chunks a batch, all of the same size `chunk`.
     """
 
-    def __init__(self, start, batch_size, process_index, process_count, most):
-        self.start, self.batch_size = start, batch_size
-        self.local = batch_size // process_count
-        self.first = process_index * self.local
+    def __init__(self, start, batch_size, rows, most):
+        self.start, self.batch_size, self.rows = start, batch_size, rows
+        self.local = len(rows)
         self.chunk = max(c for c in range(1, min(most, self.local) + 1) if self.local % c == 0)
         self.per_batch = self.local // self.chunk
 
     def positions(self, j):
         """int64[chunk]: the positions of chunk j."""
         batch, part = divmod(int(j), self.per_batch)
-        return self.start + batch * self.batch_size + self.first + part * self.chunk + np.arange(self.chunk)
+        return self.start + batch * self.batch_size + self.rows[part * self.chunk : (part + 1) * self.chunk]

@@ -195,5 +195,5 @@ class _Work:
             epoch=epoch,
             shuffle=plan.recipe.train,
             first=first,
-            keep=(shift, plan.batch_size, plan.slices.first, plan.local),
+            keep=(shift, plan.batch_size, plan.slices.rows),
         )

@@ -95,15 +95,12 @@ class Tfds(base.Source):
     def stream(self, split, *, seed, epoch, shuffle, first, keep):
         """Iterator over (encoded bytes or uint8[H, W, C], label, name, example index) of one epoch.
 
-        Starts at place `first` of the epoch. `keep` = (shift, period, begin, count): only the places i with
-        begin <= (i + shift) % period < begin + count come out, which is one process's share of each batch.
+        Starts at place `first` of the epoch. `keep` = (shift, period, rows): only the places i with
+        (i + shift) % period in rows come out, which is one process's share of each batch.
         """
         split = self.split(split)
-        shift, period, begin, count = keep
-
-        def mine(place, _):
-            slot = (place + shift) % period
-            return (slot >= begin) & (slot < begin + count)
+        shift, period, rows = keep
+        mine = tf.constant(np.isin(np.arange(period), rows))
 
         opened = self._opened[split]
         records = opened.records(seed, epoch, shuffle)
@@ -111,8 +108,8 @@ class Tfds(base.Source):
             draw = int(augment.bits(seed, epoch, 0, "files") >> 33)
             records = records.shuffle(SHUFFLE_BUFFER, seed=draw, reshuffle_each_iteration=False)
         records = records.skip(first).enumerate(first)
-        if count < period:
-            records = records.filter(mine)
+        if len(rows) < period:
+            records = records.filter(lambda place, _: tf.gather(mine, (place + shift) % period))
         # Parsed last, so that a process only parses its own share.
         examples = records.map(lambda _, record: (record[0], opened.parse(record[1])), num_parallel_calls=2)
         for index, example in examples.prefetch(16).as_numpy_iterator():

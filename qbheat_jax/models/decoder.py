@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from qbheat_jax import heat as heat_lib
-from qbheat_jax.models.layers import TransformerBlock, sincos_2d
+from qbheat_jax.models.layers import TransformerBlock, remat, sincos_2d
 
 
 class HeatDecoder(nn.Module):
@@ -27,6 +27,7 @@ class HeatDecoder(nn.Module):
     depth: int = 4
     heads: int = 8
     dtype: Any = jnp.float32
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, visible, quarter, train=False):
@@ -36,8 +37,9 @@ class HeatDecoder(nn.Module):
         x = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="embed")(grid)
         x = x + sincos_2d(height, width, self.width).astype(self.dtype)
         x = x.reshape(batch, height * width, self.width)
+        block = remat(TransformerBlock, self.remat)
         for n in range(self.depth):
-            x = TransformerBlock(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
+            x = block(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
         if self.depth:  # a norm would not be linear
             x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = nn.Dense(

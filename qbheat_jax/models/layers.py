@@ -217,6 +217,17 @@ class ConvBN(nn.Module):
         )(x)
 
 
+def remat(block, policy, inputs=1):
+    """The module class of a block whose call is (*inputs, train), keeping for its gradient only what `policy` names.
+
+    policy: "none" keeps everything; otherwise one of `jax.checkpoint_policies`, the rest is computed a second time
+    ("nothing_saveable": all but the inputs). Parameters, their names and random draws are the same.
+    """
+    if policy == "none":
+        return block
+    return nn.remat(block, policy=getattr(jax.checkpoint_policies, policy), static_argnums=(inputs + 1,))
+
+
 class DropPath(nn.Module):
     """Drops the whole branch of an example with probability `rate` and scales the rest up (arXiv 1603.09382)."""
 
@@ -240,6 +251,24 @@ def attend(query, key, value, heads):
     return jax.nn.dot_product_attention(split(query), split(key), split(value)).reshape(query.shape)
 
 
+class Projections(nn.Module):
+    """Query, key and value of x [B, N, C] by one biased layer -> [B, N, 3, C]. Parameters: kernel [C, 3 C], bias [3 C].
+
+    As a Dense layer with 3 C outputs, but each of the three is an axis of its own before it is multiplied: where heads are
+    split over devices (sharding.RULES), weights are then moved between them and not the activations.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (channels, 3 * channels), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (3 * channels,), jnp.float32)
+        kernel, bias = (p.astype(self.dtype).reshape(*p.shape[:-1], 3, channels) for p in (kernel, bias))
+        return jnp.einsum("bnc,cko->bnko", x.astype(self.dtype), kernel) + bias
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one biased projection for query, key, value. x [B, N, C] -> [B, N, C]."""
 
@@ -248,11 +277,8 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        init = nn.initializers.xavier_uniform()
-        query, key, value = jnp.split(
-            nn.Dense(3 * x.shape[-1], dtype=self.dtype, kernel_init=init, name="qkv")(x), 3, -1
-        )
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="proj")(
+        query, key, value = jnp.moveaxis(Projections(self.dtype, name="qkv")(x), 2, 0)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="proj")(
             attend(query, key, value, self.heads)
         )
 

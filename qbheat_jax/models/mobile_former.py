@@ -23,6 +23,7 @@ from qbheat_jax.models.layers import (
     dense,
     hard_sigmoid,
     hard_swish,
+    remat,
 )
 
 
@@ -212,11 +213,13 @@ class MobileFormer(nn.Module):
 
     H and W are multiples of `stride`, otherwise ValueError. `out` holds `stem`, `features_N` and `tokens_N` for every
     block, and `tokens` [B, T, D] after the last bridge. `drop_path` is the rate of every block, as in the release.
+    `remat`: of the blocks, see layers.remat.
     """
 
     variant: Variant
     drop_path: float = 0.0
     dtype: Any = jnp.float32
+    remat: str = "none"
 
     @property
     def stride(self):
@@ -237,8 +240,9 @@ class MobileFormer(nn.Module):
         tokens = jnp.broadcast_to(tokens.astype(self.dtype), (images.shape[0], *tokens.shape))
         x = jax.nn.relu6(ConvBN(v.stem, 3, 2, 1, self.dtype, name="stem")(images, train))
         out["stem"] = x
+        dna = remat(Block, self.remat, inputs=2)
         for n, row in enumerate(v.blocks):
-            block = Block(*row, groups=v.groups, drop_path=self.drop_path, dtype=self.dtype, name=f"features_{n}")
+            block = dna(*row, groups=v.groups, drop_path=self.drop_path, dtype=self.dtype, name=f"features_{n}")
             x, tokens = block(x, tokens, train)
             out[f"features_{n}"], out[f"tokens_{n}"] = x, tokens
         out["tokens"] = LocalGlobal(self.drop_path, self.dtype, name="local_global")(x, tokens, train)

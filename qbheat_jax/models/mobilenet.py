@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qbheat_jax.models.layers import BatchNorm, ConvBN, DropPath, check_size
+from qbheat_jax.models.layers import BatchNorm, ConvBN, DropPath, check_size, remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +75,14 @@ class MobileNet(nn.Module):
 
     H and W are multiples of `stride`, otherwise ValueError. `out` holds `stem` and `blockN` of every block.
     `last_stride`: that of the last stage that strides (2 or 1); the weights are the same. `drop_path`: the rate of the
-    last block; it grows linearly from 0 at the first.
+    last block; it grows linearly from 0 at the first. `remat`: of the blocks, see layers.remat.
     """
 
     variant: Variant
     last_stride: int = 2
     drop_path: float = 0.0
     dtype: Any = jnp.float32
+    remat: str = "none"
 
     @property
     def stride(self):
@@ -98,10 +99,10 @@ class MobileNet(nn.Module):
         conv = functools.partial(ConvBN, dtype=self.dtype, padding=v.padding, momentum=v.momentum, epsilon=v.epsilon)
         x = jax.nn.relu6(conv(32, 3, 2, name="stem")(images, train))
         out = {"stem": x}
-        blocks = list(self._blocks())
+        blocks, residual = list(self._blocks()), remat(InvertedResidual, self.remat)
         for n, fields in enumerate(blocks):
             name, rate = f"block{v.first + n}", self.drop_path * n / (len(blocks) - 1)
-            x = out[name] = InvertedResidual(conv, *fields, drop_path=rate, name=name)(x, train)
+            x = out[name] = residual(conv, *fields, drop_path=rate, name=name)(x, train)
         return jax.nn.relu6(conv(self.width, name="last")(x, train)), out
 
     def _blocks(self):

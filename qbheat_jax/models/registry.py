@@ -65,13 +65,13 @@ def names():
     return sorted(ENCODERS)
 
 
-def encoder(name, stride=0, drop_path=0.0, dtype="float32", **options):
+def encoder(name, stride=0, drop_path=0.0, dtype="float32", remat="none", **options):
     """The linen module behind `name`; parameters are made by its `init`.
 
     `stride`: pixels a cell, 0 for the encoder's own (resnet: 32, or 16 by not striding the last stage, or 8 by a 3x3
     stem without stride or pool, for small images; mobilenet_v2, efficientnet_lite0: 32, or 16 by not striding the last
     stage that strides; vit: the patch, 16 or 8). `drop_path`: stochastic depth, in [0, 1).
-    `dtype`: the type computed in, "float32" or "bfloat16" or the jnp type. `options`: resnet `zero_init`; vit
+    `dtype`: the type computed in, "float32" or "bfloat16" or the jnp type. `remat`: see layers.remat. `options`: resnet `zero_init`; vit
     `class_token`, `position`, `grid`. UserError for anything else.
 
     >>> vit = encoder("vit_ti", stride=8)
@@ -85,9 +85,9 @@ def encoder(name, stride=0, drop_path=0.0, dtype="float32", **options):
     _check_rate("drop_path", drop_path)
     unknown = sorted(set(options) - set(entry.options))
     if unknown:
-        accepted = ("stride", "drop_path", "dtype", *entry.options)
+        accepted = ("stride", "drop_path", "dtype", "remat", *entry.options)
         raise UserError(f"encoder {name} has no option {unknown[0]}; it takes {', '.join(accepted)}")
-    fields = {**entry.fields, **entry.strides[stride], **options}
+    fields = {**entry.fields, **entry.strides[stride], **options, **({} if remat == "none" else {"remat": remat})}
     return entry.module(**fields, drop_path=drop_path, dtype=_dtype(dtype))
 
 

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qbheat_jax.models.layers import BatchNorm, Conv, DropPath, check_size
+from qbheat_jax.models.layers import BatchNorm, Conv, DropPath, check_size, remat
 
 
 class ResNetBlock(nn.Module):
@@ -60,6 +60,7 @@ class ResNet(nn.Module):
     stays 1: the weights and the cost of a cell are the same, the receptive field in pixels is smaller.
     `zero_init`: the last batch norm of every block starts with gain 0, every block as its shortcut (arXiv 1706.02677,
     section 5.1). `drop_path`: the rate of the last block; it grows linearly from 0 at the first.
+    `remat`: of the blocks, see layers.remat.
     """
 
     blocks: tuple = (3, 4, 6, 3)
@@ -69,6 +70,7 @@ class ResNet(nn.Module):
     zero_init: bool = True
     drop_path: float = 0.0
     dtype: Any = jnp.float32
+    remat: str = "none"
 
     @property
     def stride(self):
@@ -83,11 +85,11 @@ class ResNet(nn.Module):
         check_size(images, self.stride)
         x = self._stem(images, train)
         out = {"stem": x}
-        block, last_block = 0, max(1, sum(self.blocks) - 1)
+        residual, block, last_block = remat(ResNetBlock, self.remat), 0, max(1, sum(self.blocks) - 1)
         for stage, count in enumerate(self.blocks, 1):
             stage_stride = (1, 2, 2, self.last_stride)[stage - 1]
             for n in range(count):
-                x = ResNetBlock(
+                x = residual(
                     channels=64 * 2 ** (stage - 1),
                     stride=stage_stride if n == 0 else 1,
                     bottleneck=self.bottleneck,

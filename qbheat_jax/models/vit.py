@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from qbheat_jax.errors import UserError
-from qbheat_jax.models.layers import TransformerBlock, check_size, sincos_2d
+from qbheat_jax.models.layers import TransformerBlock, check_size, remat, sincos_2d
 
 
 def patch_init(key, shape, dtype=jnp.float32):
@@ -53,7 +53,8 @@ class ViT(nn.Module):
     `keep`, int32 [B, n]: cells, counted by row from the top left, that alone are encoded, each with its own position, as
     if the image had no others. Sequences [B, n, width] in that order then stand in the place of the maps.
     `class_token`: a learnt token [1, 1, width] before the patches; a learnt table holds its position first, a fixed one
-    has none for it. `drop_path`: the rate of the last block; it grows linearly from 0 at the first.
+    has none for it. `drop_path`: the rate of the last block; it grows linearly from 0 at the first. `remat`: of the
+    blocks, see layers.remat.
     """
 
     width: int = 384
@@ -66,6 +67,7 @@ class ViT(nn.Module):
     grid: Any = ()
     drop_path: float = 0.0
     dtype: Any = jnp.float32
+    remat: str = "none"
 
     @property
     def stride(self):
@@ -94,8 +96,9 @@ class ViT(nn.Module):
             token = self.param("class_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
             token = jnp.broadcast_to((token + token_position).astype(self.dtype), (shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
+        block = remat(TransformerBlock, self.remat)
         for n in range(self.depth):
-            x = TransformerBlock(
+            x = block(
                 self.heads,
                 self.mlp_ratio,
                 drop_path=self.drop_path * n / max(1, self.depth - 1),

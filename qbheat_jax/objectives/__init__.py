@@ -11,6 +11,7 @@ from qbheat_jax import colour, heat, images, quarters
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.decoder import HeatDecoder
+from qbheat_jax.models.grouped import grouped
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.objectives.finetune import Finetune
 from qbheat_jax.objectives.mae import MAE, MaskDecoder, kept
@@ -25,6 +26,7 @@ def build_encoder(config):
     """The encoder of any config that has `encoder` fields. Raises UserError where they do not go together."""
     fields = config.encoder
     options = {name: fields[name] for name in ("class_token", "position", "grid") if fields[name] != _PLAIN[name]}
+    options["remat"] = config.get("remat", "none")  # a probe's or a ported checkpoint's config has none
     return registry.encoder(
         fields.name, stride=fields.stride, drop_path=fields.drop_path, dtype=config.dtype, **options
     )
@@ -34,6 +36,8 @@ def build(config):
     """The objective of a run's or a ported checkpoint's config. Raises UserError where its fields do not go together."""
     encoder = build_encoder(config)
     _check_size(config, encoder)
+    if not isinstance(encoder, ViT):  # which has no batch norm
+        encoder = grouped(encoder, config.get("bn_groups", 1))
     return _BUILD[config.objective](config, encoder, images.PIXELS[config.pixels])
 
 
@@ -106,6 +110,7 @@ def _classifier(config, encoder, pixels):
 
 def _finetune(config, encoder, pixels):
     head = registry.head(config.encoder.name, config.head.classes, config.head.dropout, config.dtype)
+    head = grouped(head, config.bn_groups)
     return Finetune(
         encoder, head, pixels, label_smoothing=config.label_smoothing, mixup=config.mixup, cutmix=config.cutmix
     )
@@ -125,7 +130,8 @@ _BUILD = {
 def _head(config):
     """None as long as the number of classes is not known."""
     classes = config.head.classes
-    return registry.head(config.encoder.name, classes, dtype=config.dtype) if classes else None
+    head = registry.head(config.encoder.name, classes, dtype=config.dtype) if classes else None
+    return grouped(head, config.get("bn_groups", 1))
 
 
 def _target(config, encoder):
@@ -133,7 +139,7 @@ def _target(config, encoder):
 
 
 def _decoder(config):
-    return {**config.decoder.to_dict(), "dtype": jnp.dtype(config.dtype)}
+    return {**config.decoder.to_dict(), "dtype": jnp.dtype(config.dtype), "remat": config.remat}
 
 
 # Only a vit has these, so the others are not given them.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import random
 
 from qbheat_jax import images as images_lib
-from qbheat_jax.models.layers import TransformerBlock, sincos_2d
+from qbheat_jax.models.layers import TransformerBlock, remat, sincos_2d
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.objectives import masks
 from qbheat_jax.objectives.encoding import encode
@@ -27,6 +27,7 @@ class MaskDecoder(nn.Module):
     depth: int = 4
     heads: int = 8
     dtype: Any = jnp.float32
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, kept, ranks, grid, class_token=None, train=False):
@@ -39,8 +40,9 @@ class MaskDecoder(nn.Module):
         x = x + sincos_2d(*grid, self.width).reshape(-1, self.width).astype(self.dtype)
         if class_token is not None:
             x = jnp.concatenate([embed(class_token[:, None]), x], 1)
+        block = remat(TransformerBlock, self.remat)
         for n in range(self.depth):
-            x = TransformerBlock(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
+            x = block(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = nn.Dense(self.outputs, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x)
         return x[:, -ranks.shape[1] :].reshape(batch, *grid, self.outputs)

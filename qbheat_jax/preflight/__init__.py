@@ -16,10 +16,10 @@ log = logging.getLogger("qbheat")
 
 
 def run(path, overrides, target, *, find_batch=False, save=None):
-    """The result for a config file on a topology, a dict as `check` gives it; written to the file `save` where that is set.
+    """The result for a config file on a topology, as `check` gives it; written to the file `save` where it is set.
 
-    With `find_batch` the result is of the largest batch that fits, and `search` says what was tried. Raises UserError for
-    what cannot be: before anything is compiled.
+    With `find_batch` the result is of the largest batch that fits, and `search` says what was tried. Raises UserError
+    for what cannot be, before anything is compiled.
     """
     where = topology.parse(target)
     config = config_lib.load(path, overrides)
@@ -40,8 +40,8 @@ def run(path, overrides, target, *, find_batch=False, save=None):
 def check(config, where, devices, name="config"):
     """All that is found out about one config -> dict of plain numbers and words; what is not known is None.
 
-    Bytes and seconds are of one device and one step, FLOPs of the whole batch. Raises UserError where config and topology
-    do not go together.
+    Bytes and seconds are of one device and one step, FLOPs of the whole batch. Raises UserError where config and
+    topology do not go together.
     """
     step = build(config, where, devices)
     log.info("%d parameters; tracing the step", step.parameters)
@@ -63,8 +63,8 @@ def check(config, where, devices, name="config"):
         "product_flops": product_flops,
         "product_flops_by_type": by_type,
         "flops": flops.count(traced.jaxpr),
-        **dict.fromkeys(("fits", "reason", "compile_seconds", "compiler", "memory", "bytes_accessed", "bytes_padding")),
-        **dict.fromkeys(("bytes_counted", "collectives", "floors", "bounds")),
+        **dict.fromkeys(("fits", "reason", "compile_seconds", "compiler", "memory")),
+        **dict.fromkeys(("bytes_accessed", "bytes_padding", "bytes_counted", "collectives", "floors", "bounds")),
         "not_known": _NOT_KNOWN.get(where.kind, "" if where.tpu else _NOT_KNOWN["gpu"]),
         "warnings": advice.of_step(step, traced, by_type, where),
     }
@@ -130,7 +130,7 @@ def build(config, where, devices):
 
 def _without_recomputing(step, traced, devices):
     """The jaxpr that model FLOPs are counted on: what rematerialisation computes again is no work of the model."""
-    if step.config.get("remat", "none") == "none":
+    if step.config.remat == "none":
         return traced.jaxpr
     plain = config_lib.resolve({**config_lib.flatten(step.config.to_dict()), "remat": "none"})
     return compile.build(plain, devices).trace().jaxpr
@@ -155,7 +155,7 @@ def _search(config, where, devices, name):
     if not where.tpu:
         raise UserError(f"--find-batch asks a TPU's compiler, and --topology is {where.name}: take one such as v5e:4x4")
     shape = build(config, where, devices).mesh.shape  # what is wrong with the config itself is said at once
-    parts, groups = config.get("accumulate", 1), config.get("bn_groups", 1)
+    parts, groups = config.accumulate, config.bn_groups
     every = math.lcm(shape["data"] * shape["fsdp"] * parts, parts * groups)
     best = search.largest(fits, max(every, config.batch_size // every * every), every)
     if not best:

@@ -31,7 +31,7 @@ def _types(step, products):
     wide = sum(n for name, n in products.items() if name not in ("bfloat16", "float16"))
     share = wide / max(1, sum(products.values()))
     if step.config.dtype == "float32":
-        return "dtype is float32: operands of matrix products take twice the bytes of bfloat16 (--config.dtype bfloat16)"
+        return "dtype is float32: what is multiplied takes twice the bytes of bfloat16 (--config.dtype bfloat16)"
     if share > 0.05:
         return f"{share:.0%} of the operations in matrix products have float32 operands, though dtype is bfloat16"
 
@@ -57,16 +57,17 @@ def _recompiles(step, traced):
     differ = [
         name
         for (name, before), after in zip(trees.names(step.state), jax.tree.leaves(traced.out_info[0]))
-        if (before.shape, before.dtype, before.weak_type) != (after.shape, after.dtype, getattr(after, "weak_type", False))
+        if (before.shape, before.dtype, before.weak_type)
+        != (after.shape, after.dtype, getattr(after, "weak_type", False))
     ]
     if differ:
-        return f"the step is compiled again at the second step: {differ[0]} comes back with another type ({len(differ)})"
+        return f"compiled again at the second step: {differ[0]} comes back with another type ({len(differ)} do)"
 
 
 def _few(step):
     local = step.config.batch_size // (step.mesh.shape["data"] * step.mesh.shape["fsdp"])
     if local < 8:
-        return f"{local} images a device: a TPU's registers hold 8 rows, so a batch below 8 leaves some of them empty"
+        return f"{local} images a device: a TPU's registers hold 8 rows, a batch below 8 leaves some of them empty"
 
 
 def _padding(module):
@@ -89,8 +90,8 @@ def _dominant(module, floors):
     share = most.sent / sum(c.sent for c in collectives.values())
     largest = max((c for c in module.each_collective() if c[1] == kind), key=lambda c: c[2].sent)
     return (
-        f"the interconnect needs {wait * 1e3:.1f} ms a step, against {max(others) * 1e3:.1f} ms for the rest: {kind} sends "
-        f"{share:.0%} of it, the largest{_at(largest[0])}"
+        f"the interconnect needs {wait * 1e3:.1f} ms a step, against {max(others) * 1e3:.1f} ms for the rest: {kind} "
+        f"sends {share:.0%} of it, the largest{_at(largest[0])}"
     )
 
 
@@ -100,8 +101,8 @@ def _parameters_at_once(module):
     largest = max(gathers, key=lambda c: c[2].bytes, default=None)
     if largest and len(gathers) > 1 and largest[2].bytes > 0.5 * total and largest[2].bytes > LEAST_MOVED:
         return (
-            f"one all-gather brings {largest[2].bytes / MIB:.0f} MiB of {total / MIB:.0f}{_at(largest[0])}: what it gathers "
-            "is in memory at once"
+            f"one all-gather brings {largest[2].bytes / MIB:.0f} MiB of {total / MIB:.0f}{_at(largest[0])}: what it "
+            "gathers is in memory at once"
         )
 
 

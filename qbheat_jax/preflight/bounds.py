@@ -2,7 +2,7 @@
 
 
 def floors(chip, *, arithmetic, bytes_accessed=None, sent=None):
-    """{"arithmetic", "memory", "interconnect": seconds}, each as if the others took no time; what is not known is left out.
+    """{"arithmetic", "memory", "interconnect": seconds}, each as if alone; what is not known is left out.
 
     Of one device and step: `arithmetic` operations of products, `bytes_accessed` in HBM, bytes `sent` to other devices.
     """

@@ -10,10 +10,10 @@ class Chip:
     """One kind of chip.
 
     `flops`: peak of bfloat16 matrix products, operations a second. `hbm`: bytes; `hbm_bandwidth`: bytes a second.
-    `links`: bytes a second that a chip can send to its neighbours over all its links at once; sending and receiving at the
-    same time the vendor counts twice. `devices`: how many JAX sees of one chip; each has an equal part of everything.
-    `dimensions` of its torus, 0 where the chips are not joined in one; `most`: chips in the largest slice; `config`: libtpu's
-    name of a chip whose cores work as one device, where that is not what it takes without being told.
+    `links`: bytes a second that a chip can send to its neighbours over all its links at once; vendors count sending and
+    receiving together, twice that. `devices`: how many JAX sees of one chip; each has an equal part of everything.
+    `dimensions` of its torus, 0 where the chips are not joined in one; `most`: chips in the largest slice; `config`:
+    libtpu's name of a chip whose cores work as one device, where that is not what it takes without being told.
     """
 
     flops: float

@@ -1,4 +1,4 @@
-"""The real train step, compiled ahead of time from shapes alone: no array is made, no device of the target is needed."""
+"""The real train step, compiled ahead of time from shapes: no array is made, no device of the target is needed."""
 
 import dataclasses
 import logging
@@ -55,12 +55,13 @@ def build(config, devices, room=math.inf):
     Raises UserError where they do not go together, or where not even what a device is given for a step has room.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.check_batch(config.batch_size, mesh)
+    sharding.check_batch(config.batch_size, mesh, config.accumulate)
     objective = objectives.build(config)
+    sharding.check_heads(objective, mesh)
     if getattr(objective, "head", ()) is None:
         raise UserError(
-            f"config field head.classes={config.head.classes} is not accepted here: preflight opens no data, so it must "
-            "be told how many classes they have, such as --config.head.classes 1000"
+            f"config field head.classes={config.head.classes} is not accepted here: preflight opens no data, so it "
+            "must be told how many classes they have, such as --config.head.classes 1000"
         )
     shapes = loop.batch_shapes(config, objectives.views(objective))
     batches = jax.sharding.NamedSharding(mesh, sharding.BATCH)
@@ -71,7 +72,10 @@ def build(config, devices, room=math.inf):
     optimizer = optim.adamw(config, schedule)
     abstract = state.abstract(objective, optimizer, shapes, config.ema)
     shardings = sharding.shardings(abstract, mesh)
-    function = state.train_step(objective, optimizer, rng.root(config.seed), shardings, mesh, config.ema)
+    sharding.check_split(shardings, mesh)
+    function = state.train_step(
+        objective, optimizer, rng.root(config.seed), shardings, mesh, config.ema, config.accumulate
+    )
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     _check_room(_local_bytes(abstract), _local_bytes(batch), room)
     return Step(config, mesh, function, abstract, batch)
@@ -86,8 +90,8 @@ def _check_room(state, batch, room):
         else "take a smaller batch_size or image_size, or more devices"
     )
     raise UserError(
-        f"before it computes anything a device would need {(state + batch) / GIB:.1f} GiB, {state / GIB:.1f} for state and "
-        f"{batch / GIB:.1f} for images, and has {room / GIB:.0f}: {advice}"
+        f"before it computes anything a device would need {(state + batch) / GIB:.1f} GiB, {state / GIB:.1f} for state "
+        f"and {batch / GIB:.1f} for images, and has {room / GIB:.0f}: {advice}"
     )
 
 
@@ -101,7 +105,7 @@ class Compiled:
 
 
 def compile(traced):
-    """Compiles a traced step. A program that is too large for the chip is a result; other errors are raised."""
+    """Compiles a traced step. A program too large for the chip is a result; other errors are raised."""
     started = time.perf_counter()
     lowered = traced.lower()
     try:
@@ -116,8 +120,8 @@ def compile(traced):
 def refusal(text):
     """The compiler's account of what does not fit, on one line with its sizes.
 
-    >>> refusal("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.2G of 15.75G hbm.\\n\\nProgram: ...")
-    'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.2G of 15.75G hbm.'
+    >>> refusal("RESOURCE_EXHAUSTED: Ran out of memory. Used 17.2G of 15.75G hbm.\\n\\nProgram: ...")
+    'RESOURCE_EXHAUSTED: Ran out of memory. Used 17.2G of 15.75G hbm.'
     """
     return re.split(r"\n\s*\n|\n(?=Total|Program|Largest)", text.strip())[0].replace("\n", " ")
 

@@ -1,8 +1,8 @@
 """What a compiled program moves, read off its HLO text: collectives by kind, and bytes to and from HBM.
 
-XLA's own `cost_analysis` counts the body of a loop once, and what never leaves the core like what does; here a body counts
-as often as the loop runs (all branches of a conditional once), and bytes count in HBM alone. All figures are of one device
-and one step.
+XLA's own `cost_analysis` counts the body of a loop once, and what never leaves the core like what does; here a body
+counts as often as the loop runs (all branches of a conditional once), and bytes count in HBM alone. All figures are of
+one device and one step.
 """
 
 import collections
@@ -12,8 +12,8 @@ import re
 
 BITS = {"pred": 8, "s4": 4, "u4": 4, "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
 
-# What each kind puts on a device's links at the least, as a multiple of its size, among n devices (a ring's cost, which no
-# algorithm on links of one bandwidth beats).
+# What each kind puts on a device's links at the least, as a multiple of its size, among n devices (a ring's cost, which
+# no algorithm on links of one bandwidth beats).
 SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -24,8 +24,8 @@ SENT = {
 
 # Nothing is moved by these themselves.
 _FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while conditional call opt-barrier optimization-barrier after-all "
-    "partition-id replica-id add-dependency domain".split()
+    "parameter constant tuple get-tuple-element bitcast while conditional call opt-barrier optimization-barrier "
+    "after-all partition-id replica-id add-dependency domain".split()
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -87,7 +87,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind: how many, their bytes (the larger of what goes in and comes out), bytes sent at the least."""
+    """Collectives of one kind: how many, their bytes (the larger of in and out), bytes sent at the least."""
 
     count: int = 0
     bytes: int = 0
@@ -169,7 +169,7 @@ class Module:
                 yield from self._walk(called, times * turns)
 
     def turns(self, loop):
-        """How often a while loop runs, None where it does not say: as noted by the compiler, or `counter < constant`."""
+        """How often a while loop runs, None where it does not say: as the compiler notes, or `counter < constant`."""
         found = _TRIPS.search(loop.text)
         if found:
             return int(found[1])
@@ -196,7 +196,7 @@ class Module:
         return [(self.turns(i), i.op_name) for i, found in loops if i.opcode == "while" and found and self.turns(i)]
 
     def collectives(self):
-        """{kind: Collective} of one step, those within fusions and loops included, of groups of more than one device."""
+        """{kind: Collective} of one step, those in fusions and loops too, of groups of more than one device."""
         found = collections.defaultdict(Collective)
         for _, kind, collective in self.each_collective():
             found[kind] += collective
@@ -245,8 +245,8 @@ class Module:
     def traffic(self):
         """(bytes, padding): what a step reads from and writes to HBM, and how much of that fills up tiles.
 
-        An instruction reads its operands and writes its results once. Of an operand that a fusion only takes slices of, the
-        slices count; of one that it updates in place, the update. What lies on the core does not count.
+        An instruction reads its operands and writes its results once. Of an operand that a fusion only takes slices of,
+        the slices count; of one that it updates in place, the update. What lies on the core does not count.
         """
         total = padded = 0
         for instruction, computation, times in self.executed():
@@ -255,7 +255,7 @@ class Module:
         return padded, padded - total
 
     def most_padded(self):
-        """(Array, op_name) of the array whose filling costs the most bytes in one reading; None where none is padded."""
+        """(Array, op_name) of the array whose filling costs the most bytes in one reading; None where there is none."""
         arrays = (
             (a, i.op_name) for i, _, _ in self.executed() if i.opcode not in _FREE for a in i.arrays if a.in_hbm
         )
@@ -302,9 +302,8 @@ class Module:
             return []
         if instruction.opcode == "fusion":
             inner = self._inner(instruction)
-            parameter = next(
-                (i.name for i in inner.values() if i.opcode == "parameter" and i.text.partition(",")[0] == str(position)), ""
-            )
+            numbers = {i.text.partition(",")[0]: i.name for i in inner.values() if i.opcode == "parameter"}
+            parameter = numbers.get(str(position), "")
             users = [i for i in inner.values() if parameter in i.operands]
             if users and all(
                 u.opcode in (*_SLICES, "dynamic-update-slice") and u.operands[0] == parameter for u in users

@@ -49,7 +49,7 @@ def _work(r):
     if r["bytes_accessed"] is not None:
         yield _row(
             "HBM bytes a device",
-            f"{_size(r['bytes_accessed'])} a step ({r['bytes_counted']}); {_size(r['bytes_padding'])} more fill up tiles",
+            f"{_size(r['bytes_accessed'])} a step ({r['bytes_counted']}); {_size(r['bytes_padding'])} more fill tiles",
         )
 
 

@@ -82,8 +82,8 @@ def prepare(topology):
             f"--topology {topology.name} needs the TPU's compiler, libtpu, which is not installed: pip install "
             "'qbheat_jax[tpu]' (on Linux; no TPU is needed)"
         )
-    # What libtpu would ask of a TPU's host, and complains of elsewhere. Its lock keeps two processes off one TPU, which is
-    # not used here: two preflights may run at once.
+    # What libtpu would ask of a TPU's host, and complains of elsewhere. Its lock keeps two processes off one TPU, which
+    # is not used here: two preflights may run at once.
     for variable, value in (
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
         ("TPU_SKIP_MDS_QUERY", "1"),
@@ -102,7 +102,7 @@ def prepare(topology):
 
 
 def devices(topology):
-    """The devices to compile for; those of a TPU or GPU stand for what is not here. Raises UserError where there are none."""
+    """The devices to compile for; those of a TPU or GPU need not be here. Raises UserError where there are none."""
     if not topology.tpu:
         here = jax.devices("cpu")
         if len(here) < topology.devices:
@@ -119,4 +119,5 @@ def devices(topology):
     try:
         return topologies.get_topology_desc(topology.name, platform="tpu", **options).devices
     except Exception as error:  # libtpu's own words for what it does not make
-        raise UserError(f"--topology {topology.name} is not accepted by libtpu: {str(error).splitlines()[0]}") from error
+        words = str(error).splitlines()[0]
+        raise UserError(f"--topology {topology.name} is not accepted by libtpu: {words}") from error

