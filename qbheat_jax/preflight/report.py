@@ -14,8 +14,9 @@ def text(result):
 
 def _head(r):
     mesh = " x ".join(f"{axis} {n}" for axis, n in r["mesh"].items())
+    devices = f"{r['chips']} chips" if r["hbm_bytes"] else f"{r['devices']} devices"
     return (
-        f"{r['config']} on {r['topology']}: {r['chips']} chips, mesh {mesh}, batch {r['batch_size']} "
+        f"{r['config']} on {r['topology']}: {devices}, mesh {mesh}, batch {r['batch_size']} "
         f"({r['images_per_device']} images a device)"
     )
 
@@ -34,11 +35,8 @@ def _memory(r):
     yield _row("state a device", f"{_size(r['state_bytes'])}; with its batch {_size(r['argument_bytes'])}{of}")
     if r["memory"]:
         m = r["memory"]
-        yield _row(
-            "compiler's figures",
-            f"arguments {_size(m['argument'])}, temporary {_size(m['temp'])}, code {_size(m['generated_code'])} (the "
-            "verdict decides; these can exceed it)",
-        )
+        words = f"arguments {_size(m['argument'])}, temporary {_size(m['temp'])}, code {_size(m['generated_code'])}"
+        yield _row("compiler's figures", words + (" (they only inform: the verdict decides)" if r["fits"] else ""))
 
 
 def _work(r):
