@@ -236,7 +236,8 @@ def test_topologies_have_the_devices_that_the_table_says(name, devices):
 
 def test_a_cpu_says_what_it_can(small_config):
     got = on("cpu:4", small_config({"encoder.name": "pebble"}))
-    assert got["fits"] is None and got["bounds"] is None and got["memory"]["argument"] >= got["argument_bytes"]
+    assert got["fits"] is None and got["bounds"] is None
+    assert got["memory"]["argument"] == pytest.approx(got["argument_bytes"], rel=0.01)  # labels are dropped, unused
     assert got["collectives"]["all-reduce"]["bytes"] > 4 * got["parameters"]
     assert "not known" in report.text(got)
 
