@@ -146,6 +146,23 @@ def test_bytes_in_hbm_count_slices_loops_and_tiles():
     assert array.shape == (32, 3) and array.padded == 32 * 128 * 4
 
 
+@pytest.mark.parametrize(
+    "dtype, layout, nbytes, padded",
+    [
+        ("f32", "1,0:T(8,128)", 4 * 30, 4 * 16 * 128),
+        ("bf16", "0,1:T(8,128)(2,1)", 2 * 30, 2 * 8 * 128),  # the first dimension is the last in memory
+        ("pred", "1,0", 30, 30),
+        ("s4", "", 15, 15),
+        ("f8e4m3fn", "", 30, 30),
+        ("c64", "", 240, 240),
+        ("token", "", 0, 0),
+    ],
+)
+def test_bytes_of_an_array(dtype, layout, nbytes, padded):
+    array = hlo.Array(dtype, (10, 3), layout)
+    assert (array.bytes, array.padded) == (nbytes, padded)
+
+
 def test_a_gather_that_became_a_loop_is_told():
     text = PROGRAM.replace("body=%body", 'body=%body, metadata={op_name="jit(step)/jvp(vmap())/gather"}')
     assert hlo.Module(text.replace("constant(5)", "constant(64)"), 16).serial_gathers() == [

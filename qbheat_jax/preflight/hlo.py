@@ -10,7 +10,8 @@ import dataclasses
 import math
 import re
 
-BITS = {"pred": 8, "s4": 4, "u4": 4, "f8e4m3fn": 8, "f8e5m2": 8, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
+# Bits of the types whose names do not say them, as f32, bf16, f8e4m3fn and c64 do.
+BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 # What each kind puts on a device's links at the least, as a multiple of its size, among n devices (a ring's cost, which
 # no algorithm on links of one bandwidth beats).
@@ -49,9 +50,13 @@ class Array:
     layout: str
 
     @property
+    def bits(self):
+        """Of one number."""
+        return BITS[self.dtype] if self.dtype in BITS else int(re.search(r"\d+", self.dtype)[0])
+
+    @property
     def bytes(self):
-        bits = BITS.get(self.dtype) or int(re.search(r"\d+", self.dtype)[0])
-        return math.prod(self.shape) * bits // 8
+        return math.prod(self.shape) * self.bits // 8
 
     @property
     def padded(self):
@@ -64,7 +69,7 @@ class Array:
         for i, n in enumerate(reversed([int(n) for n in tile[1].split(",")])):
             if i < len(shape):
                 shape[i] = -(-shape[i] // n) * n
-        return self.bytes // max(1, math.prod(self.shape)) * math.prod(shape)
+        return math.prod(shape) * self.bits // 8
 
     @property
     def in_hbm(self):
