@@ -47,18 +47,18 @@ for ((i = 0; i < count; i++)); do
 done
 
 code=0
-left=${#pids[@]}
-while [ "$left" -gt 0 ]; do
-  status=0
-  wait -n "${pids[@]}" || status=$?
-  # A signal ends `wait` too, with as many processes as before.
-  running=0
-  for pid in "${pids[@]}"; do if kill -0 "$pid" 2>/dev/null; then running=$((running + 1)); fi; done
-  if [ "$running" -lt "$left" ] && [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then
-    code=$status
-    # Those that were asked to stop save first, all at the same step; of any other end they would only hear late.
-    if [ "$code" -ne 143 ]; then stop KILL; fi
-  fi
-  left=$running
+while [ ${#pids[@]} -gt 0 ]; do
+  sleep 0.2
+  left=()
+  for pid in "${pids[@]}"; do
+    status=0
+    if kill -0 "$pid" 2>/dev/null; then left+=("$pid"); else wait "$pid" || status=$?; fi
+    if [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then
+      code=$status
+      # Those that were asked to stop save first, all at the same step; of any other end they would only hear late.
+      if [ "$code" -ne 143 ]; then stop KILL; fi
+    fi
+  done
+  pids=("${left[@]}")
 done
 exit "$code"

@@ -44,7 +44,10 @@ def make_mesh(config_mesh, devices=None):
     if int(np.prod(shape)) != len(devices):
         asked = ", ".join(f"mesh.{axis}={n}" for axis, n in sizes.items())
         raise UserError(f"{asked} does not fit the {len(devices)} devices here: the product must be their number")
-    laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    try:
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (AssertionError, NotImplementedError):  # a network it knows no layout for, such as two devices a chip
+        laid = np.asarray(devices).reshape(shape)
     return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -71,11 +74,11 @@ def check_batch(batch_size, mesh, accumulate=1):
     """Raises UserError where the batch, or each of the `accumulate` parts of it, does not divide over the devices."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (devices * accumulate):
-        words = f"the mesh's {devices} devices" if "model" not in mesh.shape or mesh.shape["model"] == 1 else (
-            f"mesh.data x mesh.fsdp = {devices} devices"
-        )
         times = f" times accumulate={accumulate}, {devices * accumulate}" if accumulate > 1 else ""
-        raise UserError(f"batch_size={batch_size} is not accepted: it takes a multiple of {words}{times}")
+        but = " along data and fsdp" if mesh.shape["model"] > 1 else ""
+        raise UserError(
+            f"batch_size={batch_size} is not accepted: it takes a multiple of the mesh's {devices} devices{but}{times}"
+        )
 
 
 def check_heads(objective, mesh):

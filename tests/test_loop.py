@@ -6,6 +6,7 @@ import logging
 import jax
 import numpy as np
 import pytest
+from etils.epath import testing as epath_testing
 
 import qbheat_jax
 from qbheat_jax import api, data, loop, metrics, objectives, pretrain
@@ -211,3 +212,26 @@ def test_shapes_of_the_loop_are_those_of_the_data(small_config):
     for name, shape in loop.batch_shapes(config).items():
         assert batch[name].shape == shape.shape and batch[name].dtype == shape.dtype
     assert objectives.build(config).encoder.stride == 8
+
+
+def test_a_bucket_is_a_workdir_too(tmp_path, monkeypatch):
+    """What a bucket does not offer, adding to a file, is not asked of it."""
+
+    def local(path):
+        return str(path).replace("gs://bucket", str(tmp_path))
+
+    def opened(original, path, mode):
+        assert str(path).startswith("gs://bucket/run") and "a" not in mode
+        return original(local(path), mode)
+
+    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)  # whose file system would be taken
+    (tmp_path / "run").mkdir()
+    with epath_testing.mock_epath(open=opened, exists=lambda original, path: original(local(path))):
+        for first in (0, 1):
+            writer = metrics.Writer("gs://bucket/run", first)
+            monkeypatch.setattr(writer, "_board", None)
+            for step in (1, 2, 3)[first:]:
+                writer.write(step, {"train/loss": step + first})
+            writer.close()
+        assert losses("gs://bucket/run") == {1: 1.0, 2: 3.0, 3: 4.0}
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3

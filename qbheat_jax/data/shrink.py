@@ -81,7 +81,7 @@ def _stream(source, split, rows):
 
     wanted = set(rows)
     try:
-        everything = source.stream(split, seed=0, epoch=0, shuffle=False, first=0, keep=(0, 1, 0, 1))
+        everything = source.stream(split, seed=0, epoch=0, shuffle=False, first=0, keep=(0, 1, (0,)))
         for example in everything:
             if example[3] in wanted:
                 wanted.discard(example[3])
