@@ -27,7 +27,7 @@ FIELDS = {
     "log_every": 1, "checkpoint_every": 4, "keep": 9,
 }  # fmt: skip
 
-# The command `qbheat` with the tests' encoders, and a pause after each step so that there is a middle of the run to hit.
+# The command `qbheat` with the tests' encoders; after step HOLD it waits for the file GO, so that there is a middle to hit.
 COMMAND = """#!{python}
 import os, sys, time
 sys.path.insert(0, {root!r})
@@ -36,10 +36,11 @@ from tests import conftest
 os.environ["XLA_FLAGS"] = flags
 from qbheat_jax import cli, metrics
 advance = metrics.Progress.advance
-def slowly(self, step):
-    time.sleep(float(os.environ.get("PAUSE", 0)))
+def held(self, step):
     advance(self, step)
-metrics.Progress.advance = slowly
+    while str(step) == os.environ["HOLD"] and not os.path.exists(os.environ["GO"]):
+        time.sleep(0.05)
+metrics.Progress.advance = held
 sys.exit(cli.main())
 """
 
@@ -69,38 +70,39 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
-    """Function (workdir, pause) -> two processes of four devices each under launch/local_processes.sh, started."""
+    """Function (workdir, hold) -> two processes of four devices each under launch/local_processes.sh, started."""
     place = tmp_path_factory.mktemp("two")
     (place / "qbheat").write_text(COMMAND.format(python=sys.executable, root=str(ROOT)))
     (place / "qbheat").chmod(0o755)
     nested = config_of().to_dict()
     (place / "config.py").write_text(f"def get_config():\n    return {nested!r}\n")
 
-    def start(workdir, pause):
+    def start(workdir, hold=0):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         environment = {
             **os.environ, "PATH": f"{place}{os.pathsep}{os.environ['PATH']}", "XLA_FLAGS": "", "DEVICES": "4",
-            "LOGS": str(place / "logs"), "PORT": port, "PAUSE": str(pause), "PYTHONDONTWRITEBYTECODE": "1",
+            "LOGS": str(place / "logs"), "PORT": port, "HOLD": str(hold), "GO": str(place / "go"),
             "JAX_COMPILATION_CACHE_DIR": str(place / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }  # fmt: skip
         command = ["bash", str(ROOT / "launch" / "local_processes.sh"), "2", "pretrain"]
         arguments = ["--config", str(place / "config.py"), "--workdir", str(workdir)]
         return subprocess.Popen([*command, *arguments], env=environment, cwd=ROOT)
 
+    start.stay = (place / "go").unlink
+    start.go = (place / "go").touch
     start.logs = lambda n: (place / "logs" / f"{n}.log").read_text()
     return start
 
 
-def wait_for(workdir, step, running):
-    """Until the run has told of that step."""
-    for _ in range(1200):
-        if max(losses(workdir), default=0) >= step:
+def wait_for(running, condition):
+    for _ in range(2400):
+        if condition():
             return
         assert running.poll() is None, f"it ended with {running.returncode}"
         time.sleep(0.05)
-    raise AssertionError(f"step {step} was not reached")
+    raise AssertionError("that took too long")
 
 
 def children(running):
@@ -123,21 +125,22 @@ def test_two_processes_stopped_killed_and_started_again(whole, processes, tmp_pa
     run = tmp_path / "run"
 
     # SIGTERM to one of them alone: both finish the same step, save, and say so by their exit code.
-    running = processes(run, 0.3)
-    wait_for(run, 2, running)
+    running = processes(run, hold=2)
+    wait_for(running, lambda: 1 in losses(run))
     os.kill(children(running)[1], signal.SIGTERM)
-    assert running.wait(60) == PREEMPTED, processes.logs(0)
-    last = max(losses(run))
-    assert 2 <= last < 8 and Checkpoints(run).steps()[-1] == last
-    assert f"stopped by SIGTERM at step {last} of 12" in processes.logs(0)
+    processes.go()
+    assert running.wait(300) == PREEMPTED, processes.logs(0)
+    assert list(losses(run)) == [1, 2, 3] and Checkpoints(run).steps() == [3]
+    assert "stopped by SIGTERM at step 3 of 12" in processes.logs(0)
     assert "resuming" not in processes.logs(1) and "parameters" not in processes.logs(1), "process 0 speaks for all"
 
     # SIGKILL: the other one is ended too, and nothing is saved on the way out.
-    running = processes(run, 0.3)
-    wait_for(run, 9, running)
+    processes.stay()
+    running = processes(run, hold=9)
+    wait_for(running, lambda: 8 in losses(run) and (run / "checkpoints" / "8").exists())
     os.kill(children(running)[1], signal.SIGKILL)
-    assert running.wait(60) == 128 + signal.SIGKILL
-    assert f"resuming {run} at step {last} of 12" in processes.logs(0)
+    assert running.wait(300) == 128 + signal.SIGKILL
+    assert f"resuming {run} at step 3 of 12" in processes.logs(0)
     assert Checkpoints(run).steps()[-1] == 8 and json.loads((run / "config.json").read_text())["total_steps"] == 12
 
     for count in (4, 8):  # elsewhere: one process of so many devices
@@ -148,8 +151,8 @@ def test_two_processes_stopped_killed_and_started_again(whole, processes, tmp_pa
             assert pretrain.run(config_of(), tmp_path / str(count))["steps_run"] == 4
         assert_same_curve(tmp_path / str(count), whole)
 
-    running = processes(run, 0)
-    assert running.wait(120) == 0, processes.logs(0)
+    running = processes(run)
+    assert running.wait(300) == 0, processes.logs(0)
     assert_same_curve(run, whole)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["step"] == 12 and processes.logs(0).count('"steps_run": 4') == 1
