@@ -191,6 +191,21 @@ def _no_overrides(command, overrides):
         raise UserError(f"--config.{overrides[0][0]}: {command} takes no config")
 
 
+def preflight(arguments, overrides):
+    from qbheat_jax import preflight
+
+    a = arguments
+    save = a.json or (os.path.join(a.workdir, "preflight.json") if a.workdir else None)
+    result = preflight.run(a.config, overrides, a.topology, find_batch=a.find_batch, save=save)
+    print(preflight.report.text(result))
+    if result["fits"] is False:
+        raise UserError(
+            f"{a.config} with batch_size={result['batch_size']} does not fit {a.topology}; --find-batch looks for one that "
+            "does",
+            exit_code=RUN_FAILED,
+        )
+
+
 def report(arguments, _):
     from qbheat_jax import report
 
@@ -293,6 +308,16 @@ def _parser():
     command.add_argument(
         "--max-bad-fraction", type=float, default=0.01, metavar="X", help="largest share that may be unreadable"
     )
+
+    command = add(preflight, f"compile the train step for chips that need not be here, and tell of it; {overriding}")
+    command.add_argument("--config", required=True, metavar="FILE", help="as of pretrain")
+    command.add_argument(
+        "--topology", required=True, metavar="T", help="v5e:4x4, v4:4x4x8, v5p:4x4x4, v6e:16x16, h100:8, cpu:8, ..."
+    )
+    command.add_argument("--find-batch", action="store_true", help="search the largest batch that fits")
+    saved = command.add_mutually_exclusive_group()
+    saved.add_argument("--json", metavar="FILE", help="write the result there")
+    saved.add_argument("--workdir", metavar="DIR", help="write the result to DIR/preflight.json")
 
     command = add(report, "write report/index.html of a run, with whatever probes lie below it")
     command.add_argument("--workdir", required=True, metavar="DIR", help="the run's directory")

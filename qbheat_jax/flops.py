@@ -34,10 +34,11 @@ def count(jaxpr):
     >>> count(jax.make_jaxpr(lambda a, b: a @ b + 1)(jnp.zeros((2, 3)), jnp.zeros((3, 5))))
     70
     """
-    return sum(map(_equation, getattr(jaxpr, "jaxpr", jaxpr).eqns))
+    return sum(map(operations, getattr(jaxpr, "jaxpr", jaxpr).eqns))
 
 
-def _equation(equation):
+def operations(equation):
+    """Operations of one equation of a jaxpr, as `count` counts them -> int."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]

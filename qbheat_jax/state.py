@@ -30,12 +30,23 @@ class TrainState:
         return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
 
 
+def abstract(objective, optimizer, batch, ema=0.0):
+    """The state's shapes and dtypes; nothing is computed. `batch` gives shapes and dtypes alone."""
+    return jax.eval_shape(_initialiser(objective, optimizer, ema), rng_lib.root(0), batch)
+
+
 def create(objective, optimizer, batch, key, mesh, ema=0.0):
     """(state, shardings): parameters are computed on the devices that will hold them, never whole on one of them.
 
     `batch` gives shapes and dtypes alone.
     """
+    shardings = sharding.shardings(abstract(objective, optimizer, batch, ema), mesh)
+    batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()}
+    init = jax.jit(_initialiser(objective, optimizer, ema), out_shardings=shardings)
+    return init(rng_lib.fold(key, "init"), batch), shardings
 
+
+def _initialiser(objective, optimizer, ema):
     def init(key, batch):
         variables = objective.init(key, batch)
         params = variables["params"]
@@ -43,10 +54,7 @@ def create(objective, optimizer, batch, key, mesh, ema=0.0):
         average = jax.tree.map(jnp.copy, params) if ema else {}
         return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params), average)
 
-    key = rng_lib.fold(key, "init")
-    batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()}
-    shardings = sharding.shardings(jax.eval_shape(init, key, batch), mesh)
-    return jax.jit(init, out_shardings=shardings)(key, batch), shardings
+    return init
 
 
 def begin_with(state, variables):

@@ -1,0 +1,133 @@
+"""The real train step, compiled ahead of time from shapes: no array is made, no device of the target is needed."""
+
+import dataclasses
+import logging
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import optax
+
+from qbheat_jax import loop, objectives, optim, rng, sharding, state, trees
+from qbheat_jax.errors import UserError
+
+GIB = 2**30
+
+log = logging.getLogger("qbheat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A config's train step on a mesh, not yet traced. `state` and `batch` are trees of shapes with their shardings."""
+
+    config: Any
+    mesh: Any
+    function: Any
+    state: Any
+    batch: Any
+
+    @property
+    def parameters(self):
+        return trees.count(self.state.params)
+
+    def state_bytes(self):
+        """What one device keeps of the state: parameters, optimizer, averages, statistics."""
+        return _local_bytes(self.state)
+
+    def argument_bytes(self):
+        """State and batch together, what one device is given for a step."""
+        return self.state_bytes() + _local_bytes(self.batch)
+
+    def trace(self):
+        return self.function.trace(self.state, self.batch)
+
+
+def _local_bytes(tree):
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def build(config, devices, room=math.inf):
+    """The Step of a checked config on these devices, each with `room` bytes of memory.
+
+    Raises UserError where they do not go together, or where not even what a device is given for a step has room.
+    """
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_batch(config.batch_size, mesh, config.accumulate)
+    objective = objectives.build(config)
+    sharding.check_heads(objective, mesh)
+    if getattr(objective, "head", ()) is None:
+        raise UserError(
+            f"config field head.classes={config.head.classes} is not accepted here: preflight opens no data, so it "
+            "must be told how many classes they have, such as --config.head.classes 1000"
+        )
+    shapes = loop.batch_shapes(config, objectives.views(objective))
+    batches = jax.sharding.NamedSharding(mesh, sharding.BATCH)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batches), shapes)
+    _check_room(0, _local_bytes(batch), room)  # first, since the position code of too large an image is large itself
+    # How long the run is does not change what a step does.
+    schedule = optax.warmup_cosine_decay_schedule(0.0, optim.peak_learning_rate(config), 1, 2)
+    optimizer = optim.adamw(config, schedule)
+    abstract = state.abstract(objective, optimizer, shapes, config.ema)
+    shardings = sharding.shardings(abstract, mesh)
+    sharding.check_split(shardings, mesh)
+    function = state.train_step(
+        objective, optimizer, rng.root(config.seed), shardings, mesh, config.ema, config.accumulate
+    )
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    _check_room(_local_bytes(abstract), _local_bytes(batch), room)
+    return Step(config, mesh, function, abstract, batch)
+
+
+def _check_room(state, batch, room):
+    if state + batch <= room:
+        return
+    advice = (
+        "split it over more devices with mesh.fsdp, or take a smaller model or larger chips"
+        if state > batch
+        else "take a smaller batch_size or image_size, or more devices"
+    )
+    raise UserError(
+        f"before it computes anything a device would need {(state + batch) / GIB:.1f} GiB, {state / GIB:.1f} for state "
+        f"and {batch / GIB:.1f} for images, and has {room / GIB:.0f}: {advice}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a step: `program` is None where it refused it, for `reason`."""
+
+    program: Any
+    reason: str
+    seconds: float
+
+
+def compile(traced):
+    """Compiles a traced step. A program too large for the chip is a result; other errors are raised."""
+    started = time.perf_counter()
+    lowered = traced.lower()
+    try:
+        program, reason = lowered.compile(), ""
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        program, reason = None, refusal(str(error))
+    return Compiled(program, reason, time.perf_counter() - started)
+
+
+def refusal(text):
+    """The compiler's account of what does not fit, on one line with its sizes.
+
+    >>> refusal("RESOURCE_EXHAUSTED: Ran out of memory. Used 17.2G of 15.75G hbm.\\n\\nProgram: ...")
+    'RESOURCE_EXHAUSTED: Ran out of memory. Used 17.2G of 15.75G hbm.'
+    """
+    return re.split(r"\n\s*\n|\n(?=Total|Program|Largest)", text.strip())[0].replace("\n", " ")
+
+
+def memory(program):
+    """What the compiler says of one device's memory, {name: bytes}."""
+    figures = program.memory_analysis()
+    names = ("argument", "output", "alias", "temp", "generated_code")
+    return {name: getattr(figures, f"{name}_size_in_bytes") for name in names}

@@ -1,0 +1,321 @@
+"""What a compiled program moves, read off its HLO text: collectives by kind, and bytes to and from HBM.
+
+XLA's own `cost_analysis` counts the body of a loop once, and what never leaves the core like what does; here a body
+counts as often as the loop runs (all branches of a conditional once), and bytes count in HBM alone. All figures are of
+one device and one step.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+# Bits of the types whose names do not say them, as f32, bf16, f8e4m3fn and c64 do.
+BITS = {"pred": 8, "token": 0, "opaque": 0}
+
+# What each kind puts on a device's links at the least, as a multiple of its size, among n devices (a ring's cost, which
+# no algorithm on links of one bandwidth beats).
+SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+}
+
+# Nothing is moved by these themselves.
+_FREE = frozenset(
+    "parameter constant tuple get-tuple-element bitcast while conditional call opt-barrier optimization-barrier "
+    "after-all partition-id replica-id add-dependency domain".split()
+)
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^}]*)\})?")
+_OPCODE = re.compile(r"\s*([a-z][\w\-]*)\(")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of a type: its element type, dimensions and layout, such as "1,0:T(8,128)S(1)"."""
+
+    dtype: str
+    shape: tuple
+    layout: str
+
+    @property
+    def bits(self):
+        """Of one number."""
+        return BITS[self.dtype] if self.dtype in BITS else int(re.search(r"\d+", self.dtype)[0])
+
+    @property
+    def bytes(self):
+        return math.prod(self.shape) * self.bits // 8
+
+    @property
+    def padded(self):
+        """Bytes with the dimensions filled up to whole tiles: a TPU keeps the last two in tiles such as 8 x 128."""
+        tile = re.search(r"T\(([\d,]+)\)", self.layout)
+        if not tile or not self.shape:
+            return self.bytes
+        order = [int(d) for d in self.layout.split(":")[0].split(",") if d]
+        shape = [self.shape[d] for d in order]
+        for i, n in enumerate(reversed([int(n) for n in tile[1].split(",")])):
+            if i < len(shape):
+                shape[i] = -(-shape[i] // n) * n
+        return math.prod(shape) * self.bits // 8
+
+    @property
+    def in_hbm(self):
+        return "S(" not in self.layout  # other spaces are on the core
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    name: str
+    arrays: tuple
+    opcode: str
+    operands: tuple
+    text: str
+
+    @property
+    def op_name(self):
+        found = _OP_NAME.search(self.text)
+        return found[1] if found else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind: how many, their bytes (the larger of in and out), bytes sent at the least."""
+
+    count: int = 0
+    bytes: int = 0
+    sent: float = 0.0
+
+    def __add__(self, other):
+        return Collective(self.count + other.count, self.bytes + other.bytes, self.sent + other.sent)
+
+
+def _type(text):
+    """(the type's text, the rest of the line); a tuple's type ends at its closing bracket."""
+    if not text.startswith("("):
+        head, _, rest = text.partition(" ")
+        return head, rest
+    depth = 0
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
+        if not depth:
+            return text[: match.end()], text[match.end() :]
+    return text, ""
+
+
+def _arrays(text):
+    return tuple(
+        Array(dtype, tuple(int(n.strip("<=")) for n in shape.split(",") if n), layout or "")
+        for dtype, shape, layout in _ARRAY.findall(text)
+    )
+
+
+def _operands(rest):
+    depth = 1
+    for match in re.finditer(r"[()]", rest):
+        depth += 1 if match[0] == "(" else -1
+        if not depth:
+            return rest[: match.start()], rest[match.end() :]
+    return rest, ""
+
+
+class Module:
+    """A program's HLO text, parsed. `devices`: how many it is for, which is the group where a collective names none."""
+
+    def __init__(self, text, devices):
+        self._devices, self._computations, self._entry = devices, {}, None
+        current = None
+        for line in text.splitlines():
+            header = _HEADER.match(line) if not line.startswith(" ") else None
+            if header:
+                current = self._computations[header[2]] = {}
+                if header[1]:
+                    self._entry = header[2]
+            elif current is not None:
+                found = _INSTRUCTION.match(line)
+                if found:
+                    self._add(current, found[1], found[2])
+
+    @staticmethod
+    def _add(computation, name, text):
+        kind, rest = _type(text)
+        opcode = _OPCODE.match(rest)
+        if not opcode:
+            return
+        operands, attributes = _operands(rest[opcode.end() :])
+        names = tuple(_NAME.findall(operands))
+        number = operands if opcode[1] in ("parameter", "constant") else ""
+        computation[name] = Instruction(name, _arrays(kind), opcode[1], names, number + attributes)
+
+    def executed(self):
+        """(instruction, its computation, how often a step runs it) of everything but what is within a fusion."""
+        return list(self._walk(self._entry, 1))
+
+    def _walk(self, name, times):
+        computation = self._computations.get(name, {})
+        for instruction in computation.values():
+            yield instruction, computation, times
+            if instruction.opcode == "fusion":
+                continue
+            turns = (self.turns(instruction) or 1) if instruction.opcode == "while" else 1
+            for called in self._called(instruction):
+                yield from self._walk(called, times * turns)
+
+    def turns(self, loop):
+        """How often a while loop runs, None where it does not say: as the compiler notes, or `counter < constant`."""
+        found = _TRIPS.search(loop.text)
+        if found:
+            return int(found[1])
+        condition = self._computations.get(re.search(r"condition=%?([\w.\-]+)", loop.text)[1], {})
+        compare = [i for i in condition.values() if i.opcode == "compare" and "direction=LT" in i.text]
+        limits = [i.text for i in condition.values() if i.opcode == "constant"]
+        number = re.match(r"\d+", limits[0]) if len(compare) == len(limits) == 1 else None
+        return int(number[0]) if number else None
+
+    @staticmethod
+    def _called(instruction):
+        if instruction.opcode not in ("while", "conditional", "call", "fusion", "async-start"):
+            return ()
+        branches = _BRANCHES.search(instruction.text)
+        return (*_CALLED.findall(instruction.text), *(_NAME.findall(branches[1]) if branches else ()))
+
+    def unknown_loops(self):
+        """How many loops do not say how often they run; they count once."""
+        return sum(i.opcode == "while" and self.turns(i) is None for i, _, _ in self.executed())
+
+    def serial_gathers(self):
+        """[(turns, op_name)] of the loops that the compiler made of a gather or scatter, one index a turn."""
+        loops = ((i, re.search(r"(gather|scatter)[\w\-]*$", i.op_name)) for i, _, _ in self.executed())
+        return [(self.turns(i), i.op_name) for i, found in loops if i.opcode == "while" and found and self.turns(i)]
+
+    def collectives(self):
+        """{kind: Collective} of one step, those in fusions and loops too, of groups of more than one device."""
+        found = collections.defaultdict(Collective)
+        for _, kind, collective in self.each_collective():
+            found[kind] += collective
+        return dict(found)
+
+    def each_collective(self):
+        """(op_name, kind, Collective) of every collective instruction."""
+        for instruction, computation, times in self.executed():
+            yield from self._collective(instruction, computation, times, "")
+
+    def _collective(self, instruction, computation, times, within):
+        if instruction.opcode == "fusion":
+            for called in self._called(instruction):
+                inner = self._computations.get(called, {})
+                for i in inner.values():
+                    yield from self._collective(i, inner, times, f"{instruction.name} {called}")
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in SENT:
+            return
+        group = self._group(instruction.text)
+        if group < 2:
+            return
+        read = sum(a.bytes for name in instruction.operands for a in _of(computation, name))
+        size = max(read, read * group if kind == "all-gather" else 0)
+        if kind == "all-reduce" and "all-reduce-scatter" in within:
+            kind = "reduce-scatter"  # how a TPU's compiler writes one
+        yield instruction.op_name, kind, Collective(times, times * size, times * SENT[kind](group) * size)
+
+    def _group(self, text):
+        """Devices in a group of a collective, from any of the three ways in which HLO writes them."""
+        if "source_target_pairs=" in text:
+            return self._devices
+        mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:\([^)]*\)|<[^>]*>)?,? *\{([^}]*)\}", text)
+        if mesh:
+            sizes = dict(re.findall(r"'?([\w.\-]+)'?=(\d+)", mesh[1]))
+            names = [n.strip().strip("'") for n in mesh[2].split(",")]
+            # An axis may be split: 'axis':(before)size.
+            split = [re.fullmatch(r"([\w.\-]+)'?:\(\d+\)(\d+)", n) for n in names]
+            return math.prod(int(s[2]) if s else int(sizes.get(n, 1)) for n, s in zip(names, split) if n)
+        iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text)
+        if iota:
+            return int(iota[2])
+        listed = re.search(r"replica_groups=\{\{([\d,]+)\}", text)
+        return len(listed[1].split(",")) if listed else self._devices
+
+    def traffic(self):
+        """(bytes, padding): what a step reads from and writes to HBM, and how much of that fills up tiles.
+
+        An instruction reads its operands and writes its results once. Of an operand that a fusion only takes slices of,
+        the slices count; of one that it updates in place, the update. What lies on the core does not count.
+        """
+        total = padded = 0
+        for instruction, computation, times in self.executed():
+            plain, filled = self._moved(instruction, computation)
+            total, padded = total + times * plain, padded + times * filled
+        return padded, padded - total
+
+    def most_padded(self):
+        """(Array, op_name) of the array whose filling costs the most bytes in one reading; None where there is none."""
+        arrays = (
+            (a, i.op_name) for i, _, _ in self.executed() if i.opcode not in _FREE for a in i.arrays if a.in_hbm
+        )
+        return max(arrays, key=lambda a: a[0].padded - a[0].bytes, default=None)
+
+    def _moved(self, instruction, computation):
+        opcode = instruction.opcode
+        if opcode in _FREE or opcode.endswith("-done") or opcode == "async-start":
+            return 0, 0
+        if opcode == "slice-start":  # (whole, part, ...)
+            whole, part = instruction.arrays[:2]
+            moved = [part] * (whole.in_hbm + part.in_hbm)
+            return sum(a.bytes for a in moved), sum(a.padded for a in moved)
+        moved = [a for a in self._written(instruction, computation) if a.in_hbm]
+        for position, name in enumerate(instruction.operands):
+            arrays = [a for a in _of(computation, name) if a.in_hbm]
+            moved += self._read(instruction, position, arrays, computation)
+        return sum(a.bytes for a in moved), sum(a.padded for a in moved)
+
+    def _written(self, instruction, computation):
+        if instruction.opcode == "dynamic-update-slice":
+            return _of(computation, instruction.operands[1])
+        if instruction.opcode.endswith("-start"):  # (operand, result, ...), of a copy (result, operand, ...)
+            if instruction.opcode == "all-reduce-start":  # that one alone has its result's type
+                return instruction.arrays
+            return instruction.arrays[:1] if instruction.opcode == "copy-start" else instruction.arrays[1:2]
+        if instruction.opcode == "fusion":
+            inner = self._inner(instruction)
+            updates = [i for i in inner.values() if i.opcode == "dynamic-update-slice"]
+            whole = {(a.dtype, a.shape): _of(inner, u.operands[1]) for u in updates for a in u.arrays}
+            return [w for a in instruction.arrays for w in whole.get((a.dtype, a.shape), (a,))]
+        return instruction.arrays
+
+    def _inner(self, instruction):
+        return self._computations.get(next(iter(self._called(instruction)), ""), {})
+
+    def _read(self, instruction, position, arrays, computation):
+        """What of an operand's arrays is read."""
+        if not arrays:
+            return []
+        if instruction.opcode in _SLICES and position == 0:
+            return list(instruction.arrays)
+        if instruction.opcode == "dynamic-update-slice" and position == 0:
+            return []
+        if instruction.opcode == "fusion":
+            inner = self._inner(instruction)
+            numbers = {i.text.partition(",")[0]: i.name for i in inner.values() if i.opcode == "parameter"}
+            parameter = numbers.get(str(position), "")
+            users = [i for i in inner.values() if parameter in i.operands]
+            if users and all(
+                u.opcode in (*_SLICES, "dynamic-update-slice") and u.operands[0] == parameter for u in users
+            ):
+                return [a for u in users if u.opcode in _SLICES for a in u.arrays]
+        return arrays
+
+
+def _of(computation, name):
+    return computation[name].arrays if name in computation else ()

@@ -1,0 +1,86 @@
+"""A preflight's result in words. The result itself is a dict that goes into JSON as it is."""
+
+GIB, MIB = 2**30, 2**20
+
+
+def text(result):
+    """Some thirty lines."""
+    lines = [_head(result), "", *_memory(result), *_work(result), *_collectives(result), *_bounds(result)]
+    lines += [f"warning: {words}" for words in result["warnings"]]
+    if result.get("search"):
+        lines += ["", *_search(result["search"])]
+    return "\n".join(lines)
+
+
+def _head(r):
+    mesh = " x ".join(f"{axis} {n}" for axis, n in r["mesh"].items())
+    devices = f"{r['chips']} chips" if r["hbm_bytes"] else f"{r['devices']} devices"
+    return (
+        f"{r['config']} on {r['topology']}: {devices}, mesh {mesh}, batch {r['batch_size']} "
+        f"({r['images_per_device']} images a device)"
+    )
+
+
+def _row(name, words):
+    return f"{name:22} {words}"
+
+
+def _memory(r):
+    fits = {True: "fits", False: "DOES NOT FIT", None: "not known"}[r["fits"]]
+    yield _row("verdict", fits + (f": {r['reason']}" if r["reason"] else ""))
+    if r["compile_seconds"] is not None:
+        yield _row("compiled in", f"{r['compile_seconds']:.0f} s, by {r['compiler']}")
+    yield _row("parameters", f"{r['parameters']:,}")
+    of = f" of {r['hbm_bytes'] / GIB:.1f} GiB HBM" if r["hbm_bytes"] else ""
+    yield _row("state a device", f"{_size(r['state_bytes'])}; with its batch {_size(r['argument_bytes'])}{of}")
+    if r["memory"]:
+        m = r["memory"]
+        words = f"arguments {_size(m['argument'])}, temporary {_size(m['temp'])}, code {_size(m['generated_code'])}"
+        yield _row("compiler's figures", words + (" (they only inform: the verdict decides)" if r["fits"] else ""))
+
+
+def _work(r):
+    image = r["product_flops"] / r["batch_size"]
+    types = ", ".join(f"{name} {n / r['product_flops']:.1%}" for name, n in r["product_flops_by_type"].items())
+    yield _row("model FLOPs a step", f"{r['product_flops']:.4g} in matrix products and convolutions ({types})")
+    yield _row("", f"{image:.4g} an image; {r['flops']:.4g} a step with elementwise arithmetic")
+    if r["bytes_accessed"] is not None:
+        yield _row(
+            "HBM bytes a device",
+            f"{_size(r['bytes_accessed'])} a step ({r['bytes_counted']}); {_size(r['bytes_padding'])} more fill tiles",
+        )
+
+
+def _collectives(r):
+    if r["collectives"] is None:
+        return
+    if not r["collectives"]:
+        yield _row("collectives", "none")
+    for kind, c in sorted(r["collectives"].items()):
+        yield _row(kind, f"{c['count']} a step, {_size(c['bytes'])} a device; {_size(c['sent'])} to send at the least")
+
+
+def _bounds(r):
+    if not r["bounds"]:
+        yield _row("floors", f"not known for {r['topology']}: {r['not_known']}")
+        return
+    b = r["bounds"]
+    floors = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in r["floors"].items())
+    yield _row("a step takes at least", f"{floors}; {b['binds']} binds")
+    yield _row(
+        "upper bounds",
+        f"{b['images_per_second_per_chip_at_most']:,.0f} images/s a chip, MFU {b['mfu_at_most']:.0%}: bounds, no "
+        "prediction; a real step is slower",
+    )
+    if r["not_known"]:
+        yield _row("not known", r["not_known"])
+
+
+def _search(tried):
+    yield "largest batch that fits"
+    for row in tried:
+        yield f"  {row['batch_size']:>8}  {'fits' if row['fits'] else row['reason']}  ({row['compile_seconds']:.0f} s)"
+
+
+def _size(n):
+    return f"{n / GIB:.2f} GiB" if n >= GIB else f"{n / MIB:.1f} MiB"
