@@ -27,7 +27,7 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
     factors: as of `optim.adamw`.
     evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
     Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second"}, of steps that were run
-    "gflops_per_image", and the last evaluation's figures.
+    "gflops_per_image" (what remat computes again included), and the last evaluation's figures.
     Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1); SIGTERM,
     after the step was finished and saved (exit code 143).
     """
