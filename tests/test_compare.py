@@ -5,12 +5,13 @@ import re
 import statistics
 from pathlib import Path
 
+import jax
 import pytest
 
 from qbheat_jax import cli, compare, pretrain, probe
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
-from qbheat_jax.report import comparison
+from qbheat_jax.report import comparison, figures
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "compare"
 
@@ -44,9 +45,12 @@ def config_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(config_file, tmp_path_factory):
-    """(workdir, what was returned) of the whole comparison."""
-    workdir = tmp_path_factory.mktemp("done")
-    return workdir, compare.run(compare.read(config_file), workdir)
+    """(workdir, what was returned) of the whole comparison, on one device: programs for eight take longer to compile."""
+    workdir, devices = tmp_path_factory.mktemp("done"), jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda: devices)
+        patch.setattr(jax, "local_devices", lambda: devices)
+        return workdir, compare.run(compare.read(config_file), workdir)
 
 
 def refused(*argv):
@@ -166,6 +170,8 @@ def test_what_fails_is_shown_and_the_rest_goes_on(config_file, tmp_path, monkeyp
 
     monkeypatch.setattr(pretrain, "run", train)
     monkeypatch.setattr(probe, "run", look)
+    for chart in ("dots", "against"):  # drawn for every encoder of two comparisons, and not what this is about
+        monkeypatch.setattr(figures, chart, lambda *_: "")
     command = ["compare", "--config", config_file, "--workdir", str(tmp_path)]
     assert cli.main(command) == 1
     captured = capsys.readouterr()
