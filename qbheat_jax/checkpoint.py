@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.sharding import SingleDeviceSharding
 
 from qbheat_jax import distributed, trees
 from qbheat_jax.errors import RUN_FAILED, UserError
@@ -42,7 +43,15 @@ class Checkpoints:
         self.directory = epath.Path(workdir) / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         with _disk(self.directory):
-            self._manager = ocp.CheckpointManager(self.directory.resolve(), options=options)
+            self._manager = ocp.CheckpointManager(
+                self.directory.resolve(),
+                options=options,
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "data": ocp.JsonCheckpointHandler(),
+                    "config": ocp.JsonCheckpointHandler(),
+                },
+            )
 
     def save(self, step, state, position, config_json):
         """Starts writing; the arrays are copied first, so the state may be donated at once."""
@@ -90,18 +99,22 @@ class Checkpoints:
     def restore_variables(self):
         """(step, {"params", "batch_stats"} as arrays) of the newest whole checkpoint; the average where there is one.
 
-        Reading changes nothing: a damaged checkpoint is passed over with a warning, and stays where it is.
+        On one device, whatever mesh wrote it. Reading changes nothing: a damaged checkpoint is passed over with a warning,
+        and stays where it is.
         """
+        here = SingleDeviceSharding(jax.local_devices()[0])
         for step in reversed(self.steps()):
             try:
-                state, _ = self._checked(step)
+                written = self._manager.item_metadata(step)["state"].tree
+                shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), written)
+                state, _ = self._checked(step, shapes)
                 return step, {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
             except Exception as error:
                 log.warning("checkpoint %s is damaged (%s): taking the one before it", step, _brief(error))
         raise UserError(f"{self.directory}: there is no checkpoint that can be read")
 
-    def _checked(self, step, shapes=None):
-        """(state, data record) of one checkpoint, with `shapes` in their types; ValueError where bits have changed."""
+    def _checked(self, step, shapes):
+        """(state, data record) of one checkpoint, typed and sharded as `shapes`; ValueError where bits have changed."""
         items = self._restore(step, state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore())
         if _bits(items["state"]) != items["data"]["bits"]:
             raise ValueError("what was read is not what was written")

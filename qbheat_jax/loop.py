@@ -35,7 +35,7 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
 
     # Mesh
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(config.batch_size, mesh, config.accumulate)
+    sharding.check_batch(config.batch_size, objective, mesh, config.accumulate)
     sharding.check_heads(objective, mesh)
 
     # Data

@@ -70,12 +70,26 @@ def shardings(tree, mesh, rules=RULES):
     return trees.map_with_names(lambda name, leaf: NamedSharding(mesh, _spec(name, leaf, mesh, rules)), tree)
 
 
-def check_batch(batch_size, mesh, accumulate=1):
+def spread(batch, objective, mesh):
+    """Inside the jitted step: a batch whose images are split over `model` too, where the encoder is not.
+
+    Otherwise the devices along `model` would all encode the same images. And XLA, which splits the gradient of a grouped
+    convolution's kernel wrongly where devices hold the same images (jax 0.10: it comes out as many times too large as there
+    are such devices), would train another model.
+    """
+    if mesh.shape["model"] == 1 or hasattr(objective.encoder, "heads"):
+        return batch
+    everywhere = NamedSharding(mesh, PartitionSpec(AXES))
+    images = {name: x for name, x in batch.items() if name.startswith("image")}
+    return {**batch, **jax.lax.with_sharding_constraint(images, everywhere)}
+
+
+def check_batch(batch_size, objective, mesh, accumulate=1):
     """Raises UserError where the batch, or each of the `accumulate` parts of it, does not divide over the devices."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    devices = mesh.shape["data"] * mesh.shape["fsdp"] if hasattr(objective.encoder, "heads") else mesh.size
     if batch_size % (devices * accumulate):
         times = f" times accumulate={accumulate}, {devices * accumulate}" if accumulate > 1 else ""
-        but = " along data and fsdp" if mesh.shape["model"] > 1 else ""
+        but = " along data and fsdp" if devices < mesh.size else ""
         raise UserError(
             f"batch_size={batch_size} is not accepted: it takes a multiple of the mesh's {devices} devices{but}{times}"
         )

@@ -92,7 +92,11 @@ def train_step(objective, optimizer, key, shardings, mesh, ema=0.0, accumulate=1
     the same: batch norm sees a part at a time, and its running statistics are updated by one after the other; what is
     drawn at random within a step is drawn for each part; `variance` and other metrics are the parts' means.
     """
-    compute = jax.value_and_grad(objective.loss, has_aux=True)
+
+    def loss(params, batch_stats, batch, key):
+        return objective.loss(params, batch_stats, sharding.spread(batch, objective, mesh), key)
+
+    compute = jax.value_and_grad(loss, has_aux=True)
     if accumulate > 1:
         compute = _in_parts(compute, accumulate, shardings.params, mesh)
 

@@ -253,7 +253,12 @@ def test_what_cannot_be_split_is_refused():
     says("remat='all' is not accepted: it takes one of 'none', 'nothing_saveable'", remat="all")
     says("mesh.model=-1 is not accepted: .* when mesh.data is -1", **{"mesh.model": -1})
     with pytest.raises(UserError, match=r"batch_size=16 .* multiple of the mesh's 8 devices times accumulate=4, 32"):
-        sharding.check_batch(16, mesh_of(8), 4)
+        sharding.check_batch(16, objectives.build(config_of("pebble")), mesh_of(8), 4)
+    with pytest.raises(UserError, match=r"batch_size=18 .* multiple of the mesh's 4 devices along data and fsdp"):
+        sharding.check_batch(18, objectives.build(config_of("vit_micro")), mesh_of(2, 2, 2))
+    sharding.check_batch(20, objectives.build(config_of("vit_micro")), mesh_of(2, 2, 2))
+    with pytest.raises(UserError, match=r"batch_size=20 .* multiple of the mesh's 8 devices$"):
+        sharding.check_batch(20, objectives.build(config_of("pebble")), mesh_of(2, 2, 2))
     with pytest.raises(UserError, match=r"mesh.model=8 is not accepted: the encoder has 2 attention heads"):
         sharding.check_heads(objectives.build(config_of("vit_micro")), mesh_of(1, 1, 8))
     objective, mesh = objectives.build(config_of("pebble")), mesh_of(4, 1, 2)

@@ -151,6 +151,12 @@ def test_two_processes_stopped_killed_and_started_again(whole, processes, tmp_pa
             assert pretrain.run(config_of(), tmp_path / str(count))["steps_run"] == 4
         assert_same_curve(tmp_path / str(count), whole)
 
+    # What a pod has trained is a model for one device too.
+    code = "import sys, qbheat_jax, jax; print(jax.device_count(), qbheat_jax.load(sys.argv[1]).step)"
+    alone = "from tests import conftest; import os; os.environ['XLA_FLAGS'] = ''; "
+    got = subprocess.run([sys.executable, "-c", alone + code, str(run)], capture_output=True, text=True, cwd=ROOT)
+    assert got.stdout.split() == ["1", "8"], got.stderr
+
     running = processes(run)
     assert running.wait(300) == 0, processes.logs(0)
     assert_same_curve(run, whole)

@@ -93,9 +93,9 @@ def test_bfloat16_keeps_float32_parameters(small_config):
     assert {p.dtype for p in jax.tree.leaves(final.params)} == {jnp.dtype("float32")}
 
 
-def test_meshes_that_do_not_fit():
+def test_meshes_that_do_not_fit(alone):
     with pytest.raises(UserError, match=r"mesh.data=3, mesh.fsdp=1, mesh.model=1 does not fit the 8 devices"):
         sharding.make_mesh({"data": 3, "fsdp": 1})
     assert dict(sharding.make_mesh({"data": -1, "fsdp": 2}).shape) == {"data": 4, "fsdp": 2, "model": 1}
     with pytest.raises(UserError, match=r"batch_size=12 .* multiple of the mesh's 8 devices"):
-        sharding.check_batch(12, sharding.make_mesh({"data": -1, "fsdp": 1}))
+        sharding.check_batch(12, objectives.build(alone[0]), sharding.make_mesh({"data": -1, "fsdp": 1}))
