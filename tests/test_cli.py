@@ -33,7 +33,7 @@ def refused(capsys, *argv, code=2):
 
 
 @pytest.mark.slow
-def test_the_quickstart_in_one_step_each(tmp_path, capsys):
+def test_the_quickstart_in_one_step_each(tmp_path, capsys, one_device):
     """Every command with the configs of the quickstart, cut down to one step or epoch."""
     run = tmp_path / "run"
     one = ("--config.total_steps", 1, "--config.warmup", 0, "--config.batch_size", 16, "--config.data.eval_split=")
@@ -150,7 +150,7 @@ def test_mistakes_in_arguments(capsys, tmp_path, small_config_file):
     assert "image_size=36 is not accepted: micro takes a multiple of its stride, 8" in say("--config.image_size", 36)
     assert "middle placement cannot split" in say("--config.image_size", 48)
     assert "encoder 'mobile' is unknown" in say("--config.encoder.name", "mobile")
-    assert "has no stride 4" in say("--config.encoder.stride", 4)
+    assert "has no stride 3" in say("--config.encoder.stride", 3)
     assert "mesh.data=3, mesh.fsdp=1, mesh.model=1 does not fit the 8 devices" in say("--config.mesh.data", 3)
     assert "multiple of the mesh's 8 devices" in say("--config.batch_size", 12)
     assert "warmup is 9 steps, but the run has 6" in say("--config.warmup", 9)
@@ -199,7 +199,7 @@ def mixed_bag(place):
     photo((80, 50), "RGB", 99).save(place / "turned.jpg", exif=exif)
 
 
-def test_a_mixed_bag_with_corrupt_files_trains(capsys, tmp_path, small_config_file, caplog):
+def test_a_mixed_bag_with_corrupt_files_trains(one_device, capsys, tmp_path, small_config_file, caplog):
     bag = tmp_path / "bag"
     mixed_bag(bag)
     whole = (bag / "turned.jpg").read_bytes()
@@ -224,7 +224,7 @@ def test_a_mixed_bag_with_corrupt_files_trains(capsys, tmp_path, small_config_fi
     assert "data.max_bad_fraction=0.01" in message and "of 28 images" in message
 
 
-def test_tfds_with_mocked_data(capsys, tmp_path, small_config_file):
+def test_tfds_with_mocked_data(one_device, capsys, tmp_path, small_config_file):
     tfds = pytest.importorskip("tensorflow_datasets")
     with tfds.testing.mock_data(num_examples=40):
         code, out, err = qbheat(

@@ -212,7 +212,9 @@ def test_mistakes_are_one_sentence_that_says_where(config_file, tmp_path):
     assert say("methods.masked.learningrate", "1") == (
         "methods.masked: config field learningrate is unknown; did you mean learning_rate?"
     )
-    assert "methods.masked: config field simmim.mask_size=5 is not accepted" in say("methods.masked.simmim.mask_size", "5")
+    assert "methods.masked: config field simmim.mask_size=5 is not accepted" in say(
+        "methods.masked.simmim.mask_size", "5"
+    )
     assert "methods.supervised: warmup is 9 steps" in say("methods.supervised.warmup", "9")
     assert "all: config field batch_size='many'" in say("all.batch_size", "many")
     assert "probes.linear: config field optimizer='sdg' is not accepted" in say("probe.optimizer", "sdg")

@@ -96,7 +96,7 @@ def test_a_dtype_by_name_or_type_makes_the_same_encoder():
         ({"name": "vit_s", "dtype": "fast"}, "dtype is fast; an encoder computes in bfloat16 or float32"),
         (
             {"name": "vit_s", "zero_init": True},
-            "encoder vit_s has no option zero_init; it takes stride, drop_path, dtype, class_token, position, grid",
+            "encoder vit_s has no option zero_init; it takes stride, drop_path, dtype, remat, class_token, position, grid",
         ),
     ],
 )

@@ -79,8 +79,8 @@ def test_steps_against_numpy(case):
         params = jax.tree.map(lambda p: p + 0.1 * (step + 1), params)
         batch, before = batch_of(step), mutable
         value, (mutable, _) = loss(params, before, batch, jax.random.key(step))
-        slow = jax.tree.map(lambda s, p: 0.9 * s + np.float32(0.1) * np.asarray(p), slow, params)
-        early = min(0.9, (1 + step) / (10 + step))
+        early = np.float32(min(0.9, (1 + step) / (10 + step)))
+        slow = jax.tree.map(lambda s, p: early * s + (1 - early) * np.asarray(p), slow, params)
         # The statistics follow those that the encoder had before this batch.
         stats = {
             part: jax.tree.map(lambda s, p: early * s + (1 - early) * np.asarray(p), tree, before[part])
@@ -122,7 +122,7 @@ def test_standardised_keys_of_different_images_differ_from_the_first_step_on():
         variables = projector.init(jax.random.key(1), features)
         keys, _ = projector.apply(variables, features, True, mutable=["batch_stats"])
         assert (np.linalg.norm(keys.mean(0)) > 0.99) == (not standardise)
-    assert np.linalg.norm(keys.mean(0)) < 0.6
+    assert np.linalg.norm(keys.mean(0)) < 0.8
 
 
 def test_no_gradient_flows_through_the_key(case):

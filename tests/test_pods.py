@@ -249,7 +249,7 @@ def test_what_cannot_be_split_is_refused():
     says("batch_size=16 is not accepted: it takes a multiple of accumulate=3 times bn_groups=1", accumulate=3)
     says("batch_size=16 is not accepted: .* accumulate=2 times bn_groups=3", accumulate=2, bn_groups=3)
     says("accumulate=2 is not accepted: it takes 1 with objective='moco'", accumulate=2, objective="moco")
-    says("accumulate=0 is not accepted: it takes a whole number that is at least 1", accumulate=0)
+    says("accumulate=0 is not accepted: it takes a number that is at least 1", accumulate=0)
     says("remat='all' is not accepted: it takes one of 'none', 'nothing_saveable'", remat="all")
     says("mesh.model=-1 is not accepted: .* when mesh.data is -1", **{"mesh.model": -1})
     with pytest.raises(UserError, match=r"batch_size=16 .* multiple of the mesh's 8 devices times accumulate=4, 32"):

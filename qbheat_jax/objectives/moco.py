@@ -112,7 +112,8 @@ class MoCo:
     by averages of earlier steps (EMAN, arXiv 2101.08482): its statistics follow the encoder's running ones by the
     momentum update, as its parameters follow the parameters. A key is thus a function of its own image and of the past
     alone, on any number of devices, and there is no mark to find. So that the averages do not hold on to the (0, 1) that
-    running statistics begin with, their momentum starts lower, at most (1 + n) / (10 + n) at step n (our choice).
+    running statistics begin with, the momentum starts lower, at most (1 + n) / (10 + n) at step n (our choice): of parameters
+    and statistics alike, since statistics of other parameters than those that they are used with normalise nothing.
 
     Where features of all images are nearly the same, as a small encoder's are at first, the queue's age can give the answer
     away too: keys drift more from step to step than they differ from image to image, and the positive is the newest.
@@ -191,12 +192,11 @@ class MoCo:
         """The key encoder one step nearer to the encoder as it now is."""
         params = jax.lax.stop_gradient(params)
         steps = mutable["steps"].astype(jnp.float32)
-        early = jnp.minimum(self.momentum, (1 + steps) / (10 + steps))
-        momenta = {"params": self.momentum, "batch_stats": early}
-        followed = {}
-        for part in ("encoder", "projector"):
-            slow, fast = mutable[f"key_{part}"], encoding.variables(params, mutable, part)
-            followed[f"key_{part}"] = {name: averaged(slow[name], fast[name], momenta[name]) for name in slow}
+        momentum = jnp.minimum(self.momentum, (1 + steps) / (10 + steps))
+        followed = {
+            f"key_{part}": averaged(mutable[f"key_{part}"], encoding.variables(params, mutable, part), momentum)
+            for part in ("encoder", "projector")
+        }
         return {**mutable, **followed}
 
     def _key(self, mutable, images):
