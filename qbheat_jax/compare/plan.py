@@ -133,11 +133,11 @@ def _method(name, own, base, shared, folder):
     own = config_lib.flatten(own)
     if "config" in own:
         base = _merged(_file(folder, "config", own.pop("config")), shared, PRETRAIN)
-    config, _, source = pretrain.prepare(config_lib.resolve(_merged(base, own, PRETRAIN)))
+    config, objective, source = pretrain.prepare(config_lib.resolve(_merged(base, own, PRETRAIN)))
     images = source.splits[config.data.split]
     steps = optim.total_steps(config, images)
     optim.schedule(config, steps, images)
-    sharding.check_batch(config.batch_size, sharding.make_mesh(config.mesh))
+    sharding.check_batch(config.batch_size, objective, sharding.make_mesh(config.mesh))
     examples = steps * config.batch_size
     return Method(name, config, own, steps, examples, examples / images)
 

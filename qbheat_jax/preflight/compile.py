@@ -55,8 +55,8 @@ def build(config, devices, room=math.inf):
     Raises UserError where they do not go together, or where not even what a device is given for a step has room.
     """
     mesh = sharding.make_mesh(config.mesh, devices)
-    sharding.check_batch(config.batch_size, mesh, config.accumulate)
     objective = objectives.build(config)
+    sharding.check_batch(config.batch_size, objective, mesh, config.accumulate)
     sharding.check_heads(objective, mesh)
     if getattr(objective, "head", ()) is None:
         raise UserError(
