@@ -13,7 +13,7 @@ import pathlib
 import re
 import sys
 
-from qbheat_jax import __version__
+from qbheat_jax import __version__, allocator
 from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
@@ -29,7 +29,7 @@ def main(argv=None):
     try:
         argv, overrides = split_overrides(argv)
         arguments = _parser().parse_args(argv)
-        _expect_no_tpu()
+        _prepare()
         if getattr(arguments, "workdir", None):
             from qbheat_jax import compiled
 
@@ -58,11 +58,18 @@ def main(argv=None):
         raise
 
 
+def _prepare():
+    """What has to be settled before jax is imported, by what the machine has."""
+    vendors = {pathlib.Path(path).read_text().strip() for path in glob.glob("/sys/bus/pci/devices/*/vendor")}
+    google, nvidia, amd = "0x1ae0", "0x10de", "0x1002"
+    if not vendors & {google, nvidia, amd}:
+        allocator.keep_pages()
+    if google not in vendors:
+        _expect_no_tpu()
+
+
 def _expect_no_tpu():
     """Where libtpu is installed and there is no TPU, it complains at length; told what it would ask the machine, it does not."""
-    vendors = (pathlib.Path(path).read_text().strip() for path in glob.glob("/sys/bus/pci/devices/*/vendor"))
-    if "0x1ae0" in vendors:  # a device of Google's, which may be one
-        return
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
