@@ -23,13 +23,14 @@ OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 def main(argv=None):
     """Runs one command -> exit code. A user's mistake is one line on stderr; QBHEAT_DEBUG=1 shows the traceback too."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    alone = argv is None
+    argv = list(sys.argv[1:] if alone else argv)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.INFO)
     try:
         argv, overrides = split_overrides(argv)
         arguments = _parser().parse_args(argv)
-        _prepare()
+        _prepare(alone)
         if getattr(arguments, "workdir", None):
             from qbheat_jax import compiled
 
@@ -58,12 +59,12 @@ def main(argv=None):
         raise
 
 
-def _prepare():
-    """What has to be settled before jax is imported, by what the machine has."""
+def _prepare(alone):
+    """What has to be settled before jax is imported, by what the machine has. alone: whether the process is this command's."""
     vendors = {pathlib.Path(path).read_text().strip() for path in glob.glob("/sys/bus/pci/devices/*/vendor")}
     google, nvidia, amd = "0x1ae0", "0x10de", "0x1002"
-    if not vendors & {google, nvidia, amd}:
-        allocator.keep_pages()
+    if alone and not vendors & {google, nvidia, amd}:
+        allocator.take_large_pages()
     if google not in vendors:
         _expect_no_tpu()
 
