@@ -65,5 +65,5 @@ setup(
     package_data={"qbheat_jax.report": ["*.j2"], "qbheat_jax.port": ["*.tsv"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["qbheat = qbheat_jax.cli:main"]},
+    entry_points={"console_scripts": ["qbheat = qbheat_jax.__main__:start"]},
 )

@@ -4,16 +4,14 @@ Exit codes are those of errors.py. stdout carries results, stderr the log.
 """
 
 import argparse
-import glob
 import itertools
 import json
 import logging
 import os
-import pathlib
 import re
 import sys
 
-from qbheat_jax import __version__, allocator
+from qbheat_jax import __version__, machine
 from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
@@ -23,14 +21,13 @@ OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 def main(argv=None):
     """Runs one command -> exit code. A user's mistake is one line on stderr; QBHEAT_DEBUG=1 shows the traceback too."""
-    alone = argv is None
-    argv = list(sys.argv[1:] if alone else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.INFO)
     try:
         argv, overrides = split_overrides(argv)
         arguments = _parser().parse_args(argv)
-        _prepare(alone)
+        machine.expect_no_tpu()
         if getattr(arguments, "workdir", None):
             from qbheat_jax import compiled
 
@@ -57,27 +54,6 @@ def main(argv=None):
                 RUN_FAILED,
             )
         raise
-
-
-def _prepare(alone):
-    """What has to be settled before jax is imported, by what the machine has. alone: whether the process is this command's."""
-    vendors = {pathlib.Path(path).read_text().strip() for path in glob.glob("/sys/bus/pci/devices/*/vendor")}
-    google, nvidia, amd = "0x1ae0", "0x10de", "0x1002"
-    if alone and not vendors & {google, nvidia, amd}:
-        allocator.take_large_pages()
-    if google not in vendors:
-        _expect_no_tpu()
-
-
-def _expect_no_tpu():
-    """Where libtpu is installed and there is no TPU, it complains at length; told what it would ask the machine, it does not."""
-    for name, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_WORKER_ID", "0"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
-    ):
-        os.environ.setdefault(name, value)
 
 
 def _fail(message, code):

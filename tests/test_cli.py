@@ -1,6 +1,8 @@
 """The command line: one real-config, one-step run of every command, and every mistake in one line with its exit code."""
 
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qbheat_jax import cli, metrics
+from qbheat_jax import cli, machine, metrics
 from qbheat_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +68,33 @@ def test_the_quickstart_in_one_step_each(tmp_path, capsys, one_device):
 def test_python_m_is_the_same_command():
     got = subprocess.run([sys.executable, "-m", "qbheat_jax", "--version"], capture_output=True, text=True, cwd=ROOT)
     assert got.returncode == 0 and re.fullmatch(r"qbheat_jax \d+\.\d+\.\d+\n", got.stdout)
+
+
+RESTARTED = """
+import os, sys
+from qbheat_jax import machine
+machine.vendors = lambda: set(sys.argv[2:])
+print("started", os.getpid(), flush=True)
+machine.take_large_pages()
+print(os.environ.get(machine.TUNABLES), *sys.argv[1:], *sys.warnoptions)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="large pages are asked for by an option of glibc")
+def test_a_process_starts_anew_for_large_pages_once():
+    def lines(*vendors, **environment):
+        kept = {name: value for name, value in os.environ.items() if name != machine.TUNABLES}
+        command = [sys.executable, "-W", "ignore::UserWarning", "-c", RESTARTED, "two words", *vendors]
+        got = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**kept, **environment})
+        assert got.returncode == 0, got.stderr
+        return got.stdout.splitlines()
+
+    first, second, last = lines("0x8086")
+    assert first == second, "under the same number"
+    assert last == "glibc.malloc.hugetlb=1 two words 0x8086 ignore::UserWarning"
+    for chosen, vendors, environment in (("None", [machine.NVIDIA], {}), ("", [], {machine.TUNABLES: ""})):
+        _, last = lines(*vendors, **environment)
+        assert last == " ".join([chosen, "two words", *vendors, "ignore::UserWarning"])
 
 
 BLOCKED = """
