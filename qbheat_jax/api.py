@@ -75,8 +75,11 @@ class Model:
             )
         return self._logits(self.variables, self._pixels(images, normalized))
 
-    def reconstruct(self, images, quarter):
-        """Images with the three masked quarters predicted: uint8 [B, H, W, 3], quarter int [B] or one -> uint8 [B, H, W, 3]."""
+    def reconstruct(self, images, quarter, *, blend=True):
+        """Images with the three masked quarters predicted: uint8 [B, H, W, 3], quarter int [B] or one -> uint8 [B, H, W, 3].
+
+        `blend`: what is predicted is raised or lowered to meet the visible pixels; without it, it is as the decoder left it.
+        """
         if not hasattr(self.objective, "reconstruct"):
             raise UserError(
                 f"this {self.config.encoder.name} has no heat decoder: only a run of objective='qbheat' reconstructs"
@@ -87,7 +90,7 @@ class Model:
         wrong = sorted(set(quarter.tolist()) - set(allowed))
         if wrong:
             raise UserError(f"placement {wrong[0]} was not trained on: this run takes {', '.join(map(str, allowed))}")
-        return self._reconstruct(self.variables, images, quarter)
+        return self._reconstruct(self.variables, images, quarter, blend)
 
     def _pixels(self, images, normalized):
         return jnp.asarray(images) if normalized else self.objective.pixels.normalise(_checked(images))
@@ -102,7 +105,7 @@ class Model:
 
     @functools.cached_property
     def _reconstruct(self):
-        return jax.jit(self.objective.reconstruct)
+        return jax.jit(self.objective.reconstruct, static_argnums=3)
 
 
 def _checked(images):

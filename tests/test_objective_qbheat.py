@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from qbheat_jax import harmonic
 from qbheat_jax import images as images_lib
 from qbheat_jax import quarters, trees
 from qbheat_jax.models.decoder import HeatDecoder
@@ -255,26 +256,27 @@ def test_every_parameter_learns_and_the_loss_goes_down():
 
 @functools.cache
 def compiled_reconstruct(objective):
-    return jax.jit(objective.reconstruct)
+    return jax.jit(objective.reconstruct, static_argnums=3)
 
 
-def reconstruct(case, images=None):
+def reconstruct(case, images=None, blend=False):
     images = case.batch["image"] if images is None else images
-    return np.asarray(compiled_reconstruct(case.objective)(case.variables, images, ALL))
+    return np.asarray(compiled_reconstruct(case.objective)(case.variables, images, ALL, blend))
 
 
 @pytest.mark.parametrize("norm_pix, statistics", [(False, 0), (True, 0), (True, 1)])
-def test_reconstruction_keeps_what_is_visible_and_reads_nothing_hidden(norm_pix, statistics):
+@pytest.mark.parametrize("blend", [False, True])
+def test_reconstruction_keeps_what_is_visible_and_reads_nothing_hidden(norm_pix, statistics, blend):
     case = make(Tiny(), norm_pix=norm_pix, statistics=statistics)
     images, hidden = case.batch["image"], hidden_pixels()
-    found = reconstruct(case)
+    found = reconstruct(case, blend=blend)
     assert found.dtype == np.uint8 and found.shape == images.shape
     np.testing.assert_array_equal(found[~hidden], images[~hidden])
     assert (found[hidden] != images[hidden]).mean() > 0.5
     other = with_pixels(case.batch, hidden)["image"]
-    np.testing.assert_array_equal(reconstruct(case, other), found)
+    np.testing.assert_array_equal(reconstruct(case, other, blend), found)
     seen = with_pixels(case.batch, ~hidden)["image"]
-    assert (reconstruct(case, seen)[hidden] != found[hidden]).mean() > 0.5
+    assert (reconstruct(case, seen, blend)[hidden] != found[hidden]).mean() > 0.5
 
 
 def test_reconstruction_puts_patches_in_their_place():
@@ -286,6 +288,14 @@ def test_reconstruction_puts_patches_in_their_place():
     for q in ALL:
         hidden = hidden_pixels()[q]
         np.testing.assert_array_equal(found[q][hidden], expected[hidden])
+
+
+def test_of_one_colour_everywhere_blending_leaves_the_heat_equation_on_pixels():
+    case = make(Tiny())
+    pixels = images_lib.Pixels().normalise(case.batch["image"])
+    settled = images_lib.Pixels().unnormalise(harmonic.settle(pixels, jnp.asarray(~hidden_pixels())))
+    found = reconstruct(predicting(case, np.tile([0.3, -0.2, 1.0], STRIDE * STRIDE)), blend=True)
+    assert np.abs(found.astype(int) - np.asarray(settled).astype(int)).max() <= 1
 
 
 def laid_out(pixels, q, patch):

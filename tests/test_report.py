@@ -58,7 +58,7 @@ def make_model(config):
     rng = np.random.default_rng(0)
     heat = {name: rng.normal(0, 0.1, (CHANNELS, CHANNELS)).astype(np.float32) for name in ("x+", "x-", "y+", "y-")}
 
-    def reconstruct(images, quarter):
+    def reconstruct(images, quarter, blend):
         hidden = quarters.masked(SIZE, SIZE)[quarter][..., None]
         return np.where(hidden, np.uint8(128), images)
 
@@ -283,6 +283,10 @@ def test_trivial_fill_and_error(quarter):
     off = images.copy()
     off[:, ~hidden] ^= 255  # what is visible does not count
     assert (tiles.errors(off, images, quarter) == 0).all()
+    settled = tiles.settled(images, quarter)
+    np.testing.assert_array_equal(settled[:, ~hidden], images[:, ~hidden])
+    # Heat has no sources: no hidden pixel is darker or brighter than every visible one.
+    assert (settled.max((1, 2)) <= seen.max((1, 2))).all() and (settled.min((1, 2)) >= seen.min((1, 2))).all()
     # The visible block lies where the page draws it.
     left, top = (SIZE * share // 100 for share in tiles.box(quarter))
     np.testing.assert_array_equal(images[:, top : top + SIZE // 2, left : left + SIZE // 2], seen)
@@ -291,7 +295,7 @@ def test_trivial_fill_and_error(quarter):
 def test_reconstruction_in_chunks_of_one_size():
     sizes = []
 
-    def reconstruct(images, quarter):
+    def reconstruct(images, quarter, blend):
         sizes.append(len(images))
         return images
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qbheat_jax import harmonic, quarters
 from qbheat_jax import images as images_lib
-from qbheat_jax import quarters
 from qbheat_jax.models.decoder import HeatDecoder
 from qbheat_jax.objectives.targets import Target
 
@@ -83,11 +83,12 @@ class QBHeat:
         variance = (self.target.error(mean, target) * weight).sum()
         return loss, (mutable, {"variance": variance})
 
-    def reconstruct(self, variables, images, quarter):
+    def reconstruct(self, variables, images, quarter, blend=True):
         """Predicted images with the visible pixels put back. images uint8 [B, H, W, 3] -> uint8 [B, H, W, 3].
 
         Where patches were normalised, what is predicted of them has no slope from cell to cell: their mean colours are then
-        interpolated between the centres of the cells, from those of the visible cells on.
+        interpolated between the centres of the cells, from those of the visible cells on. `blend`: what is predicted is
+        raised or lowered to meet the visible pixels (`harmonic.blend`); without it, it is as the decoder left it.
         """
         size, pixels = self.encoder.stride, self.pixels.normalise(images)
         predicted, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter, None, False)
@@ -99,6 +100,8 @@ class QBHeat:
         else:
             predicted = images_lib.from_patches(patches, size)
         hidden = jnp.repeat(jnp.repeat(hidden, size, 1), size, 2)
+        if blend:
+            predicted = harmonic.blend(predicted, pixels, ~hidden[..., 0])
         return jnp.where(hidden, self.pixels.unnormalise(predicted), images)
 
     def _forward(self, params, mutable, images, quarter, rng, train):

@@ -84,15 +84,20 @@ def pictures(model, shown, config):
     blocks, placements = [], quarters.PLACEMENT_SETS[config.quarter.placements]
     for quarter in placements:
         made = tiles.reconstruct(model, shown.images, quarter)
-        filled = tiles.mean_fill(shown.images, quarter)
-        error, trivial = (tiles.errors(p, shown.images, quarter, model.objective.pixels.std) for p in (made, filled))
+        decoded = tiles.reconstruct(model, shown.images, quarter, blend=False)
+        settled, filled = tiles.settled(shown.images, quarter), tiles.mean_fill(shown.images, quarter)
+        error, as_decoded, trivial, mean = (
+            tiles.errors(p, shown.images, quarter, model.objective.pixels.std) for p in (made, decoded, settled, filled)
+        )
         seen = tiles.visible(shown.images, quarter)
         blocks.append(
             {
                 "name": words.placement(quarter),
                 "box": tiles.box(quarter),
                 "error": error.mean(),
+                "decoded": as_decoded.mean(),
                 "trivial": trivial.mean(),
+                "mean": mean.mean(),
                 "better": int((error < trivial).sum()),
                 "cards": [
                     {
@@ -100,7 +105,7 @@ def pictures(model, shown, config):
                         "original": tiles.data_uri(shown.images[i]),
                         "visible": tiles.data_uri(seen[i]),
                         "made": tiles.data_uri(made[i]),
-                        "filled": tiles.data_uri(filled[i]),
+                        "settled": tiles.data_uri(settled[i]),
                         "error": error[i],
                         "trivial": trivial[i],
                     }
@@ -142,7 +147,7 @@ def headlines(run, tables, validation, blocks):
         cards.append((words.percent(1 - loss / variance), "of the targets\u2019 variance explained", compared))
     elif blocks:
         error, trivial = (statistics.fmean(b[key] for b in blocks) for key in ("error", "trivial"))
-        compared = f"filling in the mean colour: {trivial:.3f}"
+        compared = f"the heat equation on pixels: {trivial:.3f}"
         cards.append((f"{error:.3f}", "mean squared error on hidden pixels", compared))
     if run.summary.get("seconds"):
         rate = run.summary.get("images_per_second")

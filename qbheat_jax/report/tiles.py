@@ -3,25 +3,39 @@
 import base64
 import io
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from qbheat_jax import harmonic, quarters
 from qbheat_jax import images as images_lib
-from qbheat_jax import quarters
 
 # Up to this many pixels a side images are kept exactly (PNG); larger ones as JPEG, scaled down to the second number.
 _EXACT, _LARGEST = 96, 256
 _CHUNK = 32
 
 
-def reconstruct(model, images, quarter):
+def reconstruct(model, images, quarter, blend=True):
     """`model.reconstruct` of uint8[N, H, W, 3] under one placement, in chunks of one size: one compile -> uint8."""
+    return _chunked(images, lambda chunk: model.reconstruct(chunk, np.full(len(chunk), quarter, np.int32), blend=blend))
+
+
+def settled(images, quarter):
+    """The guess of the heat equation on pixels (`harmonic.settle`), which learns nothing: uint8[N, H, W, 3] -> uint8."""
+    known = ~quarters.masked(*images.shape[1:3])[quarter]
+    settle = jax.jit(lambda chunk: harmonic.settle(chunk, jnp.broadcast_to(known, chunk.shape[:3])))
+    made = _chunked(images, lambda chunk: settle(chunk.astype(np.float32)))
+    return made.round().clip(0, 255).astype(np.uint8)
+
+
+def _chunked(images, make):
+    """make(chunk) of all images, in chunks of one size."""
     parts = []
     for start in range(0, len(images), _CHUNK):
         chunk = images[start : start + _CHUNK]
         padding = min(_CHUNK, len(images)) - len(chunk)
         padded = np.concatenate([chunk, np.repeat(chunk[-1:], padding, 0)])
-        made = model.reconstruct(padded, np.full(len(padded), quarter, np.int32))
-        parts.append(np.asarray(made)[: len(chunk)])
+        parts.append(np.asarray(make(padded))[: len(chunk)])
     return np.concatenate(parts)
 
 
