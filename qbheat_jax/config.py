@@ -65,7 +65,7 @@ _DATA = {
     "data.source": Field("photos", "where images come from: photos, tfds:NAME, folder:PATH, synthetic"),
     "data.tfds_dir": Field("", "where tensorflow-datasets keeps its data; empty: its own default"),
     "data.max_bad_fraction": Field(0.01, "stop when more than this share of the images cannot be read", _FRACTION),
-    "data.workers": Field(0, "decoding threads of each process; 0: as many as pay", _at_least(0)),
+    "data.workers": Field(0, "decoding threads of each process; 0: one for each core", _at_least(0)),
     "data.prefetch": Field(2, "batches made ready ahead of the step", _at_least(1)),
     "data.device_cache": Field(False, "keep the images on the accelerators, decoded once; needs no tensorflow"),
     "data.cache_size": Field(

@@ -16,4 +16,14 @@ except RuntimeError:
     # Whoever imported this already uses tensorflow for something of their own, and has chosen its devices.
     pass
 
-__all__ = ["tf"]
+__all__ = ["tf", "untuned"]
+
+
+def untuned(dataset):
+    """The dataset without tensorflow's tuning of it: every number of threads is what it was given.
+
+    An iterator that is tuned takes up to a minute to go, since it waits for the thread that tunes it, which sleeps.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)

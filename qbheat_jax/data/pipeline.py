@@ -4,6 +4,7 @@ tensorflow gives the threads, the ordering and the prefetching, and decodes the 
 an example looks like is decided in `examples`, without it.
 """
 
+import os
 import threading
 import weakref
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from qbheat_jax.data import decode, examples
 from qbheat_jax.data.batches import Batches
-from qbheat_jax.data.cpu_tensorflow import tf
+from qbheat_jax.data.cpu_tensorflow import tf, untuned
 from qbheat_jax.errors import RUN_FAILED, UserError
 
 # What stands in a batch beside its crops.
@@ -50,7 +51,7 @@ def jpeg_window(data, box_of):
 
 
 class TensorflowBatches(Batches):
-    """Batches made by `workers` threads (0: as many as tensorflow finds useful), `prefetch` batches ahead."""
+    """Batches made by `workers` threads (0: one for each core), `prefetch` batches ahead."""
 
     def __init__(self, plan, workers, prefetch):
         super().__init__(plan)
@@ -103,9 +104,8 @@ def _dataset(work, workers, prefetch):
         chunks = tf.data.Dataset.range(total)
     else:
         chunks = tf.data.Dataset.from_generator(lambda: work.read(total), output_signature=tf.TensorSpec((), tf.int64))
-    parallel = workers or tf.data.AUTOTUNE
-    made = chunks.map(make, num_parallel_calls=parallel, deterministic=True)
-    return made.batch(per_batch, drop_remainder=True).prefetch(max(1, prefetch)).with_options(options)
+    made = chunks.map(make, num_parallel_calls=workers or os.cpu_count(), deterministic=True)
+    return untuned(made.batch(per_batch, drop_remainder=True).prefetch(max(1, prefetch)).with_options(options))
 
 
 class _Work:

@@ -11,13 +11,14 @@ import numpy as np
 from etils import epath
 
 from qbheat_jax.data import augment, base
-from qbheat_jax.data.cpu_tensorflow import tf
+from qbheat_jax.data.cpu_tensorflow import tf, untuned
 from qbheat_jax.data.order import permute
 from qbheat_jax.errors import UserError
 
 # Encoded examples in the shuffle buffer: about 0.5 GB of ImageNet.
 SHUFFLE_BUFFER = 4096
 _INTERLEAVED_FILES = 16
+_READERS = 4  # threads that read them
 # Splits to look for where the data set's description names none (mocked data).
 _USUAL_SPLITS = ("train", "validation", "test")
 
@@ -112,7 +113,7 @@ class Tfds(base.Source):
             records = records.filter(lambda place, _: tf.gather(mine, (place + shift) % period))
         # Parsed last, so that a process only parses its own share.
         examples = records.map(lambda _, record: (record[0], opened.parse(record[1])), num_parallel_calls=2)
-        for index, example in examples.prefetch(16).as_numpy_iterator():
+        for index, example in untuned(examples.prefetch(16)).as_numpy_iterator():
             yield (*self._content(example), f"{self.spec} {split}[{index}]", int(index))
 
     def _content(self, example):
@@ -145,7 +146,7 @@ class _Files:
             numbered,
             cycle_length=_INTERLEAVED_FILES,
             block_length=16,
-            num_parallel_calls=tf.data.AUTOTUNE,
+            num_parallel_calls=_READERS,
             deterministic=True,
         )
 
