@@ -105,7 +105,7 @@ class Model:
 
     @functools.cached_property
     def _reconstruct(self):
-        return jax.jit(self.objective.reconstruct, static_argnums=3)
+        return jax.jit(self.objective.reconstruct)
 
 
 def _checked(images):

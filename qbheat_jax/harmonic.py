@@ -34,7 +34,7 @@ def _added(pixels, known):
     known = known.astype(pixels.dtype)
     # By how much the known neighbours of each pixel that is not known differ from it.
     gap = (1.0 - known) * (_around(known * pixels) - _around(known) * pixels)
-    return cg(lambda x: _flow(x, known), gap, tol=1e-4, maxiter=50, M=lambda x: _cycle(x, known))[0]
+    return cg(lambda x: _flow(x, known), gap, tol=1e-3, maxiter=50, M=lambda x: _cycle(x, known))[0]
 
 
 def _flow(x, known):

@@ -256,7 +256,7 @@ def test_every_parameter_learns_and_the_loss_goes_down():
 
 @functools.cache
 def compiled_reconstruct(objective):
-    return jax.jit(objective.reconstruct, static_argnums=3)
+    return jax.jit(objective.reconstruct)
 
 
 def reconstruct(case, images=None, blend=False):

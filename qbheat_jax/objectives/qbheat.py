@@ -100,8 +100,10 @@ class QBHeat:
         else:
             predicted = images_lib.from_patches(patches, size)
         hidden = jnp.repeat(jnp.repeat(hidden, size, 1), size, 2)
-        if blend:
-            predicted = harmonic.blend(predicted, pixels, ~hidden[..., 0])
+        # Of the two only one is computed, in a program that has both.
+        predicted = jax.lax.cond(
+            blend, harmonic.blend, lambda predicted, *_: predicted, predicted, pixels, ~hidden[..., 0]
+        )
         return jnp.where(hidden, self.pixels.unnormalise(predicted), images)
 
     def _forward(self, params, mutable, images, quarter, rng, train):

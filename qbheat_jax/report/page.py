@@ -33,8 +33,8 @@ def write(workdir, model=None, images=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         if context["blocks"]:
-            placements = quarters.PLACEMENT_SETS[run.config.quarter.placements]
-            tiles.sheet(model, context["sample"].images[:SHEET], placements).save(path.with_name("reconstructions.png"))
+            made = {block["quarter"]: block["made"] for block in context["blocks"]}
+            tiles.sheet(context["sample"].images[:SHEET], made).save(path.with_name("reconstructions.png"))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path
@@ -92,6 +92,8 @@ def pictures(model, shown, config):
         seen = tiles.visible(shown.images, quarter)
         blocks.append(
             {
+                "quarter": quarter,
+                "made": made,
                 "name": words.placement(quarter),
                 "box": tiles.box(quarter),
                 "error": error.mean(),

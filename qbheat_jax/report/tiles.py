@@ -4,7 +4,6 @@ import base64
 import io
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qbheat_jax import harmonic, quarters
@@ -13,6 +12,7 @@ from qbheat_jax import images as images_lib
 # Up to this many pixels a side images are kept exactly (PNG); larger ones as JPEG, scaled down to the second number.
 _EXACT, _LARGEST = 96, 256
 _CHUNK = 32
+_settle = jax.jit(harmonic.settle)
 
 
 def reconstruct(model, images, quarter, blend=True):
@@ -23,8 +23,7 @@ def reconstruct(model, images, quarter, blend=True):
 def settled(images, quarter):
     """The guess of the heat equation on pixels (`harmonic.settle`), which learns nothing: uint8[N, H, W, 3] -> uint8."""
     known = ~quarters.masked(*images.shape[1:3])[quarter]
-    settle = jax.jit(lambda chunk: harmonic.settle(chunk, jnp.broadcast_to(known, chunk.shape[:3])))
-    made = _chunked(images, lambda chunk: settle(chunk.astype(np.float32)))
+    made = _chunked(images, lambda chunk: _settle(chunk.astype(np.float32), np.broadcast_to(known, chunk.shape[:3])))
     return made.round().clip(0, 255).astype(np.uint8)
 
 
@@ -81,19 +80,19 @@ def data_uri(image):
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def sheet(model, images, placements, scale=2, gap=4):
+def sheet(images, made, scale=2, gap=4):
     """One picture of visible block, reconstruction and original side by side -> PIL image.
 
-    images uint8 [N, H, W, 3], one row of three for each, two rows beside one another; the placements take turns.
+    images uint8 [N, H, W, 3], one row of three for each, two rows beside one another; made: {placement: reconstructions of
+    them, as many or more}, which take turns.
     """
     from PIL import Image
 
-    rows = []
-    for i in range(len(images)):
+    rows, placements = [], tuple(made)
+    for i, image in enumerate(images):
         quarter = placements[i % len(placements)]
-        one = images[i : i + 1]
-        hidden = quarters.masked(*images.shape[1:3])[quarter][..., None]
-        triple = (np.where(hidden, np.uint8(232), one[0]), reconstruct(model, one, quarter)[0], one[0])
+        hidden = quarters.masked(*image.shape[:2])[quarter][..., None]
+        triple = (np.where(hidden, np.uint8(232), image), made[quarter][i], image)
         rows.append(
             np.concatenate([np.pad(t, ((gap, gap), (gap, gap), (0, 0)), constant_values=255) for t in triple], 1)
         )
