@@ -34,7 +34,7 @@ def test_the_steady_state_is_that_of_a_direct_solution(quarter, height, width):
     known = known_of(quarter, height, width, 2)
     found = harmonic.settle(jnp.asarray(images, jnp.float32), known)
     for image, one, k in zip(images, found, np.asarray(known)):
-        np.testing.assert_allclose(one, solved(image, k), atol=2e-3)
+        np.testing.assert_allclose(one, solved(image, k), atol=1e-2)
 
 
 def test_between_two_held_sides_the_temperature_is_a_ramp():
@@ -50,7 +50,7 @@ def test_between_two_held_sides_the_temperature_is_a_ramp():
 def test_one_colour_fills_the_image(quarter):
     images = jnp.full((1, 64, 64, 3), 7.0)
     known = known_of(quarter, 64, 64)
-    np.testing.assert_allclose(harmonic.settle(jnp.where(known[..., None], images, -5.0), known), images, atol=1e-3)
+    np.testing.assert_allclose(harmonic.settle(jnp.where(known[..., None], images, -5.0), known), images, atol=2e-2)
 
 
 @pytest.mark.parametrize("quarter", (0, 4))
