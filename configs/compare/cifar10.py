@@ -15,6 +15,7 @@ def get_config():
     return {
         "seeds": (0, 1),
         "pretrain": "../cifar10.py",
+        "all": {"data.eval_split": ""},  # the probes are what is compared
         "methods": {
             "qbheat": {},
             "moco": {
@@ -34,5 +35,6 @@ def get_config():
             },
         },
         "probes": {"lin": "../cifar10_lin.py", "tran-1": "../cifar10_tran1.py", "knn": "../cifar10_knn.py"},
+        "probe": {"refit": False},  # heads are those that were chosen, of nine tenths of the training images
         "baselines": ("random", "pixels"),
     }

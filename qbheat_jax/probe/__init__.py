@@ -136,15 +136,15 @@ def _augmented(encoding, frozen, source, test, config):
 
 
 class _Heads:
-    """`lin` and `tran-N`: a grid of heads, the one that is best on held-out images, trained once more on all of them."""
+    """`lin` and `tran-N`: of a grid of heads the one that is best on held-out images; with `refit`, trained anew on all of them."""
 
     def __init__(self, recipe, config, examples):
-        (rate, decay), self.holdout_top1, self.curve = _choose(recipe, examples, config.seed)
+        (rate, decay), chosen, self.holdout_top1, self.curve = _choose(recipe, examples, config.seed)
         self.hparams = {"optimizer": config.optimizer, "weight_decay": decay}
         if config.optimizer != "ridge":
             self.hparams |= {"learning_rate": rate, "epochs": config.total_epochs, "augment": config.augment}
         self._recipe = dataclasses.replace(recipe, learning_rates=(rate,), weight_decays=(decay,))
-        self._params = fit.fit(self._recipe, examples.both if config.refit else examples.train, config.seed)
+        self._params = fit.fit(self._recipe, examples.both, config.seed) if config.refit else chosen
 
     def ranks(self, features):
         return fit.ranks(self._recipe, self._params, features)[:, 0]
@@ -211,7 +211,7 @@ def _recipe(config, classes, channels):
 
 
 def _choose(recipe, examples, seed):
-    """((learning rate, weight decay), its held-out top-1, its curve as a list of metric lines)."""
+    """((learning rate, weight decay), its params [1, ...], its held-out top-1, its curve as a list of metric lines)."""
     epochs = []
 
     def top1(params):
@@ -232,4 +232,5 @@ def _choose(recipe, examples, seed):
         {"step": epoch, "probe/loss": float(losses[best]), "probe/holdout_top1": float(accuracy[best])}
         for epoch, losses, accuracy in epochs
     ]
-    return (rates[best], recipe.weight_decays[best]), float(last[best]), curve
+    chosen = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
+    return (rates[best], recipe.weight_decays[best]), chosen, float(last[best]), curve
