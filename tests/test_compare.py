@@ -10,7 +10,7 @@ import pytest
 
 from qbheat_jax import cli, compare, pretrain, probe
 from qbheat_jax import config as config_lib
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import PREEMPTED, UserError
 from qbheat_jax.report import comparison, figures
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "compare"
@@ -145,6 +145,20 @@ def test_another_config_is_refused_before_anything_is_run(done, config_file, mon
     plan = compare.read(config_file, [("all.log_every", "2")])  # how a run is watched may change
     monkeypatch.setattr(probe, "run", forbidden)
     assert compare.run(plan, workdir)["finished"]
+
+
+def test_sigterm_stops_the_comparison_and_fails_no_cell(config_file, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def stopped(config, folder):
+        calls.append(folder)
+        raise UserError("stopped by SIGTERM at step 1 of 2, which is saved", exit_code=PREEMPTED)
+
+    monkeypatch.setattr(pretrain, "run", stopped)
+    assert cli.main(["compare", "--config", config_file, "--workdir", str(tmp_path)]) == PREEMPTED
+    assert len(calls) == 1 and "stopped by SIGTERM" in capsys.readouterr().err
+    cells = json.loads((tmp_path / "result.json").read_text())["cells"]
+    assert {cell["state"] for cell in cells} == {"waiting"}
 
 
 def test_what_fails_is_shown_and_the_rest_goes_on(config_file, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from etils import epath
 
 from qbheat_jax import pretrain, probe
 from qbheat_jax.compare import cells, table
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import PREEMPTED, UserError
 from qbheat_jax.probe.encode import POOLED
 from qbheat_jax.report import comparison
 
@@ -22,7 +22,8 @@ def run(plan, workdir):
 
     WORKDIR/METHOD/seed-S is an ordinary run, with its probes below it. After every cell result.json and table.md are
     written anew, after every encoder report/index.html. A cell that fails is noted and the others go on; the next call
-    tries it again. Raises UserError where WORKDIR holds cells of another config, before anything is run.
+    tries it again. Raises UserError where WORKDIR holds cells of another config, before anything is run, and where it is
+    stopped by SIGTERM, with all saved.
     """
     workdir, failures = epath.Path(workdir), {}
     if jax.process_count() > 1:
@@ -68,6 +69,8 @@ def _run(cell, workdir, store):
             found = probe.run(cell.config, folder, str(workdir / cell.encoder) if trained else cell.method.name, store)
             log.info("%s", probe.line(found))
     except Exception as error:  # whatever it is, the other cells can do without this one
+        if isinstance(error, UserError) and error.exit_code == PREEMPTED:
+            raise  # it is the comparison that was to stop
         if os.environ.get("QBHEAT_DEBUG"):
             log.exception("traceback, because QBHEAT_DEBUG is set")
         first = (str(error).strip().splitlines() or [""])[0]
