@@ -20,7 +20,7 @@ __all__ = ["run", "text"]
 log = logging.getLogger("qbheat")
 
 # Wider features are looked at along as many of their principal components.
-WIDEST = 512
+WIDEST = 128
 # Images shown as features, and as what the decoder makes of them (as many in each picture: one program does for all).
 _SHOWN, _DECODED = 6, 4
 
@@ -74,6 +74,7 @@ def run(config, workdir, init):
         "cells": [height, width],
         "channels": channels,
         "components": None if field.basis is None else field.basis.shape[1],
+        "variance_kept": field.kept,
         "images": {role: {"split": chosen[role][0], "count": len(x)} for role, x in images.items()},
         "seed": config.seed,
         "effective_dimension": dimensions,
@@ -104,7 +105,9 @@ class _Field:
                 f"a map of {height} x {width} cells has no derivatives: larger images are needed, --config.image_size "
                 f"{4 * given.frozen.encoder.stride} or more"
             )
-        self.basis = maps.principal(self.whole["train"], WIDEST)[1] if channels > WIDEST else None
+        self.basis, self.kept = None, 1.0
+        if channels > WIDEST:
+            self.basis, self.kept = maps.principal(self.whole["train"], WIDEST)[1:]
         self.dimension = maps.effective_dimension(self.whole["train"])
         self.placements, self.no_quarters = subject.placements(given, height, width)
         self.continuation = None
@@ -127,7 +130,7 @@ def _tests(field, seed, encoder):
     rows = [_labelled(row, encoder, "true") for row in [*hypothesis.derivatives(fields, seed), *stepped]]
     mixed = {role: maps.shuffled(z, (seed, i)) for i, (role, z) in enumerate(field.whole.items())}
     fields = maps.departures(mixed, field.basis)
-    stepped = [row for row in hypothesis.steps(fields, seed)[0] if row["predictor"] != "mean"]
+    stepped = hypothesis.steps(fields, seed)[0]
     rows += [_labelled(row, encoder, "shuffled") for row in [*hypothesis.derivatives(fields, seed), *stepped]]
     if field.continuation is not None:
         rows += [_labelled(row, encoder, "true") for row in field.continuation.rows(seed)]
@@ -182,7 +185,7 @@ def _continued(field, chosen, colours, arrays):
     mean = field.whole["train"].mean(0)
     back = (lambda z: z) if field.basis is None else (lambda z: z @ field.basis.T)
     names = []
-    for predictor in (p for p in made.predictors if p in ("learnt", "fitted", "copy")):
+    for predictor in made.predictors:
         grids = np.stack([made.grid(predictor, q)[i] for i, q in zip(chosen, placed)])
         errors = np.stack([pictures.error(made.grid(predictor, q), made.target["test"])[i] for i, q in zip(chosen, placed)])
         arrays[predictor], arrays[f"{predictor}_error"] = colours(back(grids) + mean), pictures.error_colours(errors)

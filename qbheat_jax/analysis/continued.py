@@ -92,7 +92,7 @@ class Continuation:
 
     @property
     def predictors(self):
-        return ("learnt", "fitted", "copy", "mean") if self._learnt else ("fitted", "copy", "mean")
+        return ("learnt", "fitted", "copy") if self._learnt else ("fitted", "copy")
 
     def grid(self, predictor, quarter):
         """The grids of the test images that a predictor makes of their quarters, [N, h, w, K]; visible cells as they are."""
@@ -101,8 +101,6 @@ class Continuation:
         made = self._copied[quarter]["test"]
         if predictor == "copy":
             return made
-        if predictor == "mean":
-            return np.zeros_like(made)
         made, steps = made.copy(), self.placements[quarter].steps
         for along, axis in enumerate("xy"):
             for (a, distance), (m, _) in self._fitted.items():

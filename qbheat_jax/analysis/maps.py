@@ -6,11 +6,11 @@ DIRECTIONS = ("x+", "x-", "y+", "y-")
 
 
 def departures(maps, basis=None):
-    """What of each map departs from the mean map of the training images -> {role: float32 [N, h, w, K]}.
+    """What of each map departs from the mean map of the training images -> {role: [N, h, w, K]}.
 
     maps: {"train", "val", "test": [N, h, w, C]}; basis [C, K] or None: the directions that are kept.
     """
-    mean = maps["train"].mean(0, dtype=np.float64).astype(np.float32)
+    mean = maps["train"].mean(0, dtype=np.float64).astype(maps["train"].dtype)
     return {role: (z - mean) if basis is None else (z - mean) @ basis for role, z in maps.items()}
 
 
@@ -62,14 +62,16 @@ def distances(cells):
 
 
 def principal(maps, count):
-    """(mean [C], directions [C, count]) in which the cells of maps [N, h, w, C] vary most, the first one the most.
+    """(mean [C], directions [C, count], share) in which the cells of maps [N, h, w, C] vary most, the first one the most.
 
-    The sign of each is such that its largest entry is positive.
+    The sign of each is such that its largest entry is positive. share: of the variance, that lies in them.
     """
     mean, covariance = _moments(maps)
-    directions = np.linalg.eigh(covariance)[1][:, ::-1][:, :count]
+    variances, directions = np.linalg.eigh(covariance)
+    directions = directions[:, ::-1][:, :count]
+    share = float(variances[::-1][:count].sum() / max(variances.sum(), np.finfo(np.float64).tiny))
     largest = directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])]
-    return mean.astype(np.float32), (directions * np.where(largest < 0, -1, 1)).astype(np.float32)
+    return mean.astype(np.float32), (directions * np.where(largest < 0, -1, 1)).astype(np.float32), share
 
 
 def effective_dimension(maps):
@@ -84,6 +86,6 @@ def _moments(maps):
     mean = maps.mean((0, 1, 2), dtype=np.float64)
     covariance = np.zeros((len(mean), len(mean)))
     for begin in range(0, len(maps), 64):
-        z = maps[begin : begin + 64].reshape(-1, len(mean)) - mean
+        z = maps[begin : begin + 64].reshape(-1, len(mean)) - mean.astype(maps.dtype)
         covariance += z.T @ z
     return mean, covariance / (maps.size // len(mean))

@@ -26,7 +26,7 @@ class Colours:
     @classmethod
     def of(cls, train):
         """From maps [N, h, w, C]: all but the outer 4 % of each component's values are spread over its range."""
-        mean, directions = maps.principal(train, 3)
+        mean, directions, _ = maps.principal(train, 3)
         low, high = np.quantile((train - mean) @ directions, (0.02, 0.98), (0, 1, 2))
         return cls(mean, directions, low, high)
 

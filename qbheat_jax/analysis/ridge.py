@@ -20,18 +20,18 @@ class Moments:
 
     @classmethod
     def of(cls, x, y):
-        """x [N, pairs, C], y [N, pairs, D], what has no mean any more; a few images at once, in float64."""
+        """x [N, pairs, C], y [N, pairs, D], what has no mean any more; a few images at once, added in float64."""
         own, cross, size = np.zeros((x.shape[-1],) * 2), np.zeros((x.shape[-1], y.shape[-1])), 0.0
         for begin in range(0, len(x), _BLOCK):
-            a, b = (v[begin : begin + _BLOCK].reshape(-1, v.shape[-1]).astype(np.float64) for v in (x, y))
-            own, cross, size = own + a.T @ a, cross + a.T @ b, size + np.square(b).sum()
+            a, b = (v[begin : begin + _BLOCK].reshape(-1, v.shape[-1]) for v in (x, y))
+            own, cross, size = own + a.T @ a, cross + a.T @ b, size + np.square(b).sum(dtype=np.float64)
         return cls(own, cross, size)
 
     def __add__(self, other):
         return Moments(self.own + other.own, self.cross + other.cross, self.size + other.size)
 
 
-def fit(train, validation):
+def fit(train, validation, dtype=np.float32):
     """(M, strength): the map y = M x [D, C] of least squares over `train`, with the ridge best on `validation`, both Moments."""
     variances, basis = np.linalg.eigh(train.own)
     variances = np.maximum(variances, 0.0)
@@ -43,17 +43,17 @@ def fit(train, validation):
         error = validation.size - 2 * (m * other).sum() + (m * (own @ m)).sum()
         if best is None or error < best[0]:
             best = error, strength, m
-    return (basis @ best[2]).T, best[1]
+    return (basis @ best[2]).T.astype(dtype), best[1]
 
 
 def errors(predicted, target):
-    """Squared error of each image, float64 [N]: both [N, pairs, D], or predicted 0."""
-    return np.square(np.subtract(predicted, target, dtype=np.float64)).sum((1, 2))
+    """Squared error of each image, float64 [N]: both [N, pairs, D]."""
+    return np.square(predicted - target).sum((1, 2), dtype=np.float64)
 
 
 def totals(target):
-    """What `errors` would be of the mean of these very images: [N, pairs, D] -> float64 [N]."""
-    return errors(target.mean(0, dtype=np.float64), target)
+    """The error of the guess that nothing departs from the mean map of the training images: [N, pairs, D] -> float64 [N]."""
+    return errors(0.0, target)
 
 
 def explained(error, total, seed):

@@ -15,7 +15,7 @@ FOLDER = "analysis"
 LOWEST = -0.5
 
 _NAMES = {
-    "learnt": "learnt A and B", "fitted": "fitted maps", "copy": "copying", "mean": "the mean map",
+    "learnt": "learnt A and B", "fitted": "fitted maps", "copy": "copying",
     "shuffled": "fitted, positions shuffled", "random": "fitted, untrained encoder",
 }  # fmt: skip
 # The parts of the grid in words, after the single steps.
@@ -177,7 +177,7 @@ def _steps(rows, axis):
 
 def _quarters(rows):
     """The table of the continued quarters, or None: a line a part of the grid, a column a predictor."""
-    predictors = [name for name in ("learnt", "fitted", "copy", "mean") if rows.find("quarter", name, "hidden")]
+    predictors = [name for name in ("learnt", "fitted", "copy") if rows.find("quarter", name, "hidden")]
     if not predictors:
         return None
     steps = dict.fromkeys(
