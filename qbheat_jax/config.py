@@ -252,7 +252,9 @@ ANALYSE = {
     "encoder.name": Field("", "the encoder of --init random; a directory brings its own"),
     "image_size": Field(0, "pixels a side; 0: as the encoder was trained", _at_least(0)),
     "batch_size": Field(64, "images encoded at once", _POSITIVE),
-    "images": Field(500, "images that maps are fitted on, at most; half as many each to choose and to test", _at_least(4)),
+    "images": Field(
+        500, "images that maps are fitted on, at most; half as many each to choose and to test", _at_least(4)
+    ),
 }
 
 # The fields of the training loop that every run has.

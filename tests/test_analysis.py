@@ -8,13 +8,15 @@ import re
 import shutil
 import subprocess
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from qbheat_jax import cli, config, pretrain, quarters, report
+from qbheat_jax import cli, config, objectives, quarters, report, rng
 from qbheat_jax import heat as heat_lib
 from qbheat_jax.analysis import continued, decoded, hypothesis, maps, operators, pictures, ridge, subject
+from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import UserError
 from qbheat_jax.heat import Heat
 from qbheat_jax.objectives.targets import Target
@@ -27,7 +29,10 @@ SIZES = {"train": 60, "val": 20, "test": 30}
 
 @pytest.fixture(scope="module")
 def known():
-    """(A, B) that commute; one cell on turns their six pairs of features by odd eighths of a circle: no difference vanishes, and the mean over a map does."""
+    """(A, B) that commute; over one cell their six pairs of features turn by odd eighths of a circle.
+
+    So no difference vanishes, and the mean over a map does.
+    """
     basis = np.eye(WIDTH) + 0.15 * np.random.default_rng(0).normal(size=(WIDTH, WIDTH))
 
     def generator(eighths):
@@ -164,17 +169,28 @@ def test_statistics_are_never_the_targets_own():
 
 
 FIELDS = {
-    "data.source": "synthetic:128", "image_size": 32, "batch_size": 16, "total_steps": 2, "checkpoint_every": 1, "keep": 2,
-    "encoder.name": "pebble", "decoder.width": 16, "decoder.depth": 0, "decoder.heads": 2, "heat.propagator": "exp",
-    "heat.init_scale": 0.2, "norm_pix": True, "learning_rate": 1e-2,
+    "data.source": "synthetic:128", "image_size": 32, "batch_size": 16, "total_steps": 2, "encoder.name": "pebble",
+    "decoder.width": 16, "decoder.depth": 0, "decoder.heads": 2, "heat.propagator": "exp", "heat.init_scale": 0.2,
+    "quarter.placements": "center", "norm_pix": True,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def analysed_run(tmp_path_factory):
-    """A short run, analysed by the command line in its own workdir."""
-    run = tmp_path_factory.mktemp("run")
-    pretrain.run(config.resolve(FIELDS), run)
+    """A run of two checkpoints, analysed by the command line in its own workdir."""
+    run, fields = tmp_path_factory.mktemp("run"), config.resolve(FIELDS)
+    batch = {"image": np.zeros((1, 32, 32, 3), np.uint8), "quarter": np.full(1, 4, np.int32)}
+    variables = jax.device_get(jax.jit(objectives.build(fields).init)(rng.root(0), batch))
+    saved = Checkpoints(run, keep=2)
+    for step in (1, 2):
+        decoder = variables["params"]["decoder"]
+        decoder = {**decoder, "heat": {name: step * a for name, a in decoder["heat"].items()}}
+        params = {**variables["params"], "decoder": decoder}
+        state = {"step": np.int32(step), **variables, "params": params, "opt_state": {}, "ema": {}}
+        saved.save(step, state, 0, config.to_json(fields))
+        saved.wait()
+    saved.close()
+    (run / "config.json").write_text(config.to_json(fields))
     assert cli.main(["analyse", "--init", str(run), "--workdir", str(run), "--config.images", "32"]) == 0
     return run
 
@@ -205,11 +221,19 @@ def test_a_run_is_analysed(analysed_run):
     assert [float(line["r2"]) for line in lines] == [row["r2"] for row in result["rows"]]
     kinds = {(row["encoder"], row["positions"], row["test"], row["predictor"]) for row in result["rows"]}
     assert ("trained", "true", "quarter", "learnt") in kinds and ("random", "true", "quarter", "fitted") in kinds
-    assert ("trained", "shuffled", "derivatives", "fitted") in kinds and ("random", "true", "step", "learnt") not in kinds
+    assert ("trained", "shuffled", "derivatives", "fitted") in kinds and (
+        "random",
+        "true",
+        "step",
+        "learnt",
+    ) not in kinds
     # Of noise nothing can be told from afar.
     assert all(row["r2"] < 0.1 for row in result["rows"] if row["test"] == "quarter" and row["predictor"] == "fitted")
-    assert result["statistics"] == "predicted" and result["placements"] == [0, 2, 4, 6, 8] and not result["no_quarters"]
-    assert {row["step"] for row in result["drift"]} == {1, 2} and set(result["operators"]) == {"fitted", "learnt"}
+    assert result["statistics"] == "predicted" and result["placements"] == [4] and not result["no_quarters"]
+    drift = {(row["step"], row["direction"]): row for row in result["drift"]}
+    assert set(drift) == {(step, name) for step in (1, 2) for name in maps.DIRECTIONS}
+    assert drift[1, "x+"]["to_last"] == pytest.approx(0.5) and drift[2, "x+"]["to_last"] == 0
+    assert set(result["operators"]) == {"fitted", "learnt"}
 
     moving = Image.open(folder / "spread.png")
     assert moving.n_frames == decoded.FRAMES
@@ -218,7 +242,7 @@ def test_a_run_is_analysed(analysed_run):
     for name in ("features", "placements", "beyond"):
         Image.open(folder / f"{name}.png").load()
 
-    shown = 6 * (3 + 4) + 4 * (1 + 5) + 4 + 1
+    shown = 6 * (3 + 5) + 4 * (1 + 1) + 4 + 1
     page, text = check(folder / "index.html", shown)
     for row in result["rows"]:
         if (row["test"], row["predictor"], row["encoder"]) == ("quarter", "fitted", "trained"):
@@ -231,7 +255,7 @@ def test_a_run_is_analysed(analysed_run):
 def test_the_report_takes_it(analysed_run):
     images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8)
     path = report.write(analysed_run, images=report.Sample(images, tuple("abcd"), "test"))
-    page, text = check(path, 5 * 4 * 4 + 9 + 6 * (3 + 4) + 4 * (1 + 5) + 4 + 1)
+    page, text = check(path, 4 * 4 + 3 + 6 * (3 + 5) + 4 * (1 + 1) + 4 + 1)
     assert 'href="#analysis"' in text and "put to the test" in page.text
 
 
@@ -266,7 +290,9 @@ document.title = JSON.stringify({inner: innerWidth, page: document.documentEleme
 })</script>"""
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no browser is installed: chromium-headless-shell, chromium or google-chrome")
+@pytest.mark.skipif(
+    BROWSER is None, reason="no browser is installed: chromium-headless-shell, chromium or google-chrome"
+)
 @pytest.mark.parametrize("width", [375, 1440])
 def test_in_a_browser(analysed_run, tmp_path, width):
     """Nothing is wider than the window, every picture loads, and the console stays silent."""
@@ -275,6 +301,8 @@ def test_in_a_browser(analysed_run, tmp_path, width):
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900")
     command = [BROWSER, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]
     got = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    measured = json.loads(re.search(r"<title>(\{.*?\})</title>", got.stdout)[1].replace("&lt;", "<").replace("&gt;", ">"))
+    measured = json.loads(
+        re.search(r"<title>(\{.*?\})</title>", got.stdout)[1].replace("&lt;", "<").replace("&gt;", ">")
+    )
     assert measured == {"inner": width, "page": width, "wide": [], "broken": 0}
     assert "CONSOLE" not in got.stderr

@@ -187,7 +187,9 @@ def _continued(field, chosen, colours, arrays):
     names = []
     for predictor in made.predictors:
         grids = np.stack([made.grid(predictor, q)[i] for i, q in zip(chosen, placed)])
-        errors = np.stack([pictures.error(made.grid(predictor, q), made.target["test"])[i] for i, q in zip(chosen, placed)])
+        errors = np.stack(
+            [pictures.error(made.grid(predictor, q), made.target["test"])[i] for i, q in zip(chosen, placed)]
+        )
         arrays[predictor], arrays[f"{predictor}_error"] = colours(back(grids) + mean), pictures.error_colours(errors)
         names += [predictor, f"{predictor}_error"]
     return names

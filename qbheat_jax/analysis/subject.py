@@ -94,7 +94,9 @@ def _flat(function, maps):
 def open_subject(init, config):
     """--init DIR | random and a config of `config.ANALYSE` -> Subject. Raises UserError for what has no map."""
     if init in encoders.TRIVIAL:
-        raise UserError(f"--init {init} has no feature map to analyse: give a run's or ported checkpoint's DIR, or random")
+        raise UserError(
+            f"--init {init} has no feature map to analyse: give a run's or ported checkpoint's DIR, or random"
+        )
     return Subject(encoders.open_init(init, config), config.batch_size)
 
 

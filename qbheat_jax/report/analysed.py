@@ -99,7 +99,7 @@ def _findings(rows, result):
     if rows.trained == "trained":
         compared += f", with the encoder untrained {_r2(untrained)}"
     verdict = _verdict(true, mixed, untrained if rows.trained == "trained" else None)
-    sentences = [f"Of a derivative, the one across it explains {_r2(true)} (R\u00b2 on test images; {compared}). {verdict}"]
+    sentences = [f"One derivative is told from the other with R\u00b2 = {_r2(true)} ({compared}). {verdict}"]
     near, far = (
         rows.mean("step", "fitted", distance=d, positions=p) for d, p in ((1, "true"), (1, "shuffled"))
     )  # fmt: skip
@@ -112,11 +112,11 @@ def _findings(rows, result):
     if learnt is not None:
         fitted, copy = (rows.mean("quarter", name, "hidden") for name in ("fitted", "copy"))
         sentences.append(
-            f"The learnt A and B predict the encoder\u2019s features of the hidden quarters with R\u00b2 = {_r2(learnt)}, fitted "
-            f"maps with {_r2(fitted)}, copying with {_r2(copy)}. "
+            f"The learnt A and B predict the encoder\u2019s features of the hidden quarters with R\u00b2 = {_r2(learnt)}, "
+            f"fitted maps with {_r2(fitted)}, copying with {_r2(copy)}. "
             + (
-                "So what A and B carry away from the visible quarter is a code that the decoder reads, not the feature that "
-                "the encoder would give there: nothing in the pre-training asked for that."
+                "So what A and B carry out of the visible quarter is for the decoder to read, and not the feature that the "
+                "encoder would give there, which nothing in the pre-training asked for."
                 if learnt[0] < copy[0]
                 else "So what A and B carry is close to what the encoder would give there, which nothing in the pre-training "
                 "asked for."

@@ -95,7 +95,7 @@ def accuracies(ours, random, chance, name, method="QB-Heat"):
 
 
 def spectra(spectra, radius, name="spectra"):
-    """Eigenvalues in the complex plane -> SVG. spectra: {"x+": complex[C], ...}; radius r: draw |1 + lambda / r| = 1, 0: not."""
+    """Eigenvalues in the complex plane -> SVG. spectra: {"x+": complex[C], ...}; radius r > 0: draw |1 + lambda / r| = 1."""
     with _figure(3.9) as figure:
         axes = figure.subplots()
         if radius:
