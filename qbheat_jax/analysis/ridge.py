@@ -32,7 +32,7 @@ class Moments:
 
 
 def fit(train, validation, dtype=np.float32):
-    """(M, strength): the map y = M x [D, C] of least squares over `train`, its ridge the best on `validation` (both Moments)."""
+    """(M, strength): the map y = M x [D, C] of least squares over `train`, its ridge best on `validation` (both Moments)."""
     variances, basis = np.linalg.eigh(train.own)
     variances = np.maximum(variances, 0.0)
     cross, own, other = basis.T @ train.cross, basis.T @ validation.own @ basis, basis.T @ validation.cross
