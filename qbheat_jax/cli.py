@@ -335,7 +335,7 @@ def _parser():
     command = add(
         analyse,
         "test on an encoder's features what A and B assume, and picture it; --config.KEY VALUE takes "
-        "images, seed, batch_size, image_size, encoder.*, data.*",
+        "images, seed, batch_size, image_size, encoder.*, data.tfds_dir, data.max_bad_fraction",
     )
     command.add_argument("--init", required=True, metavar="INIT", help="a run or ported checkpoint's DIR, or random")
     command.add_argument("--data", metavar="SPEC", help="images (default: those the run was trained on)")

@@ -246,7 +246,7 @@ PROBE = {
 
 ANALYSE = {
     "seed": Field(0, "which images are drawn, and the random encoder to compare with", _SEED),
-    **_DATA,
+    **{name: _DATA[name] for name in ("data.tfds_dir", "data.max_bad_fraction")},
     **_ENCODER,
     "data.source": Field("", "images, labels or not; empty: those the encoder was trained on"),
     "encoder.name": Field("", "the encoder of --init random; a directory brings its own"),

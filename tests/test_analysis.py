@@ -227,8 +227,9 @@ def test_a_run_is_analysed(analysed_run):
         "step",
         "learnt",
     ) not in kinds
-    # Of noise nothing can be told from afar.
-    assert all(row["r2"] < 0.1 for row in result["rows"] if row["test"] == "quarter" and row["predictor"] == "fitted")
+    # The cells of noise have nothing to do with each other: a copy is as wrong as two of them differ, and no map does better.
+    hidden = {(row["encoder"], row["predictor"]): row["r2"] for row in result["rows"] if row["direction"] == "hidden"}
+    assert -1.4 < hidden["trained", "copy"] < -0.6 and hidden["trained", "fitted"] < 0.2
     assert result["statistics"] == "predicted" and result["placements"] == [4] and not result["no_quarters"]
     drift = {(row["step"], row["direction"]): row for row in result["drift"]}
     assert set(drift) == {(step, name) for step in (1, 2) for name in maps.DIRECTIONS}
@@ -298,8 +299,9 @@ def test_in_a_browser(analysed_run, tmp_path, width):
     """Nothing is wider than the window, every picture loads, and the console stays silent."""
     copy = tmp_path / "page.html"
     copy.write_text((analysed_run / "analysis" / "index.html").read_text().replace("</body>", f"{MEASURE}</body>"))
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--window-size={width},900")
-    command = [BROWSER, *options, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+    options += [f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command = [BROWSER, *options, copy.as_uri()]
     got = subprocess.run(command, capture_output=True, text=True, timeout=60)
     measured = json.loads(
         re.search(r"<title>(\{.*?\})</title>", got.stdout)[1].replace("&lt;", "<").replace("&gt;", ">")

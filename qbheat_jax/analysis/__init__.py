@@ -62,7 +62,8 @@ def run(config, workdir, init):
         {"image": images["test"], "label": read["test"][1]}, sample.distinct_first(read["test"][1])
     )
     arrays, sheets = _features(field, images["test"], order[:_SHOWN])
-    if given.heat is not None:
+    continues = given.heat is not None and bool(field.placements)
+    if continues:
         _decoded(given.frozen.model, images["test"], order, arrays, sheets)
 
     height, width, channels = field.whole["test"].shape[1:]
@@ -83,8 +84,8 @@ def run(config, workdir, init):
         "drift": _drift(init, given),
         "placements": [int(q) for q in field.placements],
         "no_quarters": field.no_quarters,
-        "statistics": decoded.statistics(frozen.model.objective.target) if given.heat is not None else None,
-        "animated": None if given.heat is None else given.heat[1].propagator,
+        "statistics": decoded.statistics(frozen.model.objective.target) if continues else None,
+        "animated": given.heat[1].propagator if continues else None,
         "shown": {"cells": [list(cell) for cell in arrays.pop("cells")]},
         "seconds": time.perf_counter() - started,
         "command": shlex.join(["qbheat", *sys.argv[1:]]),
@@ -202,9 +203,8 @@ def _decoded(model, images, order, arrays, sheets):
     arrays["originals"], arrays["reconstructed"] = few, np.stack([placed[q] for q in placed], 1)
     columns = [[few[i], *arrays["reconstructed"][i]] for i in range(len(few))]
     sheets["placements"] = pictures.sheet(columns)
-    if model.config.encoder.position != "learnt":
-        arrays["beyond"] = decoded.beyond(model, few)
-        sheets["beyond"] = pictures.sheet([list(arrays["beyond"])], tile=2 * 96)
+    arrays["beyond"] = decoded.beyond(model, few)
+    sheets["beyond"] = pictures.sheet([list(arrays["beyond"])], tile=2 * 96)
     if model.objective.decoder.heat.propagator == "power":
         return
     allowed = model.objective.decoder.placements

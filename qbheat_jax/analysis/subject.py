@@ -157,7 +157,12 @@ def placements(subject, height, width):
         return (), f"a map of {height} x {width} cells has no quarter"
     if not subject.quarters_encode:
         return (), "its position code is learnt for one size of image"
-    if subject.heat is not None:
-        return subject.frozen.model.objective.decoder.placements, ""
-    name = "corners" if height % 4 or width % 4 else "corners_center"
-    return quarters.PLACEMENT_SETS[name], ""
+    if subject.heat is None:
+        name = "corners" if height % 4 or width % 4 else "corners_center"
+        return quarters.PLACEMENT_SETS[name], ""
+    trained = subject.frozen.model.objective.decoder.placements
+    try:
+        quarters.check_grid(height, width, trained)
+    except UserError as error:  # the images are not of the size that it was trained on
+        return (), str(error)
+    return trained, ""

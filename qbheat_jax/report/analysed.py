@@ -36,7 +36,7 @@ def read(folder):
     return {
         "result": result,
         "trained": trained == "trained",
-        "learnt": "learnt" in result["operators"],
+        "learnt": bool(rows.find("step", "learnt")),
         "findings": _findings(rows, result),
         "derivatives": _derivatives(rows),
         "steps": [_steps(rows, axis) for axis in "xy"],
