@@ -205,8 +205,8 @@ def test_a_shortened_operator_goes_part_of_the_way(propagator, directions):
     params = random_params(heat)
     short = heat_lib.shortened(params, heat, 0.25)
     for d in (-1.0, 0.5):
-        expected = heat_lib.propagator(params, heat, "x", d / 4)
-        np.testing.assert_allclose(heat_lib.propagator(short, heat, "x", d), expected, atol=1e-5)
+        expected = heat_lib.propagator(params, heat, "x", d / 4, 4)
+        np.testing.assert_allclose(heat_lib.propagator(short, heat, "x", d, 4), expected, atol=1e-5)
     with pytest.raises(ValueError, match="whole cells"):
         heat_lib.shortened(params, Heat("power"), 0.5)
 

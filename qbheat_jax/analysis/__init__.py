@@ -86,7 +86,6 @@ def run(config, workdir, init):
         "no_quarters": field.no_quarters,
         "statistics": decoded.statistics(frozen.model.objective.target) if continues else None,
         "animated": given.heat[1].propagator if continues else None,
-        "shown": {"cells": [list(cell) for cell in arrays.pop("cells")]},
         "seconds": time.perf_counter() - started,
         "command": shlex.join(["qbheat", *sys.argv[1:]]),
     }
@@ -176,7 +175,7 @@ def _features(field, images, chosen):
     if field.continuation is not None:
         columns += _continued(field, chosen, colours, arrays)
     sheet = pictures.sheet([[arrays[name][i] for name in columns] for i in range(len(chosen))])
-    return {**arrays, "cells": [cell for _, cell in alike]}, {"features": sheet}
+    return arrays, {"features": sheet}
 
 
 def _continued(field, chosen, colours, arrays):

@@ -44,7 +44,7 @@ def read(folder):
         "visible": rows.mean("quarter", "copy", "visible", None),
         "operators": _operators(result),
         "drift": _drift(result["drift"]),
-        "cards": _cards(result, arrays),
+        "cards": _cards(arrays),
         "decoded": _decoded(result, arrays),
         "spread": _spread(folder),
         "downloads": _downloads(folder),
@@ -240,7 +240,7 @@ def _drift(rows):
     return [(step, [row for row in rows if row["step"] == step]) for step in steps]
 
 
-def _cards(result, arrays):
+def _cards(arrays):
     """Tiles of each image shown as features."""
     cards = []
     for i in range(len(arrays["images"])):
@@ -248,11 +248,10 @@ def _cards(result, arrays):
             "image": tiles.data_uri(arrays["images"][i]),
             "like": tiles.data_uri(arrays["like"][i]),
             "map": tiles.data_uri(arrays["map"][i]),
-            "cell": result["shown"]["cells"][i],
+            "placed": words.placement(int(arrays["placed"][i])) if "placed" in arrays else None,
             "continued": [],
         }
         if "placed" in arrays:
-            card["placed"] = words.placement(int(arrays["placed"][i]))
             card["continued"] = [
                 {
                     "name": _NAMES[key],
