@@ -75,10 +75,11 @@ class Model:
             )
         return self._logits(self.variables, self._pixels(images, normalized))
 
-    def reconstruct(self, images, quarter, *, blend=True):
+    def reconstruct(self, images, quarter, *, blend=True, variables=None):
         """Images with the three masked quarters predicted: uint8 [B, H, W, 3], quarter int [B] or one -> uint8 [B, H, W, 3].
 
         `blend`: what is predicted is raised or lowered to meet the visible pixels; without it, it is as the decoder left it.
+        `variables`: of the same shapes, in the place of the model's own.
         """
         if not hasattr(self.objective, "reconstruct"):
             raise UserError(
@@ -90,7 +91,7 @@ class Model:
         wrong = sorted(set(quarter.tolist()) - set(allowed))
         if wrong:
             raise UserError(f"placement {wrong[0]} was not trained on: this run takes {', '.join(map(str, allowed))}")
-        return self._reconstruct(self.variables, images, quarter, blend)
+        return self._reconstruct(variables or self.variables, images, quarter, blend)
 
     def _pixels(self, images, normalized):
         return jnp.asarray(images) if normalized else self.objective.pixels.normalise(_checked(images))

@@ -96,21 +96,21 @@ class Checkpoints:
             raise UserError(f"{self.directory}: none of the checkpoints {steps} can be read", exit_code=RUN_FAILED)
         return None
 
-    def restore_variables(self):
-        """(step, {"params", "batch_stats"} as arrays) of the newest whole checkpoint; the average where there is one.
+    def restore_variables(self, step=None):
+        """(step, {"params", "batch_stats"} as arrays) of the newest whole checkpoint, or of that one; the average where kept.
 
         On one device, whatever mesh wrote it. Reading changes nothing: a damaged checkpoint is passed over with a warning,
         and stays where it is.
         """
         here = SingleDeviceSharding(jax.local_devices()[0])
-        for step in reversed(self.steps()):
+        for step in reversed(self.steps() if step is None else [step]):
             try:
                 written = self._manager.item_metadata(step)["state"].tree
                 shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), written)
                 state, _ = self._checked(step, shapes)
                 return step, {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
             except Exception as error:
-                log.warning("checkpoint %s is damaged (%s): taking the one before it", step, _brief(error))
+                log.warning("checkpoint %s is damaged (%s): it is passed over", step, _brief(error))
         raise UserError(f"{self.directory}: there is no checkpoint that can be read")
 
     def _checked(self, step, shapes):

@@ -207,6 +207,18 @@ def preflight(arguments, overrides):
         )
 
 
+def analyse(arguments, overrides):
+    from qbheat_jax import analysis, config
+    from qbheat_jax.report import analysed
+
+    if arguments.data:
+        overrides = [*overrides, ("data.source", arguments.data)]
+    fields = config.resolve(config.parse(overrides, config.ANALYSE), config.ANALYSE)
+    folder, result = analysis.run(fields, arguments.workdir, arguments.init)
+    print(analysis.text(result))
+    print(analysed.write(folder))
+
+
 def report(arguments, _):
     from qbheat_jax import report
 
@@ -319,6 +331,17 @@ def _parser():
     saved = command.add_mutually_exclusive_group()
     saved.add_argument("--json", metavar="FILE", help="write the result there")
     saved.add_argument("--workdir", metavar="DIR", help="write the result to DIR/preflight.json")
+
+    command = add(
+        analyse,
+        "test on an encoder's features what A and B assume, and picture it; --config.KEY VALUE takes "
+        "images, seed, batch_size, image_size, encoder.*, data.tfds_dir, data.max_bad_fraction",
+    )
+    command.add_argument("--init", required=True, metavar="INIT", help="a run or ported checkpoint's DIR, or random")
+    command.add_argument("--data", metavar="SPEC", help="images (default: those the run was trained on)")
+    command.add_argument(
+        "--workdir", required=True, metavar="DIR", help="where the files go; of the run itself, its folder analysis"
+    )
 
     command = add(report, "write report/index.html of a run, with whatever probes lie below it")
     command.add_argument("--workdir", required=True, metavar="DIR", help="the run's directory")

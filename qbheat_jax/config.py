@@ -244,6 +244,19 @@ PROBE = {
     ),
 }
 
+ANALYSE = {
+    "seed": Field(0, "which images are drawn, and the random encoder to compare with", _SEED),
+    **{name: _DATA[name] for name in ("data.tfds_dir", "data.max_bad_fraction")},
+    **_ENCODER,
+    "data.source": Field("", "images, labels or not; empty: those the encoder was trained on"),
+    "encoder.name": Field("", "the encoder of --init random; a directory brings its own"),
+    "image_size": Field(0, "pixels a side; 0: as the encoder was trained", _at_least(0)),
+    "batch_size": Field(64, "images encoded at once", _POSITIVE),
+    "images": Field(
+        500, "images that maps are fitted on, at most; half as many each to choose and to test", _at_least(4)
+    ),
+}
+
 # The fields of the training loop that every run has.
 _RUN = (
     *_LENGTHS, *_CROPS, "warmup", "weight_decay", "adam_b1", "adam_b2", "clip_norm", "ema", "mesh.data", "mesh.fsdp",

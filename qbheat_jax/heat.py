@@ -152,6 +152,23 @@ def _normalise(z, heat):
     return (z - mean) * jax.lax.rsqrt(variance + 1e-6)
 
 
+def carry(params, heat, z, axis, distance, cells):
+    """Features z [..., C], any float type, carried over a signed distance: z + (P - I) norm(z) -> float32 [..., C].
+
+    axis, distance, cells: as of `propagator`.
+    """
+    z = z.astype(jnp.float32)
+    change = propagator(params, heat, axis, distance, cells) - jnp.eye(z.shape[-1], dtype=jnp.float32)
+    return z + jnp.einsum("...c,dc->...d", _normalise(z, heat), change, precision=_PRECISION)
+
+
+def shortened(params, heat, share):
+    """Parameters whose step over any distance d is that of `params` over share * d. Not of `power`, which takes whole cells."""
+    if heat.propagator == "power":
+        raise ValueError("power takes whole cells: its steps cannot be shortened")
+    return {name: value if name == "basis" else share * value for name, value in params.items()}
+
+
 def _changes(params, heat, axis, steps, cells):
     """(matrices float32 [K, C, C], weights [len(steps), K]) with P(steps[i]) - I = sum over k of weights[i, k] matrices[k].
 

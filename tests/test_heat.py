@@ -186,6 +186,31 @@ def test_choices_are_checked():
             Heat(**{field: "wave"})
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("axis, quarter", [("x", 0), ("y", 8)])
+def test_carrying_is_what_extrapolation_does(norm, axis, quarter):
+    heat = Heat("offset", norm=norm)
+    params, visible = random_params(heat), random_visible(1)
+    distance = 1.0 if quarter == 0 else -1.0
+    grid = heat_lib.extrapolate(params, heat, visible, np.array([quarter]))
+    # Right of the top left quarter; above the bottom right one.
+    beside = grid[:, :2, 4:]
+    np.testing.assert_allclose(heat_lib.carry(params, heat, visible, axis, distance, 4), beside, atol=1e-5)
+
+
+@pytest.mark.parametrize("propagator", ["offset", "exp", "spectral"])
+@both_directions
+def test_a_shortened_operator_goes_part_of_the_way(propagator, directions):
+    heat = Heat(propagator, directions)
+    params = random_params(heat)
+    short = heat_lib.shortened(params, heat, 0.25)
+    for d in (-1.0, 0.5):
+        expected = heat_lib.propagator(params, heat, "x", d / 4, 4)
+        np.testing.assert_allclose(heat_lib.propagator(short, heat, "x", d, 4), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="whole cells"):
+        heat_lib.shortened(params, Heat("power"), 0.5)
+
+
 # --- spectral -------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ SIZE, CHANNELS = 32, 8
 class Page(html.parser.HTMLParser):
     """Tags with their attributes, the text, and whether what was opened was closed."""
 
-    VOID = {"meta", "img", "br", "link", "hr", "input"}
+    VOID = {"meta", "img", "br", "link", "hr", "input", "source", "wbr"}
 
     def __init__(self, text):
         super().__init__()

@@ -16,13 +16,18 @@ TRIVIAL = ("pixels", "histogram")
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """`features(variables, images uint8 [B, H, W, 3]) -> float32 [B, h, w, C]`, of images of `image_size` pixels a side."""
+    """`features(variables, images uint8 [B, H, W, 3]) -> float32 [B, h, w, C]`, of images of `image_size` pixels a side.
+
+    encoder: the module; model: the `api.Model` that it is of. Both None where there is none.
+    """
 
     features: Callable
     variables: Any
     image_size: int
     source: str
     description: dict
+    encoder: Any = None
+    model: Any = None
 
 
 def open_init(init, config):
@@ -53,14 +58,15 @@ def open_init(init, config):
     _check_size(objectives.build_encoder(trained), size, trained.encoder.name)
     model = api.load(init).sized(size)
     name, kept = trained.encoder.name, model.objective.pixels
-    return _encoder(model.encoder, kept, model.encoder_variables, size, source, name, model.step)
+    return _encoder(model.encoder, kept, model.encoder_variables, size, source, name, model)
 
 
-def _encoder(encoder, pixels, variables, image_size, source, name, step=None):
+def _encoder(encoder, pixels, variables, image_size, source, name, model=None):
     def features(variables, images):
         return encoder.apply(variables, pixels.normalise(images))[0].astype(jnp.float32)
 
-    return Frozen(features, variables, image_size, source, {"encoder": name, "step": step})
+    about = {"encoder": name, "step": None if model is None else model.step}
+    return Frozen(features, variables, image_size, source, about, encoder, model)
 
 
 def _check_size(encoder, image_size, name):

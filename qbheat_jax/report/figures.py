@@ -94,26 +94,101 @@ def accuracies(ours, random, chance, name, method="QB-Heat"):
         return _inline(figure, f"accuracy-{name}")
 
 
-def spectra(spectra, offset):
-    """Eigenvalues in the complex plane -> SVG. spectra: {"x+": complex[C], ...}; offset: draw |1 + lambda| = 1."""
+def spectra(spectra, radius, name="spectra"):
+    """Eigenvalues in the complex plane -> SVG. spectra: {"x+": complex[C], ...}; radius r > 0: draw |1 + lambda / r| = 1."""
     with _figure(3.9) as figure:
         axes = figure.subplots()
-        if offset:
+        if radius:
             angle = np.linspace(0, 2 * np.pi, 181)
-            axes.plot(np.cos(angle) - 1, np.sin(angle), color=_GREY, linewidth=1.2, linestyle=(0, (4, 3)))
+            circle = radius * (np.cos(angle) - 1), radius * np.sin(angle)
+            axes.plot(*circle, color=_GREY, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.axhline(0, color=_GREY, linewidth=0.8)
         axes.axvline(0, color=_GREY, linewidth=0.8)
-        for name, values in spectra.items():
-            colour = _WARM if name[0] == "x" else _COOL
+        for way, values in spectra.items():
+            colour = _WARM if way[0] == "x" else _COOL
             axes.scatter(
                 np.real(values), np.imag(values), s=16, alpha=0.85, linewidths=1.0, edgecolors=colour,
-                facecolors=colour if name[1] == "+" else "none", label=DIRECTIONS[name],
+                facecolors=colour if way[1] == "+" else "none", label=DIRECTIONS[way],
             )  # fmt: skip
         axes.set_aspect("equal", adjustable="datalim")
         axes.set_xlabel("real part, per half image")
         axes.set_ylabel("imaginary part")
         figure.legend(loc="outside upper center", ncols=2, handletextpad=0.2)
-        return _inline(figure, "spectra")
+        return _inline(figure, name)
+
+
+# How the lines of `explained` and `growth` are drawn: colour, dashes.
+LINES = {
+    "learnt": (_WARM, "-"),
+    "fitted": (_COOL, "-"),
+    "copy": (_COOL, (0, (4, 3))),
+    "random": (_INK, (0, (1, 1.5))),
+    "shuffled": (_GREY, "-"),
+}
+
+
+def explained(curves, lowest, name):
+    """R^2 against distance -> SVG. curves: (label, a key of LINES, distances, [(r2, low, high), ...]); cut off at `lowest`."""
+    with _figure(3.6) as figure:
+        axes = figure.subplots()
+        axes.axhline(0, color=_GREY, linewidth=0.8)
+        for label, key, distances, values in curves:
+            colour, dashes = LINES[key]
+            r2, low, high = np.asarray(values).T
+            axes.fill_between(distances, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(distances, r2, color=colour, linestyle=dashes, marker="o", markersize=4, label=label)
+        axes.set_ylim(lowest, 1.02)
+        axes.set_xticks(sorted({d for curve in curves for d in curve[2]}))
+        axes.set_xlabel("distance, cells")
+        axes.set_ylabel("R\u00b2")
+        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handletextpad=0.5)
+        return _inline(figure, name)
+
+
+def intervals(rows, name):
+    """R^2 with its interval, a line each -> SVG. rows: (label, a key of LINES, r2, low, high)."""
+    with _figure(0.9 + 0.3 * len(rows)) as figure:
+        axes = figure.subplots()
+        axes.axvline(0, color=_GREY, linewidth=0.8)
+        for y, (_, key, r2, low, high) in enumerate(rows):
+            axes.plot([low, high], [y, y], color=LINES[key][0], linewidth=1.6)
+            axes.plot([r2], [y], color=LINES[key][0], marker="o", markersize=6)
+        axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.margins(x=0.08)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("R\u00b2 on test images")
+        return _inline(figure, name)
+
+
+def growth(curves, name):
+    """By how much each eigenvector's part is multiplied over half an image, sorted -> SVG. curves: (label, key, values)."""
+    with _figure(3.4) as figure:
+        axes = figure.subplots()
+        axes.axhline(1, color=_GREY, linewidth=0.8)
+        for label, key, values in curves:
+            colour, dashes = LINES[key]
+            axes.plot(range(1, len(values) + 1), values, color=colour, linestyle=dashes, linewidth=1.4, label=label)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("eigenvector, the one that grows most first")
+        axes.set_ylabel("multiplied by")
+        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handletextpad=0.5)
+        return _inline(figure, name)
+
+
+# Light colours of the style sheet, for a chart that stands alone.
+_LIGHT = {
+    "--ink-2": "#5c574f", "--line": "#dfd9cf", "--warm": "#b8420c", "--cool": "#2a62b8", "--grey": "#857f76"
+}  # fmt: skip
+
+
+def alone(svg):
+    """An inline chart as a file of its own: on white, in the page's light colours."""
+    for variable, colour in _LIGHT.items():
+        svg = svg.replace(f"var({variable})", colour)
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
+    svg = svg.replace("<svg", head, 1)
+    return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="#fff"/>', svg, count=1)
 
 
 # Whose results they are: QB-Heat's, another method's, or those of what was not trained.

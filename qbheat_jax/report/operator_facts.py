@@ -26,7 +26,7 @@ def describe(params, config):
         for name, values in spectra.items()
     ]
     return {
-        "svg": figures.spectra(spectra, choice.propagator == "offset"),
+        "svg": figures.spectra(spectra, float(choice.propagator == "offset")),
         "offset": choice.propagator == "offset",
         "width": width,
         "rows": rows,

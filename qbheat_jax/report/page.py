@@ -5,7 +5,7 @@ import statistics
 
 from qbheat_jax import quarters, trees
 from qbheat_jax.errors import UserError
-from qbheat_jax.report import facts, figures, gather, operator_facts, probes, sample, tiles, words
+from qbheat_jax.report import analysed, facts, figures, gather, operator_facts, probes, sample, tiles, words
 from qbheat_jax.report.template import template
 
 # Images on the sheet for slides and READMEs.
@@ -71,6 +71,7 @@ def _context(run, model, images):
         "accuracies": probes.charts(groups, run.method),
         "tables": probes.tables(groups, run.method),
         "operator": operator_facts.describe(params.get("decoder", {}).get("heat"), run.config),
+        "analysis": analysed.read(run.path / analysed.FOLDER),
         "timing": facts.timing(run),
         "commands": facts.commands(run),
         "versions": facts.versions(),

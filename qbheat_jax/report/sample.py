@@ -45,7 +45,7 @@ def draw(config):
     split = next((name for name in ("test", "val", "train") if name in source.splits), next(iter(source.splits)))
     batch = (_picked if source.random_access else _first)(source, split, config)
     batch = {key: values[batch["mask"]] for key, values in batch.items()}
-    order = _contrast_first(batch, distinct_first(batch["label"])[:POOL])
+    order = contrast_first(batch, distinct_first(batch["label"])[:POOL])
     names = [_name(source, split, batch["label"][i], batch["index"][i]) for i in order]
     trained_on = split == config.data.split
     return Sample(batch["image"][order], tuple(names), split, trained_on, dict(source.splits), RULE)
@@ -61,11 +61,11 @@ def distinct_first(labels):
     return np.concatenate([first, np.setdiff1d(np.arange(len(labels)), first)])
 
 
-def _contrast_first(batch, order):
+def contrast_first(batch, order):
     """The images that come first for their labels, those with the most contrast at the head.
 
     A blank wall can be continued by anyone: what has something in it shows more, and is the harder test. No
-    prediction is looked at.
+    prediction is looked at. batch: {"image" uint8 [n, H, W, 3], "label" int [n]}; order: as of `distinct_first`.
     """
     distinct = len(np.unique(batch["label"][order]))
     first = order[: distinct if distinct > 1 else len(order)]
