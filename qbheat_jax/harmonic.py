@@ -1,7 +1,7 @@
 """The heat equation on pixels themselves: known pixels are held, and heat flows through the others until nothing changes.
 
-Beside `heat.py`, which continues features, this one has nothing to learn. It closes the seam between what a decoder predicts and
-what was visible, and alone it is the guess that a reconstruction has to beat.
+Beside `heat.py`, which continues features, this one has nothing to learn. It closes the seam between what a decoder predicts
+and what was visible, and alone it is the guess that a reconstruction has to beat.
 """
 
 import jax
@@ -10,9 +10,10 @@ from jax.scipy.sparse.linalg import cg
 
 
 def settle(images, known):
-    """The steady state u_xx + u_yy = 0 of the pixels that are not known: float [B, H, W, C], known bool [B, H, W] -> [B, H, W, C].
+    """The steady state u_xx + u_yy = 0 of the pixels that are not known -> float [B, H, W, C].
 
-    No heat flows across the border of an image. Known pixels are kept; of an image without any the rest stays 0.
+    images float [B, H, W, C], known bool [B, H, W]. No heat flows across the border of an image. Known pixels are kept; of an
+    image without any the rest stays 0.
     """
     return blend(jnp.zeros_like(images), images, known)
 

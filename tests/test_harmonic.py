@@ -1,4 +1,4 @@
-"""The heat equation on pixels: closed forms, a direct solution of the same equations, and what blending keeps and takes away."""
+"""The heat equation on pixels: closed forms, a direct solution of the same equations, what blending keeps and takes away."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from qbheat_jax import harmonic, quarters
-
 
 settle, blend = jax.jit(harmonic.settle), jax.jit(harmonic.blend)
 

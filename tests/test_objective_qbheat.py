@@ -10,9 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from qbheat_jax import harmonic
+from qbheat_jax import harmonic, quarters, trees
 from qbheat_jax import images as images_lib
-from qbheat_jax import quarters, trees
 from qbheat_jax.models.decoder import HeatDecoder
 from qbheat_jax.objectives.qbheat import QBHeat, crop_visible
 from qbheat_jax.objectives.targets import Target

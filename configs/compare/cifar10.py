@@ -2,13 +2,13 @@
 
     qbheat compare --config configs/compare/cifar10.py --workdir runs/compare-cifar10 --config.all.data.source folder:PATH
 
-How to make the folder is in configs/cifar10.py. `--config.all.total_epochs N` sets the budget of all methods; what two epochs give is
-in RESULTS.md.
+How to make the folder is in configs/cifar10.py. `--config.all.total_epochs N` sets the budget of all methods; what two epochs
+give is in RESULTS.md.
 
 Each has the learning rate, batch, optimizer and schedule of configs/cifar10.py. MoCo-v2's queue, momentum, temperature and
-augmentation without blur are those of its authors' CIFAR-10 demo, with a batch norm before its projector, without which so small an
-encoder's features hardly differ between images; SimMIM masks patches of 8 pixels, since 4 x 4 of them in an
-image come nearest to its paper's 6 x 6.
+augmentation without blur are those of its authors' CIFAR-10 demo, with a batch norm before its projector, without which so
+small an encoder's features hardly differ between images; SimMIM masks patches of 8 pixels, since 4 x 4 of them in an image
+come nearest to its paper's 6 x 6.
 """
 
 

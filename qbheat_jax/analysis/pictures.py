@@ -5,7 +5,6 @@ import io
 
 import numpy as np
 
-from qbheat_jax import quarters
 from qbheat_jax.analysis import maps
 
 # Colours from 0 to 1 (an error from none to twice that of the mean map) and from -1 to 1 (likeness).
@@ -75,15 +74,6 @@ def framed(picture, rows, columns, colour=(255, 255, 255)):
     view[1:-1, 1:-1] = False
     picture[rows, columns][view] = colour
     return picture
-
-
-def visible_only(colours, quarter, grey=232):
-    """Visible maps [N, h/2, w/2, 3] at their place in a grey grid -> uint8 [N, h, w, 3]."""
-    count, height, width, _ = colours.shape
-    grid = np.full((count, 2 * height, 2 * width, 3), grey, np.uint8)
-    rows, columns = quarters.visible_slices(2 * height, 2 * width, quarter)
-    grid[:, rows, columns] = colours
-    return grid
 
 
 def sheet(rows, tile=96, gap=6):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax import data, heat, quarters, rng
+from qbheat_jax import data, heat, quarters
 from qbheat_jax.data import examples
 from qbheat_jax.errors import UserError
 from qbheat_jax.objectives.qbheat import QBHeat, crop_visible
@@ -42,9 +42,7 @@ class Subject:
 
     def untrained(self, seed):
         """The same encoder with random weights, and no operator."""
-        size = self.frozen.image_size
-        key = rng.fold(rng.root(seed), "random")
-        variables = jax.jit(self.frozen.encoder.init)(key, jnp.zeros((1, size, size, 3)))
+        variables = encoders.untrained(self.frozen.encoder, self.frozen.image_size, seed)
         return Subject(dataclasses.replace(self.frozen, variables=variables, model=None), self.batch_size)
 
     def maps(self, images):

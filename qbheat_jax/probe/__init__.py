@@ -136,7 +136,7 @@ def _augmented(encoding, frozen, source, test, config):
 
 
 class _Heads:
-    """`lin` and `tran-N`: of a grid of heads the one that is best on held-out images; with `refit`, trained anew on all of them."""
+    """`lin` and `tran-N`: of a grid of heads the one best on held-out images; with `refit`, trained anew on all of them."""
 
     def __init__(self, recipe, config, examples):
         (rate, decay), chosen, self.holdout_top1, self.curve = _choose(recipe, examples, config.seed)

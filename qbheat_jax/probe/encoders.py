@@ -47,8 +47,7 @@ def open_init(init, config):
             raise UserError("--init random: config field encoder.name is empty; it takes a name of models.registry")
         encoder = objectives.build_encoder(config)
         _check_size(encoder, config.image_size, config.encoder.name)
-        shape = jnp.zeros((1, config.image_size, config.image_size, 3))
-        variables = jax.jit(encoder.init)(rng.fold(rng.root(config.seed), "random"), shape)
+        variables = untrained(encoder, config.image_size, config.seed)
         return _encoder(encoder, Pixels(), variables, config.image_size, config.data.source, config.encoder.name)
     trained = api.read_config(init)
     size = config.image_size or trained.image_size
@@ -59,6 +58,11 @@ def open_init(init, config):
     model = api.load(init).sized(size)
     name, kept = trained.encoder.name, model.objective.pixels
     return _encoder(model.encoder, kept, model.encoder_variables, size, source, name, model)
+
+
+def untrained(encoder, image_size, seed):
+    """The variables that an encoder begins with, drawn by the seed."""
+    return jax.jit(encoder.init)(rng.fold(rng.root(seed), "random"), jnp.zeros((1, image_size, image_size, 3)))
 
 
 def _encoder(encoder, pixels, variables, image_size, source, name, model=None):

@@ -1,6 +1,5 @@
 """What `qbheat analyse` found, for a page: its files in; charts, tables, tiles and sentences out."""
 
-import base64
 import json
 import pathlib
 
@@ -288,14 +287,10 @@ def _spread(folder):
         moving, still = ((folder / f"{name}.png").read_bytes() for name in ("spread", "spread_end"))
     except OSError:
         return None
-    return {"moving": _uri(moving, "image/png"), "still": _uri(still, "image/png")}
+    return {"moving": tiles.uri(moving, "image/png"), "still": tiles.uri(still, "image/png")}
 
 
 def _downloads(folder):
     """[(file name, data URI), ...]"""
     kinds = {"analysis.csv": "text/csv", "analysis.json": "application/json"}
-    return [(name, _uri((folder / name).read_bytes(), kind)) for name, kind in kinds.items()]
-
-
-def _uri(data, kind):
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return [(name, tiles.uri((folder / name).read_bytes(), kind)) for name, kind in kinds.items()]

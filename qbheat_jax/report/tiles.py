@@ -77,7 +77,12 @@ def data_uri(image):
         picture.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
         picture.save(buffer, "JPEG", quality=88)
         kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return uri(buffer.getvalue(), f"image/{kind}")
+
+
+def uri(data, kind):
+    """Bytes of a file of that MIME type -> a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def sheet(images, made, scale=2, gap=4):
