@@ -3,11 +3,12 @@
 import json
 import re
 import sys
+import types
 
 import pytest
 
 from qbheat_jax import bench, cli
-from qbheat_jax.bench import encoders, heat, options, photographs, table, timing, training
+from qbheat_jax.bench import encoders, heat, options, peers, photographs, table, timing, training
 from qbheat_jax.errors import UserError
 
 
@@ -57,7 +58,8 @@ def test_rates_and_ratios():
 
 def test_a_peer_is_outrun_by_as_much_as_its_time_is_longer(monkeypatch):
     clock, times = Clock(), {"jax": 2.0, "torch eager": 5.0, "torch compile": 3.0}
-    monkeypatch.setattr(timing, "repeated", lambda call: clock.taking("", [call]).run)
+    runs = {seconds: clock.taking("", [seconds]).run for seconds in times.values()}
+    monkeypatch.setattr(timing, "repeated", runs.get)
     o = options.Options(batch=6, size=32, rounds=3, seconds=0)
     made = encoders._against_peers("forward", "net", o, times, [])
     assert [row["rate"]["median"] for row in made["rows"]] == [3.0, 1.2, 2.0]
@@ -139,25 +141,63 @@ def test_forward_and_its_table(tmp_path, capsys):
     assert f"threads of every framework: {options.available()};" in out
 
 
-def test_step_trains_the_classifier_and_pretrains():
-    sections = bench.run(options.Options("step", **TINY))["sections"]
-    check_section(sections[0], ["jax", "torch eager", "torch channels-last"])
-    check_section(sections[1], ["qbheat", "simmim"])
-    cost = sections[1]["rows"][0]["seconds"][0] / sections[1]["rows"][1]["seconds"][0]
-    assert sections[1]["ratios"][0]["median"] == pytest.approx(cost)
+def test_step_trains_the_classifier_and_pretrains(monkeypatch):
+    small = {"decoder.width": 16, "decoder.depth": 0, "decoder.heads": 2}  # it is what takes longest to compile
+    common = options._common
+    monkeypatch.setattr(options, "_common", lambda o, name: common(o, name) | small)
+    o = options.Options("step", **{**TINY, "encoders": ("pebble",), "peers": ()})
+    classifier, pretraining = bench.run(o)["sections"]
+    check_section(classifier, ["jax"])
+    check_section(pretraining, ["qbheat", "simmim"])
+    cost = pretraining["rows"][0]["seconds"][0] / pretraining["rows"][1]["seconds"][0]
+    assert pretraining["ratios"][0]["median"] == pytest.approx(cost)
 
 
-def test_heat(monkeypatch):
-    monkeypatch.setattr(heat.heat, "PROPAGATORS", ("offset", "power"))
-    monkeypatch.setattr(heat, "PLACEMENTS", (0, 4))
+def test_a_compiler_that_fails_is_a_note(monkeypatch):
+    pytest.importorskip("torch")
+    from qbheat_jax.bench.peers import running
+
+    class Peer:
+        def __init__(self, model, way, *rest):
+            self.way = way
+
+    def make(peer):
+        return lambda: 1 / (peer.way != "compile")
+
+    monkeypatch.setattr(running, "Peer", Peer)
+    monkeypatch.setattr(peers, "build", lambda *a: None)
+    monkeypatch.setattr(peers, "load", lambda *a: None)
+    objective = types.SimpleNamespace(encoder=None)
+    calls, (note,) = encoders._peers(options.Options("step"), "net", objective, {}, make)
+    assert list(calls) == ["torch eager", "torch channels-last"]
+    assert note == "torch compile does not work here: ZeroDivisionError: division by zero"
+
+
+def test_heat_compares_propagators_placements_and_cells(monkeypatch):
+    asked = []
+
+    def call(o, propagator, cells, drawn, backward):
+        asked.append((propagator, cells, len(drawn), backward))
+        return lambda: None
+
+    monkeypatch.setattr(heat, "_call", call)
     sections = list(heat.run(options.Options("heat", **TINY)))
-    check_section(sections[0], ["offset", "power"])
-    check_section(sections[1], ["offset", "power"])
-    for placements, cells in (sections[2:4], sections[4:6]):
-        check_section(placements, ["1 drawn", "2 drawn"])
+    names = ["offset", "power", "exp", "spectral"]
+    for section, backward in zip(sections[:2], (False, True)):
+        check_section(section, names)
+        assert all((name, 8, 5, backward) in asked for name in names)
+    for name, placements, cells in zip(names, sections[2::2], sections[3::2], strict=True):
+        check_section(placements, ["1 drawn", "5 drawn"])
         check_section(cells, ["4 x 4 cells", "8 x 8 cells", "12 x 12 cells"])
+        assert {(name, 8, 1, True), (name, 4, 5, True), (name, 12, 5, True)} <= set(asked)
         least, own = (row["seconds"][0] for row in cells["rows"][:2])
         assert cells["ratios"][0]["median"] == pytest.approx(4 * least / own), "a quarter of the cells"
+
+
+def test_heat_goes_forward_and_backward():
+    filled, (params, visible) = heat._call(options.Options("heat", **TINY), "offset", 8, (0, 4), True)()
+    assert filled.shape == (2, 8, 8, 4) and visible.shape == (2, 4, 4, 4)
+    assert set(params) == {"x+", "x-", "y+", "y-"} and all(float(abs(g).max()) > 0 for g in params.values())
 
 
 def test_input():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from qbheat_jax import images, objectives, optim
+from qbheat_jax import images, loop, objectives, optim, trees
 from qbheat_jax.bench import options, peers, training
 from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.mobile_former import MobileFormer, Variant
@@ -42,34 +42,67 @@ def test_mobile_former_takes_the_released_names_and_gives_every_known_activation
     assert n + 1 == len(blocks)
 
 
-def shaken(variables):
-    """Variables away from their beginnings, where gains of 1 and biases of 0 would hide what is left out."""
+def drawn(shapes):
+    """Variables of these shapes, away from their beginnings: gains of 1 and biases of 0 would hide what is left out."""
     draw = np.random.default_rng(1)
-    return jax.tree.map(lambda x: (x + 0.2 * np.abs(draw.normal(size=x.shape))).astype(np.float32), variables)
+
+    def leaf(name, shape):
+        scale = 1.0 / np.sqrt(np.prod(shape.shape[:-1])) if len(shape.shape) > 1 else 0.2
+        values = scale * draw.normal(size=shape.shape)
+        return (np.abs(values) + 0.5 if name.endswith(("scale", "var")) else values).astype(np.float32)
+
+    return trees.map_with_names(leaf, shapes)
+
+
+def as_released(name, classes=5, size=32):
+    """(config, objective) of an encoder with a linear classifier."""
+    o = options.Options(batch=4, size=size, classes=classes)
+    config = options.supervised(o, name)
+    return config, dataclasses.replace(objectives.build(config), head=PooledHead(classes))
+
+
+def shapes_of(config, objective):
+    return jax.eval_shape(lambda batch: objective.init(jax.random.key(0), batch), loop.batch_shapes(config))
 
 
 @pytest.mark.parametrize("name", ["micro", "vit_micro"])
-def test_features_and_the_first_step_are_ours(name):
-    o = options.Options(batch=4, size=32, classes=5)
-    config = options.supervised(o, name)
-    objective = dataclasses.replace(objectives.build(config), head=PooledHead(o.classes))
-    ours = training.Step(config, objective)
-    variables, inputs = shaken(ours.variables()), training.normalised(config, ours.batch)
+def test_features_are_ours(name):
+    config, objective = as_released(name)
+    variables = drawn(shapes_of(config, objective))
+    inputs = np.random.default_rng(2).normal(size=(4, 32, 32, 3)).astype(np.float32)
     encoder = {kind: tree["encoder"] for kind, tree in variables.items() if "encoder" in tree}
     features = np.asarray(jax.jit(lambda v, x: objective.encoder.apply(v, x)[0])(encoder, inputs))
-    model = peers.load(peers.build(objective.encoder, o.classes), name, variables)
+    model = peers.load(peers.build(objective.encoder, 5), name, variables)
     for way in ("eager", "channels-last"):
         theirs = running.Peer(model, way, 1, "float32", "cpu").forward(inputs)().numpy()
-        assert np.abs(features - theirs).max() < 1e-4 * np.abs(theirs).max() and features.std() > 1e-2
+        assert np.abs(features - theirs).max() < 1e-4 * np.abs(theirs).max() and features.std(0).mean() > 1e-2
 
-    # Two steps: the second loss depends on the gradients and on AdamW. The learning rate is raised so that it shows.
-    trained = peers.load(peers.build(objective.encoder, o.classes), name, ours.variables())
+
+@pytest.mark.parametrize("name", options.Options().encoders)
+def test_every_default_encoder_has_a_twin_of_as_many_parameters(name):
+    config, objective = as_released(name, classes=1000, size=224)
+    shapes = shapes_of(config, objective)
+    model = peers.load(peers.build(objective.encoder), name, drawn(shapes))
+    assert sum(p.numel() for p in model.parameters()) == trees.count(shapes["params"])
+
+
+def test_training_steps_are_ours():
+    """The second loss depends on the gradients, on AdamW and on what it decays."""
+    config, objective = as_released("vit_micro")
+    ours = training.Step(config, objective)
+    model = peers.load(peers.build(objective.encoder, 5), "vit_micro", ours.variables())
     rate, betas = optim.peak_learning_rate(config), (config.adam_b1, config.adam_b2)
-    peer = running.Peer(trained, "channels-last", 1, "float32", "cpu")
+    peer = running.Peer(model, "channels-last", 1, "float32", "cpu")
     call = peer.step(ours.batch, images.PIXELS[config.pixels], rate, config.weight_decay, betas)
     for _ in range(2):
         ours.call()
-        assert ours.loss == pytest.approx(float(call()), abs=2e-5)
+        assert ours.loss == pytest.approx(float(call()), abs=1e-6)
+    after = peers.load(peers.build(objective.encoder, 5), "vit_micro", ours.variables()).state_dict()
+    was, moved = model.state_dict(), 0.0
+    for name, value in peer.model.state_dict().items():
+        assert (after[name] - value).abs().max() < 0.2 * rate, name
+        moved = max(moved, float((value - was[name]).abs().max()))
+    assert moved > 1.5 * rate
 
 
 def test_a_twin_of_other_names_is_not_loaded():
