@@ -3,6 +3,8 @@
 Written to compare with: nothing else here computes with them. Only this file may be imported without torch.
 """
 
+import sys
+
 import numpy as np
 
 from qbheat_jax import trees
@@ -22,6 +24,10 @@ def need():
         raise UserError(
             f"the peers are in PyTorch, which is missing ({error}): pip install 'qbheat_jax[torch]', or pass --peers none"
         ) from None
+    # PyTorch's optimizers and compiler load triton where it is installed, and that crashes the process once tensorflow is
+    # loaded (each brings an LLVM). Only compiling for a GPU cannot do without it, and then says so.
+    if "tensorflow" in sys.modules and "triton" not in sys.modules:
+        sys.modules["triton"] = None
     return torch
 
 
