@@ -219,6 +219,19 @@ def analyse(arguments, overrides):
     print(analysed.write(folder))
 
 
+def bench(arguments, overrides):
+    from qbheat_jax import bench
+    from qbheat_jax.bench import table
+    from qbheat_jax.bench.options import Options
+
+    _no_overrides("bench", overrides)
+    given = {name: value for name, value in vars(arguments).items() if name != "command" and value is not None}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if given.get("peers") == ("none",):
+        given["peers"] = ()
+    print(table.text(bench.run(Options(**given))))
+
+
 def report(arguments, _):
     from qbheat_jax import report
 
@@ -342,6 +355,34 @@ def _parser():
     command.add_argument(
         "--workdir", required=True, metavar="DIR", help="where the files go; of the run itself, its folder analysis"
     )
+
+    command = add(bench, "time this package against PyTorch, its methods against each other, and its input's floor")
+    command.add_argument("what", metavar="WHAT", help="forward, step, heat, input, or all")
+    command.add_argument(
+        "--encoders", nargs="+", metavar="NAME",
+        help="of forward and step (default: mobile_former_294m mobilenet_v2 resnet50 vit_s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--peers",
+        nargs="+",
+        metavar="WAY",
+        help="how PyTorch runs: eager, channels-last, compile (default: all); or none",
+    )
+    for name, kind, metavar, words in (
+        ("batch", int, "N", "images a batch (default: 16)"),
+        ("size", int, "N", "pixels a side of forward, step and input (default: 224)"),
+        ("pretrain-size", int, "N", "pixels a side of step's pre-training, which has quarters (default: 256)"),
+        ("dtype", str, "T", "float32 or bfloat16 (default: float32)"),
+        ("heat-batch", int, "N", "examples of heat (default: 256)"),
+        ("width", int, "C", "channels of heat (default: 720)"),
+        ("cells", int, "N", "cells a side of heat (default: 16)"),
+        ("images", int, "N", "JPEGs of input (default: 256)"),
+        ("rounds", int, "N", "runs of each candidate (default: 5)"),
+        ("seconds", float, "X", "a run's length at the least, about (default: 1)"),
+        ("threads", int, "N", "for every framework (default: all cores)"),
+        ("json", str, "FILE", "write the result there"),
+    ):
+        command.add_argument(f"--{name}", type=kind, metavar=metavar, help=words)
 
     command = add(report, "write report/index.html of a run, with whatever probes lie below it")
     command.add_argument("--workdir", required=True, metavar="DIR", help="the run's directory")

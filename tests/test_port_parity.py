@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 import qbheat_jax
 from qbheat_jax import port
+from qbheat_jax.bench import peers
 from qbheat_jax.models import registry
 from qbheat_jax.models.mobile_former import Variant
 
@@ -77,26 +78,17 @@ def test_mobile_former_gives_every_known_activation(small_net, tmp_path):
 torch = pytest.importorskip("torch")
 models = pytest.importorskip("torch_models", reason="needs torch")
 
-NETS = {
-    "resnet18": models.resnet18,
-    "resnet50": models.resnet50,
-    "mobilenet_v2": models.MobileNetV2,
-    "efficientnet_lite0": models.EfficientNetLite0,
-    "vit_b": lambda: models.ViT(768, 12),
-}
+NETS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_lite0", "vit_b")
 
 
-def torch_maps(net, images):
-    """The feature map [B, h, w, C] that this package's encoder gives."""
-    if isinstance(net, models.ViT):
-        rows, columns = (n // 16 for n in images.shape[2:])
-        return net.tokens(images)[:, 1:].unflatten(1, (rows, columns))
-    return net.maps(images).permute(0, 2, 3, 1)
+def peer(name):
+    learnt = {"class_token": True, "position": "learnt", "grid": 14} if name == "vit_b" else {}
+    return peers.build(registry.encoder(name, **learnt))
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_parity_with_pytorch_and_back(name, tmp_path):
-    net, path = models.randomise(NETS[name](), seed=1), tmp_path / "net.pth"
+    net, path = models.randomise(peer(name), seed=1), tmp_path / "net.pth"
     torch.save({"epoch": 90, "state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, path)
     port.port(path, name, tmp_path / "in")
     model = qbheat_jax.load(tmp_path / "in")
@@ -106,7 +98,7 @@ def test_parity_with_pytorch_and_back(name, tmp_path):
         images = np.random.default_rng(2).normal(size=(2, *size, 3)).astype(np.float32)
         with torch.no_grad():
             images_of_torch = torch.from_numpy(images.transpose(0, 3, 1, 2))
-            maps, logits = torch_maps(net, images_of_torch).numpy(), net(images_of_torch).numpy()
+            maps, logits = net.maps(images_of_torch).permute(0, 2, 3, 1).numpy(), net(images_of_torch).numpy()
         assert logits.std() > 1e-2 and np.abs(logits[0] - logits[1]).max() > 1e-2  # they depend on the image
         features, _, ours = apply(model.variables, images)
         close(features, maps, 1e-4 * np.abs(maps).max(), f"features at {size}")
@@ -115,7 +107,7 @@ def test_parity_with_pytorch_and_back(name, tmp_path):
     from safetensors.torch import load_file as load_torch
 
     port.export(tmp_path / "in", tmp_path / "net.safetensors")
-    fresh = NETS[name]()
+    fresh = peer(name)
     fresh.load_state_dict(load_torch(tmp_path / "net.safetensors"), strict=True)
     for (name, before), after in zip(net.state_dict().items(), fresh.state_dict().values()):
         assert torch.equal(before, after), name

@@ -1,0 +1,41 @@
+"""Benchmarks: the package against PyTorch, its methods against each other, its input against the least that it costs.
+
+All that are compared run in one process, in turn, on the same number of threads, with the same shapes and types.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from qbheat_jax.bench import facts, options
+from qbheat_jax.errors import RUN_FAILED, UserError
+
+
+def run(asked):
+    """options.Options -> the result, a dict of plain data for `table.text`; written to the file `asked.json` where set.
+
+    Raises UserError for what cannot be, before anything is compiled.
+    """
+    o = options.check(asked)
+    parts = _parts(o)
+    facts.limit_threads(o.threads)  # before jax starts its own
+    result = {
+        "machine": facts.machine(o.threads),
+        "options": dataclasses.asdict(o),
+        "sections": [section for part in parts for section in part(o)],
+    }
+    if o.json:
+        try:
+            pathlib.Path(o.json).write_text(json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {o.json} cannot be written: {error.strerror}", exit_code=RUN_FAILED) from error
+    return result
+
+
+def _parts(o):
+    from qbheat_jax.bench import encoders, heat, inputs
+
+    if "input" in o.parts:
+        inputs.check()
+    known = {"forward": encoders.forward, "step": encoders.step, "heat": heat.run, "input": inputs.run}
+    return [known[name] for name in o.parts]

@@ -1,0 +1,217 @@
+"""qbheat bench: figures from given timings, the order of runs, refusals, and tiny runs of every part."""
+
+import json
+import re
+import sys
+import types
+
+import pytest
+
+from qbheat_jax import bench, cli
+from qbheat_jax.bench import encoders, heat, options, peers, photographs, table, timing, training
+from qbheat_jax.errors import UserError
+
+
+class Clock:
+    """Time that passes only when something takes some."""
+
+    def __init__(self):
+        self.now, self.log = 0.0, []
+
+    def __call__(self):
+        return self.now
+
+    def taking(self, name, seconds, amount=1.0):
+        """A candidate whose n-th call takes the n-th of `seconds`, then the last again and again."""
+        left = list(seconds)
+
+        def call():
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+            self.log.append(name)
+
+        return timing.Candidate(name, timing.repeated(call, self), amount)
+
+
+def test_candidates_take_turns_and_every_second_round_goes_backwards():
+    clock = Clock()
+    timing.alternate([clock.taking(name, [1.0]) for name in "abc"], 3, seconds=0)
+    assert "".join(clock.log) == "aabbcc" + "abc" + "cba" + "abc"
+
+
+def test_a_run_has_as_many_calls_as_fill_its_seconds_and_the_warm_up_does_not_count():
+    clock = Clock()
+    slow, fast = clock.taking("slow", [90.0, 4.0]), clock.taking("fast", [50.0, 0.25])
+    figures = timing.alternate([slow, fast], 2, seconds=1.0)
+    assert figures["slow"] == {"calls": 1, "seconds": [4.0, 4.0]}
+    assert figures["fast"] == {"calls": 4, "seconds": [0.25, 0.25]}
+
+
+def test_rates_and_ratios():
+    assert timing.rates([2.0, 4.0, 1.0], 16) == {"median": 8.0, "min": 4.0, "max": 16.0}
+    # Round by round: of the medians alone it would be 1.
+    assert timing.ratio([2.0, 4.0, 6.0], [1.0, 8.0, 4.0]) == {"median": 1.5, "min": 0.5, "max": 2.0}
+    with pytest.raises(ValueError):
+        timing.ratio([1.0], [1.0, 2.0])
+    figures = {"a": {"seconds": [1.0, 5.0, 5.0]}, "b": {"seconds": [4.0, 4.0, 9.0]}}
+    assert timing.fastest(figures, ["a", "b"]) == "b"
+
+
+def test_a_peer_is_outrun_by_as_much_as_its_time_is_longer(monkeypatch):
+    clock, times = Clock(), {"jax": 2.0, "torch eager": 5.0, "torch compile": 3.0}
+    runs = {seconds: clock.taking("", [seconds]).run for seconds in times.values()}
+    monkeypatch.setattr(timing, "repeated", runs.get)
+    o = options.Options(batch=6, size=32, rounds=3, seconds=0)
+    made = encoders._against_peers("forward", "net", o, times, [])
+    assert [row["rate"]["median"] for row in made["rows"]] == [3.0, 1.2, 2.0]
+    (ratio,) = made["ratios"]
+    assert ratio["median"] == 1.5 and ratio["name"].endswith("torch compile")
+    assert encoders._against_peers("forward", "net", o, {"jax": 2.0}, [])["ratios"] == []
+
+
+# --- Refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["everything"], "bench everything: it takes forward, step, heat, input or all"),
+        (["forward", "--encoders", "resnet51"], "the nearest is resnet50"),
+        (
+            ["forward", "--size", "100", "--encoders", "resnet50"],
+            "--size 100: resnet50 takes a multiple of its stride, 32",
+        ),
+        (["forward", "--dtype", "float16"], "--dtype float16: it takes float32 or bfloat16"),
+        (["forward", "--peers", "fast"], "--peers fast: it takes none, or some of eager"),
+        (["step", "--pretrain-size", "224", "--encoders", "vit_s"], "--pretrain-size 224: .*multiple of 4 cells"),
+        (["step", "--batch", "1", "--size", "32", "--encoders", "resnet50"], "--batch 1: .*at least 2"),
+        (["heat", "--cells", "12"], "--cells 12: it takes a multiple of 8"),
+        (["input", "--images", "8"], "--images 8: .*--batch 16"),
+        (["heat", "--rounds", "0"], "--rounds 0: it takes a number that is at least 1"),
+        (["heat", "--seconds", "nan"], "--seconds nan"),
+        (["heat", "--threads", "4097"], "--threads 4097"),
+        (["heat", "--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+        (["heat", "--config.seed", "1"], "bench takes no config"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_compiled(argv, words, capsys, monkeypatch):
+    for room, name in ((training.Step, "__init__"), (heat, "_call"), (photographs, "write")):
+        monkeypatch.setattr(room, name, lambda *a: pytest.fail("something was begun"))
+    assert cli.main(["bench", *argv]) == 2
+    out, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if line.startswith("qbheat: error: ")]
+    assert re.search(words, line) and out == ""
+
+
+def test_without_torch_it_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match="missing .*pip install 'qbheat_jax\\[torch\\]', or pass --peers none"):
+        options.check(options.Options("forward"))
+    assert options.check(options.Options("forward", peers=())).threads >= 1
+
+
+# --- Tiny runs -------------------------------------------------------------------------------------------------------
+
+TINY = {"encoders": ("vit_micro",), "peers": ("eager", "channels-last"), "batch": 2, "size": 32, "pretrain_size": 32}
+TINY |= {"classes": 4, "heat_batch": 2, "width": 4, "cells": 8, "images": 4, "rounds": 1, "seconds": 0.0}
+
+
+def check_section(section, names):
+    assert [row["name"] for row in section["rows"]] == list(names)
+    for row in section["rows"]:
+        assert len(row["seconds"]) == 1 and row["seconds"][0] > 0
+        figure = row["rate"] or row["milliseconds"]
+        assert 0 < figure["min"] <= figure["median"] <= figure["max"]
+
+
+def test_forward_and_its_table(tmp_path, capsys):
+    argv = ["forward", "--encoders", "vit_micro", "--peers", "eager", "--batch", 2, "--size", 32, "--rounds", 1]
+    saved = tmp_path / "bench.json"
+    assert cli.main([str(a) for a in ("bench", *argv, "--seconds", 0, "--json", saved)]) == 0
+    out, result = capsys.readouterr().out, json.loads(saved.read_text())
+    (section,) = result["sections"]
+    check_section(section, ["jax", "torch eager"])
+    assert section["peak_bytes"] > 1e7 and {"jax", "torch"} <= set(result["machine"]["versions"])
+    (difference,) = re.findall(r"features differ by at most (\S+) of their scale", "\n".join(section["notes"]))
+    assert float(difference) < 1e-5, "what is timed is the same computation"
+    assert table.text(result) + "\n" == out
+    lines = out.splitlines()
+    (head,) = [n for n, line in enumerate(lines) if "| images/s |" in line]
+    assert lines[head + 2].startswith("| jax |") and lines[head + 3].startswith("| torch eager |")
+    assert len({line.count("|") for line in lines[head : head + 4]}) == 1
+    assert f"threads of every framework: {options.available()};" in out
+
+
+def test_step_trains_the_classifier_and_pretrains(monkeypatch):
+    small = {"decoder.width": 16, "decoder.depth": 0, "decoder.heads": 2}  # it is what takes longest to compile
+    common = options._common
+    monkeypatch.setattr(options, "_common", lambda o, name: common(o, name) | small)
+    o = options.Options("step", **{**TINY, "encoders": ("pebble",), "peers": ()})
+    classifier, pretraining = bench.run(o)["sections"]
+    check_section(classifier, ["jax"])
+    check_section(pretraining, ["qbheat", "simmim"])
+    cost = pretraining["rows"][0]["seconds"][0] / pretraining["rows"][1]["seconds"][0]
+    assert pretraining["ratios"][0]["median"] == pytest.approx(cost)
+
+
+def test_a_compiler_that_fails_is_a_note(monkeypatch):
+    pytest.importorskip("torch")
+    from qbheat_jax.bench.peers import running
+
+    class Peer:
+        def __init__(self, model, way, *rest):
+            self.way = way
+
+    def make(peer):
+        return lambda: 1 / (peer.way != "compile")
+
+    monkeypatch.setattr(running, "Peer", Peer)
+    monkeypatch.setattr(peers, "build", lambda *a: None)
+    monkeypatch.setattr(peers, "load", lambda *a: None)
+    objective = types.SimpleNamespace(encoder=None)
+    calls, (note,) = encoders._peers(options.Options("step"), "net", objective, {}, make)
+    assert list(calls) == ["torch eager", "torch channels-last"]
+    assert note == "torch compile does not work here: ZeroDivisionError: division by zero"
+
+
+def test_heat_compares_propagators_placements_and_cells(monkeypatch):
+    asked = []
+
+    def call(o, propagator, cells, drawn, backward):
+        asked.append((propagator, cells, len(drawn), backward))
+        return lambda: None
+
+    monkeypatch.setattr(heat, "_call", call)
+    sections = list(heat.run(options.Options("heat", **TINY)))
+    names = ["offset", "power", "exp", "spectral"]
+    for section, backward in zip(sections[:2], (False, True)):
+        check_section(section, names)
+        assert all((name, 8, 5, backward) in asked for name in names)
+    for name, placements, cells in zip(names, sections[2::2], sections[3::2], strict=True):
+        check_section(placements, ["1 drawn", "5 drawn"])
+        check_section(cells, ["4 x 4 cells", "8 x 8 cells", "12 x 12 cells"])
+        assert {(name, 8, 1, True), (name, 4, 5, True), (name, 12, 5, True)} <= set(asked)
+        least, own = (row["seconds"][0] for row in cells["rows"][:2])
+        assert cells["ratios"][0]["median"] == pytest.approx(4 * least / own), "a quarter of the cells"
+
+
+def test_heat_goes_forward_and_backward():
+    filled, (params, visible) = heat._call(options.Options("heat", **TINY), "offset", 8, (0, 4), True)()
+    assert filled.shape == (2, 8, 8, 4) and visible.shape == (2, 4, 4, 4)
+    assert set(params) == {"x+", "x-", "y+", "y-"} and all(float(abs(g).max()) > 0 for g in params.values())
+
+
+def test_input():
+    (section,) = bench.run(options.Options("input", **TINY))["sections"]
+    check_section(section, ["floor: one loop, one thread", "tf.data pipeline", "device_cache"])
+    floor, pipeline = (row["rate"]["median"] for row in section["rows"][:2])
+    assert section["ratios"][0]["median"] == pytest.approx(pipeline / floor)
+
+
+def test_jpegs_are_made_without_the_photographs_too(tmp_path, monkeypatch):
+    def missing(name):
+        raise UserError("not installed")
+
+    monkeypatch.setattr(photographs.photos, "load", missing)
+    assert "noise" in photographs.write(tmp_path, 3)
+    sizes = [photographs.Image.open(path).size for path in sorted(tmp_path.iterdir())]
+    assert len(sizes) == 3 and all(abs(w - 500) <= 20 and abs(h - 375) <= 20 for w, h in sizes)
