@@ -308,7 +308,9 @@ DETECT = {
     "tune": Field(False, "train the encoder too; its batch norm stays frozen"),
     "encoder_rate": Field(0.1, "with tune, the encoder's learning rate is the detector's times this", _POSITIVE),
     "detector.classes": Field(0, "set from the data", _at_least(0)),
-    "detector.stages": Field(False, "give the detector the encoder's maps of finer strides too, not the last one alone"),
+    "detector.stages": Field(
+        False, "give the detector the encoder's maps of finer strides too, not the last one alone"
+    ),
     "detector.count": Field(100, "detections an image, at most", _POSITIVE),
     "dense.strides": Field((8, 16, 32), "pixels a cell of its levels, each twice the one before", _COUNTS),
     "dense.width": Field(128, "its channels, a multiple of 8", _POSITIVE),

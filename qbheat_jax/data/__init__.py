@@ -55,9 +55,9 @@ def train_batches(
     (batches made ahead) are. `position` is the first example's place in the run's global stream; the iterator's
     `.position` is that of the next batch. `crop_scale`, `crop_ratio`: ranges of the random crop; `flip`: mirror
     half of the images; `views`: 2 for a second crop of every image, `image2`; `boxes`: length of the list of boxes, which
-    is asked for by any but 0, and then `jitter` says how images are scaled, see `boxed.BoxRecipe`. `bad`: a `BadFiles`, checked after every
-    batch; without one, bad files are only logged. `cache`: a `DeviceCache` of the split, which then gives the same
-    stream, as global batches on its mesh.
+    is asked for by any but 0, and then `jitter` says how images are scaled, see `boxed.BoxRecipe`. `bad`: a `BadFiles`,
+    checked after every batch; without one, bad files are only logged. `cache`: a `DeviceCache` of the split, which then
+    gives the same stream, as global batches on its mesh.
 
     Raises UserError for an unknown split, fewer images than a batch, a batch that the processes cannot share.
     """
@@ -90,7 +90,8 @@ def eval_batches(
     An image of image_size x image_size is taken as it is; from another one, the shorter side is scaled to
     image_size / 0.875 and the centre cut out. The last batch of an epoch is filled with padding (mask False), so
     every process yields ceil(n / batch_size) batches an epoch. The placement depends on (seed, index) alone.
-    With `boxes` the whole image is shown, its longer side scaled to image_size. `boxes`, `cache`, `rows`: as in `train_batches`.
+    With `boxes` the whole image is shown, its longer side scaled to image_size. `boxes`, `cache`, `rows`: as in
+    `train_batches`.
 
     Raises UserError for an unknown split and for a batch that the processes cannot share.
     """

@@ -39,11 +39,15 @@ class Source:
 
     def boxes(self, split, index):
         """What is in example `index` of a split: `boxes.Boxes`. Raises UserError where the source has no boxes."""
-        raise UserError(f"data.source='{self.spec}' has no boxes: detection takes coco:IMAGES_DIR,ANNOTATIONS.json or scenes")
+        raise UserError(
+            f"data.source='{self.spec}' has no boxes: detection takes coco:IMAGES_DIR,ANNOTATIONS.json or scenes"
+        )
 
     def annotations(self, split):
         """The split as a dict in COCO's format, what detections are evaluated against; image i of it is example i."""
-        raise UserError(f"data.source='{self.spec}' has no boxes: detection takes coco:IMAGES_DIR,ANNOTATIONS.json or scenes")
+        raise UserError(
+            f"data.source='{self.spec}' has no boxes: detection takes coco:IMAGES_DIR,ANNOTATIONS.json or scenes"
+        )
 
     def labels(self, split):
         """int32[n], -1 for an example without a label; None where finding out would mean reading the images."""

@@ -53,7 +53,7 @@ class BoxRecipe(Recipe):
         out["mask"][k] = True
 
     def place(self, epoch, index, height, width):
-        """((height, width) that the image is scaled to, (y, x) of its top left corner in the square, below 0 where it is cut)."""
+        """((height, width) that the image is scaled to, (y, x) of its top left corner: below 0 where it is cut off)."""
         longer, factor = max(height, width), 1.0
         draws = augment.rng(self.seed, epoch, index, "crop").random(3) if self.train else np.zeros(3)
         if self.train:

@@ -29,9 +29,7 @@ class Boxes:
 
     def kept(self, rows):
         """Those of `rows` (bool [k] or int [m]) alone."""
-        return dataclasses.replace(
-            self, corners=self.corners[rows], classes=self.classes[rows], crowd=self.crowd[rows]
-        )
+        return dataclasses.replace(self, corners=self.corners[rows], classes=self.classes[rows], crowd=self.crowd[rows])
 
     def flipped(self):
         """Those of the image mirrored left to right."""

@@ -149,7 +149,9 @@ def _repaired(place, images, categories, annotations, counts):
     for annotation in annotations:
         name = f"box {annotation['id']}"
         if annotation["category_id"] not in categories:
-            raise UserError(f"{place}: {name} is of category {annotation['category_id']}, which is none of its categories")
+            raise UserError(
+                f"{place}: {name} is of category {annotation['category_id']}, which is none of its categories"
+            )
         if annotation["image_id"] not in images:
             raise UserError(f"{place}: {name} is of image {annotation['image_id']}, which is none of its images")
         box = annotation["bbox"]

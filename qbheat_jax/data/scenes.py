@@ -83,7 +83,9 @@ def digits():
     """(float32 [n, 8, 8] from 0 to 1, int32 [n]), out of the installed wheel of scikit-learn."""
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("data.source='scenes' reads digits of scikit-learn, which is not installed: pip install scikit-learn")
+        raise UserError(
+            "data.source='scenes' reads digits of scikit-learn, which is not installed: pip install scikit-learn"
+        )
     path = os.path.join(list(spec.submodule_search_locations)[0], "datasets", "data", "digits.csv.gz")
     try:
         with gzip.open(path, "rt") as handle:

@@ -60,7 +60,10 @@ class AveragePrecision:
             for batch in batches:
                 for name, arrays in kept.items():
                     arrays.append(batch[name])
-                yield batch["image"], np.ones(len(batch["mask"]), bool)  # all of them, so that processes have equal shapes
+                yield (
+                    batch["image"],
+                    np.ones(len(batch["mask"]), bool),
+                )  # all of them, so that processes have equal shapes
 
         try:
             found = list(pmap_batches(self._mapped, variables, inputs()))
