@@ -23,7 +23,7 @@ import numpy as np
 from qbheat_jax import heat, images, quarters
 from qbheat_jax.errors import UserError
 
-DETECTORS = ("dense",)
+DETECTORS = ("dense", "detr")
 UNITS = ("epochs", "examples", "percent")
 _LENGTHS = ("total_steps", "total_epochs")
 # What may differ when an interrupted run goes on: how it is watched, and where it is computed.
@@ -287,7 +287,7 @@ DETECT = {
     "seed": Field(0, "root of every random number of the run", _SEED),
     "objective": Field(
         "dense",
-        "the detector: dense (at every cell, as FCOS)",
+        "the detector: dense (at every cell, as FCOS), detr (queries, as DETR)",
         DETECTORS,
     ),
     "init": Field("", "a run or ported checkpoint (directory) whose encoder is taken, or random"),
@@ -315,6 +315,9 @@ DETECT = {
     "dense.strides": Field((8, 16, 32), "pixels a cell of its levels, each twice the one before", _COUNTS),
     "dense.width": Field(128, "its channels, a multiple of 8", _POSITIVE),
     "dense.depth": Field(2, "convolutions of its towers", _at_least(0)),
+    "detr.size": Field("small", "width 128 and 3 layers, or width 256 and 6", ("small", "base")),
+    "detr.queries": Field(100, "boxes that it can see in an image, data.max_boxes or more", _POSITIVE),
+    "detr.anchors": Field(True, "queries are boxes that the layers refine; converges far sooner than learnt queries"),
     "learning_rate": Field(1e-3, "peak rate for a batch of 256; the run's is this times batch_size / 256", _POSITIVE),
     "adam_b2": Field(0.999, "AdamW's second decay", _BELOW_ONE),
 }

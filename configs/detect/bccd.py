@@ -3,6 +3,10 @@ r"""Detection of blood cells (BCCD: 364 photographs, three classes, COCO format)
     qbheat detect --config configs/detect/bccd.py --init DIR --workdir runs/bccd \
       --config.data.source coco:IMAGES,TRAIN.json,IMAGES,VAL.json
 
+With queries in the place of cells, as DETR has them:
+
+    --config.objective detr --config.detr.queries 60 --config.learning_rate 8e-3
+
 DIR: a run or a ported checkpoint, such as ImageNet's MobileNetV2 (`qbheat port --arch mobilenet_v2`). To see what an encoder is
 worth, compare with the same one untrained: `--init random --config.encoder.name mobilenet_v2`.
 """

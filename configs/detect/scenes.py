@@ -3,6 +3,10 @@
     qbheat detect --config configs/detect/scenes.py --init runs/photos --workdir runs/photos/detect
     qbheat detect --config configs/detect/scenes.py --init random --workdir runs/detect_random
 
+With queries in the place of cells, as DETR has them:
+
+    --config.objective detr --config.detr.queries 32 --config.learning_rate 8e-3
+
 The encoder of --init random is the quickstart's. Digits are not mirrored: they would be others.
 """
 

@@ -12,10 +12,12 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.decoder import HeatDecoder
 from qbheat_jax.models.dense_detector import DenseDetector
+from qbheat_jax.models.detr import DETR
 from qbheat_jax.models.grouped import grouped
 from qbheat_jax.models.pyramid import GroupNorm
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.objectives.dense import Dense
+from qbheat_jax.objectives.detr import Detr
 from qbheat_jax.objectives.finetune import Finetune
 from qbheat_jax.objectives.mae import MAE, MaskDecoder, kept
 from qbheat_jax.objectives.moco import Colours, MoCo, Projector
@@ -137,6 +139,17 @@ def _dense(config, encoder, pixels):
     return Dense(encoder, detector, pixels, config.tune, config.detector.stages, config.detector.count)
 
 
+def _detr(config, encoder, pixels):
+    fields = config.detr
+    if fields.queries < config.data.max_boxes:
+        raise UserError(
+            f"config field detr.queries={fields.queries} is not accepted: it takes data.max_boxes={config.data.max_boxes} or "
+            "more, one for each box"
+        )
+    detector = DETR(config.detector.classes, fields.queries, fields.size, fields.anchors, jnp.dtype(config.dtype))
+    return Detr(encoder, detector, pixels, config.tune, count=config.detector.count)
+
+
 _BUILD = {
     "qbheat": _qbheat,
     "moco": _moco,
@@ -146,6 +159,7 @@ _BUILD = {
     "classifier": _classifier,
     "finetune": _finetune,
     "dense": _dense,
+    "detr": _detr,
 }
 
 
