@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from scipy.optimize import linear_sum_assignment
 
-from qbheat_jax import data, detect, objectives
+from qbheat_jax import data, detect, objectives, sharding
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import detr as model
 from qbheat_jax.objectives import detr
@@ -137,14 +138,24 @@ def test_it_learns(tmp_path, one_device):
     assert json.loads((tmp_path / "result.json").read_text()) == result
 
 
-def test_sharded_is_unsharded(tmp_path, monkeypatch):
-    everything = jax.devices()
-    for count in (1, 2):
-        monkeypatch.setattr(jax, "devices", lambda *a, count=count: everything[:count])
-        fields = dict(FIELDS, total_steps=2, data__eval_split="", learning_rate=0.01)
-        detect.run(config(**fields), tmp_path / str(count))
-    got, expected = (list(losses_of(tmp_path / name).values()) for name in ("2", "1"))
-    np.testing.assert_allclose(got, expected, rtol=1e-3)
+def test_a_batch_split_over_devices_has_the_loss_and_gradient_of_the_whole():
+    generator = np.random.default_rng(0)
+    low = generator.uniform(0, 20, (2, 8, 6, 2))
+    found = np.concatenate([low, low + generator.uniform(1, 12, (2, 8, 6, 2))], -1).astype(np.float32)
+    logits, batch = generator.normal(0, 2, (2, 8, 6, 2)).astype(np.float32), first_batch(8)
+    objective = detr.Detr(None, None)
+
+    def loss(outputs, boxes, classes, mask):
+        return objective.outputs_loss(outputs, boxes, classes, mask, (SIZE, SIZE))[0]
+
+    compute = jax.jit(jax.value_and_grad(loss))
+    given = (logits, found), batch["boxes"], batch["classes"], batch["mask"]
+    expected = compute(*given)
+    mesh = sharding.make_mesh({"data": 8})
+    rows, layers = (jax.NamedSharding(mesh, spec) for spec in (sharding.BATCH, PartitionSpec(None, *sharding.BATCH)))
+    got = compute(jax.device_put(given[0], layers), *jax.device_put(given[1:], rows))
+    assert len(got[1][0].sharding.device_set) == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
 
 
 def test_each_box_needs_a_query():

@@ -3,11 +3,11 @@ r"""Detection on COCO, w2880 (25M parameters) frozen: for a TPU pod slice or sev
     qbheat detect --config configs/detect/coco_w2880.py --init DIR --workdir DIR/detect \
       --config.data.source coco:TRAIN_DIR,TRAIN.json,VAL_DIR,VAL.json
 
-TRAIN_DIR, TRAIN.json: train2017 and annotations/instances_train2017.json of COCO. DIR: a run of configs/imagenet_w2880.py, or one of MoCo-v2 or supervised with the same encoder, to compare with. The paper
-reports for this protocol, a DETR-style decoder on a frozen backbone, an AP 7.9 points above MoCo-v2's and 4.5 above that of
-supervised pre-training. The decoder and its recipe are ours (the paper's are not known to us); this has not been run by us,
-and what it costs has not been measured. `--config.objective dense` for a dense detector, `--config.tune True` to train the
-encoder too.
+TRAIN_DIR, TRAIN.json: train2017 and annotations/instances_train2017.json of COCO. DIR: a run of configs/imagenet_w2880.py, or
+one of MoCo-v2 or supervised with the same encoder, to compare with. The paper reports for this protocol, a DETR-style decoder
+on a frozen backbone, an AP 7.9 points above MoCo-v2's and 4.5 above that of supervised pre-training. The decoder and its
+recipe are ours (the paper's are not known to us); this has not been run by us, and what it costs has not been measured.
+`--config.objective dense` for a dense detector, `--config.tune True` to train the encoder too.
 """
 
 from ml_collections import ConfigDict
