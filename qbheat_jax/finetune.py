@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from qbheat_jax import api, data, loop, objectives, trees
+from qbheat_jax import api, data, from_init, loop, objectives, trees
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.port import labels
@@ -28,7 +28,7 @@ def run(config, workdir):
     The workdir is then a classifier's, as a ported checkpoint's is: `api.load` and every command take it. The test split is
     read once, after the last step. Everything that can be wrong with config or data is found before anything is compiled.
     """
-    config, model = _complete(config)
+    config, model = from_init.complete(config, config_lib.FINETUNE)
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
     test = splits.test_split(source)
     source.check_labels(config.data.split, test)
@@ -40,7 +40,7 @@ def run(config, workdir):
     evaluators = []
     if config.data.eval_split in source.splits and config.data.eval_split not in (test, config.data.split):
         evaluators = [Accuracy(objective, source, config.data.eval_split, config)]
-    start = None if model is None else {name: {"encoder": tree} for name, tree in model.encoder_variables.items()}
+    start = from_init.start(model)
 
     summary = loop.train(
         config, workdir, objective, shown, evaluators, start, lambda params: factors(params, config.layer_decay)
@@ -149,37 +149,8 @@ class Accuracy:
         return {f"{split}/top1": float(counts[0] / self.n), f"{split}/top5": float(counts[1] / self.n)}
 
 
-def _complete(config):
-    """(the config with what `init` brings: encoder, image size, data; the model of init, None where it is random)."""
-    if not config.init:
-        raise UserError(
-            "config field init='' is not accepted: it takes a run's or a ported checkpoint's DIR, or random"
-        )
-    if config.init == "random":
-        if not (config.data.source and config.image_size and config.encoder.name):
-            raise UserError(
-                f"init random brings no images and no encoder: config fields data.source={config.data.source!r}, "
-                f"image_size={config.image_size} and encoder.name={config.encoder.name!r} must all be set"
-            )
-        return config, None
-    trained = api.read_config(config.init)
-    size = config.image_size or trained.image_size
-    source = config.data.source or trained.get("data", {}).get("source")
-    if not source:
-        raise UserError(f"init {config.init} brings no images: config field data.source must be set")
-    stride = objectives.build_encoder(trained).stride
-    if size % stride:
-        raise UserError(
-            f"config field image_size={size} is not accepted: {trained.encoder.name} takes a multiple of {stride}"
-        )
-    model = api.load(config.init).sized(size)
-    kept = ("name", "stride", "class_token", "position", "grid")
-    brought = {f"encoder.{name}": model.config.encoder[name] for name in kept}
-    return _with(config, {**brought, "pixels": model.config.pixels, "image_size": size, "data.source": source}), model
-
-
 def _with(config, fields):
-    return config_lib.resolve({**config_lib.flatten(config.to_dict()), **fields}, config_lib.FINETUNE)
+    return from_init.with_fields(config, fields, config_lib.FINETUNE)
 
 
 def _training_images(source, config):

@@ -124,13 +124,19 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
 
 
 def batch_shapes(config, views=1):
-    """Shapes and dtypes of a global batch of one or two crops an image, as the batch contract has them."""
-    n, size = config.batch_size, config.image_size
+    """Shapes and dtypes of a global batch of one or two crops an image, as the batch contract has them; a detector's has
+    boxes beside them."""
+    n, size, most = config.batch_size, config.image_size, config.data.get("max_boxes", 0)
+    boxes = {
+        "boxes": jax.ShapeDtypeStruct((n, most, 4), np.float32),
+        "classes": jax.ShapeDtypeStruct((n, most), np.int32),
+    }
     return {
         **{name: jax.ShapeDtypeStruct((n, size, size, 3), np.uint8) for name in ("image", "image2")[:views]},
         "quarter": jax.ShapeDtypeStruct((n,), np.int32),
         "label": jax.ShapeDtypeStruct((n,), np.int32),
         "mask": jax.ShapeDtypeStruct((n,), bool),
+        **(boxes if most else {}),
     }
 
 
@@ -211,7 +217,11 @@ class _History:
 
 def _device_batches(config, source, mesh, position, bad, views):
     """Batches on the mesh, `data.prefetch` of them on their way while a step runs."""
-    cache = device_cache.of(config.data, config.image_size, source, config.data.split, mesh)
+    if "max_boxes" in config.data:
+        cache, shown = None, {"boxes": config.data.max_boxes, "jitter": config.data.jitter}
+    else:
+        cache = device_cache.of(config.data, config.image_size, source, config.data.split, mesh)
+        shown = {"crop_scale": config.data.crop_scale, "crop_ratio": config.data.crop_ratio, "views": views}
     local = data_lib.train_batches(
         source,
         split=config.data.split,
@@ -220,15 +230,13 @@ def _device_batches(config, source, mesh, position, bad, views):
         seed=config.seed,
         position=position,
         placements=quarters.PLACEMENT_SETS[config.quarter.placements] if "quarter" in config else (0,),
-        crop_scale=config.data.crop_scale,
-        crop_ratio=config.data.crop_ratio,
         flip=config.data.flip,
-        views=views,
         rows=sharding.rows(mesh, config.batch_size),
         workers=config.data.workers,
         prefetch=config.data.prefetch,
         bad=bad,
         cache=cache,
+        **shown,
     )
     names = batch_shapes(config, views)
 

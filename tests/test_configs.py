@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import objectives, optim, quarters
-from qbheat_jax.config import FINETUNE, PRETRAIN, PROBE
+from qbheat_jax import from_init, objectives, optim, quarters
+from qbheat_jax.config import DETECT, FINETUNE, PRETRAIN, PROBE
 from qbheat_jax.models import registry
 from qbheat_jax.probe import encode
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(path for path in (ROOT / "configs").glob("*.py"))
-TABLES = {"pretrain": PRETRAIN, "probe": PROBE, "finetune": FINETUNE}
+FILES = sorted([*(ROOT / "configs").glob("*.py"), *(ROOT / "configs" / "detect").glob("*.py")])
+TABLES = {"pretrain": PRETRAIN, "probe": PROBE, "finetune": FINETUNE, "detect": DETECT}
 IMAGENET = 1_281_167
 
 
@@ -50,6 +50,9 @@ def check(command, path, changes=()):
         if config.objective == "supervised":
             config = config_lib.load(path, [*changes, ("head.classes", "10")], PRETRAIN)
         objectives.build(config)
+    elif command == "detect":
+        fields = {"encoder.name": config.encoder.name or "mobilenet_v2", "image_size": config.image_size or 256}
+        objectives.build(from_init.with_fields(config, {**fields, "detector.classes": 3}, DETECT))
     elif config.encoder.name:  # otherwise --init brings it
         assert config.encoder.name in registry.names()
     return config
@@ -67,7 +70,7 @@ def test_there_are_the_configs_of_every_experiment():
 def test_a_config_is_what_its_docstring_says(path):
     """It says which command takes it, and that command does, as it is and with what the docstring has to set."""
     text = docstring(path)
-    own = [(command, changes) for command, files, changes in commands(text) if f"configs/{path.name}" in files]
+    own = [(command, changes) for command, files, changes in commands(text) if str(path.relative_to(ROOT)) in files]
     assert own, "the docstring gives no command"
     for command, changes in own:
         check(command, path, changes)

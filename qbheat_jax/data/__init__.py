@@ -8,12 +8,14 @@ A batch is a dict of numpy arrays, this process's share of a global batch:
     label    int32[B]   -1 where there is none
     mask     bool[B]    False for padding and for images that could not be decoded
     index    int32[B]   number of the example in its split, -1 for padding
+    boxes, classes, scale   only of sources with boxes and where they are asked for, see `boxed.BoxRecipe`
 
 With a `device_cache.DeviceCache` it is the global batch instead, its arrays on the cache's mesh, and needs no tensorflow.
 """
 
 from qbheat_jax.data.bad import BadFiles
-from qbheat_jax.data.batches import NumpyBatches, Plan
+from qbheat_jax.data.batches import NumpyBatches, PlainBatches, Plan
+from qbheat_jax.data.boxed import BoxRecipe
 from qbheat_jax.data.examples import Recipe
 from qbheat_jax.data.sources import describe, open_source
 from qbheat_jax.data.synthetic import Synthetic
@@ -29,11 +31,13 @@ def train_batches(
     batch_size,
     image_size,
     seed,
-    placements,
-    crop_scale,
-    crop_ratio,
     flip,
+    placements=(0,),
+    crop_scale=(1.0, 1.0),
+    crop_ratio=(1.0, 1.0),
     views=1,
+    boxes=0,
+    jitter=(1.0, 1.0),
     position=0,
     process_index=0,
     process_count=1,
@@ -50,13 +54,15 @@ def train_batches(
     (seed, position), whatever `process_count`, `workers` (threads, 0 to let tensorflow choose) and `prefetch`
     (batches made ahead) are. `position` is the first example's place in the run's global stream; the iterator's
     `.position` is that of the next batch. `crop_scale`, `crop_ratio`: ranges of the random crop; `flip`: mirror
-    half of the images; `views`: 2 for a second crop of every image, `image2`. `bad`: a `BadFiles`, checked after every
-    batch; without one, bad files are only logged. `cache`: a `DeviceCache` of the split, which then gives the same
-    stream, as global batches on its mesh.
+    half of the images; `views`: 2 for a second crop of every image, `image2`; `boxes`: length of the list of boxes, which
+    is asked for by any but 0, and then `jitter` says how images are scaled, see `boxed.BoxRecipe`. `bad`: a `BadFiles`,
+    checked after every batch; without one, bad files are only logged. `cache`: a `DeviceCache` of the split, which then
+    gives the same stream, as global batches on its mesh.
 
     Raises UserError for an unknown split, fewer images than a batch, a batch that the processes cannot share.
     """
-    recipe = Recipe(image_size, seed, tuple(placements), True, tuple(crop_scale), tuple(crop_ratio), flip, views)
+    how = (image_size, seed, tuple(placements), True, tuple(crop_scale), tuple(crop_ratio), flip, views)
+    recipe = BoxRecipe(*how, jitter=tuple(jitter), count=boxes) if boxes else Recipe(*how)
     plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, start=position, rows=rows)
     return _batches(plan, workers, prefetch, cache)
 
@@ -68,8 +74,9 @@ def eval_batches(
     batch_size,
     image_size,
     seed,
-    placements,
+    placements=(0,),
     epochs=1,
+    boxes=0,
     process_index=0,
     process_count=1,
     workers=0,
@@ -83,11 +90,13 @@ def eval_batches(
     An image of image_size x image_size is taken as it is; from another one, the shorter side is scaled to
     image_size / 0.875 and the centre cut out. The last batch of an epoch is filled with padding (mask False), so
     every process yields ceil(n / batch_size) batches an epoch. The placement depends on (seed, index) alone.
-    `cache`, `rows`: as in `train_batches`.
+    With `boxes` the whole image is shown, its longer side scaled to image_size. `boxes`, `cache`, `rows`: as in
+    `train_batches`.
 
     Raises UserError for an unknown split and for a batch that the processes cannot share.
     """
-    recipe = Recipe(image_size, seed, tuple(placements), False)
+    how = (image_size, seed, tuple(placements), False)
+    recipe = BoxRecipe(*how, count=boxes) if boxes else Recipe(*how)
     plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, epochs=epochs, rows=rows)
     return _batches(plan, workers, prefetch, cache)
 
@@ -97,6 +106,8 @@ def _batches(plan, workers, prefetch, cache):
         from qbheat_jax.data.device_cache import DeviceBatches  # brings jax
 
         return DeviceBatches(plan, cache)
+    if plan.recipe.boxed and plan.source.plain:
+        return PlainBatches(plan)
     if isinstance(plan.source, Synthetic):
         return NumpyBatches(plan)
     try:

@@ -14,6 +14,7 @@ _MASK = (1 << 64) - 1
 # What a draw is for. Two purposes of one example are independent; the numbers must never change meaning.
 PURPOSES = {
     "crop": 1, "flip": 2, "quarter": 3, "order": 4, "files": 5, "photos": 6, "noise": 7, "crop2": 8, "flip2": 9,
+    "scenes": 10,
 }  # fmt: skip
 
 # Evaluation keeps this share of the shorter side: 224 out of 256, the usual protocol.
@@ -97,6 +98,16 @@ def resize(image, size):
         return np.array(image)
     picture = Image.fromarray(np.ascontiguousarray(image))
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def resize_window(image, window, size):
+    """uint8[H, W, 3], its part `window` (left, top, right, bottom; fractions of a pixel too) -> uint8[*size, 3].
+
+    `size` is (height, width). Bicubic with antialiasing, as if the whole image were scaled and then cut: pixels just
+    outside the window have their share in those at its border.
+    """
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, box=window))
 
 
 def centre(image, size):

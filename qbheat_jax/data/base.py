@@ -17,6 +17,10 @@ class Source:
 
     # Whether `fetch` works for any index; otherwise the pipeline reads the source's `stream`.
     random_access = True
+    # Whether it has boxes; then `boxes` and `annotations` are there.
+    boxed = False
+    # Whether boxed examples are so cheap that no thread need make them ahead.
+    plain = False
 
     def __init__(self, spec, splits, class_names):
         self.spec, self.splits, self.class_names = spec, splits, class_names
@@ -32,6 +36,18 @@ class Source:
     def fetch(self, split, index):
         """Example `index` (int) of a split: (encoded bytes or uint8[H, W, 3], label int, name str for messages)."""
         raise NotImplementedError
+
+    def boxes(self, split, index):
+        """What is in example `index` of a split: `boxes.Boxes`. Raises UserError where the source has no boxes."""
+        raise UserError(
+            f"data.source='{self.spec}' has no boxes: detection takes coco:IMAGES_DIR,ANNOTATIONS.json or scenes"
+        )
+
+    def annotations(self, split):
+        """The split as a dict in COCO's format, what detections are evaluated against; image i of it is example i."""
+        raise UserError(
+            f"data.source='{self.spec}' has no boxes: detection takes coco:IMAGES_DIR,ANNOTATIONS.json or scenes"
+        )
 
     def labels(self, split):
         """int32[n], -1 for an example without a label; None where finding out would mean reading the images."""

@@ -1,4 +1,4 @@
-"""Batches: the checks that every pipeline shares, and the numpy-only pipeline of `synthetic`."""
+"""Batches: the checks that every pipeline shares, and the pipelines that need no tensorflow."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from qbheat_jax.data import augment
 from qbheat_jax.data.bad import BadFiles
-from qbheat_jax.data.examples import empty
+from qbheat_jax.data.examples import build, empty
 from qbheat_jax.data.order import Order, Slices
 from qbheat_jax.errors import UserError
 
@@ -52,6 +52,11 @@ class Plan:
         self.local = self.slices.local
         self.bad = bad if bad is not None else BadFiles(1.0, n)
 
+    def fetch(self, index):
+        """Example `index` as its source has it, (data, label, name); with a recipe for boxes its `Boxes` for a label."""
+        data, label, name = self.source.fetch(self.split, index)
+        return data, self.source.boxes(self.split, index) if self.recipe.boxed else label, name
+
 
 class Batches:
     """Iterator over the local batches of one process.
@@ -84,6 +89,14 @@ class Batches:
 
     def close(self):
         """Ends the iterator and what runs for it in the background."""
+
+
+class PlainBatches(Batches):
+    """Every example made when it is asked for, in the caller's thread: for sources that cost next to nothing."""
+
+    def _next(self):
+        epochs, indices = self._examples()
+        return build(self.plan.recipe, lambda _, index: self.plan.fetch(index), epochs, indices, self.plan.bad)
 
 
 class NumpyBatches(Batches):

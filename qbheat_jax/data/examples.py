@@ -31,6 +31,7 @@ class Recipe:
     crop_ratio: tuple = (1.0, 1.0)
     flip: bool = False
     views: int = 1
+    boxed = False  # whether examples have boxes, see `boxed.BoxRecipe`
 
     @property
     def images(self):
@@ -69,6 +70,17 @@ class Recipe:
         """Whether the example (or each of int64[c]) is mirrored."""
         return self.train and self.flip and augment.flips(self.seed, epoch, index, ("flip", "flip2")[view])
 
+    def fill(self, out, k, data, label, epoch, index, jpeg_window=None):
+        """Puts an example in its place k of a chunk that `empty` made. Raises `decode.BadImage`."""
+        out["label"][k] = label
+        for view, key in enumerate(self.images):
+            out[key][k] = self.image(data, epoch, index, jpeg_window, view)
+        out["mask"][k] = True
+
+    def empty(self, count):
+        """`count` padding examples, to be filled in: every key of a batch, with its shape and type."""
+        return empty(count, self.image_size, self.images)
+
     def quarters(self, epochs, indices):
         """int64[c], int64[c] -> int32[c] placements; outside training the same in every epoch."""
         return quarter.draw(self.seed, epochs if self.train else np.zeros_like(epochs), indices, self.placements)
@@ -99,9 +111,10 @@ def build(recipe, fetch, epochs, indices, bad, jpeg_window=None):
 
     `fetch(k, index) -> (data, label, name)` gives the example at place k of the chunk; `epochs`, `indices` int64[c],
     index -1 for padding. What cannot be read or decoded goes to `bad` and leaves a masked example.
-    Returns image (and image2) uint8[c, S, S, 3], quarter int32[c], label int32[c], mask bool[c], index int32[c].
+    Returns image (and image2) uint8[c, S, S, 3], quarter int32[c], label int32[c], mask bool[c], index int32[c]; what a
+    `boxed.BoxRecipe` returns is said there.
     """
-    out = empty(len(indices), recipe.image_size, recipe.images)
+    out = recipe.empty(len(indices))
     out["quarter"][:] = recipe.quarters(epochs, np.maximum(indices, 0))
     for k, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist())):
         if index < 0:
@@ -110,10 +123,7 @@ def build(recipe, fetch, epochs, indices, bad, jpeg_window=None):
         name = f"example {index}"
         try:
             data, label, name = fetch(k, index)
-            out["label"][k] = label
-            for view, key in enumerate(recipe.images):
-                out[key][k] = recipe.image(data, epoch, index, jpeg_window, view)
-            out["mask"][k] = True
+            recipe.fill(out, k, data, label, epoch, index, jpeg_window)
         except (decode.BadImage, OSError) as error:
             bad.add(getattr(error, "filename", None) or name, getattr(error, "strerror", None) or error)
     return out

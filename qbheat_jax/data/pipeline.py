@@ -15,9 +15,6 @@ from qbheat_jax.data.batches import Batches
 from qbheat_jax.data.cpu_tensorflow import tf, untuned
 from qbheat_jax.errors import RUN_FAILED, UserError
 
-# What stands in a batch beside its crops.
-_TYPES = {"quarter": tf.int32, "label": tf.int32, "mask": tf.bool, "index": tf.int32}
-
 # Pixels decoded around the box. libjpeg interpolates colour from the neighbouring block, which a window that ends at
 # the box does not have: without this margin the box's edges differ from those of the whole image.
 _MARGIN = 16
@@ -90,10 +87,8 @@ def _dataset(work, workers, prefetch):
     if workers:
         options.threading.private_threadpool_size = workers
     chunk, per_batch = work.plan.slices.chunk, work.plan.slices.per_batch
-    size = work.plan.recipe.image_size
-    crops = len(work.plan.recipe.images)
-    shapes = ((chunk, size, size, 3),) * crops + ((chunk,),) * len(_TYPES)
-    types = (tf.uint8,) * crops + tuple(_TYPES.values())
+    padding = work.plan.recipe.empty(chunk).values()
+    shapes, types = [x.shape for x in padding], [tf.as_dtype(x.dtype) for x in padding]
 
     def make(j):
         arrays = tf.numpy_function(work.make, [j], types, stateful=False)
@@ -113,7 +108,7 @@ class _Work:
 
     def __init__(self, plan):
         self.plan = plan
-        self.keys = (*plan.recipe.images, *_TYPES)
+        self.keys = tuple(plan.recipe.empty(1))
         self.stop = threading.Event()
         self._error = None
         # Examples of a stream on their way from the reader to the threads that decode them, by chunk.
@@ -127,8 +122,7 @@ class _Work:
         """Chunk number int64 -> the chunk's arrays, in the order of `keys`."""
         try:
             if self.stop.is_set():
-                recipe = self.plan.recipe
-                made = examples.empty(self.plan.slices.chunk, recipe.image_size, recipe.images)
+                made = self.plan.recipe.empty(self.plan.slices.chunk)
             else:
                 made = self._make(int(j))
             return tuple(made[key] for key in self.keys)
@@ -143,7 +137,7 @@ class _Work:
             epochs, indices = plan.order(positions)
 
             def fetch(_, index):
-                return plan.source.fetch(plan.split, index)
+                return plan.fetch(index)
 
         else:
             epochs, _ = plan.order.places(positions)

@@ -3,7 +3,10 @@
 from qbheat_jax.data.synthetic import Synthetic
 from qbheat_jax.errors import UserError
 
-ACCEPTED = "'photos', 'tfds:NAME[/CONFIG]', 'folder:PATH', 'synthetic' or 'synthetic:N'"
+ACCEPTED = (
+    "'photos', 'tfds:NAME[/CONFIG]', 'folder:PATH', 'coco:IMAGES_DIR,ANNOTATIONS.json', 'scenes' or 'scenes:N', 'synthetic' "
+    "or 'synthetic:N'"
+)
 
 
 def open_source(spec, *, image_size=64, tfds_dir=""):
@@ -21,6 +24,14 @@ def open_source(spec, *, image_size=64, tfds_dir=""):
         from qbheat_jax.data.photos import Photos
 
         return Photos(spec)
+    if kind == "scenes":
+        from qbheat_jax.data.scenes import Scenes
+
+        return Scenes(spec)
+    if kind == "coco":
+        from qbheat_jax.data.coco import Coco
+
+        return Coco(spec)
     if kind == "folder":
         from qbheat_jax.data.folder import Folder
 
@@ -44,5 +55,6 @@ def describe(source):
     'synthetic:80: train 80, val 10, test 10 images; 10 classes'
     """
     splits = ", ".join(f"{split} {count:,}" for split, count in source.splits.items())
-    classes = f"{len(source.class_names)} classes" if source.class_names else "no labels"
+    kinds = "classes of boxes" if source.boxed else "classes"
+    classes = f"{len(source.class_names)} {kinds}" if source.class_names else "no labels"
     return f"{source.spec}: {splits} images; {classes}"

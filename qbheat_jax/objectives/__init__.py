@@ -11,8 +11,13 @@ from qbheat_jax import colour, heat, images, quarters
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.decoder import HeatDecoder
+from qbheat_jax.models.dense_detector import DenseDetector
+from qbheat_jax.models.detr import DETR
 from qbheat_jax.models.grouped import grouped
+from qbheat_jax.models.pyramid import GroupNorm
 from qbheat_jax.models.vit import ViT
+from qbheat_jax.objectives.dense import Dense
+from qbheat_jax.objectives.detr import Detr
 from qbheat_jax.objectives.finetune import Finetune
 from qbheat_jax.objectives.mae import MAE, MaskDecoder, kept
 from qbheat_jax.objectives.moco import Colours, MoCo, Projector
@@ -117,6 +122,34 @@ def _finetune(config, encoder, pixels):
     )
 
 
+def _dense(config, encoder, pixels):
+    fields, strides = config.dense, tuple(int(s) for s in config.dense.strides)
+    if any(b != 2 * a for a, b in zip(strides, strides[1:])) or strides[0] & (strides[0] - 1):
+        raise UserError(
+            f"config field dense.strides={strides} is not accepted: it takes powers of two, each twice the one before"
+        )
+    if config.image_size % strides[-1]:
+        raise UserError(
+            f"config field image_size={config.image_size} is not accepted: it takes a multiple of the largest of "
+            f"dense.strides={strides}"
+        )
+    if fields.width % GroupNorm.num_groups:
+        raise UserError(f"config field dense.width={fields.width} is not accepted: it takes a multiple of 8")
+    detector = DenseDetector(config.detector.classes, strides, fields.width, fields.depth, jnp.dtype(config.dtype))
+    return Dense(encoder, detector, pixels, config.tune, config.detector.stages, config.detector.count)
+
+
+def _detr(config, encoder, pixels):
+    fields = config.detr
+    if fields.queries < config.data.max_boxes:
+        raise UserError(
+            f"config field detr.queries={fields.queries} is not accepted: it takes data.max_boxes={config.data.max_boxes} or "
+            "more, one for each box"
+        )
+    detector = DETR(config.detector.classes, fields.queries, fields.size, fields.anchors, jnp.dtype(config.dtype))
+    return Detr(encoder, detector, pixels, config.tune, count=config.detector.count)
+
+
 _BUILD = {
     "qbheat": _qbheat,
     "moco": _moco,
@@ -125,6 +158,8 @@ _BUILD = {
     "supervised": _supervised,
     "classifier": _classifier,
     "finetune": _finetune,
+    "dense": _dense,
+    "detr": _detr,
 }
 
 

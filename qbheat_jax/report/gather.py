@@ -105,6 +105,10 @@ def read(workdir):
             f"--workdir {workdir} holds a fine-tuned classifier: report the run that it began with, which shows it where "
             "it lies below that"
         )
+    if config.objective in config_lib.DETECTORS:
+        raise UserError(
+            f"--workdir {workdir} holds a detector: report the run whose encoder it looks with; its figures are in result.json"
+        )
     summary = _json(path / "summary.json")
     summary = summary if isinstance(summary, dict) else {}
     return Run(path, shown(path), config, metrics.read(path), summary, _probes(path, config))

@@ -1,0 +1,44 @@
+"""Detection of handwritten digits on photographs (`scenes`), the encoder frozen: for a CPU.
+
+    qbheat detect --config configs/detect/scenes.py --init runs/photos --workdir runs/photos/detect
+    qbheat detect --config configs/detect/scenes.py --init random --workdir runs/detect_random
+
+With queries in the place of cells, as DETR has them:
+
+    --config.objective detr --config.detr.queries 32 --config.learning_rate 8e-3
+
+The encoder of --init random is the quickstart's. Digits are not mirrored: they would be others.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0
+    config.objective = "dense"
+    config.data = ConfigDict()
+    config.data.source = "scenes"
+    config.data.max_boxes = 8
+    config.data.flip = False
+    config.image_size = 128
+    config.batch_size = 16
+    config.total_steps = 2000
+    config.encoder = ConfigDict()
+    config.encoder.name = "mobile_former_tiny"  # of --init random
+    config.detector = ConfigDict()
+    config.detector.stages = True
+    config.detector.count = 50
+    config.dense = ConfigDict()
+    config.dense.strides = (8, 16, 32)
+    config.dense.width = 64
+    config.dense.depth = 2
+    config.learning_rate = 3.2e-2  # for 256 images, so 2e-3 for the batch of 16
+    config.warmup_percent = 5.0
+    config.weight_decay = 0.05
+    config.clip_norm = 1.0
+    config.log_every = 25
+    config.eval_every = 500
+    config.checkpoint_every = 500
+    config.keep = 1
+    return config

@@ -1,0 +1,107 @@
+"""Detection: a detector trained on an encoder's maps, the encoder frozen, and its AP; a config and a workdir in."""
+
+import json
+import shlex
+import sys
+
+import jax
+from etils import epath
+
+from qbheat_jax import api, data, from_init, loop, objectives, trees
+from qbheat_jax import config as config_lib
+from qbheat_jax.detect.evaluate import AveragePrecision
+from qbheat_jax.errors import UserError
+from qbheat_jax.port import labels
+
+__all__ = ["line", "run"]
+
+
+def run(config, workdir):
+    """Trains a detector as the config says, or goes on with the run in the workdir -> result, also WORKDIR/result.json.
+
+    WORKDIR/detections.json then has what was found in `data.eval_split`, in COCO's result format. Everything that can be
+    wrong with config or data is found before anything is compiled.
+    """
+    config, model = from_init.complete(config, config_lib.DETECT, own=("encoder.stride",))
+    source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
+    config = _checked(config, source)
+    objective = objectives.build(config)
+    measured = config.data.eval_split in source.splits
+    evaluators = [AveragePrecision(objective, source, config.data.eval_split, config)] if measured else []
+
+    summary = loop.train(
+        config, workdir, objective, source, evaluators, from_init.start(model), lambda params: factors(params, config)
+    )
+    path = epath.Path(workdir) / "result.json"
+    if not summary["steps_run"] and path.exists():
+        return json.loads(path.read_text())
+    found = _measured(evaluators[0], workdir) if measured else None
+    result = {
+        "protocol": config.objective,
+        "init": config.init,
+        "data": source.spec,
+        **(found.figures if measured else {}),
+        "per_class": found.per_class if measured else {},
+        "n": found.n if measured else 0,
+        "seed": config.seed,
+        "frozen": not config.tune,
+        "n_train": source.splits[config.data.split],
+        "hparams": {name: config[name] for name in ("learning_rate", "weight_decay", "batch_size")},
+        "encoder": config.encoder.name,
+        "step": summary["step"],
+        "image_size": config.image_size,
+        "seconds": summary["seconds"],
+        "images_per_second": summary["images_per_second"],
+        "skipped_files": summary["skipped_files"],
+        "command": shlex.join(["qbheat", *sys.argv[1:]]),
+    }
+    if jax.process_index() == 0:
+        labels.save(workdir, [(name, name) for name in source.class_names])
+        path.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def line(result):
+    """One result in one line."""
+    if "AP" not in result:
+        return f"{result['protocol']} on {result['init']}: not measured ({result['seconds']:.0f} s)"
+    return (
+        f"{result['protocol']} on {result['init']}: AP {result['AP']:.3f}, AP50 {result['AP50']:.3f}, AP75 "
+        f"{result['AP75']:.3f} on {result['n']} images ({result['seconds']:.0f} s)"
+    )
+
+
+def factors(params, config):
+    """What multiplies each leaf's learning rate and decay: 0 for a frozen encoder's, which so stay what they are."""
+    rates = {"encoder": config.encoder_rate if config.tune else 0.0, "detector": 1.0}
+    return trees.map_with_names(lambda name, _: rates[name.split("/")[0]], params)
+
+
+def _checked(config, source):
+    """The config with the classes of the data. Raises UserError where they cannot be trained on."""
+    if not source.boxed:
+        source.annotations(config.data.split)
+    split, validation = source.split(config.data.split), config.data.eval_split
+    if validation and validation not in source.splits:
+        raise UserError(
+            f"config field data.eval_split={validation!r} is not accepted: data.source={source.spec!r} has "
+            f"{', '.join(source.splits)}; empty measures nothing"
+        )
+    if source.splits[split] < config.batch_size:
+        raise UserError(
+            f"data.source={source.spec!r} has {source.splits[split]} images in {split} to train on, fewer than "
+            f"batch_size={config.batch_size}: give more images or a smaller batch_size"
+        )
+    known, asked = len(source.class_names), config.detector.classes
+    if asked not in (0, known):
+        raise UserError(f"config field detector.classes={asked} is not accepted: {source.spec} has {known} classes")
+    return from_init.with_fields(config, {"detector.classes": known}, config_lib.DETECT)
+
+
+def _measured(precision, workdir):
+    """The evaluator after it has run on the newest checkpoint, what it found written to WORKDIR/detections.json."""
+    if not precision.n:  # the run was finished before this process began
+        precision(api.load(workdir).variables)
+    if jax.process_index() == 0:
+        (epath.Path(workdir) / "detections.json").write_text(json.dumps(precision.detections) + "\n")
+    return precision

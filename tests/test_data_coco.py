@@ -1,0 +1,153 @@
+"""`coco:` and `scenes`: what is wrong with an annotation file is refused or repaired and counted; batches as promised."""
+
+import copy
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qbheat_jax import data
+from qbheat_jax.data import scenes
+from qbheat_jax.errors import UserError
+
+TRUTH = {
+    "images": [{"id": n, "file_name": f"{n}.png", "width": 40, "height": 30} for n in (7, 3, 9)],
+    "categories": [{"id": 20, "name": "cat"}, {"id": 10, "name": "dog"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 20, "bbox": [2, 3, 10, 12], "area": 90, "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 10, "bbox": [0, 0, 40, 30], "area": 800, "iscrowd": 1},
+        {"id": 3, "image_id": 3, "category_id": 10, "bbox": [5.5, 5, 10, 10]},
+    ],
+}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """function(change) -> the spec of a data set whose annotations `change(truth)` has changed."""
+    for n in (7, 3, 9):
+        Image.new("RGB", (40, 30), (n, n, n)).save(tmp_path / f"{n}.png")
+
+    def make(change=lambda truth: None, name="a.json"):
+        truth = copy.deepcopy(TRUTH)
+        change(truth)
+        (tmp_path / name).write_text(json.dumps(truth))
+        return f"coco:{tmp_path},{tmp_path}/{name}"
+
+    return make
+
+
+def test_images_and_boxes(made):
+    source = data.open_source(f"{made()},{made(name='b.json').removeprefix('coco:')}")
+    assert source.splits == {"train": 3, "val": 3} and source.class_names == ["dog", "cat"]
+    assert [image["id"] for image in source.annotations("val")["images"]] == [3, 7, 9]
+    boxes = source.boxes("train", 1)
+    np.testing.assert_array_equal(boxes.corners, [[2, 3, 12, 15], [0, 0, 40, 30]])
+    assert boxes.classes.tolist() == [1, 0] and boxes.crowd.tolist() == [False, True] and boxes.size == (30, 40)
+    assert len(source.boxes("train", 2)) == 0
+    # Without an area the box's own is taken; one that is given stays, since COCO's are those of outlines.
+    assert [a["area"] for a in source.annotations("train")["annotations"]] == [90, 800, 100]
+    assert set(sum((list(counts.values()) for counts in source.repairs.values()), [])) == {0}
+    assert "2 classes of boxes" in data.describe(source)
+
+
+def test_batches_have_the_boxes_of_their_images_and_crowds_are_not_trained_on(made):
+    source = data.open_source(made())
+    bad = data.BadFiles(0.0, 3)
+    batches = data.eval_batches(source, split="train", batch_size=4, image_size=40, seed=0, boxes=3, bad=bad)
+    batch = next(batches)
+    batches.close()
+    assert batch["mask"].tolist() == [True] * 3 + [False] and batch["classes"].tolist()[1] == [1, -1, -1]
+    assert batch["image"][:3, 0, 0, 0].tolist() == [3, 7, 9]
+    np.testing.assert_array_equal(batch["boxes"][1, 0], [2, 3, 12, 15])
+    plain = data.eval_batches(source, split="train", batch_size=4, image_size=40, seed=0, placements=(0,))
+    assert set(next(plain)) == {"image", "quarter", "label", "mask", "index"}, "they can be pre-trained on as well"
+    plain.close()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t: t.pop("images"), "not in COCO's format"),
+        (lambda t: t["annotations"][0].update(category_id=99), "box 1 is of category 99, which is none"),
+        (lambda t: t["annotations"][0].update(image_id=99), "box 1 is of image 99, which is none"),
+        (lambda t: t["annotations"][2].update(id=1), "id 1 of annotations is there twice"),
+        (lambda t: t["images"][2].update(id=7), "id 7 of images is there twice"),
+        (lambda t: t["images"][0].pop("width"), r"an entry of images \(id 7\) has no width"),
+        (lambda t: t["annotations"][0].update(bbox=[1, 2, 3]), "not four numbers"),
+        (lambda t: t["annotations"][0].update(bbox=[1, 2, float("nan"), 3]), "not four numbers"),
+        (lambda t: [image.update(file_name="x.png") for image in t["images"]], "none of its 3 images is in"),
+        (lambda t: t.update(categories=[]), "has no categories"),
+    ],
+)
+def test_what_may_hide_more_is_refused(made, change, words):
+    with pytest.raises(UserError, match=words) as caught:
+        data.open_source(made(change))
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_torn_and_misnamed_files_are_refused(made, tmp_path):
+    spec = made()
+    (tmp_path / "a.json").write_text(json.dumps(TRUTH)[:-40])
+    other = made(lambda t: t["categories"][0].update(name="cow"), "b.json").removeprefix("coco:")
+    for wrong, words in (
+        (spec, "a.json is torn or no JSON"),
+        (f"coco:{tmp_path},{tmp_path}/none.json", "none.json cannot be read"),
+        (f"{made(name='c.json')},{other}", "b.json has other categories"),
+        ("coco:images", "write coco:IMAGES_DIR,ANNOTATIONS.json"),
+        (f"coco:{tmp_path}/none,{tmp_path}/c.json", "its folder of images, .*none, does not exist"),
+    ):
+        with pytest.raises(UserError, match=words):
+            data.open_source(wrong)
+    with pytest.raises(UserError, match="'synthetic' has no boxes"):
+        data.open_source("synthetic").annotations("train")
+
+
+def test_what_can_be_repaired_is_counted(made, caplog):
+    def change(truth):
+        truth["images"].append({"id": 11, "file_name": "gone.png", "width": 40, "height": 30})
+        for n, (image, box) in enumerate(
+            ((11, [0, 0, 9, 9]), (9, [35, 25, 20, 20]), (9, [-0.4, 0, 9, 9]), (9, [50, 0, 5, 5]), (9, [1, 1, 0, 5]))
+        ):
+            truth["annotations"].append({"id": 100 + n, "image_id": image, "category_id": 10, "bbox": box})
+
+    with caplog.at_level(logging.WARNING, "qbheat"):
+        source = data.open_source(made(change))
+    assert list(source.repairs["train"].values()) == [1, 1, 1, 1] and source.splits["train"] == 3
+    np.testing.assert_allclose(source.boxes("train", 2).corners, [[35, 25, 40, 30], [0, 0, 8.6, 9]], atol=1e-5)
+    assert "1 images without a file (first: gone.png)" in caplog.text and len(caplog.records) == 4
+
+
+def test_an_image_of_another_size_than_annotated_is_a_bad_file(made):
+    source = data.open_source(made(lambda t: t["images"][0].update(width=30, height=40)))
+    bad = data.BadFiles(0.5, 3)
+    batches = data.eval_batches(source, split="train", batch_size=3, image_size=32, seed=0, boxes=3, bad=bad)
+    assert next(batches)["mask"].tolist() == [True, False, True] and bad.count == 1
+    batches.close()
+
+
+def test_scenes_have_exact_boxes_of_their_own_digits():
+    source = data.open_source("scenes:24")
+    assert source.splits == {"train": 24, "val": 3, "test": 3} and source.class_names == [str(d) for d in range(10)]
+    again, boxes = scenes.scene("train", 5)
+    np.testing.assert_array_equal(again, source.images("train")[5])
+    np.testing.assert_array_equal(boxes.corners, data.open_source("scenes:9").boxes("train", 5).corners)
+    counts = [len(source.boxes("train", n)) for n in range(24)]
+    assert min(counts) == 0 and max(counts) > 2, "empty scenes and full ones"
+    truth = source.annotations("train")
+    assert len(truth["annotations"]) == sum(counts) and len(truth["images"]) == 24
+    with pytest.raises(UserError, match="N >= 8 scenes"):
+        data.open_source("scenes:3")
+
+
+def test_training_batches_of_scenes_resume_where_they_stopped():
+    source = data.open_source("scenes:24")
+    fields = dict(split="train", batch_size=4, image_size=64, seed=1, flip=True, boxes=6, jitter=(0.7, 1.5))
+    whole = data.train_batches(source, **fields)
+    three = [next(whole) for _ in range(3)]
+    resumed = next(data.train_batches(source, **fields, position=8))
+    for name, expected in three[2].items():
+        np.testing.assert_array_equal(resumed[name], expected, err_msg=name)
+    shares = [next(data.train_batches(source, **fields, process_index=p, process_count=2)) for p in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate([s["boxes"] for s in shares]), three[0]["boxes"])

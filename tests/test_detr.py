@@ -1,0 +1,163 @@
+"""Detection by queries: matching against scipy, the loss against plain numpy, and runs that learn on any mesh."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from scipy.optimize import linear_sum_assignment
+
+from qbheat_jax import data, detect, objectives, sharding
+from qbheat_jax.errors import UserError
+from qbheat_jax.models import detr as model
+from qbheat_jax.objectives import detr
+from tests.test_boxes import plain_iou_giou
+from tests.test_detect import SIZE, Squares, built, config, first_batch, losses_of
+
+FIELDS = dict(objective="detr", detr__queries=8, detector__count=10)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    """Narrow, and of two layers, so that it compiles soon; and the squares for images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(model.SIZES, "small", (32, 2, 1, 2))
+        patch.setattr(data, "open_source", lambda *a, **k: Squares())
+        yield
+
+
+@pytest.mark.parametrize("queries, boxes", [(7, 7), (12, 5), (30, 20)])
+def test_matching_costs_what_scipys_does(queries, boxes):
+    generator, match = np.random.default_rng(0), jax.jit(detr.matched)
+    for turn in range(12):
+        whole = turn % 2  # whole numbers from a small range: ties everywhere
+        cost = generator.integers(0, 4, (queries, boxes)) if whole else generator.normal(0, 5, (queries, boxes))
+        real = generator.random(boxes) < (turn % 4) / 3  # none of them, some, all
+        found = np.asarray(match(cost.astype(np.float32), real))
+        assert (found[~real] == -1).all() and len(set(found[real])) == real.sum() and (found[real] >= 0).all()
+        rows, columns = linear_sum_assignment(cost[:, real])
+        assert cost[found[real], np.flatnonzero(real)].sum() == pytest.approx(
+            cost[:, real][rows, columns].sum(), abs=1e-4
+        )
+        if not whole:
+            np.testing.assert_array_equal(found[real][columns], rows)
+
+
+def test_a_cost_that_is_not_finite_is_the_last_to_be_taken():
+    cost = np.array([[np.nan, 1.0], [2.0, np.inf], [5.0, 9.0]], np.float32)
+    assert detr.matched(jnp.asarray(cost), jnp.ones(2, bool)).tolist() == [1, 0]
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def focal(p, target):
+    right = p if target else 1 - p
+    return -(0.25 if target else 0.75) * (1 - right) ** 2 * np.log(right)
+
+
+def centred(b):
+    return np.array([(b[0] + b[2]) / 2, (b[1] + b[3]) / 2, b[2] - b[0], b[3] - b[1]])
+
+
+def plain_loss(logits, found, boxes, classes, mask):
+    """One layer's {"class", "box", "giou"}, image by image and box by box, with scipy's matching."""
+    sums, number = dict.fromkeys(("class", "box", "giou"), 0.0), max(1, (classes >= 0).sum())
+    for b in range(len(logits)):
+        p, real = sigmoid(logits[b].astype(np.float64)), np.flatnonzero(classes[b] >= 0)
+        cost = np.zeros((len(p), len(real)))
+        for q in range(len(p)):
+            for n, k in enumerate(real):
+                c, giou = classes[b, k], plain_iou_giou(found[b, q].tolist(), boxes[b, k].tolist())[1]
+                cost[q, n] = detr.CLASS * (focal(p[q, c], 1) - focal(p[q, c], 0)) - detr.GIOU * giou
+                cost[q, n] += detr.L1 * np.abs(centred(found[b, q]) - centred(boxes[b, k])).sum()
+        targets = np.zeros(p.shape)
+        for q, n in zip(*linear_sum_assignment(cost)):
+            targets[q, classes[b, real[n]]] = 1
+            sums["box"] += np.abs(centred(found[b, q]) - centred(boxes[b, real[n]])).sum() / number
+            sums["giou"] += (1 - plain_iou_giou(found[b, q].tolist(), boxes[b, real[n]].tolist())[1]) / number
+        if mask[b]:
+            sums["class"] += np.vectorize(focal)(p, targets).sum() / number
+    return sums
+
+
+def test_the_loss_is_that_of_plain_numpy_and_scipy():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, (2, 4, 9, 3)).astype(np.float32)
+    low = generator.uniform(0, 20, (2, 4, 9, 2))
+    found = np.concatenate([low, low + generator.uniform(1, 12, (2, 4, 9, 2))], -1).astype(np.float32)
+    low = generator.uniform(0, 20, (4, 5, 2))
+    boxes = np.concatenate([low, low + generator.uniform(1, 12, (4, 5, 2))], -1).astype(np.float32)
+    boxes[0, 1] = boxes[0, 0]  # the same box twice
+    count = np.array([5, 2, 0, 0])  # the last two are empty, and the last one does not count
+    classes = np.where(np.arange(5) < count[:, None], generator.integers(0, 3, (4, 5)), -1).astype(np.int32)
+    mask = np.array([True, True, True, False])
+    objective = detr.Detr(None, None)
+    loss, metrics = jax.jit(lambda *a: objective.outputs_loss(*a, (32, 32)))((logits, found), boxes, classes, mask)
+    layers = [plain_loss(logits[n], found[n] / 32, boxes / 32, classes, mask) for n in range(2)]
+    for name, value in layers[-1].items():
+        assert float(metrics[name]) == pytest.approx(value, rel=1e-4), name
+    total = sum(2 * p["class"] + 5 * p["box"] + 2 * p["giou"] for p in layers)
+    assert float(loss) == pytest.approx(total, rel=1e-4)
+    nothing = np.full_like(classes, -1)
+    gradient = jax.grad(lambda x: objective.outputs_loss((logits, x), boxes, nothing, mask, (32, 32))[0])(found)
+    assert (np.asarray(gradient) == 0).all(), "without boxes nothing is asked of where queries are"
+
+
+def test_detections_are_the_best_pairs_of_the_last_layer():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(2, 1, 4, 3)).astype(np.float32)
+    found = np.tile([-5.0, 1, 9, 40], (2, 1, 4, 1)).astype(np.float32) + np.arange(4)[:, None]
+    boxes, scores, classes = detr.Detr(None, None, count=20).decode((logits, found), (32, 32))
+    order = np.argsort(-logits[-1, 0].reshape(-1))
+    np.testing.assert_allclose(scores[0, :12], sigmoid(logits[-1, 0].reshape(-1)[order]), rtol=1e-5)
+    assert (np.asarray(scores)[0, 12:] == 0).all() and classes[0, :12].tolist() == (order % 3).tolist()
+    np.testing.assert_allclose(boxes[0, 0], [0, 1 + order[0] // 3, 9 + order[0] // 3, 32])
+
+
+@pytest.mark.parametrize("anchors", [True, False])
+def test_queries_begin_all_over_the_image_where_they_are_anchors(anchors):
+    objective = built(**FIELDS, detr__anchors=anchors)
+    variables = jax.jit(objective.init)(jax.random.key(0), first_batch())
+    assert ("anchors" in variables["params"]["detector"]) == anchors
+    logits, found = objective._outputs(variables["params"], variables["batch_stats"], jnp.zeros((2, SIZE, SIZE, 3)))
+    assert logits.shape == (2, 2, 8, 2) and found.shape == (2, 2, 8, 4)
+    middles = np.asarray(found[0, 0, :, :2] + found[0, 0, :, 2:]) / 2
+    assert (np.ptp(middles, 0).min() > SIZE / 2) == anchors
+    assert (np.asarray(found) >= -SIZE).all() and (np.asarray(found[..., 2:]) > np.asarray(found[..., :2])).all()
+
+
+def test_it_learns(tmp_path, one_device):
+    fields = dict(FIELDS, total_steps=150, eval_every=0, checkpoint_every=150, log_every=25, learning_rate=0.1)
+    result = detect.run(config(**fields), tmp_path)
+    losses = list(losses_of(tmp_path).values())
+    assert losses[-1] < 0.3 * losses[0] and result["protocol"] == "detr" and result["AP50"] > 0.4
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+
+
+def test_a_batch_split_over_devices_has_the_loss_and_gradient_of_the_whole():
+    generator = np.random.default_rng(0)
+    low = generator.uniform(0, 20, (2, 8, 6, 2))
+    found = np.concatenate([low, low + generator.uniform(1, 12, (2, 8, 6, 2))], -1).astype(np.float32)
+    logits, batch = generator.normal(0, 2, (2, 8, 6, 2)).astype(np.float32), first_batch(8)
+    objective = detr.Detr(None, None)
+
+    def loss(outputs, boxes, classes, mask):
+        return objective.outputs_loss(outputs, boxes, classes, mask, (SIZE, SIZE))[0]
+
+    compute = jax.jit(jax.value_and_grad(loss))
+    given = (logits, found), batch["boxes"], batch["classes"], batch["mask"]
+    expected = compute(*given)
+    mesh = sharding.make_mesh({"data": 8})
+    rows, layers = (jax.NamedSharding(mesh, spec) for spec in (sharding.BATCH, PartitionSpec(None, *sharding.BATCH)))
+    got = compute(jax.device_put(given[0], layers), *jax.device_put(given[1:], rows))
+    assert len(got[1][0].sharding.device_set) == 8
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
+
+
+def test_each_box_needs_a_query():
+    with pytest.raises(UserError, match="detr.queries=2 is not accepted: it takes data.max_boxes=3 or more"):
+        objectives.build(config(**{**FIELDS, "detr__queries": 2}))
