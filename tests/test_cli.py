@@ -46,7 +46,7 @@ def test_the_quickstart_in_one_step_each(tmp_path, capsys, one_device):
 
     recipes = (CONFIGS / "photos_lin.py", CONFIGS / "photos_tran1.py")
     short = ("--config.total_epochs", 1, "--config.learning_rates", "(0.1,)", "--config.weight_decays", "(0.1,)",
-             "--config.warmup_epochs", 0, "--config.data.fraction", 0.1)  # fmt: skip
+             "--config.warmup_epochs", 0)  # fmt: skip
     code, out, err = qbheat(
         capsys, "probe", "--config", *recipes, "--init", run, "histogram", "--workdir", run / "probe", *short
     )
