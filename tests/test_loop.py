@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 
 import jax
 import numpy as np
@@ -225,11 +226,11 @@ def test_a_bucket_is_a_workdir_too(tmp_path, monkeypatch):
         return original(local(path), mode)
 
     monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)  # whose file system would be taken
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)  # with which a board would be opened in the bucket
     (tmp_path / "run").mkdir()
     with epath_testing.mock_epath(open=opened, exists=lambda original, path: original(local(path))):
         for first in (0, 1):
             writer = metrics.Writer("gs://bucket/run", first)
-            monkeypatch.setattr(writer, "_board", None)
             for step in (1, 2, 3)[first:]:
                 writer.write(step, {"train/loss": step + first})
             writer.close()
