@@ -94,7 +94,8 @@ def test_photos_without_a_wheel_or_a_file(monkeypatch, tmp_path):
 
 
 def test_unknown_specs():
-    refused("data.source='coco' is not understood: write 'photos', 'tfds:NAME", data.open_source, "coco")
+    refused("data.source='imagenet' is not understood: write 'photos', 'tfds:NAME", data.open_source, "imagenet")
+    refused("data.source='coco' is not understood: write coco:IMAGES_DIR,ANNOTATIONS.json", data.open_source, "coco")
     refused("data.source='photos:3' is not understood", data.open_source, "photos:3")
     refused("data.source='synthetic:few' is not understood", data.open_source, "synthetic:few")
     refused("data.source='folder:' names no folder", data.open_source, "folder:")
