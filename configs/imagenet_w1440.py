@@ -27,5 +27,6 @@ def get_config():
     config.warmup_epochs = 15.0
     config.log_every = 100
     config.eval_every_epochs = 10.0
+    config.images_every_epochs = 10.0
     config.checkpoint_every_epochs = 5.0
     return config

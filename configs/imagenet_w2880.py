@@ -29,5 +29,6 @@ def get_config():
     config.clip_norm = 1.0  # one odd batch is not to undo a run at so high a rate
     config.log_every = 100
     config.eval_every_epochs = 10.0
+    config.images_every_epochs = 10.0
     config.checkpoint_every_epochs = 5.0
     return config

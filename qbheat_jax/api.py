@@ -1,5 +1,6 @@
 """A trained run or a ported checkpoint as an object: `qbheat_jax.load(dir)`."""
 
+import dataclasses
 import functools
 import logging
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import objectives
+from qbheat_jax import objectives, quarters
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import vit
@@ -61,6 +62,18 @@ class Model:
             fields["encoder.grid"] = cells
         sized = config_lib.resolve(fields, config_lib.table(fields))
         return Model(sized, {**self.variables, "params": params}, self.step, self.classes)
+
+    def anywhere(self):
+        """The same run, with a decoder that takes every placement of which its images' cells can be split.
+
+        Each set of placements trains all four directions, and a direction's map is known over any distance; but what the
+        decoder's blocks make of a placement that was not trained on, nothing asked for.
+        """
+        fits = "corners" if self.config.image_size // self.encoder.stride % 4 else "all9"
+        made = Model(self.config, self.variables, self.step, self.classes)
+        decoder = made.objective.decoder.clone(placements=quarters.PLACEMENT_SETS[fits])
+        made.objective = dataclasses.replace(made.objective, decoder=decoder)
+        return made
 
     def features(self, images, *, normalized=False):
         """Feature maps of whole images: uint8 [B, H, W, 3] (or normalised floats) -> float32 [B, H / s, W / s, C]."""

@@ -28,7 +28,7 @@ UNITS = ("epochs", "examples", "percent")
 _LENGTHS = ("total_steps", "total_epochs")
 # What may differ when an interrupted run goes on: how it is watched, and where it is computed.
 RESUMABLE = (
-    "log_every", "eval_every", "checkpoint_every", "keep", "mesh.", "remat", "data.workers", "data.prefetch",
+    "log_every", "eval_every", "images_every", "checkpoint_every", "keep", "mesh.", "remat", "data.workers", "data.prefetch",
     "data.max_bad_fraction", "data.tfds_dir", "data.cache_gib",
 )  # fmt: skip
 
@@ -177,6 +177,9 @@ PRETRAIN = {
     ),
     "log_every": Field(50, "steps between lines of metrics", _POSITIVE, duration=True),
     "eval_every": Field(0, "steps between evaluations; 0: only at the end", _at_least(0), duration=True),
+    "images_every": Field(
+        0, "steps between pictures in TensorBoard: reconstructions, features; 0: none", _at_least(0), duration=True
+    ),
     "checkpoint_every": Field(
         1000, "steps between checkpoints; there is always one at the end", _POSITIVE, duration=True
     ),

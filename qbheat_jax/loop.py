@@ -20,12 +20,13 @@ from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
 log = logging.getLogger("qbheat")
 
 
-def train(config, workdir, objective, source, evaluators=(), start=None, factors=None):
+def train(config, workdir, objective, source, evaluators=(), start=None, factors=None, pictures=None):
     """Trains `objective` on `source` as the config says; goes on where an earlier run in the workdir stopped.
 
     start: variables {"params": {part: ...}, "batch_stats": ...} that a new run's parts begin with instead of random ones.
     factors: as of `optim.adamw`.
     evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
+    pictures: function(variables) -> {name: uint8 [H, W, 3]}, for TensorBoard every `images_every` steps and at the end.
     Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second"}, of steps that were run
     "gflops_per_image" (what remat computes again included), and the last evaluation's figures.
     Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1); SIGTERM,
@@ -96,6 +97,8 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
                 evaluated = {name: value for e in evaluators for name, value in e(state.variables()).items()}
                 log.info("step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in evaluated.items()))
                 writer.write(step, evaluated)
+            if pictures and due("images_every", step) and not stop:
+                writer.show(step, pictures(state.variables()))
 
             # Save
             if due("checkpoint_every", step) or stop:
@@ -168,7 +171,7 @@ class _Due:
     """
 
     def __init__(self, config, steps, examples, begin):
-        names = ("log_every", "eval_every", "checkpoint_every")
+        names = [name for name, field in config_lib.table(config).items() if field.duration and name != "warmup"]
         self._every = {name: optim.duration(config, name, steps, examples) for name in names}
         self._steps, self._begin = steps, begin
 

@@ -54,6 +54,11 @@ class Writer:
         if self._board:
             self._board.write_scalars(int(step), values)
 
+    def show(self, step, pictures):
+        """`pictures`: {name: uint8 [H, W, 3]}, to TensorBoard alone."""
+        if self._active and self._board:
+            self._board.write_images(int(step), {name: picture[None] for name, picture in pictures.items()})
+
     def close(self):
         if self._active:
             if self._file:

@@ -25,7 +25,8 @@ def run(config, workdir):
     if start is not None and hasattr(objective, "started"):
         start = objective.started(start)
     evaluators = [Validation(config, objective, source)] if config.data.eval_split in source.splits else []
-    summary = loop.train(config, workdir, objective, source, evaluators, start)
+    watched = pictures(config, objective)
+    summary = loop.train(config, workdir, objective, source, evaluators, start, pictures=watched)
     if config.objective == "supervised" and jax.process_index() == 0:
         labels.save(workdir, [(name, name) for name in source.classes(config.data.split)])
     path = epath.Path(workdir) / "summary.json"
@@ -87,6 +88,16 @@ def starting_encoder(config):
     if config.encoder.position == "learnt":
         model = model.sized(config.encoder.grid * model.encoder.stride)
     return {name: {"encoder": tree} for name, tree in model.encoder_variables.items()}
+
+
+def pictures(config, objective):
+    """What `loop.train` shows every `images_every`, or None where that is 0."""
+    units = ("", *(f"_{unit}" for unit in config_lib.UNITS))
+    if not any(config.get(f"images_every{unit}") for unit in units):
+        return None
+    from qbheat_jax.analysis.watched import Watched  # with all that looks at runs, which is above this
+
+    return Watched(config, objective)
 
 
 class Validation:

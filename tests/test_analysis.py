@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qbheat_jax import cli, config, objectives, quarters, report, rng
+from qbheat_jax import api, cli, config, objectives, quarters, report, rng
 from qbheat_jax import heat as heat_lib
-from qbheat_jax.analysis import continued, decoded, hypothesis, maps, operators, pictures, ridge, subject
+from qbheat_jax.analysis import continued, decoded, hypothesis, maps, operators, pictures, ridge, subject, watched
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import UserError
 from qbheat_jax.heat import Heat
@@ -231,6 +231,7 @@ def test_a_run_is_analysed(analysed_run):
     hidden = {(row["encoder"], row["predictor"]): row["r2"] for row in result["rows"] if row["direction"] == "hidden"}
     assert -1.4 < hidden["trained", "copy"] < -0.6 and hidden["trained", "fitted"] < 0.2
     assert result["statistics"] == "predicted" and result["placements"] == [4] and not result["no_quarters"]
+    assert result["reconstructed"] == list(range(9))
     drift = {(row["step"], row["direction"]): row for row in result["drift"]}
     assert set(drift) == {(step, name) for step in (1, 2) for name in maps.DIRECTIONS}
     assert drift[1, "x+"]["to_last"] == pytest.approx(0.5) and drift[2, "x+"]["to_last"] == 0
@@ -243,20 +244,57 @@ def test_a_run_is_analysed(analysed_run):
     for name in ("features", "placements", "beyond"):
         Image.open(folder / f"{name}.png").load()
 
-    shown = 6 * (3 + 5) + 4 * (1 + 1) + 4 + 1
+    shown = 6 * (3 + 5) + 4 * (1 + 9) + 4 + 1
     page, text = check(folder / "index.html", shown)
     for row in result["rows"]:
         if (row["test"], row["predictor"], row["encoder"]) == ("quarter", "fitted", "trained"):
             assert f"{row['r2']:.2f}".replace("-", "\u2212") in page.text
     assert "un-normalised with the mean and deviation that were predicted" in page.text
+    assert text.count(" *</figcaption>") == 4 * 8 and "<figcaption>centre</figcaption>" in text
     embedded = re.search(r'download="analysis.csv" href="data:text/csv;base64,([^"]+)"', text)[1]
     assert base64.b64decode(embedded).decode() == (folder / "analysis.csv").read_text()
+
+
+def test_reconstructions_at_placements_not_trained_on(analysed_run):
+    """Trained ones are as they were; another is what the same maps and decoder make of the grid filled so."""
+    model, images = api.load(analysed_run), np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    with pytest.raises(UserError, match="placement 0 was not trained on"):
+        model.reconstruct(images, 0)
+    anywhere = model.anywhere()
+    np.testing.assert_array_equal(anywhere.reconstruct(images, 4), model.reconstruct(images, 4))
+    # A visible block at the top left whose features are carried over half an image to the right.
+    grid = anywhere.objective.continued(model.variables, images, np.zeros(2, np.int32))
+    choice, params = model.objective.decoder.heat, model.variables["params"]["decoder"]["heat"]
+    step = heat_lib.propagator(params, choice, "x", 1.0, 2)
+    np.testing.assert_allclose(grid[:, :2, 2:], grid[:, :2, :2] @ step.T, atol=1e-4)
+    odd = api.Model(config.resolve({**FIELDS, "image_size": 48, "quarter.placements": "corners"}), model.variables, 2)
+    assert odd.anywhere().objective.decoder.placements == quarters.PLACEMENT_SETS["corners"]
+
+
+@pytest.mark.parametrize("fields", [
+    {}, {"heat.propagator": "spectral"}, {"objective": "simmim"},
+    {"encoder.name": "vit_micro", "encoder.position": "learnt", "encoder.grid": 2},
+])  # fmt: skip
+def test_pictures_while_it_trains(fields):
+    fields = config.resolve({**FIELDS, **fields, "data.eval_split": ""})
+    objective = objectives.build(fields)
+    batch = {"image": np.zeros((1, 32, 32, 3), np.uint8), "quarter": np.full(1, 4, np.int32)}
+    shown = watched.Watched(fields, objective)(jax.jit(objective.init)(rng.root(0), batch))
+    sizes = {name: picture.shape for name, picture in shown.items()}
+    assert all(picture.dtype == np.uint8 and picture.std() > 1 for picture in shown.values())
+    rows, pair = 6 * 102 - 6, {"reconstructions": (6 * 102 - 6, 2 * 102 - 6, 3), "spectra": (480, 480, 3)}
+    if fields.objective == "simmim":
+        assert sizes == {"features": (rows, 3 * 102 - 6, 3)}
+    elif fields.encoder.position == "learnt":  # a table for crops, which encodes no whole image
+        assert sizes == pair
+    else:
+        assert sizes == {**pair, "features": (rows, 5 * 102 - 6, 3)}
 
 
 def test_the_report_takes_it(analysed_run):
     images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8)
     path = report.write(analysed_run, images=report.Sample(images, tuple("abcd"), "test"))
-    page, text = check(path, 4 * 4 + 3 + 6 * (3 + 5) + 4 * (1 + 1) + 4 + 1)
+    page, text = check(path, 4 * 4 + 3 + 6 * (3 + 5) + 4 * (1 + 9) + 4 + 1)
     assert 'href="#analysis"' in text and "put to the test" in page.text
 
 

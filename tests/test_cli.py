@@ -255,13 +255,19 @@ def test_a_mixed_bag_with_corrupt_files_trains(one_device, capsys, tmp_path, sma
 
 def test_tfds_with_mocked_data(one_device, capsys, tmp_path, small_config_file):
     tfds = pytest.importorskip("tensorflow_datasets")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     with tfds.testing.mock_data(num_examples=40):
         code, out, err = qbheat(
             capsys, "pretrain", "--config", small_config_file, "--workdir", tmp_path / "w",
-            "--config.data.source", "tfds:cifar10", "--config.total_steps", 2,
+            "--config.data.source", "tfds:cifar10", "--config.total_steps", 3, "--config.images_every", 2,
+            "--config.encoder.name", "pebble",
         )  # fmt: skip
     assert code == 0, err
-    assert json.loads(out)["step"] == 2
+    assert json.loads(out)["step"] == 3
+    board = EventAccumulator(str(tmp_path / "w"), {"tensors": 0}).Reload()
+    for name in ("features", "reconstructions", "spectra"):
+        assert [event.step for event in board.Tensors(name)] == [2, 3]
 
 
 def test_a_workdir_that_cannot_be_written(capsys, tmp_path, small_config_file):

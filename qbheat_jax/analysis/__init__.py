@@ -83,6 +83,7 @@ def run(config, workdir, init):
         "operators": _operators(given, one_cell, height, width),
         "drift": _drift(init, given),
         "placements": [int(q) for q in field.placements],
+        "reconstructed": [int(q) for q in arrays.get("reconstructed_at", ())],
         "no_quarters": field.no_quarters,
         "statistics": decoded.statistics(frozen.model.objective.target) if continues else None,
         "animated": given.heat[1].propagator if continues else None,
@@ -200,6 +201,7 @@ def _decoded(model, images, order, arrays, sheets):
     few = images[order[:_DECODED]]
     placed = decoded.placements(model, few)
     arrays["originals"], arrays["reconstructed"] = few, np.stack([placed[q] for q in placed], 1)
+    arrays["reconstructed_at"] = np.array(list(placed))
     columns = [[few[i], *arrays["reconstructed"][i]] for i in range(len(few))]
     sheets["placements"] = pictures.sheet(columns)
     arrays["beyond"] = decoded.beyond(model, few)

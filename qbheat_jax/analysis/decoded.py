@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qbheat_jax import heat, quarters
-from qbheat_jax.analysis.pictures import framed, png
+from qbheat_jax.analysis.pictures import png, visible_framed
 
 # Frames of the animation between the step 0 and the whole step, and how long each is shown, in ms.
 FRAMES = 12
@@ -22,11 +22,13 @@ def statistics(target):
 
 
 def placements(model, images):
-    """{placement: the images reconstructed, the visible block framed}: uint8 [N, H, W, 3] of each that was trained on."""
-    made = {}
-    for quarter in model.objective.decoder.placements:
-        where = quarters.visible_slices(*images.shape[1:3], quarter)
-        made[quarter] = np.stack([framed(p, *where) for p in np.asarray(model.reconstruct(images, quarter))])
+    """{placement: the images reconstructed, the visible block framed}: uint8 [N, H, W, 3] of each that the map's cells allow.
+
+    Those not trained on too: every set of placements trains all four directions, and their maps know any distance.
+    """
+    anywhere, made = model.anywhere(), {}
+    for quarter in anywhere.objective.decoder.placements:
+        made[quarter] = visible_framed(np.asarray(anywhere.reconstruct(images, quarter)), quarter)
     return made
 
 
@@ -38,10 +40,9 @@ def beyond(model, images):
     allowed = model.objective.decoder.placements
     quarter = 4 if 4 in allowed else allowed[0]
     count, height, width, _ = images.shape
-    where = quarters.visible_slices(2 * height, 2 * width, quarter)
     larger = np.zeros((count, 2 * height, 2 * width, 3), np.uint8)
-    larger[(slice(None), *where)] = images
-    return np.stack([framed(p, *where) for p in np.asarray(model.reconstruct(larger, quarter))])
+    larger[(slice(None), *quarters.visible_slices(2 * height, 2 * width, quarter))] = images
+    return visible_framed(np.asarray(model.reconstruct(larger, quarter)), quarter)
 
 
 def spreading(model, images, placed, frames=FRAMES):

@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 
+from qbheat_jax import quarters
 from qbheat_jax.analysis import maps
 
 # Colours from 0 to 1 (an error from none to twice that of the mean map) and from -1 to 1 (likeness).
@@ -76,8 +77,19 @@ def framed(picture, rows, columns, colour=(255, 255, 255)):
     return picture
 
 
+def visible_framed(images, quarter):
+    """Copies of uint8 [N, H, W, 3] with the block framed that this placement sees."""
+    where = quarters.visible_slices(*images.shape[1:3], quarter)
+    return np.stack([framed(image, *where) for image in images])
+
+
 def sheet(rows, tile=96, gap=6):
-    """Pictures uint8 [h, w, 3] of any size, rows of equally many -> the bytes of a PNG, each tile `tile` pixels a side."""
+    """Pictures as of `tiled` -> the bytes of a PNG."""
+    return png(tiled(rows, tile, gap))
+
+
+def tiled(rows, tile=96, gap=6):
+    """Pictures uint8 [h, w, 3] of any size, rows of equally many -> PIL image, each tile `tile` pixels a side or more."""
     from PIL import Image
 
     side = max([tile, *(max(p.shape[:2]) for row in rows for p in row)])
@@ -86,7 +98,33 @@ def sheet(rows, tile=96, gap=6):
         for x, array in enumerate(row):
             one = Image.fromarray(array).resize((side, side), Image.Resampling.NEAREST)
             picture.paste(one, (x * (side + gap), y * (side + gap)))
-    return png(picture)
+    return picture
+
+
+def spectra(values, radius, side=480):
+    """Eigenvalues in the complex plane, {"x+": complex[C], ...} -> PIL image: A in orange, B in blue, discs for +, rings for -.
+
+    The circle is |1 + lambda / radius| = 1: what lies within it fades over a cell, `radius` cells to half an image.
+    """
+    from PIL import Image, ImageDraw
+
+    points = {name: np.stack([z.real, -z.imag], -1) for name, z in values.items()}
+    reach = 1.1 * max(1.0, *(np.abs(p).max() for p in points.values()))
+    picture = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(picture)
+
+    def place(point):
+        return tuple(side / 2 * (1 + np.asarray(point) / reach))
+
+    grey, orange, blue = (150, 150, 150), (200, 84, 20), (38, 84, 164)
+    draw.line([place((-reach, 0)), place((reach, 0))], grey)
+    draw.line([place((0, -reach)), place((0, reach))], grey)
+    draw.ellipse([place((-2 * radius, -radius)), place((0, radius))], outline=grey)
+    for name, one in points.items():
+        colour = orange if name[0] == "x" else blue
+        for x, y in map(place, one):
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour if name[1] == "+" else None, colour)
+    return picture
 
 
 def png(picture, **options):

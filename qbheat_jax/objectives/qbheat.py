@@ -71,7 +71,7 @@ class QBHeat:
         metrics: `variance`, the same error if the mean target patch of the batch were predicted (the trivial predictor's).
         """
         images = self.pixels.normalise(batch["image"])
-        predicted, mutable = self._forward(params, mutable, images, batch["quarter"], rng, train)
+        predicted, _, mutable = self._forward(params, mutable, images, batch["quarter"], rng, train)
         target = self.target(images)
         cells = jnp.ones(target.shape[:3], bool)
         if self.loss_on == "masked":
@@ -91,7 +91,7 @@ class QBHeat:
         raised or lowered to meet the visible pixels (`harmonic.blend`); without it, it is as the decoder left it.
         """
         size, pixels = self.encoder.stride, self.pixels.normalise(images)
-        predicted, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter, None, False)
+        predicted, _, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter)
         patches = self.target.pixels(predicted, crop_visible(pixels, quarter))
         hidden = jnp.asarray(quarters.masked(*patches.shape[1:3]))[quarter][..., None]
         if self.target.norm_pix:
@@ -106,8 +106,13 @@ class QBHeat:
         )
         return jnp.where(hidden, self.pixels.unnormalise(predicted), images)
 
-    def _forward(self, params, mutable, images, quarter, rng, train):
-        """-> (what was predicted for each cell [B, h, w, ...], updated mutable)."""
+    def continued(self, variables, images, quarter):
+        """The visible features extrapolated over the grid. images uint8 [B, H, W, 3] -> float32 [B, h, w, C]."""
+        pixels = self.pixels.normalise(images)
+        return self._forward(variables["params"], variables["batch_stats"], pixels, quarter)[1]
+
+    def _forward(self, params, mutable, images, quarter, rng=None, train=False):
+        """-> (what was predicted for each cell [B, h, w, ...], the extrapolated grid [B, h, w, C], updated mutable)."""
         visible = crop_visible(images, quarter)
         variables = {"params": params["encoder"]}
         if "encoder" in mutable:
@@ -118,5 +123,5 @@ class QBHeat:
             mutable = {"encoder": updated["batch_stats"]} if "encoder" in mutable else mutable
         else:
             features, _ = self.encoder.apply(variables, visible)
-        predicted, _ = self.decoder.apply({"params": params["decoder"]}, features, quarter)
-        return predicted, mutable
+        predicted, out = self.decoder.apply({"params": params["decoder"]}, features, quarter)
+        return predicted, out["grid"], mutable

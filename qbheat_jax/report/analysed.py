@@ -30,6 +30,7 @@ def read(folder):
             arrays = dict(file)
     except (OSError, ValueError):
         return None
+    result.setdefault("reconstructed", result["placements"])  # of analyses made when these were all
     trained = "trained" if result["init"] != "random" else "random"
     rows = _Rows(result["rows"], trained)
     return {
@@ -272,8 +273,8 @@ def _decoded(result, arrays):
         {
             "original": tiles.data_uri(arrays["originals"][i]),
             "made": [
-                (words.placement(quarter), tiles.data_uri(picture))
-                for quarter, picture in zip(result["placements"], arrays["reconstructed"][i])
+                (words.placement(quarter), quarter in result["placements"], tiles.data_uri(picture))
+                for quarter, picture in zip(result["reconstructed"], arrays["reconstructed"][i])
             ],
         }
         for i in range(len(arrays["originals"]))
