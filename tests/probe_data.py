@@ -33,7 +33,7 @@ def config(**fields):
     given = {
         "data.source": "blobs",
         "image_size": 32,
-        "encoder.name": "micro",
+        "encoder.name": "pebble",
         "batch_size": 16,
         "total_epochs": 10,
         "learning_rates": (0.03, 1.0),

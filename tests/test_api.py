@@ -30,7 +30,7 @@ def make_workdir(path, fields):
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
     pixels = {"pixels": "half"}
-    return make_workdir(tmp_path_factory.mktemp("classifier"), {"encoder.name": "micro", "head.classes": 7, **pixels})
+    return make_workdir(tmp_path_factory.mktemp("classifier"), {"encoder.name": "pebble", "head.classes": 7, **pixels})
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_learnt_position_code_is_resampled_for_another_size(transformer, caplo
 
 
 def test_a_size_that_the_stride_does_not_divide_is_refused(classifier):
-    with pytest.raises(UserError, match="image_size=36 is not accepted: micro takes a multiple of its stride, 8"):
+    with pytest.raises(UserError, match="image_size=36 is not accepted: pebble takes a multiple of its stride, 8"):
         qbheat_jax.load(classifier[0]).sized(36)
 
 
@@ -95,7 +95,7 @@ def test_pre_training_starts_from_a_ported_encoder(classifier, small_config, tmp
     [
         (
             {"encoder.name": "mobile_former_tiny"},
-            r"has an encoder with encoder.name='micro' \(not 'mobile_former_tiny'\)",
+            r"has an encoder with encoder.name='pebble' \(not 'mobile_former_tiny'\)",
         ),
         ({"pixels": "lite"}, r"has an encoder with pixels='half' \(not 'lite'\): set"),
         ({"init": "nowhere"}, "nowhere holds no run: there is no config.json in it"),

@@ -46,15 +46,15 @@ def test_the_quickstart_in_one_step_each(tmp_path, capsys, one_device):
 
     recipes = (CONFIGS / "photos_lin.py", CONFIGS / "photos_tran1.py")
     short = ("--config.total_epochs", 1, "--config.learning_rates", "(0.1,)", "--config.weight_decays", "(0.1,)",
-             "--config.warmup_epochs", 0)  # fmt: skip
+             "--config.warmup_epochs", 0, "--config.data.fraction", 0.1)  # fmt: skip
     code, out, err = qbheat(
         capsys, "probe", "--config", *recipes, "--init", run, "histogram", "--workdir", run / "probe", *short
     )
     assert code == 0, err
-    for name in ("lin-run", "tran-1-run", "lin-histogram"):
+    for name in ("lin-10pct-run", "tran-1-10pct-run", "lin-10pct-histogram"):
         result = json.loads((run / "probe" / name / "result.json").read_text())
         assert result["n"] == 1000 and f"{result['top1']:.3f}" in out
-    assert not (run / "probe" / "tran-1-histogram").exists()
+    assert not (run / "probe" / "tran-1-10pct-histogram").exists()
 
     code, out, err = qbheat(capsys, "report", "--workdir", run)
     page = Path(out.strip())
@@ -176,7 +176,7 @@ def test_mistakes_in_arguments(capsys, tmp_path, small_config_file):
     assert "there is no such file" in refused(capsys, "pretrain", "--config", "none.py", "--workdir", tmp_path)
     assert "config field batchsize is unknown; did you mean batch_size?" in say("--config.batchsize", 8)
     assert "batch_size='many' is not accepted: it takes a whole number" in say("--config.batch_size", "many")
-    assert "image_size=36 is not accepted: micro takes a multiple of its stride, 8" in say("--config.image_size", 36)
+    assert "image_size=36 is not accepted: pebble takes a multiple of its stride, 8" in say("--config.image_size", 36)
     assert "middle placement cannot split" in say("--config.image_size", 48)
     assert "encoder 'mobile' is unknown" in say("--config.encoder.name", "mobile")
     assert "has no stride 3" in say("--config.encoder.stride", 3)
@@ -261,7 +261,6 @@ def test_tfds_with_mocked_data(one_device, capsys, tmp_path, small_config_file):
         code, out, err = qbheat(
             capsys, "pretrain", "--config", small_config_file, "--workdir", tmp_path / "w",
             "--config.data.source", "tfds:cifar10", "--config.total_steps", 3, "--config.images_every", 2,
-            "--config.encoder.name", "pebble",
         )  # fmt: skip
     assert code == 0, err
     assert json.loads(out)["step"] == 3

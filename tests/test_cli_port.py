@@ -13,25 +13,25 @@ from tests.test_cli import CONFIGS, qbheat, refused
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file of a ResNet-18's weights, random ones, in PyTorch's names."""
+    """A file of a small Mobile-Former's weights, random ones, in PyTorch's names."""
     from qbheat_jax import port
 
     folder = tmp_path_factory.mktemp("weights")
-    workdir, _ = make_workdir(folder / "made", {"encoder.name": "resnet18", "head.classes": 3})
-    port.export(workdir, folder / "resnet18.npz")
-    return folder / "resnet18.npz"
+    workdir, _ = make_workdir(folder / "made", {"encoder.name": "former_micro", "head.classes": 3})
+    port.export(workdir, folder / "former_micro.npz")
+    return folder / "former_micro.npz"
 
 
 @pytest.fixture(scope="module")
 def ported(weights):
     from qbheat_jax import port
 
-    port.port(weights, "resnet18", weights.parent / "ported", classes=3, image_size=64)
+    port.port(weights, "former_micro", weights.parent / "ported", classes=3, image_size=64)
     return weights.parent / "ported"
 
 
 def test_port_then_export_gives_every_bit_back(capsys, weights, tmp_path):
-    arguments = ("--arch", "resnet18", "--from", weights, "--classes", 3, "--image-size", 64)
+    arguments = ("--arch", "former_micro", "--from", weights, "--classes", 3, "--image-size", 64)
     code, out, err = qbheat(capsys, "port", *arguments, "--to", tmp_path / "ported")
     assert code == 0 and out.strip() == str(tmp_path / "ported"), err
     code, _, err = qbheat(capsys, "export", "--from", tmp_path / "ported", "--to", tmp_path / "again.npz")
@@ -68,17 +68,17 @@ def test_mistakes(capsys, weights, ported, tmp_path):
     assert "either" in refused(capsys, "classify", "--init", ported, "a.png", "--data", "photos")
     assert "--split goes with --data" in refused(capsys, "classify", "--init", ported, "a.png", "--split", "val")
     assert "port takes no config" in refused(
-        capsys, "port", "--arch", "resnet18", "--from", weights, *to, "--config.seed", 1
+        capsys, "port", "--arch", "former_micro", "--from", weights, *to, "--config.seed", 1
     )
     assert "invalid int value" in refused(
-        capsys, "port", "--arch", "resnet18", "--from", weights, *to, "--classes", "many"
+        capsys, "port", "--arch", "former_micro", "--from", weights, *to, "--classes", "many"
     )
     error = refused(capsys, "port", "--arch", "resnet50", "--from", weights, *to, "--classes", 3)
-    assert "this looks like resnet18, you said resnet50" in error
+    assert "this looks like former_micro, you said resnet50" in error
     assert not (tmp_path / "x").exists()
 
 
-def test_a_ported_checkpoint_is_probed_and_pre_trained_from(capsys, ported, small_config_file, tmp_path):
+def test_a_ported_checkpoint_is_probed_and_pre_trained_from(capsys, one_device, ported, small_config_file, tmp_path):
     small = ("--config.image_size", 32, "--config.data.source", "synthetic:64")
     code, out, err = qbheat(
         capsys,
@@ -91,11 +91,11 @@ def test_a_ported_checkpoint_is_probed_and_pre_trained_from(capsys, ported, smal
         tmp_path / "lin",
         *small,
     )
-    assert code == 0 and json.loads((tmp_path / "lin" / "result.json").read_text())["encoder"] == "resnet18", err
+    assert code == 0 and json.loads((tmp_path / "lin" / "result.json").read_text())["encoder"] == "former_micro", err
     arguments = ("pretrain", "--config", small_config_file, "--init", ported, "--workdir", tmp_path / "run")
     error = refused(capsys, *arguments)
-    assert "encoder.name='resnet18' (not 'micro')" in error
-    fields = ("--config.encoder.name", "resnet18", "--config.image_size", 64, "--config.total_steps", 2,
+    assert "encoder.name='former_micro' (not 'pebble')" in error
+    fields = ("--config.encoder.name", "former_micro", "--config.image_size", 64, "--config.total_steps", 2,
               "--config.quarter.placements", "corners")  # fmt: skip
     code, out, err = qbheat(capsys, *arguments, *fields)
     assert code == 0 and api.load(tmp_path / "run").config.init == str(ported), err

@@ -237,7 +237,7 @@ ALONE = BLOCKED.replace(
 
 def test_photos_are_trained_on_without_tensorflow(tmp_path):
     short = {
-        "data.device_cache": True, "total_steps": 2, "warmup_percent": 0, "image_size": 32, "encoder.name": "micro",
+        "data.device_cache": True, "total_steps": 2, "warmup_percent": 0, "image_size": 32, "encoder.name": "pebble",
         "decoder.width": 16, "decoder.heads": 2, "decoder.depth": 0, "log_every": 1,
     }  # fmt: skip
     fields = [part for key, value in short.items() for part in (f"--config.{key}", value)]

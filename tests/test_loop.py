@@ -138,7 +138,7 @@ def test_loading_too_finds_out_bits_that_changed(whole, tmp_path, monkeypatch, c
     def flipped(self, step, **items):
         restored = original(self, step, **items)
         if step == 6 and "state" in restored:
-            kernel = restored["state"]["params"]["encoder"]["last"]["conv"]
+            kernel = restored["state"]["params"]["encoder"]["conv"]
             kernel["kernel"] = np.asarray(kernel["kernel"]) * np.float32(1.0000002)
         return restored
 

@@ -168,7 +168,7 @@ def test_simmim_loss_in_closed_form(error):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"objective": "mae"}, "encoder.name='micro' is not accepted with objective='mae'"),
+        ({"objective": "mae"}, "encoder.name='pebble' is not accepted with objective='mae'"),
         (
             {"objective": "mae", "encoder.name": "vit_micro", "mae.mask_ratio": 1.0},
             "mae.mask_ratio=1.0 is not accepted",
@@ -176,7 +176,7 @@ def test_simmim_loss_in_closed_form(error):
         ({"objective": "mae", "encoder.name": "vit_micro", "mae.mask_ratio": 0.01}, "must keep and mask at least one"),
         (
             {"objective": "simmim", "simmim.mask_size": 12},
-            "simmim.mask_size=12 .* a multiple of the stride of micro, 8",
+            "simmim.mask_size=12 .* a multiple of the stride of pebble, 8",
         ),
         ({"objective": "simmim", "simmim.mask_size": 24}, "simmim.mask_size=24 .* that divides image_size=32"),
     ],

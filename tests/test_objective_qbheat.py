@@ -292,7 +292,7 @@ def test_reconstruction_puts_patches_in_their_place():
 def test_of_one_colour_everywhere_blending_leaves_the_heat_equation_on_pixels():
     case = make(Tiny())
     pixels = images_lib.Pixels().normalise(case.batch["image"])
-    settled = images_lib.Pixels().unnormalise(harmonic.settle(pixels, jnp.asarray(~hidden_pixels())))
+    settled = images_lib.Pixels().unnormalise(jax.jit(harmonic.settle)(pixels, jnp.asarray(~hidden_pixels())))
     found = reconstruct(predicting(case, np.tile([0.3, -0.2, 1.0], STRIDE * STRIDE)), blend=True)
     assert np.abs(found.astype(int) - np.asarray(settled).astype(int)).max() <= 1
 

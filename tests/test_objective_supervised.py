@@ -18,7 +18,7 @@ PIXELS = images.PIXELS["lite"]
 def case():
     fields = {
         "objective": "classifier",
-        "encoder.name": "micro",
+        "encoder.name": "pebble",
         "image_size": 32,
         "head.classes": CLASSES,
         "pixels": "lite",
@@ -84,7 +84,7 @@ def test_it_learns_a_batch_by_heart_and_updates_the_statistics(case):
 
 def test_without_a_head_there_is_an_encoder_alone(case):
     _, batch, _ = case
-    fields = {"objective": "classifier", "encoder.name": "micro", "image_size": 32}
+    fields = {"objective": "classifier", "encoder.name": "pebble", "image_size": 32}
     objective = objectives.build(config_lib.resolve(fields, config_lib.CLASSIFIER))
     shapes = jax.eval_shape(objective.init, jax.random.key(0), jax.tree.map(jnp.asarray, batch))
     assert objective.head is None and set(shapes["params"]) == {"encoder"}

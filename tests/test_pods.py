@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from qbheat_jax import config as config_lib
 from qbheat_jax import loop, objectives, rng, sharding, state, trees
 from qbheat_jax.errors import UserError
-from qbheat_jax.models import layers, mobile_former, registry, resnet
+from qbheat_jax.models import layers, registry, resnet
 from qbheat_jax.models.grouped import Grouped
 from tests.conftest import SMALL, Pebble
 
@@ -39,9 +39,6 @@ class ResNetMicro(nn.Module):
 
 
 registry.ENCODERS.setdefault("resnet_micro", registry.Entry(ResNetMicro, {}, {8: {}}))
-# Of the kinds of Mobile-Former's blocks only the two that compile soonest; "micro" has them all, see test_state_sharding.
-FORMER = mobile_former.Variant(4, 2, 8, ((3, 2, 8, 2, 0), (1, 2, 8, 2, 2)), width=16)
-registry.ENCODERS.setdefault("former_micro", registry._mobile_former(FORMER))
 ENCODERS = ("vit_micro", "resnet_micro", "former_micro")
 # Adam with its second moment damped: it would make whole steps of mere rounding.
 OPTIMIZER = optax.adamw(0.1, eps=0.1)

@@ -71,7 +71,7 @@ def test_there_and_back_and_there_again(workdir, tmp_path):
 
 
 def test_the_encoder_of_a_pretraining_run(small_config, tmp_path, monkeypatch):
-    run = run_of(small_config(), tmp_path)
+    run = run_of(small_config({"encoder.name": "micro"}), tmp_path)
     port.export(run, tmp_path / "net.safetensors")
     names = set(load_file(tmp_path / "net.safetensors"))
     assert {"last.0.weight", "last.1.running_var", "tokens.weight"} <= names

@@ -343,7 +343,7 @@ def test_pixels_and_histogram():
         ({"encoder__name": ""}, "random", "encoder.name is empty"),
         ({"data__source": ""}, "random", "data.source='' and image_size=32 must both be set"),
         ({"image_size": 0}, "histogram", "image_size=0 must both be set"),
-        ({"image_size": 36}, "random", "image_size=36 is not accepted: micro takes a multiple of 8"),
+        ({"image_size": 36}, "random", "image_size=36 is not accepted: pebble takes a multiple of 8"),
         ({"protocol": "tran-1"}, "pixels", "only protocol='lin' and 'knn' can probe"),
         ({"protocol": "tran-1", "head__width": 18, "head__heads": 4}, "random", "head.width=18 is not accepted"),
         ({}, "nowhere", "nowhere holds no run"),
@@ -372,4 +372,4 @@ def test_a_probe_takes_the_run_it_is_given(small_config, tmp_path):
     pretrain.run(small_config(total_steps=2), tmp_path / "run")
     given = {"data.source": "synthetic:64", "total_epochs": 1, "batch_size": 16, "encoder.name": "vit_b"}
     result = probe.run(config_lib.resolve(given, config_lib.PROBE), tmp_path / "probe", tmp_path / "run")
-    assert result["encoder"] == "micro" and result["step"] == 2 and result["init"] == str(tmp_path / "run")
+    assert result["encoder"] == "pebble" and result["step"] == 2 and result["init"] == str(tmp_path / "run")
