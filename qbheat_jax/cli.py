@@ -204,11 +204,12 @@ def _no_overrides(command, overrides):
 
 def preflight(arguments, overrides):
     from qbheat_jax import preflight
+    from qbheat_jax.preflight.report import text
 
     a = arguments
     save = a.json or (os.path.join(a.workdir, "preflight.json") if a.workdir else None)
     result = preflight.run(a.config, overrides, a.topology, find_batch=a.find_batch, save=save)
-    print(preflight.report.text(result))
+    print(text(result))
     if result["fits"] is False:
         raise UserError(
             f"{a.config} with batch_size={result['batch_size']} does not fit {a.topology}; --find-batch looks for one that "

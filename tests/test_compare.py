@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from qbheat_jax import cli, compare, pretrain, probe
+from qbheat_jax import cli, compare, detect, pretrain, probe
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import PREEMPTED, UserError
 from qbheat_jax.report import comparison, figures
@@ -255,6 +255,42 @@ def test_our_comparisons_can_be_run(path):
         pytest.skip("its data set is not in a wheel")
     plan = compare.read(str(path))
     assert plan.methods and len({m.examples for m in plan.methods if m.config is not None}) == 1
+
+
+def test_a_detector_is_one_more_evaluation(config_file, tmp_path, monkeypatch):
+    """It is given each encoder in turn, and its AP stands in the table; run again nothing is run."""
+    detector = {
+        "objective": "dense", "data.source": "scenes:16", "data.max_boxes": 8, "batch_size": 8, "total_steps": 1,
+        "dense.strides": (8, 16), "dense.width": 8, "dense.depth": 0, "detector.count": 5, "log_every": 1,
+    }  # fmt: skip
+    place = Path(config_file).parent
+    (place / "scenes.py").write_text(f"def get_config():\n    return {detector!r}\n")
+    fields = {"seeds": (0,), "probes": {"found": "scenes.py"}, "methods": {"masked": COMPARISON["methods"]["masked"]}}
+    (place / "detects.py").write_text(f"def get_config():\n    return {COMPARISON | fields!r}\n")
+    plan = compare.read(str(place / "detects.py"))
+    assert [cell.path for cell in plan.cells() if cell.detects] == [f"{m}/seed-0/probe/found" for m in ("masked", "random")]
+    config = plan.probes["found"]
+    assert config.encoder.name == "pebble" and config.image_size == 32 and config.data.source == "scenes:16"
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *a: devices)
+    monkeypatch.setattr(jax, "local_devices", lambda *a: devices)
+    result = compare.run(plan, tmp_path)
+    assert result["finished"] and result["detectors"] == {"found": "scenes:16"}
+    for name in ("masked", "random"):
+        own = json.loads((tmp_path / name / "seed-0/probe/found/result.json").read_text())
+        assert result["methods"][name]["probes"]["found"]["seeds"] == {"0": own["AP"]} and own["n"] > 0
+        assert own["init"] == ("random" if name == "random" else str(tmp_path / "masked/seed-0"))
+    assert compare.text(result).startswith("AP of found on scenes:16, seed 0.")
+    assert "AP under found: masked" in (tmp_path / "report" / "index.html").read_text()
+    for module in (pretrain, detect):
+        monkeypatch.setattr(module, "run", forbidden)
+    assert compare.run(plan, tmp_path)["methods"] == result["methods"]
+    (place / "scenes.py").write_text(f"def get_config():\n    return { {**detector, 'total_steps': 2}!r}\n")
+    with pytest.raises(UserError, match=re.escape("masked/seed-0/probe/found has total_steps=1 (now 2)")):
+        compare.run(compare.read(str(place / "detects.py")), tmp_path)
+    for wrong, words in (({"data.source": "photos"}, "has no boxes"), ({"data.eval_split": ""}, "data.eval_split=''")):
+        (place / "scenes.py").write_text(f"def get_config():\n    return { {**detector, **wrong}!r}\n")
+        assert "probes.found: " in refused(str(place / "detects.py")) and words in refused(str(place / "detects.py"))
 
 
 def test_a_page_before_anything_is_finished(config_file, tmp_path):

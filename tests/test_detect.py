@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qbheat_jax import api, cli, data, detect, from_init, objectives
+from qbheat_jax import api, cli, data, detect, from_init, objectives, report
 from qbheat_jax import boxes as geometry
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import boxes as lists
@@ -16,6 +16,8 @@ from qbheat_jax.detect import coco_eval
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import pyramid
 from qbheat_jax.objectives import dense, detection
+from qbheat_jax.report import detection as page_of
+from tests.test_analysis import check
 
 SIZE = 32
 GIVEN = {
@@ -290,6 +292,38 @@ def test_what_was_found_is_written_as_coco_has_it(trained):
     assert figures["AP"] == result["AP"] and per_class == result["per_class"]
 
 
+def test_its_page(trained, monkeypatch):
+    workdir, result, _ = trained
+    monkeypatch.setattr(data, "open_source", lambda *a, **k: Squares())
+    page, text = check(report.write(workdir), 0)
+    assert f"{100 * result['AP50']:.1f}" in page.text and "Still rising at the end" in page.text
+    assert len(page.all("image")) == 12 and all(a["href"].startswith("data:image/png") for a in page.all("image"))
+    drawn = [attributes for attributes in page.all("rect") if attributes.get("class") == "true"]
+    shown = [len(Squares().boxes("val", n).corners) for n in np.random.default_rng(result["seed"]).permutation(19)[:12]]
+    assert len(drawn) == sum(shown) > 0
+    # Of the surest detections, as many as there are squares: what is called right is what COCO calls right.
+    right = sum(attributes.get("class") == "right" for attributes in page.all("rect"))
+    assert right > 0.4 * sum(shown)
+    monkeypatch.setattr(data, "open_source", gone)
+    page, text = check(report.write(workdir), 0)
+    assert "There are no pictures: it is gone" in page.text and not page.all("image")
+
+
+def gone(*_, **__):
+    raise UserError("it is gone")
+
+
+def test_what_a_page_calls_right():
+    def one(kind, *box):
+        return {"category_id": kind, "bbox": list(box)}
+
+    known = [one(1, 0, 0, 10, 10), one(1, 20, 0, 10, 10)]
+    assert page_of.judged([one(1, 0, 0, 10, 10), one(1, 1, 0, 10, 10)], known) == [True, False], "a true box is taken once"
+    assert page_of.judged([one(2, 0, 0, 10, 10)], known) == [False], "of another class"
+    assert page_of.judged([one(1, 0, 0, 10, 5), one(1, 20, 0, 10, 4.9)], known) == [True, False], "one half, and less"
+    assert page_of.judged([one(1, 0, 0, 1, 1)], []) == [False] and page_of.judged([], known) == []
+
+
 @pytest.mark.parametrize("count, batch", [(8, 16), (4, 7)])
 def test_ap_does_not_depend_on_devices_or_batch(trained, monkeypatch, count, batch):
     workdir, result, fields = trained
@@ -392,5 +426,8 @@ def test_the_command(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["n"] == 19
     assert cli.main([*command, "--config.dense.depth", "-1"]) == 2
     assert "dense.depth=-1" in capsys.readouterr().err
+    assert cli.main(["report", "--workdir", str(tmp_path / "w")]) == 0
+    assert (tmp_path / "w" / "report" / "index.html").is_file()
+    (tmp_path / "w" / "curves.json").write_text("{")  # torn
     assert cli.main(["report", "--workdir", str(tmp_path / "w")]) == 2
-    assert "holds a detector" in capsys.readouterr().err
+    assert "holds a detector that has no AP yet" in capsys.readouterr().err

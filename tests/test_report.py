@@ -135,6 +135,23 @@ def rows(page_path):
     return [[re.sub(r"[ \n]+", " ", re.sub(r"<[^>]+>", "", cell)).strip() for cell in row] for row in cells]
 
 
+def test_detectors_have_a_table_of_their_own(workdir):
+    for name, init, seed, ap in (("a", str(workdir), 0, 0.2), ("b", str(workdir), 1, 0.3), ("c", "random", 0, 0.1)):
+        result = {
+            "protocol": "dense", "init": init, "data": "scenes", "AP": ap, "AP50": 2 * ap, "AP75": None, "seed": seed,
+            "seconds": 60, "command": f"qbheat detect --init {init} --seed {seed}",
+        }  # fmt: skip
+        write_json(workdir / "detect" / name / "result.json", result)
+    page = build(workdir)
+    found = [row for row in rows(workdir / "report" / "index.html") if "dense" in row]
+    assert found == [
+        ["QB-Heat (best)", "dense", "scenes", "25.0 \u00b1 7.1 %", "50.0 \u00b1 14.1 %", "\u2013", "0, 1"],
+        ["random initialisation", "dense", "scenes", "10.0 %", "20.0 %", "\u2013", "0"],
+    ]
+    assert "qbheat detect --init random --seed 0" in page.text and "Detector dense on scenes, QB-Heat" in page.text
+    assert "As the eyes of a detector" in page.text
+
+
 def test_page_is_self_contained_and_well_formed(workdir):
     page = build(workdir)
     assert page.open == []

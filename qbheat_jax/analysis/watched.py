@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from qbheat_jax import heat, quarters, sharding
+from qbheat_jax import heat, sharding
 from qbheat_jax.analysis import pictures
 from qbheat_jax.objectives.qbheat import QBHeat
 from qbheat_jax.report import sample
@@ -44,7 +44,10 @@ class Watched:
         return {name: np.asarray(picture) for name, picture in made.items()}
 
     def _arrays(self, variables):
-        """What the pictures are made of: `map` [N, h, w, C], and of QB-Heat `continued`, alike, `made` [P, N, H, W, 3], `heat`."""
+        """What the pictures are made of: `map` [N, h, w, C], of QB-Heat also `made` [P, N, H, W, 3], `heat`.
+
+        And `continued`, as `map`, in which the placements take turns.
+        """
         objective, images, found = self._objective, self._images, {}
         if self._whole:
             encoder = {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
@@ -56,7 +59,8 @@ class Watched:
             given = np.tile(images, (len(placements), 1, 1, 1)), np.repeat(placements, count)
             made, grids = objective.reconstruct(variables, *given), objective.continued(variables, *given)
             found["made"] = made.reshape(-1, *images.shape)
-            found["continued"] = grids[count * (np.arange(count) % len(placements)) + np.arange(count)]  # they take turns
+            turns = np.arange(count)
+            found["continued"] = grids[count * (turns % len(placements)) + turns]
             found["heat"] = variables["params"]["decoder"]["heat"]
         return found
 

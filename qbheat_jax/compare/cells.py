@@ -3,8 +3,10 @@
 import json
 
 from qbheat_jax import config as config_lib
-from qbheat_jax.config import PROBE
 from qbheat_jax.errors import UserError
+
+# What a detector's run adds to the config that it was given.
+_BROUGHT = ("init", "encoder.", "pixels", "detector.classes")
 
 
 def result(cell, workdir):
@@ -25,7 +27,9 @@ def claim(cells, workdir):
         saved = _json(folder / "config.json")
         # As for a run by itself: one without a checkpoint has nothing to lose.
         held = (folder / "result.json").exists() if cell.probe else any((folder / "checkpoints").glob("[0-9]*"))
-        differ = held and saved and config_lib.differing(saved, cell.config, PROBE if cell.probe else None)
+        differ = held and saved and config_lib.differing(saved, cell.config, cell.table)
+        if differ and cell.detects:
+            differ = [one for one in differ if not one[0].startswith(_BROUGHT)]
         if differ:
             words = ", ".join(f"{key}={old!r} (now {new!r})" for key, old, new in differ[:5])
             raise UserError(

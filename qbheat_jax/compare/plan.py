@@ -7,11 +7,12 @@ A config file of a comparison is a flat python file with `get_config()` that ret
     all         fields of pre-training, set for every method
     methods     name -> the fields in which the method differs, {} for none; in the order of the table. `config` among
                 them names another file to begin with than `pretrain`
-    probes      name -> a config file of a probe
-    probe       fields of probing, set for every probe
+    probes      name -> a config file of a probe, or of a detector
+    probe       fields of probing, set for every probe; not for detectors
     baselines   of "random" (the encoder of `pretrain`, untrained), "pixels" and "histogram" (no encoder). Default: all
 
 Probes look at the images that were trained on, at their size; of their files the rest counts. `probe` may say otherwise.
+Detectors look at the images that their own file names.
 """
 
 import ast
@@ -22,8 +23,8 @@ import re
 from typing import Any
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import data, optim, pretrain, sharding
-from qbheat_jax.config import PRETRAIN, PROBE
+from qbheat_jax import data, detect, optim, pretrain, sharding
+from qbheat_jax.config import DETECT, DETECTORS, PRETRAIN, PROBE
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import splits
 from qbheat_jax.probe.encode import POOLED
@@ -51,7 +52,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One pre-training (`probe` is empty), or one probe of one encoder. path: its folder, below that of the comparison."""
+    """One pre-training (`probe` is empty), or one probe or detector of one encoder. path: its folder in the comparison's."""
 
     method: Method
     seed: int
@@ -63,6 +64,20 @@ class Cell:
     def encoder(self):
         """The folder of the encoder probed."""
         return self.path.removesuffix(f"/probe/{self.probe}")
+
+    @property
+    def table(self):
+        """The fields of its config."""
+        return table_of(self.config) if self.probe else PRETRAIN
+
+    @property
+    def detects(self):
+        return self.table is DETECT
+
+
+def table_of(config):
+    """The fields of the config of a probe or a detector."""
+    return DETECT if config.get("objective") in DETECTORS else PROBE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +105,8 @@ class Plan:
         place = f"{method.name}/seed-{seed}"
         cells = [Cell(method, seed, "", place, _seeded(method.config, seed, PRETRAIN))] if method.config else []
         for name, config in self.probes.items():
-            if method.name not in TRIVIAL or config.protocol in POOLED:
-                cells.append(Cell(method, seed, name, f"{place}/probe/{name}", _seeded(config, seed, PROBE)))
+            if method.name not in TRIVIAL or config.get("protocol") in POOLED:
+                cells.append(Cell(method, seed, name, f"{place}/probe/{name}", _seeded(config, seed, table_of(config))))
         return cells
 
 
@@ -121,7 +136,7 @@ def read(path, overrides=()):
         for name, own in given["methods"].items()
     ]
     trained = config_lib.flatten(config_lib.resolve(base).to_dict())
-    shared = {key: trained[key] for key in config_lib.SHARED}
+    shared = {key: trained[key] for key in (*config_lib.SHARED, "pixels")}
     probes = {
         name: _within(f"probes.{name}", lambda: _probe(_file(folder, name, file), shared, given["probe"]))
         for name, file in given["probes"].items()
@@ -143,9 +158,23 @@ def _method(name, own, base, shared, folder):
 
 
 def _probe(fields, shared, own):
+    if config_lib.flatten(fields).get("objective") in DETECTORS:
+        return _detector(fields, shared)
+    shared = {key: value for key, value in shared.items() if key in PROBE}
     config = config_lib.resolve(_merged(_merged(fields, shared, PROBE), own, PROBE), PROBE)
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
     source.check_labels("train", splits.test_split(source))
+    return config
+
+
+def _detector(fields, shared):
+    """Its encoder and size are the pre-training's where it does not say otherwise, which is for the untrained one."""
+    encoder = {key: value for key, value in shared.items() if key.startswith(("encoder.", "pixels", "image_size"))}
+    config = config_lib.resolve(_merged(encoder, fields, DETECT), DETECT)
+    source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
+    detect.checked(config, source)
+    if not config.data.eval_split:
+        raise UserError("config field data.eval_split='' is not accepted: a comparison needs a split to measure AP on")
     return config
 
 

@@ -8,7 +8,7 @@ import shutil
 import jax
 from etils import epath
 
-from qbheat_jax import pretrain, probe
+from qbheat_jax import detect, from_init, pretrain, probe
 from qbheat_jax.compare import cells, table
 from qbheat_jax.errors import PREEMPTED, UserError
 from qbheat_jax.probe.encode import POOLED
@@ -64,10 +64,13 @@ def _run(cell, workdir, store):
     try:
         if not cell.probe:
             pretrain.run(cell.config, folder)
+            return None
+        init = str(workdir / cell.encoder) if cell.method.config is not None else cell.method.name
+        if cell.detects:
+            found = detect.run(from_init.with_fields(cell.config, {"init": init}, cell.table), folder)
+            log.info("%s", detect.line(found))
         else:
-            trained = cell.method.config is not None
-            found = probe.run(cell.config, folder, str(workdir / cell.encoder) if trained else cell.method.name, store)
-            log.info("%s", probe.line(found))
+            log.info("%s", probe.line(probe.run(cell.config, folder, init, store)))
     except Exception as error:  # whatever it is, the other cells can do without this one
         if isinstance(error, UserError) and error.exit_code == PREEMPTED:
             raise  # it is the comparison that was to stop
@@ -93,4 +96,4 @@ def _page(result, workdir):
 
 def _order(cell):
     """The pre-training, then the probes of cells: their means then need not be encoded again."""
-    return bool(cell.probe) + (bool(cell.probe) and cell.config.protocol in POOLED)
+    return bool(cell.probe) + (bool(cell.probe) and cell.config.get("protocol") in POOLED)

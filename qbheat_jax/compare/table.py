@@ -14,6 +14,8 @@ import jax
 import qbheat_jax
 from qbheat_jax import metrics
 from qbheat_jax.compare import cells
+from qbheat_jax.compare import plan as plan_lib
+from qbheat_jax.config import DETECT
 from qbheat_jax.errors import UserError
 from qbheat_jax.report.words import NONE, number
 
@@ -24,9 +26,9 @@ def gather(plan, workdir, failures):
     """All that there is -> the dict of result.json.
 
     failures: {path of a cell: reason}. `methods` has, by name and in the order of the table, `probes` {name: {"mean",
-    "std" (sample), "seeds": {seed: top-1}, "failed": [seed]}}, `ahead_of_random` likewise, `examples` and `epochs` that it
-    was given, `seconds` and `images_per_second` (means over the seeds), `gflops_per_image`, `pflops` of the whole
-    pre-training, and `failed`. What is not there yet is None. `cells` has every one of them by itself.
+    "std" (sample), "seeds": {seed: top-1 or, of a detector, AP}, "failed": [seed]}}, `ahead_of_random` likewise, `examples`
+    and `epochs` that it was given, `seconds` and `images_per_second` (means over the seeds), `gflops_per_image`, `pflops` of
+    the whole pre-training, and `failed`. What is not there yet is None. `cells` has every one of them by itself.
     """
     found = [_cell(cell, cells.result(cell, workdir), workdir, failures) for cell in plan.cells()]
     random = _probes([c for c in found if c["method"] == "random"])
@@ -37,14 +39,36 @@ def gather(plan, workdir, failures):
         "command": shlex.join(["qbheat", *sys.argv[1:]]),
         "written": datetime.datetime.now().isoformat(" ", "minutes"),
         "machine": _machine(),
-        "data": next(iter(plan.probes.values())).data.source,
+        "data": _data(plan),
         "seeds": list(plan.seeds),
-        "probes": {name: config.protocol for name, config in plan.probes.items()},
+        "probes": {name: config.get("protocol") or config.objective for name, config in plan.probes.items()},
+        "detectors": _detectors(plan),
+        "figures": _figures_in_words(plan),
         "finished": all(cell["state"] == "done" for cell in found),
         "warnings": warnings(plan),
         "methods": methods,
         "cells": found,
     }
+
+
+def _detectors(plan):
+    """{name: the data they detect in} of those among the probes."""
+    return {name: config.data.source for name, config in plan.probes.items() if plan_lib.table_of(config) is DETECT}
+
+
+def _data(plan):
+    """What is probed with: the source that the methods are trained on, unless probes say otherwise."""
+    probed = [config for config in plan.probes.values() if plan_lib.table_of(config) is not DETECT]
+    trained = [method.config for method in plan.methods if method.config is not None]
+    return (probed or trained)[0].data.source
+
+
+def _figures_in_words(plan):
+    """What the columns of the probes say."""
+    parts = [f"AP of {name} on {source}" for name, source in _detectors(plan).items()]
+    if len(parts) < len(plan.probes):
+        parts.insert(0, f"Top-1 on test images of {_data(plan)}")
+    return ", ".join(parts)
 
 
 def warnings(plan):
@@ -81,7 +105,8 @@ def _cell(cell, found, workdir, failures):
             return {**entry, "state": "failed", "reason": failures[cell.path]}
         return {**entry, "state": "not run" if cell.encoder in failures else "waiting"}
     if cell.probe:
-        return {**entry, "state": "done", **{key: found[key] for key in ("top1", "top5", "n", "chance", "seconds")}}
+        figures = ("AP", "AP50", "AP75", "n", "seconds") if cell.detects else ("top1", "top5", "n", "chance", "seconds")
+        return {**entry, "state": "done", **{key: found[key] for key in figures}}
     # A run that was stopped and went on has the seconds since its last start alone: at that speed, the whole took this.
     run, rate = found["steps_run"], found["images_per_second"]
     seconds = cell.method.examples / rate if run else None
@@ -122,12 +147,12 @@ def _probes(found):
     probes = {}
     for cell in found:
         if cell["probe"]:
-            top1, lost = probes.setdefault(cell["probe"], ({}, []))
+            values, lost = probes.setdefault(cell["probe"], ({}, []))
             if cell["state"] == "done":
-                top1[str(cell["seed"])] = cell["top1"]
+                values[str(cell["seed"])] = cell["AP"] if "AP" in cell else cell["top1"]
             elif cell["state"] != "waiting":
                 lost.append(str(cell["seed"]))
-    return {name: {**_spread(top1), "failed": lost} for name, (top1, lost) in probes.items()}
+    return {name: {**_spread(values), "failed": lost} for name, (values, lost) in probes.items()}
 
 
 def _ahead(probes, random):
@@ -179,7 +204,7 @@ def markdown(result):
 
 
 def _page(result, table, bold):
-    title = f"Top-1 on test images of {result['data']}, {_seeds_in_words(result['seeds'])}."
+    title = f"{result['figures']}, {_seeds_in_words(result['seeds'])}."
     parts = [title, table(_rows(result, bold))]
     ahead = _ahead_rows(result)
     if len(ahead) > 1:

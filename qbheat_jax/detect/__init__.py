@@ -13,18 +13,18 @@ from qbheat_jax.detect.evaluate import AveragePrecision
 from qbheat_jax.errors import UserError
 from qbheat_jax.port import labels
 
-__all__ = ["line", "run"]
+__all__ = ["checked", "line", "run"]
 
 
 def run(config, workdir):
     """Trains a detector as the config says, or goes on with the run in the workdir -> result, also WORKDIR/result.json.
 
-    WORKDIR/detections.json then has what was found in `data.eval_split`, in COCO's result format. Everything that can be
-    wrong with config or data is found before anything is compiled.
+    WORKDIR/detections.json then has what was found in `data.eval_split`, in COCO's result format, curves.json the precision
+    of each class at recalls from 0 to 1. Everything that can be wrong with config or data is found before anything is compiled.
     """
     config, model = from_init.complete(config, config_lib.DETECT, own=("encoder.stride",))
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
-    config = _checked(config, source)
+    config = checked(config, source)
     objective = objectives.build(config)
     measured = config.data.eval_split in source.splits
     evaluators = [AveragePrecision(objective, source, config.data.eval_split, config)] if measured else []
@@ -77,7 +77,7 @@ def factors(params, config):
     return trees.map_with_names(lambda name, _: rates[name.split("/")[0]], params)
 
 
-def _checked(config, source):
+def checked(config, source):
     """The config with the classes of the data. Raises UserError where they cannot be trained on."""
     if not source.boxed:
         source.annotations(config.data.split)
@@ -99,9 +99,11 @@ def _checked(config, source):
 
 
 def _measured(precision, workdir):
-    """The evaluator after it has run on the newest checkpoint, what it found written to WORKDIR/detections.json."""
+    """The evaluator after it has run on the newest checkpoint, what it found written to WORKDIR/{detections,curves}.json."""
     if not precision.n:  # the run was finished before this process began
         precision(api.load(workdir).variables)
     if jax.process_index() == 0:
-        (epath.Path(workdir) / "detections.json").write_text(json.dumps(precision.detections) + "\n")
+        rounded = {name: [round(p, 4) for p in values] for name, values in precision.curves.items()}
+        for name, found in (("detections", precision.detections), ("curves", rounded)):
+            (epath.Path(workdir) / f"{name}.json").write_text(json.dumps(found) + "\n")
     return precision

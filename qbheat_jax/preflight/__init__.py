@@ -10,7 +10,7 @@ from etils import epath
 from qbheat_jax import config as config_lib
 from qbheat_jax import flops
 from qbheat_jax.errors import RUN_FAILED, UserError
-from qbheat_jax.preflight import advice, bounds, compile, hlo, products, report, search, topology
+from qbheat_jax.preflight import advice, bounds, compile, hlo, products, search, topology
 
 log = logging.getLogger("qbheat")
 

@@ -1,6 +1,14 @@
 """One self-contained HTML page about a run: pictures, curves, probes, what A and B learnt, how to repeat it."""
 
-from qbheat_jax.report.page import write
+from qbheat_jax.config import DETECTORS
+from qbheat_jax.report import detection, gather, page
 from qbheat_jax.report.sample import Sample
 
 __all__ = ["Sample", "write"]
+
+
+def write(workdir, model=None, images=None):
+    """The page of a run, as of `page.write`, or of a detector -> its path. Raises UserError where there is neither."""
+    if gather.read_config(workdir).objective in DETECTORS:
+        return detection.write(workdir)
+    return page.write(workdir, model, images)

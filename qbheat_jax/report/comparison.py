@@ -63,7 +63,7 @@ def _headline(result, probe, name):
     entry = result["methods"][name]["probes"][probe]
     ahead = result["methods"][name]["ahead_of_random"].get(probe, {}).get("mean")
     compared = f"{words.ahead(ahead)} the same encoder untrained" if ahead is not None else ""
-    return words.percent(entry["mean"], entry["std"]), f"top-1 under {probe}: {name}", compared
+    return words.percent(entry["mean"], entry["std"]), f"{_figure(result, probe)} under {probe}: {name}", compared
 
 
 def _finding(result, probe, name):
@@ -76,6 +76,10 @@ def _finding(result, probe, name):
     within = " That is less than their spread over the seeds." if 0 < gap < spread else ""
     lead = "level with" if gap == 0 else words.ahead(gap)
     return f"Under {probe} the best is {name}, {lead} {ranked[1]}.{within}"
+
+
+def _figure(result, probe):
+    return "AP" if probe in result["detectors"] else "top-1"
 
 
 def _kind(method):
@@ -103,5 +107,5 @@ def _charts(result, probe, number):
             if m[key] and m["probes"][probe]["mean"] is not None
         ]
         if points:
-            costs[key] = figures.against(points, label, f"{key}-{number}")
-    return {"probe": probe, "dots": figures.dots(rows, f"dots-{number}"), "costs": costs}
+            costs[key] = figures.against(points, label, f"{key}-{number}", _figure(result, probe))
+    return {"probe": probe, "dots": figures.dots(rows, f"dots-{number}", _figure(result, probe)), "costs": costs}

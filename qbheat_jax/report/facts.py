@@ -31,14 +31,17 @@ def timing(run):
             data = f" on {group.data}" if len({g.data for g in run.groups()}) > 1 else ""
             many = f", mean of {count}" if count > 1 else ""
             rows.append((f"Probe {group.protocol}{data}, {group.features}{many}", words.duration(seconds)))
+    for group in run.groups("AP"):
+        rows.append((f"Detector {group.protocol} on {group.data}, {group.features}", words.duration(group.mean("seconds"))))
     return rows
 
 
 def commands(run):
     """The commands that repeat the run, in order."""
-    recorded = [run.summary.get("command"), *(p.result.get("command") for g in run.groups() for p in g.probes)]
+    groups = [*run.groups(), *run.groups("AP")]
+    recorded = [run.summary.get("command"), *(p.result.get("command") for g in groups for p in g.probes)]
     report = shlex.join(["qbheat", "report", "--workdir", run.shown])
-    return [*dict.fromkeys(gather.command(text, run) for text in recorded if text), report]
+    return [*dict.fromkeys(gather.typed(text, run.path) for text in recorded if text), report]
 
 
 def versions():
@@ -52,11 +55,11 @@ def versions():
     return found
 
 
-def fields(config):
+def fields(config, table=config_lib.PRETRAIN):
     """[(key, value, whether it differs from the default, what it means)] of the whole config."""
     rows = []
     for key, value in config_lib.flatten(config).items():
-        default = config_lib.PRETRAIN[key].default if key in config_lib.PRETRAIN else None
+        default = table[key].default if key in table else None
         changed = words.setting(value) != words.setting(default)
-        rows.append((key, words.setting(value), changed, words.document(key, config_lib.PRETRAIN)))
+        rows.append((key, words.setting(value), changed, words.document(key, table)))
     return rows

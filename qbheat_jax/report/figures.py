@@ -176,6 +176,36 @@ def growth(curves, name):
         return _inline(figure, name)
 
 
+def precisions(series):
+    """AP against step -> SVG. series: {name: (steps, values)}."""
+    with _figure(3.1) as figure:
+        axes = figure.subplots()
+        for (name, points), colour in zip(series.items(), (_WARM, _COOL, _GREY)):
+            axes.plot(*points, color=colour, marker="o", markersize=4, label=name)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("step")
+        axes.set_ylabel("average precision")
+        _legend(axes)
+        return _inline(figure, "precisions")
+
+
+def recalls(curves):
+    """Precision against recall -> SVG. curves: {class: precision at equally spaced recalls from 0 to 1}."""
+    with _figure(3.6) as figure:
+        axes = figure.subplots()
+        mean = np.mean(list(curves.values()), 0)
+        recall = np.linspace(0, 1, len(mean))
+        for values in curves.values():
+            axes.plot(recall, values, color=_COOL, linewidth=0.8, alpha=0.6 if len(curves) < 20 else 0.25)
+        axes.plot(recall, mean, color=_WARM, linewidth=2.4, label="mean of the classes")
+        axes.set_ylim(0, 1.02)
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("recall")
+        axes.set_ylabel("precision")
+        _legend(axes)
+        return _inline(figure, "recalls")
+
+
 # Light colours of the style sheet, for a chart that stands alone.
 _LIGHT = {
     "--ink-2": "#5c574f", "--line": "#dfd9cf", "--warm": "#b8420c", "--cool": "#2a62b8", "--grey": "#857f76"
@@ -195,8 +225,8 @@ def alone(svg):
 KINDS = {"ours": _WARM, "other": _COOL, "baseline": _GREY}
 
 
-def dots(rows, name):
-    """Accuracies by method -> SVG. rows: (label, a key of KINDS, fractions), a dot each and a bar at their mean."""
+def dots(rows, name, figure_name="top-1"):
+    """Figures by method -> SVG. rows: (label, a key of KINDS, fractions), a dot each and a bar at their mean."""
     with _figure(0.9 + 0.36 * len(rows)) as figure:
         axes = figure.subplots()
         for y, (_, kind, values) in enumerate(rows):
@@ -207,14 +237,14 @@ def dots(rows, name):
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("top-1, %")
+        axes.set_xlabel(f"{figure_name}, %")
         return _inline(figure, name)
 
 
 _LABELLED = 6  # up to this many points have their labels beside them; of more they stand in two columns
 
 
-def against(points, label, name):
+def against(points, label, name, figure_name="top-1"):
     """Accuracy against a cost -> SVG. points: (label, a key of KINDS, cost, mean, spread or None) of each method."""
     many = len(points) > _LABELLED
     with _figure(3.4 + 0.1 * len(points) * many) as figure:
@@ -229,7 +259,7 @@ def against(points, label, name):
             axes.set_xscale("log")
         axes.margins(x=0.7 if many else 0.2, y=0.1)
         axes.set_xlabel(label)
-        axes.set_ylabel("top-1, %")
+        axes.set_ylabel(f"{figure_name}, %")
         figure.draw_without_rendering()
         middle = np.median(costs)
         for side in ("left", "right"):

@@ -22,7 +22,7 @@ METHODS = {"qbheat": "QB-Heat", "moco": "MoCo-v2", "mae": "MAE", "simmim": "SimM
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """One result.json. `features`: what the head saw, in words. `curve`: the chosen head's metrics, a dict a line."""
+    """One result.json, of a probe or a detector. `features`: what the head saw, in words. `curve`: metrics, a dict a line."""
 
     name: str
     protocol: str
@@ -79,35 +79,36 @@ class Run:
         """The newest value of a metric, or None."""
         return next((line[name] for line in reversed(self.lines) if name in line), None)
 
-    def groups(self):
-        """Probes by protocol, data and features, the protocols and the groups in them as they are to be shown."""
+    def groups(self, figure="top1"):
+        """Probes (or, by "AP", detectors) by protocol, data and features, the protocols and groups in the order shown."""
         found = {}
-        for probe in self.probes:
+        for probe in (p for p in self.probes if isinstance(p.result.get(figure), (int, float))):
             key = (probe.protocol, str(probe.result.get("data", "")), probe.features)
             found.setdefault(key, []).append(probe)
         groups = [Group(*key, tuple(sorted(probes, key=_seed))) for key, probes in found.items()]
-        return sorted(groups, key=lambda g: (g.protocol, g.data, -(g.mean("top1") or 0.0)))
+        return sorted(groups, key=lambda g: (g.protocol, g.data, -(g.mean(figure) or 0.0)))
 
 
-def read(workdir):
-    """WORKDIR -> Run. Raises UserError where it holds no run."""
+def read_config(workdir):
+    """The config of a workdir. Raises UserError where it holds no run."""
     path = pathlib.Path(workdir)
     if not (path / "config.json").is_file():
         raise UserError(f"--workdir {workdir} holds no run: there is no config.json in it")
     try:
-        config = config_lib.from_json((path / "config.json").read_text())
+        return config_lib.from_json((path / "config.json").read_text())
     except UserError as error:
         raise UserError(f"--workdir {workdir} holds no run that can be read: {error}") from error
+
+
+def read(workdir):
+    """WORKDIR -> Run. Raises UserError where it holds no run that was pre-trained."""
+    path, config = pathlib.Path(workdir), read_config(workdir)
     if config.objective == "classifier":
         raise UserError(f"--workdir {workdir} holds ported weights, not a run: there is nothing to report")
     if config.objective == "finetune":
         raise UserError(
             f"--workdir {workdir} holds a fine-tuned classifier: report the run that it began with, which shows it where "
             "it lies below that"
-        )
-    if config.objective in config_lib.DETECTORS:
-        raise UserError(
-            f"--workdir {workdir} holds a detector: report the run whose encoder it looks with; its figures are in result.json"
         )
     summary = _json(path / "summary.json")
     summary = summary if isinstance(summary, dict) else {}
@@ -120,9 +121,9 @@ def shown(path):
     return str(path) if relative.startswith(os.pardir) else relative
 
 
-def command(text, run):
-    """A recorded command with the run's directory written as `run.shown`, whatever machine it was recorded on."""
-    return " ".join(text.replace(str(run.path.resolve()), run.shown).split()) if text else ""
+def typed(text, path):
+    """A recorded command with a directory written as `shown`, whatever machine it was recorded on."""
+    return " ".join(text.replace(str(pathlib.Path(path).resolve()), shown(path)).split()) if text else ""
 
 
 def _probes(path, config):
@@ -132,7 +133,7 @@ def _probes(path, config):
         result = _json(file)
         if folder.parts[:1] == ("report",) or not isinstance(result, dict):
             continue
-        if isinstance(result.get("protocol"), str) and isinstance(result.get("top1"), (int, float)):
+        if isinstance(result.get("protocol"), str) and any(isinstance(result.get(k), (int, float)) for k in ("top1", "AP")):
             features = _features(str(result.get("init", "")), path, METHODS[config.objective])
             probes.append(Probe(str(folder), _protocol(result), features, result, metrics.read(file.parent)))
     return tuple(probes)

@@ -70,6 +70,7 @@ def _context(run, model, images):
         "losses": loss_chart(run, validation),
         "accuracies": probes.charts(groups, run.method),
         "tables": probes.tables(groups, run.method),
+        "detections": probes.detections(run.groups("AP")),
         "operator": operator_facts.describe(params.get("decoder", {}).get("heat"), run.config),
         "analysis": analysed.read(run.path / analysed.FOLDER),
         "timing": facts.timing(run),

@@ -49,6 +49,18 @@ def tables(groups, method):
     return made
 
 
+def detections(groups):
+    """One row a detector, data set and encoder, the figures means over the seeds: [] where nothing was detected."""
+    rows = []
+    for group in groups:
+        alike = [g.mean("AP") for g in groups if (g.protocol, g.data) == (group.protocol, group.data)]
+        figures = {name: (group.mean(name), group.spread(name)) for name in ("AP", "AP50", "AP75")}
+        seeds = ", ".join(dict.fromkeys(str(p.result.get("seed", words.NONE)) for p in group.probes))
+        best = len(alike) > 1 and group.mean("AP") == max(alike)
+        rows.append({"group": group, "figures": figures, "seeds": seeds, "best": best})
+    return rows
+
+
 def _row(group, random, best, method):
     top1, counts = group.mean("top1"), sorted({int(n) for n in group.values("n")})
     against = None if random is None or group.features == gather.BASELINES["random"] else top1 - random

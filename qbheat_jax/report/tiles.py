@@ -65,8 +65,8 @@ def box(quarter):
     return 25 * column, 25 * row
 
 
-def data_uri(image):
-    """uint8[H, W, 3] -> a data URI, for the src of an <img>."""
+def data_uri(image, largest=_LARGEST):
+    """uint8[H, W, 3] -> a data URI, for the src of an <img>; `largest`: the longest side that it keeps, in pixels."""
     from PIL import Image
 
     picture, buffer = Image.fromarray(image), io.BytesIO()
@@ -74,7 +74,7 @@ def data_uri(image):
         picture.save(buffer, "PNG", optimize=True)
         kind = "png"
     else:
-        picture.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+        picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
         picture.save(buffer, "JPEG", quality=88)
         kind = "jpeg"
     return uri(buffer.getvalue(), f"image/{kind}")

@@ -25,6 +25,8 @@ PROTOCOLS = {
     "tran-1": "one transformer block and a linear classifier on the frozen encoder's feature map",
     "tran-4": "four transformer blocks and a linear classifier on the frozen encoder's feature map",
     "knn": "the votes of the nearest training images, by the frozen encoder's averaged features",
+    "dense": "a detector that looks at every cell of the encoder's maps",
+    "detr": "a detector whose queries look at the encoder's maps",
     "finetune": "the encoder and a linear classifier, trained together from end to end",
 }
 

@@ -1,0 +1,161 @@
+"""The page of a detector: what `qbheat detect` left in a workdir in, one self-contained HTML file out."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from qbheat_jax import config as config_lib
+from qbheat_jax import data, metrics
+from qbheat_jax.data import decode, examples
+from qbheat_jax.errors import UserError
+from qbheat_jax.report import facts, figures, gather, tiles, words
+from qbheat_jax.report.template import template
+
+# Images shown, and the longest side at which a page keeps one.
+SHOWN, LONGEST = 12, 480
+# A detection that overlaps a true box by this much, as COCO counts it, and names its class, is right.
+RIGHT = 0.5
+
+
+def write(workdir):
+    """Writes WORKDIR/report/index.html -> its path. Raises UserError where the detector has not been measured yet."""
+    workdir = pathlib.Path(workdir)
+    page = template("detection.html.j2").render(_context(workdir))
+    path = workdir / "report" / "index.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _context(workdir):
+    """Everything that the template names."""
+    config = gather.read_config(workdir)
+    found = {name: _json(workdir / f"{name}.json") for name in ("result", "detections", "curves")}
+    result = found["result"]
+    if not result or "AP" not in result or found["detections"] is None or found["curves"] is None:
+        raise UserError(
+            f"--workdir {workdir} holds a detector that has no AP yet: let qbheat detect run to its end, with data.eval_split"
+        )
+    cards, no_images, counts = [], "", {}
+    try:
+        source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
+        truth = source.annotations(config.data.eval_split)
+        cards, counts = _cards(source, config, truth, found["detections"]), _counts(truth)
+    except UserError as error:  # the data need not be where the page is made
+        no_images = str(error)
+    lines = metrics.read(workdir)
+    split = config.data.eval_split
+    measured = {name: _series(lines, f"{split}/{name}") for name in ("AP", "AP50", "AP75")}
+    nothing = ([], [])
+    return {
+        "result": result,
+        "config": config,
+        "split": split,
+        "encoder": gather.BASELINES.get(result["init"], f"the encoder of {gather.shown(result['init'])}"),
+        "headlines": [
+            (words.percent(result["AP"]), "AP, COCO\u2019s mean over overlaps from 0.5 to 0.95", ""),
+            (words.percent(result["AP50"]), "AP50: an overlap of 0.5 is right", ""),
+            (words.percent(result["AP75"]), "AP75: an overlap of 0.75 is right", ""),
+        ],
+        "sizes": [(name, result[key]) for name, key in (("small", "APs"), ("medium", "APm"), ("large", "APl"))],
+        "cards": cards,
+        "no_images": no_images,
+        "losses": figures.losses(_series(lines, "train/loss"), nothing, nothing, _series(lines, "train/learning_rate")),
+        "learning": figures.precisions(measured) if len(measured["AP"][0]) > 1 else None,
+        "curves": figures.recalls(found["curves"]) if found["curves"] else None,
+        "classes": [
+            (name, counts.get(name), value, float(np.mean(found["curves"][name])))
+            for name, value in result["per_class"].items()
+        ],
+        "command": gather.typed(result["command"], workdir),
+        "shown": gather.shown(workdir),
+        "versions": facts.versions(),
+        "fields": facts.fields(config, config_lib.DETECT),
+    }
+
+
+def _series(lines, name):
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _counts(truth):
+    """{class: its boxes in the split}"""
+    names = {one["id"]: one["name"] for one in truth["categories"]}
+    counts = dict.fromkeys(names.values(), 0)
+    for one in truth["annotations"]:
+        counts[names[one["category_id"]]] += 1
+    return counts
+
+
+def _cards(source, config, truth, detections):
+    """Images drawn by the run's seed, whatever was found in them, with their boxes."""
+    split, cards = config.data.eval_split, []
+    names = {one["id"]: one["name"] for one in truth["categories"]}
+    order = np.random.default_rng(config.seed).permutation(len(truth["images"]))
+    for index in order.tolist():
+        if len(cards) == SHOWN:
+            break
+        image = truth["images"][index]
+        try:
+            pixels, _, _ = source.fetch(split, index)
+            pixels = examples.as_rgb(pixels) if isinstance(pixels, np.ndarray) else decode.decode(pixels)
+        except (OSError, decode.BadImage):
+            continue  # skipped in the measuring too
+        known = [a for a in truth["annotations"] if a["image_id"] == image["id"] and not a.get("iscrowd")]
+        own = sorted((d for d in detections if d["image_id"] == image["id"]), key=lambda d: -d["score"])
+        chosen = own[: len(known)]
+        right = judged(chosen, known)
+        cards.append(
+            {
+                "picture": tiles.data_uri(pixels, LONGEST),
+                "width": image["width"],
+                "height": image["height"],
+                "true": [a["bbox"] for a in known],
+                "found": [
+                    {"box": d["bbox"], "right": ok, "label": f"{names[d['category_id']]} {d['score']:.2f}"}
+                    for d, ok in zip(chosen, right)
+                ],
+                "count": len(known),
+                "right": sum(right),
+                "surest": own[0]["score"] if own else 0.0,
+            }
+        )
+    return cards
+
+
+def judged(detections, known):
+    """Which detections are right, bools: each, the surest first, takes the true box of its class that it overlaps most.
+
+    Both in COCO's format, of one image; a true box is taken once.
+    """
+    free, right = list(known), []
+    for one in detections:
+        overlaps = [(_overlap(one["bbox"], a["bbox"]), n) for n, a in enumerate(free) if _same_class(one, a)]
+        best, n = max(overlaps, default=(0.0, -1))
+        right.append(best >= RIGHT)
+        if right[-1]:
+            free.pop(n)
+    return right
+
+
+def _same_class(a, b):
+    return a["category_id"] == b["category_id"]
+
+
+def _overlap(a, b):
+    """Intersection over union of two boxes (left, top, width, height)."""
+    sides = [max(0.0, min(a[k] + a[k + 2], b[k] + b[k + 2]) - max(a[k], b[k])) for k in (0, 1)]
+    both = sides[0] * sides[1]
+    return both / max(a[2] * a[3] + b[2] * b[3] - both, 1e-9)
+
+
+def _json(path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
