@@ -14,6 +14,7 @@ from PIL import Image
 
 from qbheat_jax import cli, machine, metrics
 from qbheat_jax.errors import UserError
+from qbheat_jax.report import sample
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -35,10 +36,12 @@ def refused(capsys, *argv, code=2):
 
 
 @pytest.mark.slow
-def test_the_quickstart_in_one_step_each(tmp_path, capsys, one_device):
-    """Every command with the configs of the quickstart, cut down to one step or epoch."""
+def test_the_quickstart_in_one_step_each(tmp_path, capsys, one_device, monkeypatch):
+    """Every command with the configs of the quickstart, cut down: a small encoder, one step or epoch, few images shown."""
+    monkeypatch.setattr(sample, "POOL", 8)
     run = tmp_path / "run"
-    one = ("--config.total_steps", 1, "--config.warmup", 0, "--config.batch_size", 16, "--config.data.eval_split=")
+    one = ("--config.total_steps", 1, "--config.warmup", 0, "--config.batch_size", 16, "--config.data.eval_split=",
+           "--config.encoder.name", "pebble")  # fmt: skip
     code, out, err = qbheat(capsys, "pretrain", "--config", CONFIGS / "photos.py", "--workdir", run, *one)
     assert code == 0 and json.loads(out)["step"] == 1, err
     assert np.isfinite(metrics.read(run)[0]["train/loss"])

@@ -145,8 +145,8 @@ def test_detectors_have_a_table_of_their_own(workdir):
     page = build(workdir)
     found = [row for row in rows(workdir / "report" / "index.html") if "dense" in row]
     assert found == [
-        ["QB-Heat (best)", "dense", "scenes", "25.0 \u00b1 7.1 %", "50.0 \u00b1 14.1 %", "\u2013", "0, 1"],
-        ["random initialisation", "dense", "scenes", "10.0 %", "20.0 %", "\u2013", "0"],
+        ["QB-Heat (best)", "dense", "scenes", "25.0 \u00b1 7.1\u202f%", "50.0 \u00b1 14.1\u202f%", "\u2013", "0, 1"],
+        ["random initialisation", "dense", "scenes", "10.0\u202f%", "20.0\u202f%", "\u2013", "0"],
     ]
     assert "qbheat detect --init random --seed 0" in page.text and "Detector dense on scenes, QB-Heat" in page.text
     assert "As the eyes of a detector" in page.text
