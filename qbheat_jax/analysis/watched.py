@@ -6,6 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from qbheat_jax import heat, sharding
 from qbheat_jax.analysis import pictures
+from qbheat_jax.errors import UserError
 from qbheat_jax.objectives.qbheat import QBHeat
 from qbheat_jax.report import sample
 
@@ -19,11 +20,14 @@ class Watched:
     Called with variables on the run's mesh -> {name: uint8 [H, W, 3]}. Every process of the run calls it, since its
     variables are spread over all of them. `features`: the image, principal components of its map as colours, likeness to the
     framed cell; of QB-Heat also the map that the decoder continues from a quarter, in the same colours, and its error.
-    QB-Heat alone: `reconstructions` at the placements trained on, `spectra` of the learnt A and B.
+    QB-Heat alone: `reconstructions` at the placements trained on, `spectra` of the learnt A and B. Raises UserError where
+    there is no image.
     """
 
     def __init__(self, config, objective):
         self._objective, self._images = objective, sample.draw(config).images[:SHOWN]
+        if not len(self._images):
+            raise UserError(f"images_every shows images of {config.data.source}, of which none could be read")
         # A learnt position code for crops is too small for whole images.
         cells = config.image_size // objective.encoder.stride
         self._whole = config.encoder.position != "learnt" or config.encoder.grid >= cells
