@@ -308,7 +308,7 @@ DETECT = {
     ),
     "init": Field("", "a run or ported checkpoint (directory) whose encoder is taken, or random"),
     **{name: field for name, field in _DATA.items() if not name.startswith(("data.device_cache", "data.cache_"))},
-    "data.source": Field("scenes", "images with boxes: coco:IMAGES_DIR,ANNOTATIONS.json[,...] or scenes"),
+    "data.source": Field("scenes", "images with boxes: coco:IMAGES_DIR,ANNOTATIONS.json[,...], tfds:coco/2017 or scenes"),
     "data.split": Field("train", "the split trained on"),
     "data.eval_split": Field("val", "the split that AP is of; empty: none"),
     "data.max_boxes": Field(100, "boxes an image in training, the largest ones of an image that has more", _POSITIVE),

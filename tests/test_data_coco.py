@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qbheat_jax import data
-from qbheat_jax.data import scenes
+from qbheat_jax.data import decode, scenes
 from qbheat_jax.errors import UserError
 
 TRUTH = {
@@ -151,3 +151,41 @@ def test_training_batches_of_scenes_resume_where_they_stopped():
         np.testing.assert_array_equal(resumed[name], expected, err_msg=name)
     shares = [next(data.train_batches(source, **fields, process_index=p, process_count=2)) for p in (0, 1)]
     np.testing.assert_array_equal(np.concatenate([s["boxes"] for s in shares]), three[0]["boxes"])
+
+
+@pytest.mark.parametrize("kind", ["array_record", "tfrecord"])
+def test_boxes_of_tensorflow_datasets(tmp_path, kind):
+    """Features as tfds:coco/2017 has them: what is said in shares of the image comes as pixels, found by index alone."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    inner = {
+        "bbox": tfds.features.BBoxFeature(), "label": tfds.features.ClassLabel(names=["cat", "dog"]), "is_crowd": np.bool_,
+    }  # fmt: skip
+    features = {"image": tfds.features.Image(encoding_format="png"), "objects": tfds.features.Sequence(inner)}
+    own = [
+        {"bbox": tfds.features.BBox(ymin=0.1, xmin=0.25, ymax=0.5, xmax=1.0), "label": "dog", "is_crowd": False},
+        {"bbox": tfds.features.BBox(ymin=0.0, xmin=0.0, ymax=1.0, xmax=0.5), "label": "cat", "is_crowd": True},
+    ]
+    examples = [{"image": np.full((30, 40, 3), 80 * n, np.uint8), "objects": own[:n]} for n in range(3)]
+    builder = tfds.dataset_builders.AdhocBuilder(
+        name="boxes", version="1.0.0", features=tfds.features.FeaturesDict(features), data_dir=tmp_path, file_format=kind,
+        split_datasets={split: list(enumerate(examples)) for split in ("train", "validation")},
+    )  # fmt: skip
+    builder.download_and_prepare()
+    source = data.open_source("tfds:boxes", tfds_dir=str(tmp_path))
+    assert source.boxed and source.class_names == ["cat", "dog"] and source.classes("train") is None
+    if kind == "tfrecord":
+        with pytest.raises(UserError, match="boxes cannot be found: prepare it with 'tfds build boxes --file_format=array"):
+            source.boxes("train", 0)
+        return
+    greys = [decode.decode(source.fetch("val", n)[0])[0, 0, 0] // 80 for n in range(3)]  # tfds shuffles what it stores
+    found = {grey: source.boxes("val", n) for n, grey in enumerate(greys)}
+    assert [len(found[n]) for n in range(3)] == [0, 1, 2] and all(b.size == (30, 40) for b in found.values())
+    np.testing.assert_allclose(found[2].corners, [[10, 3, 40, 15], [0, 0, 20, 30]], rtol=1e-5)
+    assert found[2].classes.tolist() == [1, 0] and found[2].crowd.tolist() == [False, True]
+    truth = source.annotations("validation")
+    assert [image["height"] for image in truth["images"]] == [30] * 3 and len(truth["annotations"]) == 3
+    kept = [(greys[a["image_id"]], a["category_id"], a["iscrowd"], round(a["area"])) for a in truth["annotations"]]
+    assert sorted(kept) == [(1, 1, 0, 360), (2, 0, 1, 600), (2, 1, 0, 360)]
+    fields = dict(batch_size=3, image_size=32, seed=0, flip=False, boxes=4)
+    batch = next(iter(data.train_batches(source, split="train", **fields)))
+    assert batch["mask"].all() and sorted((batch["classes"] >= 0).sum(1)) == [0, 1, 1], "a crowd is not trained on"

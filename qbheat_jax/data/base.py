@@ -39,14 +39,16 @@ class Source:
 
     def boxes(self, split, index):
         """What is in example `index` of a split: `boxes.Boxes`. Raises UserError where the source has no boxes."""
-        raise UserError(
-            f"data.source='{self.spec}' has no boxes: detection takes coco:IMAGES_DIR,ANNOTATIONS.json or scenes"
-        )
+        raise self._no_boxes()
 
     def annotations(self, split):
         """The split as a dict in COCO's format, what detections are evaluated against; image i of it is example i."""
-        raise UserError(
-            f"data.source='{self.spec}' has no boxes: detection takes coco:IMAGES_DIR,ANNOTATIONS.json or scenes"
+        raise self._no_boxes()
+
+    def _no_boxes(self):
+        return UserError(
+            f"data.source='{self.spec}' has no boxes: detection takes coco:IMAGES_DIR,ANNOTATIONS.json, a tfds:NAME that has "
+            "some, or scenes"
         )
 
     def labels(self, split):

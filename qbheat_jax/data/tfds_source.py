@@ -24,14 +24,13 @@ _USUAL_SPLITS = ("train", "validation", "test")
 
 
 class Tfds(base.Source):
-    """`spec` is tfds:NAME[/CONFIG]; `data_dir` the folder of the prepared data sets, "" for tfds's default.
+    """`spec` is tfds:NAME[/CONFIG]; `builder`: as `builder_of` gives it.
 
     `random_access` says whether `fetch` works; otherwise `stream` does.
     """
 
-    def __init__(self, spec, data_dir):
-        self._builder = _builder(spec, data_dir)
-        info = self._builder.info
+    def __init__(self, spec, builder):
+        self._builder, info = builder, builder.info
         self._image, self._label = _features(spec, info.features)
         self.random_access = _has_random_access(info)
         # Everything is opened here, and not again for each epoch: tfds looks at the file system while it does so.
@@ -86,12 +85,17 @@ class Tfds(base.Source):
     def fetch(self, split, index):
         """Raises OSError, named after the example, where its record cannot be read."""
         split = self.split(split)
-        name = f"{self.spec} {split}[{index}]"
+        return (*self._content(self._example(split, index)), self._name(split, index))
+
+    def _example(self, split, index):
+        """All features of an example. Raises OSError where its record cannot be read."""
         try:
-            example = self._opened[split][index]
+            return self._opened[split][index]
         except RuntimeError as error:  # What ArrayRecord's reader has to say about a damaged file.
-            raise OSError(errno.EIO, " ".join(str(error).split())[:200], name) from error
-        return (*self._content(example), name)
+            raise OSError(errno.EIO, " ".join(str(error).split())[:200], self._name(split, index)) from error
+
+    def _name(self, split, index):
+        return f"{self.spec} {split}[{index}]"
 
     def stream(self, split, *, seed, epoch, shuffle, first, keep):
         """Iterator over (encoded bytes or uint8[H, W, C], label, name, example index) of one epoch.
@@ -114,7 +118,7 @@ class Tfds(base.Source):
         # Parsed last, so that a process only parses its own share.
         examples = records.map(lambda _, record: (record[0], opened.parse(record[1])), num_parallel_calls=2)
         for index, example in untuned(examples.prefetch(16)).as_numpy_iterator():
-            yield (*self._content(example), f"{self.spec} {split}[{index}]", int(index))
+            yield (*self._content(example), self._name(split, index), int(index))
 
     def _content(self, example):
         """(encoded bytes, or pixels where tfds decoded them all the same; label int, -1 for none)."""
@@ -165,7 +169,8 @@ class _Whole:
         return example
 
 
-def _builder(spec, data_dir):
+def builder_of(spec, data_dir):
+    """The tfds builder of a spec; `data_dir`: the folder of the prepared data sets, "" for tfds's default."""
     import tensorflow_datasets as tfds
 
     name = spec.partition(":")[2]
