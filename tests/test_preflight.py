@@ -213,7 +213,7 @@ def test_search_gives_up():
 
 
 @needs_libtpu
-@pytest.mark.parametrize("encoder", ["vit_micro", "micro"])
+@pytest.mark.parametrize("encoder", ["vit_micro", "former_micro"])
 def test_a_small_model_fits_a_tpu(small_config, encoder):
     got = on("v5e:2x2", small_config({"encoder.name": encoder, "dtype": "bfloat16", "batch_size": 64}))
     assert got["fits"] is True and got["reason"] == "" and got["devices"] == got["chips"] == 4

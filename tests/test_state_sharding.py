@@ -9,6 +9,10 @@ from qbheat_jax import loop, objectives, optim, rng, sharding, state, trees
 from qbheat_jax.errors import UserError
 
 
+# All kinds of Mobile-Former's blocks; the decoder's are in test_pods.
+FIELDS = {"encoder.name": "micro", "decoder.depth": 0, "ema": 0.9, "clip_norm": 1.0}
+
+
 def batches(config, count):
     generator = np.random.default_rng(0)
     n, size = config.batch_size, config.image_size
@@ -40,8 +44,7 @@ def alone():
     from qbheat_jax import config as config_lib
     from tests.conftest import SMALL
 
-    # All kinds of Mobile-Former's blocks.
-    config = config_lib.resolve({**SMALL, "encoder.name": "micro", "ema": 0.9, "clip_norm": 1.0})
+    config = config_lib.resolve({**SMALL, **FIELDS})
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
     return config, run(config, mesh)
 
@@ -86,7 +89,7 @@ def test_ema_is_an_average_of_the_parameters(alone):
 
 def test_bfloat16_keeps_float32_parameters(alone, small_config):
     config, (exact, _, _) = alone
-    half = small_config({"encoder.name": "micro", "ema": 0.9, "clip_norm": 1.0, "dtype": "bfloat16"})
+    half = small_config({**FIELDS, "dtype": "bfloat16"})
     losses, final, _ = run(half, sharding.make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1]), 2)
     assert losses != exact[:2]
     np.testing.assert_allclose(losses, exact[:2], rtol=3e-2)
