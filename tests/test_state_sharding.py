@@ -8,7 +8,6 @@ import pytest
 from qbheat_jax import loop, objectives, optim, rng, sharding, state, trees
 from qbheat_jax.errors import UserError
 
-
 # All kinds of Mobile-Former's blocks; the decoder's are in test_pods.
 FIELDS = {"encoder.name": "micro", "decoder.depth": 0, "ema": 0.9, "clip_norm": 1.0}
 
