@@ -264,7 +264,7 @@ def test_photos_are_trained_on_without_tensorflow(tmp_path):
 
 
 def test_tfds_without_tensorflow_is_refused(monkeypatch):
-    monkeypatch.setitem(sys.modules, "qbheat_jax.data.tfds_source", None)
+    monkeypatch.setitem(sys.modules, "qbheat_jax.data.tfds_boxes", None)
     with pytest.raises(UserError, match="data.source='tfds:cifar10' is read by tensorflow, which is missing"):
         data.open_source("tfds:cifar10")
 

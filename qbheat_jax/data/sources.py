@@ -38,13 +38,13 @@ def open_source(spec, *, image_size=64, tfds_dir=""):
         return Folder(spec)
     if kind == "tfds":
         try:
-            from qbheat_jax.data import tfds_boxes
+            from qbheat_jax.data.tfds_boxes import open_tfds
         except ImportError as error:
             raise UserError(
                 f"data.source='{spec}' is read by tensorflow, which is missing ({error}), with data.device_cache too: pip "
                 "install tensorflow-cpu tensorflow-datasets, or use data.source='folder:PATH'"
             ) from error
-        return tfds_boxes.open_tfds(spec, tfds_dir)
+        return open_tfds(spec, tfds_dir)
     raise UserError(f"data.source='{spec}' is not understood: write {ACCEPTED}")
 
 
