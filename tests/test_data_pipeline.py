@@ -15,6 +15,7 @@ from qbheat_jax import data
 from qbheat_jax.data import augment, decode, order, photos, quarter
 from qbheat_jax.data.examples import MEAN_GREY
 from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.probe import splits
 from qbheat_jax.quarters import PLACEMENT_SETS
 
 EVAL = {"image_size": 32, "seed": 0, "placements": (0, 2, 4, 6, 8)}
@@ -469,6 +470,20 @@ def test_tfds_prepared_on_disk(toy):
         np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
     evaluated = list(data.eval_batches(toy, split="validation", batch_size=4, epochs=2, **EVAL))
     assert [batch["index"].tolist() for batch in evaluated] == [[0, 1, 2, 3], [4, -1, -1, -1]] * 2
+
+
+def test_a_subset_of_tfds_is_read_and_shared(toy):
+    """What few-shot probes and analyses read; of TFRecord it is filtered out of the stream, by index of ArrayRecord."""
+    chosen = [3, 5, 8, 13, 21, 34]
+    subset = splits.Subset(toy, {"few": [("train", np.array(chosen))]})
+    values, found = [], splits.labels(toy, "train")
+    assert found.tolist() == [k % 3 for k in range(50)]
+    for h in range(2):
+        batches = list(data.eval_batches(subset, split="few", batch_size=4, process_index=h, process_count=2, **EVAL))
+        values += [image[0, 0, 0] for b in batches for image, real in zip(b["image"], b["mask"]) if real]
+    assert sorted(values) == [5 * k for k in chosen]
+    batches = take(data.train_batches(subset, batch_size=6, **{**TRAIN, "split": "few"}), 2)
+    assert all(sorted(batch["label"]) == sorted(k % 3 for k in chosen) for batch in batches)
 
 
 def test_tfds_resumes_and_shares(toy):

@@ -28,7 +28,7 @@ def labels(source, split):
         for index in range(len(found)):
             found[index] = source.fetch(split, index)[1]
         return found
-    for _, label, _, index in source.stream(split, seed=0, epoch=0, shuffle=False, first=0, keep=(0, 1, 0, 1)):
+    for _, label, _, index in source.stream(split, seed=0, epoch=0, shuffle=False, first=0, keep=(0, 1, np.arange(1))):
         found[index] = label
     return found
 
@@ -100,15 +100,15 @@ class Subset(base.Source):
 
     def stream(self, split, *, seed, epoch, shuffle, first, keep):
         """As `data.tfds_source.Tfds.stream`: places count the images of this subset alone."""
-        shift, period, begin, count = keep
-        place = 0
+        shift, period, kept = keep
+        mine, place = np.isin(np.arange(period), kept), 0
         for own, rows in self._parts[self.split(split)]:
             wanted = np.zeros(self.source.splits[own], bool)
             wanted[rows] = True
-            everything = dict(seed=seed, epoch=epoch, shuffle=shuffle, first=0, keep=(0, 1, 0, 1))
+            everything = dict(seed=seed, epoch=epoch, shuffle=shuffle, first=0, keep=(0, 1, np.arange(1)))
             for item in self.source.stream(own, **everything):
                 if not wanted[item[3]]:
                     continue
-                if place >= first and begin <= (place + shift) % period < begin + count:
+                if place >= first and mine[(place + shift) % period]:
                     yield item
                 place += 1
