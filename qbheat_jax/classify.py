@@ -2,15 +2,13 @@
 
 import json
 import logging
-import shlex
-import sys
 import time
 
 import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import api, data
+from qbheat_jax import api, data, outcome
 from qbheat_jax.data import decode
 from qbheat_jax.errors import UserError
 from qbheat_jax.port import labels
@@ -126,7 +124,7 @@ def dataset(
         "image_size": size,
         "images_per_second": (len(rank) - before) / (now - begin),
         "seconds": now - started,
-        "command": shlex.join(["qbheat", *sys.argv[1:]]),
+        "command": outcome.command(),
     }
     if workdir is not None:
         _write(workdir, result)

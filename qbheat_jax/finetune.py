@@ -2,18 +2,15 @@
 
 import json
 import re
-import shlex
-import sys
 
 import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from qbheat_jax import api, data, from_init, loop, objectives, trees
+from qbheat_jax import api, data, from_init, loop, objectives, outcome, trees
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
-from qbheat_jax.port import labels
 from qbheat_jax.probe import scores, splits
 from qbheat_jax.probe.devices import pmap, pmap_batches
 
@@ -65,17 +62,9 @@ def run(config, workdir):
         "holdout_top1": summary.get(f"{config.data.eval_split}/top1"),
         "n_train": shown.splits[config.data.split],
         "hparams": {name: config[name] for name in ("learning_rate", "weight_decay", "layer_decay", "mixup", "cutmix")},
-        "encoder": config.encoder.name,
-        "step": summary["step"],
-        "image_size": config.image_size,
-        "seconds": summary["seconds"],
-        "images_per_second": summary["images_per_second"],
-        "skipped_files": summary["skipped_files"],
-        "command": shlex.join(["qbheat", *sys.argv[1:]]),
+        **outcome.trained(config, summary),
     }
-    if jax.process_index() == 0:
-        labels.save(workdir, [(name, name) for name in source.class_names])
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    outcome.save(workdir, result, source.class_names)
     return result
 
 

@@ -1,14 +1,12 @@
 """Pre-training: a config and a workdir in, a checkpoint and figures out."""
 
 import json
-import shlex
-import sys
 
 import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import api, data, loop, objectives, quarters, sharding, state
+from qbheat_jax import api, data, loop, objectives, optim, outcome, quarters, sharding, state
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import UserError
@@ -25,14 +23,14 @@ def run(config, workdir):
     if start is not None and hasattr(objective, "started"):
         start = objective.started(start)
     evaluators = [Validation(config, objective, source)] if config.data.eval_split in source.splits else []
-    watched = pictures(config, objective)
+    watched = pictures(config, objective, source)
     summary = loop.train(config, workdir, objective, source, evaluators, start, pictures=watched)
     if config.objective == "supervised" and jax.process_index() == 0:
         labels.save(workdir, [(name, name) for name in source.classes(config.data.split)])
     path = epath.Path(workdir) / "summary.json"
     if not summary["steps_run"] and path.exists():
         return json.loads(path.read_text())
-    summary["command"] = shlex.join(["qbheat", *sys.argv[1:]])
+    summary["command"] = outcome.command()
     if jax.process_index() == 0:
         path.write_text(json.dumps(summary, indent=2) + "\n")
     return summary
@@ -90,10 +88,10 @@ def starting_encoder(config):
     return {name: {"encoder": tree} for name, tree in model.encoder_variables.items()}
 
 
-def pictures(config, objective):
+def pictures(config, objective, source):
     """What `loop.train` shows every `images_every`, or None where that is 0."""
-    units = ("", *(f"_{unit}" for unit in config_lib.UNITS))
-    if not any(config.get(f"images_every{unit}") for unit in units):
+    examples = source.splits[config.data.split]
+    if not optim.duration(config, "images_every", optim.total_steps(config, examples), examples):
         return None
     from qbheat_jax.analysis.watched import Watched  # with all that looks at runs, which is above this
 

@@ -69,12 +69,17 @@ SMALL = {
 }
 
 
+def leave_one_device(patch):
+    """What `one_device` does, for fixtures of a wider scope, by their own `pytest.MonkeyPatch`."""
+    device = jax.devices()[:1]
+    patch.setattr(jax, "devices", lambda *a: device)
+    patch.setattr(jax, "local_devices", lambda *a: device)
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     """One device in the place of eight: programs compile sooner, and what is promised bit for bit can be asked for."""
-    device = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *a: device)
-    monkeypatch.setattr(jax, "local_devices", lambda *a: device)
+    leave_one_device(monkeypatch)
 
 
 @pytest.fixture

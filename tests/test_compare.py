@@ -5,13 +5,13 @@ import re
 import statistics
 from pathlib import Path
 
-import jax
 import pytest
 
 from qbheat_jax import cli, compare, detect, pretrain, probe
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import PREEMPTED, UserError
 from qbheat_jax.report import comparison, figures
+from tests.conftest import leave_one_device
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "compare"
 
@@ -46,10 +46,9 @@ def config_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(config_file, tmp_path_factory):
     """(workdir, what was returned) of the whole comparison, on one device: programs for eight take longer to compile."""
-    workdir, devices = tmp_path_factory.mktemp("done"), jax.devices()[:1]
+    workdir = tmp_path_factory.mktemp("done")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: devices)
-        patch.setattr(jax, "local_devices", lambda: devices)
+        leave_one_device(patch)
         return workdir, compare.run(compare.read(config_file), workdir)
 
 
@@ -257,7 +256,7 @@ def test_our_comparisons_can_be_run(path):
     assert plan.methods and len({m.examples for m in plan.methods if m.config is not None}) == 1
 
 
-def test_a_detector_is_one_more_evaluation(config_file, tmp_path, monkeypatch):
+def test_a_detector_is_one_more_evaluation(config_file, tmp_path, monkeypatch, one_device):
     """It is given each encoder in turn, and its AP stands in the table; run again nothing is run."""
     detector = {
         "objective": "dense", "data.source": "scenes:16", "data.max_boxes": 8, "batch_size": 8, "total_steps": 1,
@@ -271,9 +270,6 @@ def test_a_detector_is_one_more_evaluation(config_file, tmp_path, monkeypatch):
     assert [cell.path for cell in plan.cells() if cell.detects] == [f"{m}/seed-0/probe/found" for m in ("masked", "random")]
     config = plan.probes["found"]
     assert config.encoder.name == "pebble" and config.image_size == 32 and config.data.source == "scenes:16"
-    devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *a: devices)
-    monkeypatch.setattr(jax, "local_devices", lambda *a: devices)
     result = compare.run(plan, tmp_path)
     assert result["finished"] and result["detectors"] == {"found": "scenes:16"}
     for name in ("masked", "random"):

@@ -17,6 +17,7 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.models import pyramid
 from qbheat_jax.objectives import dense, detection
 from qbheat_jax.report import detection as page_of
+from tests.conftest import leave_one_device
 from tests.test_analysis import check
 
 SIZE = 32
@@ -253,9 +254,7 @@ def trained(tmp_path_factory):
     """(workdir, result) of a run that is long enough to find something."""
     workdir = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        device = jax.devices()[:1]
-        patch.setattr(jax, "devices", lambda *a: device)
-        patch.setattr(jax, "local_devices", lambda *a: device)
+        leave_one_device(patch)
         patch.setattr(data, "open_source", lambda *a, **k: Squares())
         fields = dict(total_steps=150, checkpoint_every=150, eval_every=50, log_every=25)
         return workdir, detect.run(config(**fields), workdir), config(**fields)

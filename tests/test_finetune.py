@@ -15,6 +15,7 @@ from qbheat_jax.models import registry
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.objectives import finetune as mixing
 from qbheat_jax.objectives.supervised import Supervised
+from tests.conftest import leave_one_device
 from tests.probe_data import Blobs
 
 registry.ENCODERS.setdefault(
@@ -43,9 +44,7 @@ def tuned(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "open_source", lambda *a, **k: Watched())
-        device = jax.devices()[:1]
-        patch.setattr(jax, "devices", lambda *a: device)
-        patch.setattr(jax, "local_devices", lambda *a: device)
+        leave_one_device(patch)
         fields = dict(total_steps=60, ema=0.9, eval_every=20, checkpoint_every=20, mixup=0.1, cutmix=0.0)
         result = finetune.run(config(**fields), workdir)
         assert set(read[read.index("test") :]) == {"test"} and set(read) == {"train", "val", "test"}, "test comes last"

@@ -1,15 +1,13 @@
 """What did A and B learn? The hypothesis tested on any encoder and any images, the operators, and pictures of both."""
 
 import logging
-import shlex
-import sys
 import time
 
 import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import data
+from qbheat_jax import data, outcome
 from qbheat_jax.analysis import continued, decoded, hypothesis, maps, operators, pictures, results, subject
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import UserError
@@ -88,7 +86,7 @@ def run(config, workdir, init):
         "statistics": decoded.statistics(frozen.model.objective.target) if continues else None,
         "animated": given.heat[1].propagator if continues else None,
         "seconds": time.perf_counter() - started,
-        "command": shlex.join(["qbheat", *sys.argv[1:]]),
+        "command": outcome.command(),
     }
     results.write(folder, result, arrays, sheets)
     return folder, result

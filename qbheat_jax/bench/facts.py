@@ -1,6 +1,5 @@
 """On what was measured, and the same number of threads for everything that is."""
 
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -9,6 +8,7 @@ import jax
 
 from qbheat_jax.bench.options import available
 from qbheat_jax.errors import UserError
+from qbheat_jax.report.facts import versions
 
 _PACKAGES = ("qbheat_jax", "jax", "jaxlib", "flax", "torch", "tensorflow-cpu", "tensorflow", "pillow", "numpy")
 
@@ -26,12 +26,6 @@ def limit_threads(threads):
 
 def machine(threads):
     """Dict of words and numbers."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -39,7 +33,7 @@ def machine(threads):
         "device": jax.devices()[0].device_kind,
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": dict(versions(_PACKAGES)),
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
     }
 

@@ -5,14 +5,12 @@ import json
 import logging
 import os
 import platform
-import shlex
 import statistics
-import sys
 
 import jax
 
 import qbheat_jax
-from qbheat_jax import metrics
+from qbheat_jax import metrics, outcome
 from qbheat_jax.compare import cells
 from qbheat_jax.compare import plan as plan_lib
 from qbheat_jax.config import DETECT
@@ -36,7 +34,7 @@ def gather(plan, workdir, failures):
     return {
         "config": plan.path,
         "workdir": str(workdir),
-        "command": shlex.join(["qbheat", *sys.argv[1:]]),
+        "command": outcome.command(),
         "written": datetime.datetime.now().isoformat(" ", "minutes"),
         "machine": _machine(),
         "data": _data(plan),

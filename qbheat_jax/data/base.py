@@ -17,7 +17,8 @@ class Source:
 
     # Whether `fetch` works for any index; otherwise the pipeline reads the source's `stream`.
     random_access = True
-    # Whether it has boxes; then `boxes` and `annotations` are there.
+    # Whether it has boxes; then `boxes` and `annotations` are there, `class_names` are those of boxes, and no image as a
+    # whole has a label.
     boxed = False
     # Whether boxed examples are so cheap that no thread need make them ahead.
     plain = False
@@ -53,12 +54,12 @@ class Source:
 
     def labels(self, split):
         """int32[n], -1 for an example without a label; None where finding out would mean reading the images."""
-        return None
+        return as_labels(np.full(self.splits[self.split(split)], -1)) if self.boxed else None
 
     def classes(self, split):
         """Names of the classes of a split (list of str), or None where it has no labels."""
         self.split(split)
-        return self.class_names
+        return None if self.boxed else self.class_names
 
     def identity(self, split):
         """Text that tells the images of a split from others: what was made of them is kept under it."""

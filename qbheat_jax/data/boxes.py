@@ -73,3 +73,21 @@ def clip(corners, size):
 def none(size):
     """The boxes of an image in which there is nothing."""
     return Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), tuple(size))
+
+
+def coco_format(found, class_names, file_name):
+    """A split's `Boxes`, a list with one an image, as a dict in COCO's format: image i has the id i, class c the id c.
+
+    file_name: function of i.
+    """
+    images, annotations = [], []
+    for i, own in enumerate(found):
+        height, width = map(int, own.size)
+        images.append({"id": i, "file_name": file_name(i), "height": height, "width": width})
+        for corners, c, crowd in zip(own.corners.tolist(), own.classes.tolist(), own.crowd.tolist()):
+            left, top, right, bottom = corners
+            box = [left, top, right - left, bottom - top]
+            one = {"id": len(annotations) + 1, "image_id": i, "category_id": c, "bbox": box, "iscrowd": int(crowd)}
+            annotations.append({**one, "area": box[2] * box[3]})
+    categories = [{"id": c, "name": name} for c, name in enumerate(class_names)]
+    return {"images": images, "annotations": annotations, "categories": categories}

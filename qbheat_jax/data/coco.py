@@ -55,13 +55,6 @@ class Coco(base.Source):
         )
         self._boxes = {split: _boxes(truth) for split, truth in self._truth.items()}
 
-    def labels(self, split):
-        return base.as_labels(np.full(self.splits[self.split(split)], -1))
-
-    def classes(self, split):
-        self.split(split)
-        return None  # of a whole image
-
     def boxes(self, split, index):
         return self._boxes[self.split(split)][index]
 

@@ -43,13 +43,6 @@ class Scenes(base.ArraySource):
         super().__init__(spec, {s: int(n * share) for s, share in _SPLITS.items()}, [str(d) for d in range(10)])
         self._made, self._lock = {}, threading.Lock()
 
-    def labels(self, split):
-        return base.as_labels(np.full(self.splits[self.split(split)], -1))
-
-    def classes(self, split):
-        self.split(split)
-        return None  # of a whole scene
-
     def images(self, split):
         """uint8[n, 128, 128, 3], made on first use."""
         return self._all(split)[0]
@@ -58,16 +51,7 @@ class Scenes(base.ArraySource):
         return self._all(split)[1][index]
 
     def annotations(self, split):
-        images, found = [], []
-        for n, own in enumerate(self._all(split)[1]):
-            images.append({"id": n, "file_name": f"{n}.png", "height": SIZE, "width": SIZE})
-            for corners, c in zip(own.corners.tolist(), own.classes.tolist()):
-                left, top, right, bottom = corners
-                box = [left, top, right - left, bottom - top]
-                one = {"id": len(found) + 1, "image_id": n, "category_id": c, "bbox": box, "iscrowd": 0}
-                found.append({**one, "area": box[2] * box[3]})
-        categories = [{"id": c, "name": name} for c, name in enumerate(self.class_names)]
-        return {"images": images, "annotations": found, "categories": categories}
+        return boxes.coco_format(self._all(split)[1], self.class_names, "{}.png".format)
 
     def _all(self, split):
         split = self.split(split)

@@ -25,10 +25,6 @@ class TfdsBoxes(tfds_source.Tfds):
         self._example = functools.lru_cache(maxsize=64)(self._example)
         self._truth = functools.cache(self._truth)
 
-    def classes(self, split):
-        self.split(split)
-        return None  # of a whole image
-
     def boxes(self, split, index):
         if not self.random_access:
             raise UserError(
@@ -50,20 +46,13 @@ class TfdsBoxes(tfds_source.Tfds):
         return self._truth(self.split(split))
 
     def _truth(self, split):
-        images, found = [], []
+        found = []
         for n in range(self.splits[split]):
             try:
-                own = self.boxes(split, n)
+                found.append(self.boxes(split, n))
             except (OSError, decode.BadImage):  # which is skipped, and counted, wherever its pixels are asked for
-                own = boxes.none((1, 1))
-            images.append({"id": n, "file_name": f"{split}[{n}]", "height": int(own.size[0]), "width": int(own.size[1])})
-            for corners, c, crowd in zip(own.corners.tolist(), own.classes.tolist(), own.crowd.tolist()):
-                left, top, right, bottom = corners
-                box = [left, top, right - left, bottom - top]
-                one = {"id": len(found) + 1, "image_id": n, "category_id": c, "bbox": box, "iscrowd": int(crowd)}
-                found.append({**one, "area": box[2] * box[3]})
-        categories = [{"id": c, "name": name} for c, name in enumerate(self.class_names)]
-        return {"images": images, "annotations": found, "categories": categories}
+                found.append(boxes.none((1, 1)))
+        return boxes.coco_format(found, self.class_names, lambda n: f"{split}[{n}]")
 
 
 def open_tfds(spec, data_dir):

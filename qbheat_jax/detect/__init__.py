@@ -1,17 +1,14 @@
 """Detection: a detector trained on an encoder's maps, the encoder frozen, and its AP; a config and a workdir in."""
 
 import json
-import shlex
-import sys
 
 import jax
 from etils import epath
 
-from qbheat_jax import api, data, from_init, loop, objectives, trees
+from qbheat_jax import api, data, from_init, loop, objectives, outcome, trees
 from qbheat_jax import config as config_lib
 from qbheat_jax.detect.evaluate import AveragePrecision
 from qbheat_jax.errors import UserError
-from qbheat_jax.port import labels
 
 __all__ = ["checked", "line", "run"]
 
@@ -47,17 +44,9 @@ def run(config, workdir):
         "frozen": not config.tune,
         "n_train": source.splits[config.data.split],
         "hparams": {name: config[name] for name in ("learning_rate", "weight_decay", "batch_size")},
-        "encoder": config.encoder.name,
-        "step": summary["step"],
-        "image_size": config.image_size,
-        "seconds": summary["seconds"],
-        "images_per_second": summary["images_per_second"],
-        "skipped_files": summary["skipped_files"],
-        "command": shlex.join(["qbheat", *sys.argv[1:]]),
+        **outcome.trained(config, summary),
     }
-    if jax.process_index() == 0:
-        labels.save(workdir, [(name, name) for name in source.class_names])
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    outcome.save(workdir, result, source.class_names)
     return result
 
 

@@ -2,15 +2,13 @@
 
 import dataclasses
 import logging
-import shlex
-import sys
 import time
 
 import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import data
+from qbheat_jax import data, outcome
 from qbheat_jax.errors import UserError
 from qbheat_jax.models.heads import BlockHead, LinearHead
 from qbheat_jax.probe import encoders, fit, neighbours, scores, splits
@@ -74,7 +72,7 @@ def run(config, workdir, init, store=None):
         **frozen.description,
         "seconds": time.perf_counter() - started,
         "encode_images_per_second": encoding.rates,
-        "command": shlex.join(["qbheat", *sys.argv[1:]]),
+        "command": outcome.command(),
     }
     write(workdir, config, result, method.curve)
     return result

@@ -1,22 +1,12 @@
 """The page of a comparison: result.json of `qbheat compare` in, one self-contained HTML file out."""
 
-from qbheat_jax.errors import UserError
 from qbheat_jax.report import facts, figures, gather, words
-from qbheat_jax.report.template import template
+from qbheat_jax.report.template import save, template
 
 
 def write(result, workdir):
     """Writes WORKDIR/report/index.html (workdir: a path) -> its path. UserError where matplotlib or jinja2 is missing."""
-    page = template("comparison.html.j2").render(context(result))
-    path = workdir / "report" / "index.html"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(".index.html.part")
-        part.write_text(page)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    return path
+    return save(workdir / "report" / "index.html", template("comparison.html.j2").render(context(result)))
 
 
 def context(result):

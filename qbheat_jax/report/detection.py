@@ -1,6 +1,5 @@
 """The page of a detector: what `qbheat detect` left in a workdir in, one self-contained HTML file out."""
 
-import json
 import pathlib
 
 import numpy as np
@@ -10,7 +9,7 @@ from qbheat_jax import data, metrics
 from qbheat_jax.data import decode, examples
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import facts, figures, gather, tiles, words
-from qbheat_jax.report.template import template
+from qbheat_jax.report.template import save, template
 
 # Images shown, and the longest side at which a page keeps one.
 SHOWN, LONGEST = 12, 480
@@ -21,20 +20,13 @@ RIGHT = 0.5
 def write(workdir):
     """Writes WORKDIR/report/index.html -> its path. Raises UserError where the detector has not been measured yet."""
     workdir = pathlib.Path(workdir)
-    page = template("detection.html.j2").render(_context(workdir))
-    path = workdir / "report" / "index.html"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    return path
+    return save(workdir / "report" / "index.html", template("detection.html.j2").render(_context(workdir)))
 
 
 def _context(workdir):
     """Everything that the template names."""
     config = gather.read_config(workdir)
-    found = {name: _json(workdir / f"{name}.json") for name in ("result", "detections", "curves")}
+    found = {name: gather.read_json(workdir / f"{name}.json") for name in ("result", "detections", "curves")}
     result = found["result"]
     if not result or "AP" not in result or found["detections"] is None or found["curves"] is None:
         raise UserError(
@@ -49,22 +41,22 @@ def _context(workdir):
         no_images = str(error)
     lines = metrics.read(workdir)
     split = config.data.eval_split
-    measured = {name: _series(lines, f"{split}/{name}") for name in ("AP", "AP50", "AP75")}
+    measured = {name: gather.series(lines, f"{split}/{name}") for name in ("AP", "AP50", "AP75")}
+    loss, rate = (gather.series(lines, f"train/{name}") for name in ("loss", "learning_rate"))
     nothing = ([], [])
     return {
         "result": result,
-        "config": config,
         "split": split,
         "encoder": gather.BASELINES.get(result["init"], f"the encoder of {gather.shown(result['init'])}"),
         "headlines": [
-            (words.percent(result["AP"]), "AP, COCO\u2019s mean over overlaps from 0.5 to 0.95", ""),
-            (words.percent(result["AP50"]), "AP50: an overlap of 0.5 is right", ""),
-            (words.percent(result["AP75"]), "AP75: an overlap of 0.75 is right", ""),
+            (words.percent(result["AP"]), "AP, COCO\u2019s mean over overlaps from 0.5 to 0.95"),
+            (words.percent(result["AP50"]), "AP50: an overlap of 0.5 is right"),
+            (words.percent(result["AP75"]), "AP75: an overlap of 0.75 is right"),
         ],
         "sizes": [(name, result[key]) for name, key in (("small", "APs"), ("medium", "APm"), ("large", "APl"))],
         "cards": cards,
         "no_images": no_images,
-        "losses": figures.losses(_series(lines, "train/loss"), nothing, nothing, _series(lines, "train/learning_rate")),
+        "losses": figures.losses(loss, nothing, nothing, rate),
         "learning": figures.precisions(measured) if len(measured["AP"][0]) > 1 else None,
         "curves": figures.recalls(found["curves"]) if found["curves"] else None,
         "classes": [
@@ -76,11 +68,6 @@ def _context(workdir):
         "versions": facts.versions(),
         "fields": facts.fields(config, config_lib.DETECT),
     }
-
-
-def _series(lines, name):
-    points = [(line["step"], line[name]) for line in lines if name in line]
-    return [step for step, _ in points], [value for _, value in points]
 
 
 def _counts(truth):
@@ -135,7 +122,8 @@ def judged(detections, known):
     """
     free, right = list(known), []
     for one in detections:
-        overlaps = [(_overlap(one["bbox"], a["bbox"]), n) for n, a in enumerate(free) if _same_class(one, a)]
+        alike = [n for n, a in enumerate(free) if a["category_id"] == one["category_id"]]
+        overlaps = [(_overlap(one["bbox"], free[n]["bbox"]), n) for n in alike]
         best, n = max(overlaps, default=(0.0, -1))
         right.append(best >= RIGHT)
         if right[-1]:
@@ -143,19 +131,8 @@ def judged(detections, known):
     return right
 
 
-def _same_class(a, b):
-    return a["category_id"] == b["category_id"]
-
-
 def _overlap(a, b):
     """Intersection over union of two boxes (left, top, width, height)."""
     sides = [max(0.0, min(a[k] + a[k + 2], b[k] + b[k + 2]) - max(a[k], b[k])) for k in (0, 1)]
     both = sides[0] * sides[1]
     return both / max(a[2] * a[3] + b[2] * b[3] - both, 1e-9)
-
-
-def _json(path):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None

@@ -44,10 +44,10 @@ def commands(run):
     return [*dict.fromkeys(gather.typed(text, run.path) for text in recorded if text), report]
 
 
-def versions():
-    """[(package, version)] of what is installed where the page is made."""
+def versions(packages=PACKAGES):
+    """[(package, version)] of what is installed here."""
     found = []
-    for name in PACKAGES:
+    for name in packages:
         try:
             found.append((name, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:

@@ -72,8 +72,7 @@ class Run:
 
     def series(self, name, start=0):
         """(steps, values) of one metric, from step `start` on."""
-        points = [(line["step"], line[name]) for line in self.lines if name in line and line["step"] >= start]
-        return [step for step, _ in points], [value for _, value in points]
+        return series(self.lines, name, start)
 
     def last(self, name):
         """The newest value of a metric, or None."""
@@ -87,6 +86,12 @@ class Run:
             found.setdefault(key, []).append(probe)
         groups = [Group(*key, tuple(sorted(probes, key=_seed))) for key, probes in found.items()]
         return sorted(groups, key=lambda g: (g.protocol, g.data, -(g.mean(figure) or 0.0)))
+
+
+def series(lines, name, start=0):
+    """As `Run.series`, of the lines of a metrics.jsonl."""
+    points = [(line["step"], line[name]) for line in lines if name in line and line["step"] >= start]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def read_config(workdir):
@@ -110,7 +115,7 @@ def read(workdir):
             f"--workdir {workdir} holds a fine-tuned classifier: report the run that it began with, which shows it where "
             "it lies below that"
         )
-    summary = _json(path / "summary.json")
+    summary = read_json(path / "summary.json")
     summary = summary if isinstance(summary, dict) else {}
     return Run(path, shown(path), config, metrics.read(path), summary, _probes(path, config))
 
@@ -130,7 +135,7 @@ def _probes(path, config):
     probes = []
     for file in sorted(path.glob("**/result.json")):
         folder = file.parent.relative_to(path)
-        result = _json(file)
+        result = read_json(file)
         if folder.parts[:1] == ("report",) or not isinstance(result, dict):
             continue
         if isinstance(result.get("protocol"), str) and any(isinstance(result.get(k), (int, float)) for k in ("top1", "AP")):
@@ -152,7 +157,7 @@ def _features(init, path, method):
     other = bool(init) and os.path.isdir(init) and not os.path.samefile(init, path)
     if not other:
         return method
-    trained = _json(pathlib.Path(init) / "config.json")
+    trained = read_json(pathlib.Path(init) / "config.json")
     method = METHODS.get(trained.get("objective"), method) if isinstance(trained, dict) else method
     return f"{method}, run {os.path.basename(os.path.normpath(init))}"
 
@@ -161,7 +166,7 @@ def _seed(probe):
     return str(probe.result.get("seed", "")), probe.name
 
 
-def _json(path):
+def read_json(path):
     """What a JSON file holds, or None where there is none or it is torn."""
     try:
         return json.loads(path.read_text())
