@@ -240,7 +240,7 @@ def bench(arguments, overrides):
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if given.get("peers") == ("none",):
         given["peers"] = ()
-    print(table.text(bench.run(Options(**given))))
+    bench.run(Options(**given), lambda result: print(table.newest(result), flush=True))
 
 
 def report(arguments, _):

@@ -76,7 +76,7 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
     try:
         while step < steps and not stop:
             # Step
-            with progress.waiting():
+            with progress.waiting(history.busy):
                 batch = next(batches)
             state, step_metrics = step_fn(state, batch)
             step, position = step + 1, position + config.batch_size
@@ -192,6 +192,10 @@ class _History:
 
     def add(self, step, values):
         self._pending.append((step, values))
+
+    def busy(self):
+        """Whether the device is not yet done with the last step."""
+        return bool(self._pending) and not self._pending[-1][1]["loss"].is_ready()
 
     def check(self):
         """Raises UserError (exit code 1) that names the first step whose loss is not finite."""

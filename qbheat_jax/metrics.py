@@ -91,11 +91,13 @@ class Progress:
         self._start, self._step, self._time = start, start, time.perf_counter()
 
     @contextlib.contextmanager
-    def waiting(self):
-        """Around what keeps a step from starting because its data is not there yet."""
+    def waiting(self, busy=lambda: False):
+        """Around what brings a step's data. It counts only where `busy()` then says that the device has nothing to do: while
+        it still works at an earlier step, it is not the data that it waits for."""
         start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - start
+        if not busy():
+            self._waited += time.perf_counter() - start
 
     def advance(self, step):
         if self._bar is not None:

@@ -35,7 +35,7 @@ class Clock:
 def test_candidates_take_turns_and_every_second_round_goes_backwards():
     clock = Clock()
     timing.alternate([clock.taking(name, [1.0]) for name in "abc"], 3, seconds=0)
-    assert "".join(clock.log) == "aabbcc" + "abc" + "cba" + "abc"
+    assert "".join(clock.log) == "aabbcc" + "aabbcc" + "ccbbaa" + "aabbcc"
 
 
 def test_a_run_has_as_many_calls_as_fill_its_seconds_and_the_warm_up_does_not_count():
@@ -44,6 +44,12 @@ def test_a_run_has_as_many_calls_as_fill_its_seconds_and_the_warm_up_does_not_co
     figures = timing.alternate([slow, fast], 2, seconds=1.0)
     assert figures["slow"] == {"calls": 1, "seconds": [4.0, 4.0]}
     assert figures["fast"] == {"calls": 4, "seconds": [0.25, 0.25]}
+
+
+def test_the_first_call_after_another_candidate_does_not_count():
+    clock = Clock()
+    candidates = [clock.taking("a", [9.0, 1.0, 7.0, 2.0, 8.0, 3.0]), clock.taking("b", [5.0])]
+    assert timing.alternate(candidates, 2, seconds=0)["a"]["seconds"] == [2.0, 3.0]
 
 
 def test_rates_and_ratios():

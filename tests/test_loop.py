@@ -194,6 +194,31 @@ def test_load_of_no_run(tmp_path):
         qbheat_jax.load(tmp_path)
 
 
+def test_waiting_for_data_counts_while_the_device_has_nothing_to_do(monkeypatch):
+    clock = iter([0.0, 1.0, 4.0, 4.0, 10.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    progress = metrics.Progress(0, 100, batch_size=4)
+    for busy in (False, True):  # from 1.0 to 4.0; then from 4.0 on, beside a step
+        with progress.waiting(lambda busy=busy: busy):
+            pass
+    assert progress.report(2, 1.0) == {"images_per_second": 0.8, "data_wait": 0.3}
+
+
+def test_the_device_is_busy_until_its_last_step_is_done(tmp_path):
+    class Loss(float):
+        ready = False
+
+        def is_ready(self):
+            return self.ready
+
+    history, loss = loop._History(tmp_path, 0), Loss(1.0)
+    assert not history.busy()
+    history.add(1, {"loss": loss})
+    assert history.busy()
+    loss.ready = True
+    assert not history.busy()
+
+
 def test_shapes_of_the_loop_are_those_of_the_data(small_config):
     config = small_config()
     source = data.open_source(config.data.source, image_size=32)

@@ -23,7 +23,7 @@ def get_config():
     config.data.flip = False
     config.image_size = 128
     config.batch_size = 16
-    config.total_steps = 2000
+    config.total_steps = 4000
     config.encoder = ConfigDict()
     config.encoder.name = "mobile_former_tiny"  # of --init random
     config.detector = ConfigDict()
@@ -33,7 +33,7 @@ def get_config():
     config.dense.strides = (8, 16, 32)
     config.dense.width = 64
     config.dense.depth = 2
-    config.learning_rate = 3.2e-2  # for 256 images, so 2e-3 for the batch of 16
+    config.learning_rate = 6.4e-2  # for 256 images, so 4e-3 for the batch of 16
     config.warmup_percent = 5.0
     config.weight_decay = 0.05
     config.clip_norm = 1.0

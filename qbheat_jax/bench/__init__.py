@@ -11,25 +11,34 @@ from qbheat_jax.bench import facts, options
 from qbheat_jax.errors import RUN_FAILED, UserError
 
 
-def run(asked):
+def run(asked, show=None):
     """options.Options -> the result, a dict of plain data for `table.text`; written to the file `asked.json` where set.
 
-    Raises UserError for what cannot be, before anything is compiled.
+    show: called with the result so far, without sections at first and then after each; the file is written as often, so
+    that what was measured is not lost with a run that is cut off. Raises UserError for what cannot be, before anything is
+    compiled.
     """
     o = options.check(asked)
     parts = _parts(o)
     facts.limit_threads(o.threads)  # before jax starts its own
-    result = {
-        "machine": facts.machine(o.threads),
-        "options": dataclasses.asdict(o),
-        "sections": [section for part in parts for section in part(o)],
-    }
-    if o.json:
-        try:
-            pathlib.Path(o.json).write_text(json.dumps(result, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"--json {o.json} cannot be written: {error.strerror}", exit_code=RUN_FAILED) from error
+    result = {"machine": facts.machine(o.threads), "options": dataclasses.asdict(o), "sections": []}
+    if show:
+        show(result)
+    for part in parts:
+        for section in part(o):
+            result["sections"].append(section)
+            _save(result, o.json)
+            if show:
+                show(result)
     return result
+
+
+def _save(result, path):
+    if path:
+        try:
+            pathlib.Path(path).write_text(json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {path} cannot be written: {error.strerror}", exit_code=RUN_FAILED) from error
 
 
 def _parts(o):

@@ -4,7 +4,13 @@ GIB = 2**30
 
 
 def text(result):
+    """The whole result."""
     return "\n".join([*_machine(result), *(line for s in result["sections"] for line in _section(s))])
+
+
+def newest(result):
+    """What `text` ends with since the last section came: that section, or before the first what stands above them all."""
+    return "\n".join(_section(result["sections"][-1]) if result["sections"] else _machine(result))
 
 
 def _machine(result):
@@ -17,7 +23,7 @@ def _machine(result):
     yield f"* threads of every framework: {m['threads']}; GLIBC_TUNABLES={m['GLIBC_TUNABLES'] or 'not set'}"
     yield (
         f"* {o['rounds']} rounds in one process, all candidates of a table in turn, every second round backwards, after a "
-        "warm-up: medians (least to most)"
+        "warm-up, each turn's first call not counted: medians (least to most)"
     )
     yield "* ratios are taken round by round"
 

@@ -35,7 +35,9 @@ def alternate(candidates, rounds, seconds=1.0):
     """-> {name: {"calls": calls a run, "seconds": [seconds a call, one a round]}}.
 
     Each is warmed up first: called once, which compiles it, and once more, which says how many calls take `seconds`.
-    Every second round goes backwards, so that none always comes after the same other one.
+    Every second round goes backwards, so that none always comes after the same other one, and every turn begins with one
+    call that does not count: caches and the allocator's memory are then as the one before left them (a step of jax was seen
+    to take twice as long right after one of PyTorch as after another of its own).
     """
     figures = {}
     for candidate in candidates:
@@ -46,6 +48,7 @@ def alternate(candidates, rounds, seconds=1.0):
     for number in range(rounds):
         for candidate in candidates if number % 2 == 0 else reversed(candidates):
             row = figures[candidate.name]
+            candidate.run(1)
             row["seconds"].append(candidate.run(row["calls"]) / row["calls"])
     return figures
 
