@@ -131,6 +131,26 @@ def test_queries_begin_all_over_the_image_where_they_are_anchors(anchors):
     assert (np.asarray(found) >= -SIZE).all() and (np.asarray(found[..., 2:]) > np.asarray(found[..., :2])).all()
 
 
+def test_queries_look_round_their_boxes():
+    generator = np.random.default_rng(3)
+    box, where = generator.normal(size=(2, 3, 4)), 0.3 * generator.normal(size=(2, 3, 2, 4))
+    points = generator.random((5, 2))
+    bias = np.asarray(model.near(jnp.asarray(box), jnp.asarray(points), jnp.asarray(where)))
+    assert bias.shape == (2, 2, 3, 5)
+    for b, h, q, m in np.ndindex(bias.shape):
+        x, y, width, height = 1 / (1 + np.exp(-box[b, q]))
+        right, down, wide, high = where[b, q, h]
+        across = (points[m, 0] - x - right * width) / (width * np.exp(wide))
+        along = (points[m, 1] - y - down * height) / (height * np.exp(high))
+        np.testing.assert_allclose(bias[b, h, q, m], -(across**2 + along**2) / 2, rtol=2e-5)
+
+
+def test_heads_begin_with_the_places_round_a_box():
+    right, down, wide, high = np.asarray(model._around(None, (16,))).reshape(4, 4).T
+    np.testing.assert_allclose(np.stack([right, down], 1), [[0.5, 0], [0, 0.5], [-0.5, 0], [0, -0.5]], atol=1e-6)
+    np.testing.assert_allclose([wide, high], np.log(0.5))
+
+
 def test_it_learns(tmp_path, one_device):
     fields = dict(FIELDS, total_steps=150, eval_every=0, checkpoint_every=150, log_every=25, learning_rate=0.1)
     result = detect.run(config(**fields), tmp_path)

@@ -258,16 +258,16 @@ class DropPath(nn.Module):
         return nn.Dropout(self.rate, broadcast_dims=dims, rng_collection="drop_path")(x, deterministic=not train)
 
 
-def attend(query, key, value, heads):
+def attend(query, key, value, heads, bias=None):
     """Softmax attention, the channel axis split into `heads` contiguous parts, scale (C / heads) ** -0.5.
 
-    query [B, N, C], key [B, M, C], value [B, M, C] -> [B, N, C].
+    query [B, N, C], key [B, M, C], value [B, M, C], bias [B, heads, N, M] of the logits, or None -> [B, N, C].
     """
 
     def split(x):
         return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
-    return jax.nn.dot_product_attention(split(query), split(key), split(value)).reshape(query.shape)
+    return jax.nn.dot_product_attention(split(query), split(key), split(value), bias).reshape(query.shape)
 
 
 class Projections(nn.Module):
