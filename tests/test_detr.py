@@ -95,7 +95,7 @@ def test_the_loss_is_that_of_plain_numpy_and_scipy():
     count = np.array([5, 2, 0, 0])  # the last two are empty, and the last one does not count
     classes = np.where(np.arange(5) < count[:, None], generator.integers(0, 3, (4, 5)), -1).astype(np.int32)
     mask = np.array([True, True, True, False])
-    objective = detr.Detr(None, None)
+    objective = detr.Detr(None, model.DETR(2))
     loss, metrics = jax.jit(lambda *a: objective.outputs_loss(*a, (32, 32)))((logits, found), boxes, classes, mask)
     layers = [plain_loss(logits[n], found[n] / 32, boxes / 32, classes, mask) for n in range(2)]
     for name, value in layers[-1].items():
@@ -111,7 +111,7 @@ def test_detections_are_the_best_pairs_of_the_last_layer():
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(2, 1, 4, 3)).astype(np.float32)
     found = np.tile([-5.0, 1, 9, 40], (2, 1, 4, 1)).astype(np.float32) + np.arange(4)[:, None]
-    boxes, scores, classes = detr.Detr(None, None, count=20).decode((logits, found), (32, 32))
+    boxes, scores, classes = detr.Detr(None, model.DETR(2), count=20).decode((logits, found), (32, 32))
     order = np.argsort(-logits[-1, 0].reshape(-1))
     np.testing.assert_allclose(scores[0, :12], sigmoid(logits[-1, 0].reshape(-1)[order]), rtol=1e-5)
     assert (np.asarray(scores)[0, 12:] == 0).all() and classes[0, :12].tolist() == (order % 3).tolist()
@@ -151,6 +151,34 @@ def test_heads_begin_with_the_places_round_a_box():
     np.testing.assert_allclose([wide, high], np.log(0.5))
 
 
+def test_groups_do_not_see_each_other_and_the_first_is_asked():
+    objective = built(**FIELDS, detr__groups=3)
+    variables = jax.jit(objective.init)(jax.random.key(0), first_batch())
+    images = objective.pixels.normalise(first_batch()["image"])
+    together = jax.jit(objective._outputs)(variables["params"], variables["batch_stats"], images)
+    assert together[0].shape[2] == 24
+    asked = jax.jit(objective.detections)(variables, images)
+    first = objective.decode([x[:, :, :8] for x in together], images.shape[1:3])
+    for mine, theirs in zip(asked, first):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_of_groups_is_the_mean_of_theirs():
+    generator = np.random.default_rng(5)
+    middle, sides = generator.uniform(10, 20, (2, 2, 8, 2)), generator.uniform(2, 8, (2, 2, 8, 2))
+    outputs = generator.normal(size=(2, 2, 8, 3)), np.concatenate([middle - sides, middle + sides], -1)
+    boxes = np.array([[[2, 3, 9, 12], [8, 8, 30, 28]], [[1, 1, 20, 20], [0, 0, 0, 0]]], np.float32)
+    classes, mask = np.array([[0, 2], [1, -1]]), np.ones(2, bool)
+
+    def loss(groups, begin, end):
+        part = [jnp.asarray(x[:, :, begin:end], jnp.float32) for x in outputs]
+        return detr.Detr(None, model.DETR(3, groups=groups)).outputs_loss(part, boxes, classes, mask, (32, 32))
+
+    (both, figures), (one, first), (other, second) = loss(2, 0, 8), loss(1, 0, 4), loss(1, 4, 8)
+    np.testing.assert_allclose(both, (one + other) / 2, rtol=1e-5)
+    np.testing.assert_allclose(figures["giou"], (first["giou"] + second["giou"]) / 2, rtol=1e-5)
+
+
 def test_it_learns(tmp_path, one_device):
     fields = dict(FIELDS, total_steps=150, eval_every=0, checkpoint_every=150, log_every=25, learning_rate=0.1)
     result = detect.run(config(**fields), tmp_path)
@@ -164,7 +192,7 @@ def test_a_batch_split_over_devices_has_the_loss_and_gradient_of_the_whole():
     low = generator.uniform(0, 20, (2, 8, 6, 2))
     found = np.concatenate([low, low + generator.uniform(1, 12, (2, 8, 6, 2))], -1).astype(np.float32)
     logits, batch = generator.normal(0, 2, (2, 8, 6, 2)).astype(np.float32), first_batch(8)
-    objective = detr.Detr(None, None)
+    objective = detr.Detr(None, model.DETR(2))
 
     def loss(outputs, boxes, classes, mask):
         return objective.outputs_loss(outputs, boxes, classes, mask, (SIZE, SIZE))[0]

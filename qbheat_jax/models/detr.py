@@ -26,13 +26,17 @@ class DETR(nn.Module):
 
     Boxes are corners in pixels of the image; only the coarsest map is looked at. anchors: queries are boxes that the layers
     refine one after the other, each with what it has learnt to look for (DAB-DETR, arXiv 2201.12329), and look round their
-    boxes (`near`), which converges in far fewer steps; without, plain learnt queries, as in DETR.
+    boxes (`near`), which converges in far fewer steps; without, plain learnt queries, as in DETR. groups: sets of that
+    many queries that do not see each other, so that each box is learnt from by one of every set (Group DETR, arXiv
+    2207.13085); queries are then those of all sets, one set after the other, or with `alone` of the first.
     """
 
     classes: int
     queries: int = 100
     size: str = "small"
     anchors: bool = True
+    groups: int = 1
+    alone: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -53,13 +57,16 @@ class DETR(nn.Module):
             x = TransformerBlock(heads, dtype=self.dtype, name=f"cells{n}")(x, False)
         memory = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="memory_norm")(x)
 
-        content = self.param("content", nn.initializers.normal(0.02), (self.queries, width), jnp.float32)
-        content = jnp.broadcast_to(content.astype(self.dtype), (batch, self.queries, width))
+        groups = 1 if self.alone else self.groups
+        count, asked = self.groups * self.queries, groups * self.queries
+        content = self.param("content", nn.initializers.normal(0.02), (count, width), jnp.float32)
         if self.anchors:
-            start = self.param("anchors", lambda _, shape: _spread(shape[0]), (self.queries, 4))
+            start = self.param("anchors", lambda _, shape: _spread(shape[0]), (count, 4))
         else:
-            start = self.param("places", nn.initializers.normal(1.0), (self.queries, width), jnp.float32)
-        start = jnp.broadcast_to(start, (batch, *start.shape))
+            start = self.param("places", nn.initializers.normal(1.0), (count, width), jnp.float32)
+        content, start = (
+            jnp.broadcast_to(x[:asked], (batch, asked, x.shape[1])) for x in (content.astype(self.dtype), start)
+        )
         to_place = MLP(width, width, 2, self.dtype, name="to_place")
         rare = nn.initializers.constant(-math.log(99.0))
         to_class = nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), bias_init=rare, name="classes")
@@ -69,7 +76,7 @@ class DETR(nn.Module):
         logits, found, box = [], [], start
         for n in range(layers):
             place = to_place(code(jax.nn.sigmoid(box), width)) if self.anchors else start
-            content = DecoderLayer(heads, self.dtype, name=f"layer{n}")(
+            content = DecoderLayer(heads, groups, self.dtype, name=f"layer{n}")(
                 content, place.astype(self.dtype), memory, places, (box, points) if self.anchors else None
             )
             seen = norm(content.astype(jnp.float32))
@@ -82,13 +89,14 @@ class DETR(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, then at the cells, then at themselves: content [B, Q, C] -> [B, Q, C], pre-norm.
+    """Queries look at those of their group, then at the cells, then at themselves: content [B, Q, C] -> [B, Q, C], pre-norm.
 
     place [B, Q, C]: where the queries are; memory [B, M, C] of the cells, places [M, C] where those are. around: (boxes
     [B, Q, 4] before the sigmoid, centres of the cells [M, 2]), where queries look round their boxes.
     """
 
     heads: int
+    groups: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -101,10 +109,12 @@ class DecoderLayer(nn.Module):
         def norm(name):
             return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
 
+        def grouped(x):
+            return x.reshape(-1, x.shape[1] // self.groups, width)
+
         x = norm("self_norm")(content)
-        looked = attend(
-            linear("self_query")(x + place), linear("self_key")(x + place), linear("self_value")(x), self.heads
-        )
+        query, key, value = linear("self_query")(x + place), linear("self_key")(x + place), linear("self_value")(x)
+        looked = attend(grouped(query), grouped(key), grouped(value), self.heads).reshape(content.shape)
         content = content + linear("self_proj")(looked)
         x = norm("cross_norm")(content)
         key = linear("cross_key")(memory) + linear("cross_key_place")(jnp.broadcast_to(places, memory.shape))

@@ -146,7 +146,7 @@ def _detr(config, encoder, pixels):
             f"config field detr.queries={fields.queries} is not accepted: it takes data.max_boxes={config.data.max_boxes} or "
             "more, one for each box"
         )
-    detector = DETR(config.detector.classes, fields.queries, fields.size, fields.anchors, jnp.dtype(config.dtype))
+    detector = DETR(config.detector.classes, **fields, dtype=jnp.dtype(config.dtype))
     return Detr(encoder, detector, pixels, config.tune, count=config.detector.count)
 
 

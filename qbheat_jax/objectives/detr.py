@@ -18,10 +18,16 @@ _TOO_MUCH = 1e6
 
 @dataclasses.dataclass(frozen=True)
 class Detr(Detection):
-    """`Detection` by a `DETR`; every layer of its decoder is matched and asked by itself."""
+    """`Detection` by a `DETR`; every layer of its decoder, and every group of queries, is matched and asked by itself."""
+
+    def detections(self, variables, images):
+        """As `Detection.detections`, by the first group of queries."""
+        first = dataclasses.replace(self, detector=self.detector.clone(alone=True))
+        return Detection.detections(first, variables, images)
 
     def outputs_loss(self, outputs, boxes, classes, mask, size):
-        """(loss, {"class", "box", "giou"} of the last layer); the loss is summed over layers, each by the batch's boxes."""
+        """(loss, {"class", "box", "giou"} of the last layer); the loss is summed over layers, each by the batch's boxes, and
+        is the mean of the groups'."""
         pixels = np.array([size[1], size[0]] * 2, np.float32)
         boxes = boxes / pixels
 
@@ -32,9 +38,14 @@ class Detr(Detection):
             )
             return criterion(logits, found, boxes, classes, match, mask)
 
-        parts = jax.vmap(layer)(*outputs)  # [layers] each
+        parts = jax.vmap(jax.vmap(layer, 1))(*map(self._grouped, outputs))  # [layers, groups] each
+        parts = {name: values.mean(1) for name, values in parts.items()}
         loss = sum(weight * parts[name].sum() for name, weight in (("class", CLASS), ("box", L1), ("giou", GIOU)))
         return loss, {name: values[-1] for name, values in parts.items()}
+
+    def _grouped(self, x):
+        """[layers, B, groups * queries, ...] -> [layers, B, groups, queries, ...]."""
+        return x.reshape(*x.shape[:2], self.detector.groups, -1, *x.shape[3:])
 
     def decode(self, outputs, size):
         """As `Detection.detections`: of the last layer, without suppression, since each box has one query."""
