@@ -334,7 +334,7 @@ DETECT = {
     "detr.size": Field("small", "width 128 and 3 layers, or width 256 and 6", ("small", "base")),
     "detr.queries": Field(100, "boxes that it can see in an image, data.max_boxes or more", _POSITIVE),
     "detr.anchors": Field(True, "queries are boxes that the layers refine; converges far sooner than learnt queries"),
-    "detr.groups": Field(1, "sets of queries that learn side by side, of which the first is asked afterwards", _POSITIVE),
+    "detr.groups": Field(4, "sets of queries that learn side by side, of which the first is asked afterwards", _POSITIVE),
     "learning_rate": Field(1e-3, "peak rate for a batch of 256; the run's is this times batch_size / 256", _POSITIVE),
     "adam_b2": Field(0.999, "AdamW's second decay", _BELOW_ONE),
 }

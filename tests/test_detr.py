@@ -120,7 +120,7 @@ def test_detections_are_the_best_pairs_of_the_last_layer():
 
 @pytest.mark.parametrize("anchors", [True, False])
 def test_queries_begin_all_over_the_image_where_they_are_anchors(anchors):
-    objective = built(**FIELDS, detr__anchors=anchors)
+    objective = built(**FIELDS, detr__anchors=anchors, detr__groups=1)
     variables = jax.jit(objective.init)(jax.random.key(0), first_batch())
     assert ("anchors" in variables["params"]["detector"]) == anchors
     outputs = jax.jit(objective._outputs)

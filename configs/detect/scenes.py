@@ -5,7 +5,7 @@
 
 With queries in the place of cells, as DETR has them:
 
-    --config.objective detr --config.detr.queries 32 --config.learning_rate 1.6e-2 --config.eval_every 250
+    --config.objective detr --config.detr.queries 32 --config.learning_rate 1.6e-2
 
 The encoder of --init random is the quickstart's. Digits are not mirrored: they would be others.
 """
