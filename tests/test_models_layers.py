@@ -216,6 +216,30 @@ def test_conv_bn_hands_padding_momentum_and_epsilon_on():
     np.testing.assert_allclose(after["var"], 0.99 * before["var"] + 0.01 * variance, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype, least", [(jnp.float32, 2e-5), (jnp.bfloat16, 1e-2)])
+@pytest.mark.parametrize("use_running_average", [False, True])
+def test_batch_norm_is_flax_batch_norm_with_its_gradients(use_running_average, dtype, least):
+    x, g = 3.0 * normal(0, 4, 5, 6, 8) + 2.0, normal(1, 4, 5, 6, 8)
+    fields = dict(use_running_average=use_running_average, momentum=0.9, epsilon=1e-3, dtype=dtype)
+
+    def outputs(module):
+        variables = nn.BatchNorm(**fields).init(jax.random.key(0), x)
+        params = jax.tree.map(lambda leaf: leaf + 0.5, variables["params"])
+        stats = jax.tree.map(lambda leaf: leaf + 0.25, variables["batch_stats"])
+
+        def apply(params, x):
+            return module.apply({"params": params, "batch_stats": stats}, x.astype(dtype), mutable=["batch_stats"])
+
+        y, vjp, updated = jax.vjp(apply, params, x, has_aux=True)
+        return y, updated, vjp(g.astype(dtype))
+
+    ours, flax = jax.jit(lambda: (outputs(layers.BatchNorm(**fields)), outputs(nn.BatchNorm(**fields))))()
+    assert ours[0].dtype == flax[0].dtype == dtype
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(flax), strict=True):
+        a, b = (np.asarray(leaf, np.float32) for leaf in (a, b))
+        np.testing.assert_allclose(a, b, rtol=least, atol=least * np.abs(b).max())
+
+
 def test_batch_norm_statistics_stay_float32():
     x = jnp.zeros((2, 4, 4, 3), jnp.bfloat16)
     module = layers.ConvBN(4, dtype=jnp.bfloat16)
