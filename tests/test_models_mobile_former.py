@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qbheat_jax.models.mobile_former import VARIANTS, MobileFormer, MobileFormerHead, Variant
+from qbheat_jax.models.layers import attend
+from qbheat_jax.models.mobile_former import (
+    VARIANTS,
+    MobileFormer,
+    MobileFormerHead,
+    Variant,
+    cells_attend,
+    tokens_attend,
+)
 
 
 def count(variables):
@@ -94,3 +102,28 @@ def test_training_in_bfloat16_keeps_float32_parameters_and_a_finite_input_gradie
     assert {leaf.dtype for leaf in jax.tree.leaves(updated)} == {jnp.dtype(jnp.float32)}
     moved = jax.tree.map(lambda a, b: (a != b).any(), variables["batch_stats"], updated)
     assert all(jax.tree.leaves(moved))  # every batch norm has seen the batch
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_attention_between_tokens_and_cells_is_plain_attention_with_its_gradients(heads):
+    draw = np.random.default_rng(0).normal
+    tokens, value, g_tokens = (draw(size=(2, 4, 12)).astype(np.float32) for _ in range(3))
+    cells, g_cells = (draw(size=(2, 35, 12)).astype(np.float32) for _ in range(2))
+
+    def outputs(function, cotangent, *inputs):
+        y, vjp = jax.vjp(function, *inputs)
+        return y, *vjp(cotangent)
+
+    pairs = (
+        (
+            outputs(lambda q, x: tokens_attend(q, x, heads), g_tokens, tokens, cells),
+            outputs(lambda q, x: attend(q, x, x, heads), g_tokens, tokens, cells),
+        ),
+        (
+            outputs(lambda x, k, v: cells_attend(x, k, v, heads), g_cells, cells, tokens, value),
+            outputs(lambda x, k, v: attend(x, k, v, heads), g_cells, cells, tokens, value),
+        ),
+    )
+    for ours, plain in pairs:
+        for a, b in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

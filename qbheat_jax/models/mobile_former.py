@@ -92,6 +92,40 @@ VARIANTS = {
 }  # fmt: skip
 
 
+def _blocks(tokens, heads):
+    """[B, T, C] -> [B, heads * T, C]: row h * T + t is token t in the channels of head h, and zero in the others."""
+    channels = tokens.shape[-1]
+    own = jnp.repeat(jnp.eye(heads, dtype=tokens.dtype), channels // heads, axis=1)  # [heads, C]
+    return (tokens[:, None] * own[:, None]).reshape(tokens.shape[0], -1, channels)
+
+
+def _likeness(tokens, cells, heads):
+    """Logits of attention, float32 [B, heads, T, N], between tokens [B, T, C] and cells [B, N, C], scale (C / heads) ** -0.5.
+
+    Tokens are few and cells many, so that what must not happen is a transpose of the map to split it into heads; `_blocks`
+    costs `heads` times the arithmetic of a product that is bound by memory.
+    """
+    logits = jnp.einsum("bkc,bnc->bkn", _blocks(tokens, heads), cells, preferred_element_type=jnp.float32)
+    scale = (tokens.shape[-1] // heads) ** -0.5
+    return scale * logits.reshape(tokens.shape[0], heads, tokens.shape[1], -1)
+
+
+def tokens_attend(query, cells, heads):
+    """`attend` of tokens [B, T, C] to cells [B, N, C], key and value in one -> [B, T, C]."""
+    weights = jax.nn.softmax(_likeness(query, cells, heads), axis=-1).astype(cells.dtype)
+    batch, _, count, _ = weights.shape
+    y = jnp.einsum("bkn,bnc->bkc", weights.reshape(batch, heads * count, -1), cells)
+    y = y.reshape(batch, heads, count, heads, -1)  # of what head h found, its own channels
+    return jnp.concatenate([y[:, h, :, h] for h in range(heads)], axis=-1)
+
+
+def cells_attend(cells, key, value, heads):
+    """`attend` of cells [B, N, C] to the keys and values [B, T, C] of tokens -> [B, N, C]."""
+    weights = jax.nn.softmax(_likeness(key, cells, heads), axis=2).astype(cells.dtype)
+    weights = weights.reshape(weights.shape[0], heads * key.shape[1], -1)
+    return jnp.einsum("bkn,bkc->bnc", weights, _blocks(value, heads))
+
+
 class LocalGlobal(nn.Module):
     """Bridge from the map to the tokens: two-head cross-attention without key or value projection, post-norm.
 
@@ -105,7 +139,7 @@ class LocalGlobal(nn.Module):
     def __call__(self, x, tokens, train):
         channels, token_dim = x.shape[-1], tokens.shape[-1]
         cells = x.reshape(x.shape[0], -1, channels)
-        y = attend(dense(channels, self.dtype, "q")(tokens), cells, cells, heads=2)
+        y = tokens_attend(dense(channels, self.dtype, "q")(tokens), cells, heads=2)
         alpha = 2.0 * hard_sigmoid(dense(channels, self.dtype, "alpha")(tokens))  # a gain per token and channel
         y = dense(token_dim, self.dtype, "proj")(y * alpha)
         tokens = tokens + DropPath(self.drop_path)(y, train)
@@ -142,7 +176,7 @@ class GlobalLocal(nn.Module):
     def __call__(self, x, tokens, train):
         channels = x.shape[-1]
         key, value = dense(channels, self.dtype, "k")(tokens), dense(channels, self.dtype, "proj")(tokens)
-        y = attend(x.reshape(x.shape[0], -1, channels), key, value, heads=2)
+        y = cells_attend(x.reshape(x.shape[0], -1, channels), key, value, heads=2)
         return x + DropPath(self.drop_path)(y.reshape(x.shape), train)
 
 
