@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qbheat_jax import quarters
+from qbheat_jax.chosen_product import chosen_product
 
 PROPAGATORS = ("offset", "power", "exp", "spectral")
 DIRECTIONS = ("untied", "tied")
@@ -170,17 +171,21 @@ def shortened(params, heat, share):
 
 
 def _changes(params, heat, axis, steps, cells):
-    """(matrices float32 [K, C, C], weights [len(steps), K]) with P(steps[i]) - I = sum over k of weights[i, k] matrices[k].
+    """(matrices float32 [K, C, C], {step: (k, weight)}) with P(step) - I = weight * matrices[k].
 
-    As few matrices as will do, since every example goes through all of them. An untied offset changes in proportion
-    to the distance, so one matrix a direction serves all steps.
+    As few matrices, and as little work for them, as will do. An untied offset changes in proportion to the distance, so that
+    one matrix a direction serves all steps; other untied propagators and the tied exponentials take a whole step as two halves.
     """
     if heat.propagator == "offset" and heat.directions == "untied":
         signs = sorted({np.sign(d) for d in steps})
         matrices = [params[f"{axis}{'+' if sign > 0 else '-'}"] for sign in signs]
-        return jnp.stack(matrices), np.array([[abs(d) * (np.sign(d) == sign) for sign in signs] for d in steps])
-    matrices = [propagator(params, heat, axis, d, cells) for d in steps]
-    return jnp.stack(matrices) - jnp.eye(matrices[0].shape[0], dtype=jnp.float32), np.eye(len(steps))
+        return jnp.stack(matrices), {d: (signs.index(np.sign(d)), abs(d)) for d in steps}
+    maps = {}
+    for d in sorted(steps, key=abs):
+        halves = d / 2 in maps and heat.propagator != "offset"
+        maps[d] = _product(maps[d / 2], maps[d / 2]) if halves else propagator(params, heat, axis, d, cells)
+    eye = jnp.eye(maps[steps[0]].shape[0], dtype=jnp.float32)
+    return jnp.stack([maps[d] for d in steps]) - eye, {d: (k, 1.0) for k, d in enumerate(steps)}
 
 
 def extrapolate(params, heat, visible, quarter, placements=tuple(range(9))):
@@ -190,8 +195,8 @@ def extrapolate(params, heat, visible, quarter, placements=tuple(range(9))):
     tuple `placements` -> float32 [B, h, w, C]. The visible cells come back as they were; a masked one is
     z + (P(d) - I) norm(z) of the visible cell z it comes from, which is P(d) z where there is no norm.
 
-    Examples differ in the steps they need. All go through every map that some placement needs, in one matrix product,
-    and each takes the results it wants by a small 0/1 product: a gather would move a C x C map for each example.
+    Examples differ in the steps they need, and the halves of an example in the middle do: see `chosen_product` for how each
+    gets its map. Cells are put in their places by a small 0/1 product.
     """
     visible = visible.astype(jnp.float32)
     _, rows, columns, _ = visible.shape
@@ -202,15 +207,22 @@ def extrapolate(params, heat, visible, quarter, placements=tuple(range(9))):
 
 def _fill(params, heat, axis, z, quarter, placements):
     """Doubles the third dimension: z [B, other, n, C] -> [B, other, 2n, C]."""
-    cells, quarters_axis = z.shape[2], "yx".index(axis)
+    batch, others, cells, width = z.shape
+    quarters_axis = "yx".index(axis)
     steps = quarters.steps(placements, quarters_axis)
-    matrices, weights = _changes(params, heat, axis, steps, cells)
-    table = quarters.selection(2 * cells, steps, placements, quarters_axis)  # [9, 1 + steps, 2n, n]
-    copied = table.sum(1)  # each cell starts from the cell it comes from ...
-    change = np.einsum("qsij,sk->qkij", table[:, 1:], weights).astype(np.float32)  # ... and is changed on the way
-    moved = jnp.einsum("brjc,kdc->bkrjd", _normalise(z, heat), matrices, precision=_PRECISION)
-    copy = jnp.einsum("bij,brjc->bric", jnp.asarray(copied)[quarter], z, precision=_PRECISION)
-    return copy + jnp.einsum("bkij,bkrjd->brid", jnp.asarray(change)[quarter], moved, precision=_PRECISION)
+    matrices, known = _changes(params, heat, axis, steps, cells)
+    copied, carried = np.moveaxis(quarters.selection(2 * cells, placements, quarters_axis), 1, 0)  # [9, 2n, n]
+    reach = quarters.reach(2 * cells, placements, quarters_axis)  # [9, parts]
+    choice, weight = np.vectorize(lambda d: known.get(float(d), (0, 0.0)), otypes=(np.int32, np.float32))(reach)
+    parts = _normalise(z, heat).reshape(batch, others, reach.shape[1], -1, width)
+    change = chosen_product(parts, matrices, jnp.asarray(choice)[quarter])
+    change = (change * jnp.asarray(weight)[quarter][:, None, :, None, None]).reshape(z.shape)
+    return _put(copied + carried, quarter, z) + _put(carried, quarter, change)
+
+
+def _put(table, quarter, z):
+    """z [B, other, n, C] put in the places that the 0/1 table [9, 2n, n] has for each example's quarter."""
+    return jnp.einsum("bij,brjc->bric", jnp.asarray(table)[quarter], z, precision=_PRECISION)
 
 
 def commutator(a, b):

@@ -117,17 +117,32 @@ def steps(placements, quarters_axis):
     return tuple(sorted({d for q in placements for d in needed[split(int(q))[quarters_axis]]}))
 
 
-def selection(cells, signed_steps, placements, quarters_axis):
-    """float32[9, 1 + len(signed_steps), cells, cells // 2] of zeros and ones: where each cell's value is taken from.
+def selection(cells, placements, quarters_axis):
+    """float32[9, 2, cells, cells // 2] of zeros and ones: where each cell's value is taken from.
 
-    Entry [q, k, i, j] is 1 where placement q fills cell i from visible cell j carried over step k (k = 0 is the
-    visible cell itself, k >= 1 is `signed_steps[k - 1]`). Placements not in `placements` are left zero, so
-    that a grid which some unused placement could not split is still accepted.
+    Entry [q, 0, i, j] is 1 where placement q has visible cell j at i, and [q, 1, i, j] where it fills cell i from visible
+    cell j carried over a step. Placements not in `placements` are left zero, so that a grid which some unused placement
+    could not split is still accepted.
     """
-    table = np.zeros((9, 1 + len(signed_steps), cells, cells // 2), np.float32)
-    order = (0.0, *signed_steps)
+    table = np.zeros((9, 2, cells, cells // 2), np.float32)
     for q in placements:
         source, step = sources(cells, split(int(q))[quarters_axis])
-        for i in range(cells):
-            table[q, order.index(float(step[i])), i, source[i]] = 1.0
+        table[q, (step != 0).astype(int), np.arange(cells), source] = 1.0
+    return table
+
+
+def reach(cells, placements, quarters_axis):
+    """float32[9, parts]: the signed step over which the visible cells of each part of the axis are carried.
+
+    One part, or two, the first and the second half of the visible cells, where a placement is in the middle. Zero for
+    placements not in `placements`.
+    """
+    rows = {q: split(int(q))[quarters_axis] for q in placements}
+    parts = 2 if 1 in rows.values() else 1
+    table = np.zeros((9, parts), np.float32)
+    for q, place in rows.items():
+        source, step = sources(cells, place)
+        carried = np.zeros(cells // 2, np.float32)
+        carried[source[step != 0]] = step[step != 0]
+        table[q] = carried[:: cells // 2 // parts]
     return table

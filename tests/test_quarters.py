@@ -133,7 +133,9 @@ def test_every_door_refuses():
     with pytest.raises(UserError, match="even number"):
         quarters.sources(5, 0)
     with pytest.raises(UserError, match="middle placement"):
-        quarters.selection(6, (-0.5, 0.5), (4,), 0)
+        quarters.selection(6, (4,), 0)
+    with pytest.raises(UserError, match="middle placement"):
+        quarters.reach(6, (4,), 0)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +160,8 @@ def test_steps_of_an_axis_are_its_own():
 @pytest.mark.parametrize("name", list(quarters.PLACEMENT_SETS))
 def test_selection_tables(name, axis):
     placements, cells = quarters.PLACEMENT_SETS[name], 12
-    steps = quarters.steps(placements, axis)
-    selection = quarters.selection(cells, steps, placements, axis)
-    assert selection.shape == (9, 1 + len(steps), cells, cells // 2)
+    selection = quarters.selection(cells, placements, axis)
+    assert selection.shape == (9, 2, cells, cells // 2)
     for quarter in NINE:
         if quarter not in placements:
             assert not selection[quarter].any()
@@ -170,4 +171,17 @@ def test_selection_tables(name, axis):
         np.testing.assert_array_equal(selection[quarter].sum((0, 1)), 2)  # every visible cell: itself and another
         source, step = quarters.sources(cells, quarters.split(quarter)[axis])
         for i in range(cells):
-            assert selection[quarter, (0.0, *steps).index(step[i]), i, source[i]] == 1
+            assert selection[quarter, int(step[i] != 0), i, source[i]] == 1
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("name, parts", [("corners", 1), ("center", 2), ("corners_center", 2), ("all9", 2)])
+def test_reach_is_the_step_of_every_visible_cell(name, parts, axis):
+    placements, cells = quarters.PLACEMENT_SETS[name], 12
+    reach = quarters.reach(cells, placements, axis)
+    assert reach.shape == (9, parts)
+    for quarter in placements:
+        source, step = quarters.sources(cells, quarters.split(quarter)[axis])
+        for i in np.flatnonzero(step):
+            assert reach[quarter, source[i] * parts // (cells // 2)] == step[i]
+    assert not reach[[q for q in NINE if q not in placements]].any()

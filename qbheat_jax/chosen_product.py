@@ -1,0 +1,113 @@
+"""Each part of a batch times the one matrix of a few that it chose.
+
+A gather would move a whole matrix for every part. Instead accelerators take all parts through all matrices, in one large product,
+and keep what was chosen: arithmetic is what they have most of, and no part goes anywhere, so that nothing is sent between
+devices. A CPU has no arithmetic to spare: there the parts are sorted by their choice and multiplied block by block, each block by
+its one matrix, which costs a single product however many matrices there are.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+_PRECISION = jax.lax.Precision.HIGHEST
+# Rows of x that a block holds at least: as many as a CPU needs to be busy with arithmetic and not with reading its matrix.
+_ROWS = 256
+
+
+def chosen_product(x, matrices, choice):
+    """x [B, R, P, N, C], float32 matrices [K, D, C], choice int32 [B, P], below K -> [B, R, P, N, D].
+
+    y[b, r, p, n] = matrices[choice[b, p]] x[b, r, p, n].
+    """
+    return _product(x, matrices, choice)
+
+
+@jax.custom_vjp
+def _product(x, matrices, choice):
+    return jax.lax.platform_dependent(x, matrices, choice, cpu=_by_blocks, default=_by_selection)
+
+
+def _forward(x, matrices, choice):
+    return _product(x, matrices, choice), (x, matrices, choice)
+
+
+def _backward(residuals, gradient):
+    x, matrices, choice = residuals
+
+    def by_blocks(x, matrices, choice, gradient):
+        d_x = _by_blocks(gradient, matrices.swapaxes(1, 2), choice)
+        return d_x, _matrix_gradient(x, gradient, choice, matrices.shape[0])
+
+    def by_selection(x, matrices, choice, gradient):
+        return jax.vjp(lambda x, m: _by_selection(x, m, choice), x, matrices)[1](gradient)
+
+    return *jax.lax.platform_dependent(x, matrices, choice, gradient, cpu=by_blocks, default=by_selection), None
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _by_selection(x, matrices, choice):
+    products = jnp.einsum("brpnc,kdc->brpnkd", x, matrices, precision=_PRECISION)
+    kept = jax.nn.one_hot(choice, matrices.shape[0], dtype=x.dtype)  # [B, P, K]
+    return (products * kept[:, None, :, None, :, None]).sum(-2)
+
+
+def _by_blocks(x, matrices, choice):
+    slots, position, owner = _sorted(choice.reshape(-1), matrices.shape[0], _size(x))
+
+    def one(block):
+        rows, k = block
+        return jnp.matmul(rows, matrices[k].T, precision=_PRECISION)
+
+    y = jax.lax.map(one, (_into_blocks(x, slots), owner))
+    batch, others, parts, cells, _ = x.shape
+    y = y.reshape(slots.size, others, cells, -1)[position]
+    return y.reshape(batch, parts, *y.shape[1:]).swapaxes(1, 2)
+
+
+def _matrix_gradient(x, gradient, choice, count):
+    """Of `matrices`, [count, D, C], where that of the product is `gradient` [B, R, P, N, D]."""
+    slots, _, owner = _sorted(choice.reshape(-1), count, _size(x))
+
+    def add(total, block):
+        x, gradient, k = block
+        return total.at[k].add(jnp.matmul(gradient.T, x, precision=_PRECISION)), None
+
+    zeros = jnp.zeros((count, gradient.shape[-1], x.shape[-1]), x.dtype)
+    return jax.lax.scan(add, zeros, (_into_blocks(x, slots), _into_blocks(gradient, slots), owner))[0]
+
+
+def _size(x):
+    """How many parts a block holds."""
+    batch, others, parts, cells, _ = x.shape
+    return min(batch * parts, -(-_ROWS // (others * cells)))
+
+
+def _into_blocks(x, slots):
+    """x [B, R, P, N, C] -> its parts in the order of `slots`, zeros in empty ones: [blocks, size * R * N, C]."""
+    parts = x.swapaxes(1, 2).reshape(-1, *x.shape[1:2], *x.shape[3:])
+    return jnp.take(parts, slots, axis=0, mode="fill", fill_value=0).reshape(slots.shape[0], -1, x.shape[-1])
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _sorted(choice, count, size):
+    """Where parts go: (slots int32 [blocks, size], the part in each; position int32 [U], the slot of each; owner int32 [blocks]).
+
+    choice int32 [U], below `count`. A block holds parts of one choice, its owner; a slot that stays empty says U.
+    """
+    parts = choice.shape[0]
+    blocks = parts // size + count  # as many as can be needed
+    members = jnp.bincount(choice, length=count)
+    needed = -(-members // size)
+    ends = jnp.cumsum(needed)
+    order = jnp.argsort(choice, stable=True)
+    chosen = choice[order]
+    rank = jnp.arange(parts) - (jnp.cumsum(members) - members)[chosen]
+    slot = (ends - needed)[chosen] * size + rank
+    position = jnp.zeros(parts, jnp.int32).at[order].set(slot)
+    slots = jnp.full(blocks * size, parts, jnp.int32).at[slot].set(order).reshape(blocks, size)
+    owner = jnp.minimum(jnp.searchsorted(ends, jnp.arange(blocks), side="right"), count - 1)
+    return slots, position, owner
