@@ -1,9 +1,9 @@
 """Each part of a batch times the one matrix of a few that it chose.
 
-A gather would move a whole matrix for every part. Instead accelerators take all parts through all matrices, in one large product,
-and keep what was chosen: arithmetic is what they have most of, and no part goes anywhere, so that nothing is sent between
-devices. A CPU has no arithmetic to spare: there the parts are sorted by their choice and multiplied block by block, each block by
-its one matrix, which costs a single product however many matrices there are.
+A gather would move a whole matrix for every part. Instead accelerators take all parts through all matrices, in one large
+product, and keep what was chosen: arithmetic is what they have most of, and parts stay on the device where they are. A CPU
+has no arithmetic to spare: there the parts are sorted by their choice and multiplied block by block, each block by its one
+matrix, which costs a single product however many matrices there are.
 """
 
 import functools
@@ -94,9 +94,10 @@ def _into_blocks(x, slots):
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _sorted(choice, count, size):
-    """Where parts go: (slots int32 [blocks, size], the part in each; position int32 [U], the slot of each; owner int32 [blocks]).
+    """Where parts go, choice int32 [U], below `count` -> (slots int32 [blocks, size], position int32 [U], owner int32 [blocks]).
 
-    choice int32 [U], below `count`. A block holds parts of one choice, its owner; a slot that stays empty says U.
+    `slots`: the part in each, U where it stays empty; `position`: the slot of each part; `owner`: the choice of all parts of
+    a block.
     """
     parts = choice.shape[0]
     blocks = parts // size + count  # as many as can be needed
