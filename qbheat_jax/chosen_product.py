@@ -94,7 +94,7 @@ def _into_blocks(x, slots):
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _sorted(choice, count, size):
-    """Where parts go, choice int32 [U], below `count` -> (slots int32 [blocks, size], position int32 [U], owner int32 [blocks]).
+    """Where parts go: choice int32 [U], below `count` -> int32 (slots [blocks, size], position [U], owner [blocks]).
 
     `slots`: the part in each, U where it stays empty; `position`: the slot of each part; `owner`: the choice of all parts of
     a block.
