@@ -116,8 +116,11 @@ def centre(image, size):
 
 
 def flip(image):
-    """uint8[H, W, 3] -> its left-right mirror image (a view)."""
-    return image[:, ::-1]
+    """uint8[H, W, 3] -> its left-right mirror image."""
+    mirrored = np.empty_like(image)
+    for channel in range(image.shape[2]):  # numpy takes a fifth of the time for it that it takes pixel by pixel
+        mirrored[..., channel] = image[:, ::-1, channel]
+    return mirrored
 
 
 def flips(seed, epoch, index, purpose="flip"):

@@ -46,7 +46,7 @@ class BoxRecipe(Recipe):
         out["image"][k] = paste(image, scaled, offset, self.image_size)
         boxes = label.moved(offset, scale, (self.image_size, self.image_size))
         if self.mirrored(epoch, index):
-            out["image"][k] = augment.flip(out["image"][k]).copy()
+            out["image"][k] = augment.flip(out["image"][k])
             boxes = boxes.flipped()
         out["boxes"][k], out["classes"][k] = boxes.padded(self.count)
         out["scale"][k] = scale

@@ -97,8 +97,10 @@ def as_rgb(array):
 
 def empty(count, image_size, images=IMAGES[:1]):
     """A batch of `count` padding examples, to be filled in. `images`: the keys of its crops."""
+    row = np.tile(np.array(MEAN_GREY, np.uint8), image_size)
     return {
-        **{name: np.full((count, image_size, image_size, 3), MEAN_GREY, np.uint8) for name in images},
+        # By rows, which numpy copies a hundred times as fast as pixels.
+        **{name: np.full((count, image_size, row.size), row).reshape(count, image_size, -1, 3) for name in images},
         "quarter": np.zeros(count, np.int32),
         "label": np.full(count, -1, np.int32),
         "mask": np.zeros(count, bool),

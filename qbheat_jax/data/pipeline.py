@@ -15,9 +15,9 @@ from qbheat_jax.data.batches import Batches
 from qbheat_jax.data.cpu_tensorflow import tf, untuned
 from qbheat_jax.errors import RUN_FAILED, UserError
 
-# Pixels decoded around the box. libjpeg interpolates colour from the neighbouring block, which a window that ends at
-# the box does not have: without this margin the box's edges differ from those of the whole image.
-_MARGIN = 16
+# Pixels decoded around the box. libjpeg interpolates colour between its samples, one for two pixels: without the next one
+# the box's edges would differ from those of the whole image.
+_MARGIN = 2
 
 
 def jpeg_window(data, box_of):
