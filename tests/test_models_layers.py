@@ -142,6 +142,20 @@ def test_conv_pads_alike_on_every_side(kernel, stride, groups):
     np.testing.assert_allclose(jax.jit(conv.apply)(variables, x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(8, 6), (7, 9), (1, 2)])
+def test_max_pool_has_the_gradient_of_xla(size):
+    x = np.maximum(normal(0, 2, *size, 3), 0.0)  # with ties, as after a ReLU
+    g = normal(1, 2, *(-(-n // 2) for n in size), 3)
+
+    def outputs(function):
+        y, vjp = jax.vjp(function, x)
+        return y, *vjp(g)
+
+    ours, xla = jax.jit(lambda: (outputs(layers.max_pool), outputs(layers.max_pool.fun)))()
+    for a, b in zip(ours, xla, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 def test_conv_init_by_fan_out():
     kernel = jax.jit(lambda: layers.conv_init(jax.random.key(0), (3, 3, 64, 128)))()
     assert kernel.dtype == jnp.float32

@@ -98,10 +98,10 @@ def _grouped(x, kernel, stride, pad):
     )
 
 
-def _windows(x, k, stride, pad):
-    """The k * k shifted (and strided) views of zero-padded x, as ((i, j), view [B, Ho, Wo, C])."""
+def _windows(x, k, stride, pad, fill=0.0):
+    """The k * k shifted (and strided) views of x padded with `fill`, as ((i, j), view [B, Ho, Wo, C])."""
     height, width = (-(-n // stride) for n in x.shape[1:3])
-    padded = jnp.pad(x, ((0, 0), *pad, (0, 0)))
+    padded = jnp.pad(x, ((0, 0), *pad, (0, 0)), constant_values=fill)
     for i in range(k):
         for j in range(k):
             yield (
@@ -174,6 +174,59 @@ def _depthwise_backward(stride, pad, residuals, gradient):
 
 _depthwise = jax.custom_vjp(_depthwise_forward, nondiff_argnums=(2, 3))
 _depthwise.defvjp(lambda x, w, stride, pad: (_depthwise_forward(x, w, stride, pad), (x, w)), _depthwise_backward)
+
+
+# --- Max-pooling -----------------------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def max_pool(x):
+    """Maxima of 3 x 3 cells, stride 2, padded with -inf by 1: x [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
+
+    Its gradient goes to the first maximum of a window, on a CPU by a form of its own, for which XLA's backend takes many
+    times as long.
+    """
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def _max_pool_forward(x):
+    y = max_pool(x)
+    return y, (x, y)
+
+
+def _max_pool_backward(residuals, gradient):
+    x, y = residuals
+
+    def scattered(x, y, gradient):
+        return jax.vjp(max_pool.fun, x)[1](gradient)[0]
+
+    return (jax.lax.platform_dependent(x, y, gradient, cpu=_max_pool_gradient, default=scattered),)
+
+
+def _max_pool_gradient(x, y, gradient):
+    """By the place in its window, the share of each output that goes there; then, cell by cell, the shares that reach it."""
+    taken, shares = jnp.zeros(y.shape, bool), {}
+    for place, view in _windows(x, 3, 2, ((1, 1), (1, 1)), -jnp.inf):
+        first = (view == y) & ~taken
+        taken |= first
+        shares[place] = jnp.pad(jnp.where(first, gradient, 0.0), ((0, 0), (0, 1), (0, 1), (0, 0)))
+    height, width = y.shape[1:3]
+
+    def along(index, size):
+        """Of the even and the odd cells of an axis: (offset in the window, output) pairs that reach them."""
+        return ([(1, slice(0, size))], [(0, slice(1, size + 1)), (2, slice(0, size))])[index]
+
+    def cells(row, column):
+        return sum(
+            shares[i, j][:, rows, columns] for i, rows in along(row, height) for j, columns in along(column, width)
+        )
+
+    parts = [jnp.stack([cells(row, column) for column in (0, 1)], 3) for row in (0, 1)]  # each [B, Ho, Wo, 2, C]
+    whole = jnp.stack(parts, 2).reshape(x.shape[0], 2 * height, 2 * width, -1)
+    return whole[:, : x.shape[1], : x.shape[2]]
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 class Conv(nn.Module):

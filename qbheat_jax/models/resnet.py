@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qbheat_jax.models.layers import BatchNorm, Conv, DropPath, check_size, remat
+from qbheat_jax.models.layers import BatchNorm, Conv, DropPath, check_size, max_pool, remat
 
 
 class ResNetBlock(nn.Module):
@@ -109,5 +109,5 @@ class ResNet(nn.Module):
         x = Conv(64, kernel, stride, dtype=self.dtype, name="conv1")(images)
         x = jax.nn.relu(BatchNorm(use_running_average=not train, dtype=self.dtype, name="bn1")(x))
         if self.stem_stride == 4:
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pads with -inf, as PyTorch
+            x = max_pool(x)
         return x
