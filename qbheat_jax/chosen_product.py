@@ -16,37 +16,29 @@ _PRECISION = jax.lax.Precision.HIGHEST
 _ROWS = 256
 
 
+@jax.custom_vjp
 def chosen_product(x, matrices, choice):
     """x [B, R, P, N, C], float32 matrices [K, D, C], choice int32 [B, P], below K -> [B, R, P, N, D].
 
     y[b, r, p, n] = matrices[choice[b, p]] x[b, r, p, n].
     """
-    return _product(x, matrices, choice)
-
-
-@jax.custom_vjp
-def _product(x, matrices, choice):
     return jax.lax.platform_dependent(x, matrices, choice, cpu=_by_blocks, default=_by_selection)
 
 
 def _forward(x, matrices, choice):
-    return _product(x, matrices, choice), (x, matrices, choice)
+    return chosen_product(x, matrices, choice), (x, matrices, choice)
 
 
 def _backward(residuals, gradient):
     x, matrices, choice = residuals
 
-    def by_blocks(x, matrices, choice, gradient):
-        d_x = _by_blocks(gradient, matrices.swapaxes(1, 2), choice)
-        return d_x, _matrix_gradient(x, gradient, choice, matrices.shape[0])
-
     def by_selection(x, matrices, choice, gradient):
         return jax.vjp(lambda x, m: _by_selection(x, m, choice), x, matrices)[1](gradient)
 
-    return *jax.lax.platform_dependent(x, matrices, choice, gradient, cpu=by_blocks, default=by_selection), None
+    return *jax.lax.platform_dependent(x, matrices, choice, gradient, cpu=_by_blocks_vjp, default=by_selection), None
 
 
-_product.defvjp(_forward, _backward)
+chosen_product.defvjp(_forward, _backward)
 
 
 def _by_selection(x, matrices, choice):
@@ -62,22 +54,21 @@ def _by_blocks(x, matrices, choice):
         rows, k = block
         return jnp.matmul(rows, matrices[k].T, precision=_PRECISION)
 
-    y = jax.lax.map(one, (_into_blocks(x, slots), owner))
-    batch, others, parts, cells, _ = x.shape
-    y = y.reshape(slots.size, others, cells, -1)[position]
-    return y.reshape(batch, parts, *y.shape[1:]).swapaxes(1, 2)
+    return _out_of_blocks(jax.lax.map(one, (_into_blocks(x, slots), owner)), position, x.shape)
 
 
-def _matrix_gradient(x, gradient, choice, count):
-    """Of `matrices`, [count, D, C], where that of the product is `gradient` [B, R, P, N, D]."""
-    slots, _, owner = _sorted(choice.reshape(-1), count, _size(x))
+def _by_blocks_vjp(x, matrices, choice, gradient):
+    """Gradients of `_by_blocks` with respect to (x, matrices), given that of its output."""
+    slots, position, owner = _sorted(choice.reshape(-1), matrices.shape[0], _size(x))
 
     def add(total, block):
         x, gradient, k = block
-        return total.at[k].add(jnp.matmul(gradient.T, x, precision=_PRECISION)), None
+        total = total.at[k].add(jnp.matmul(gradient.T, x, precision=_PRECISION))
+        return total, jnp.matmul(gradient, matrices[k], precision=_PRECISION)
 
-    zeros = jnp.zeros((count, gradient.shape[-1], x.shape[-1]), x.dtype)
-    return jax.lax.scan(add, zeros, (_into_blocks(x, slots), _into_blocks(gradient, slots), owner))[0]
+    blocks = (_into_blocks(x, slots), _into_blocks(gradient, slots), owner)
+    d_matrices, d_x = jax.lax.scan(add, jnp.zeros_like(matrices), blocks)
+    return _out_of_blocks(d_x, position, x.shape), d_matrices
 
 
 def _size(x):
@@ -90,6 +81,13 @@ def _into_blocks(x, slots):
     """x [B, R, P, N, C] -> its parts in the order of `slots`, zeros in empty ones: [blocks, size * R * N, C]."""
     parts = x.swapaxes(1, 2).reshape(-1, *x.shape[1:2], *x.shape[3:])
     return jnp.take(parts, slots, axis=0, mode="fill", fill_value=0).reshape(slots.shape[0], -1, x.shape[-1])
+
+
+def _out_of_blocks(y, position, shape):
+    """The other way round, y [blocks, size * R * N, D] for x of `shape` -> [B, R, P, N, D]."""
+    batch, others, parts, cells, _ = shape
+    y = y.reshape(-1, others, cells, y.shape[-1])[position]
+    return y.reshape(batch, parts, *y.shape[1:]).swapaxes(1, 2)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

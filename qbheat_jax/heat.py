@@ -174,7 +174,7 @@ def _changes(params, heat, axis, steps, cells):
     """(matrices float32 [K, C, C], {step: (k, weight)}) with P(step) - I = weight * matrices[k].
 
     As few matrices, and as little work for them, as will do. An untied offset changes in proportion to the distance, so that
-    one matrix a direction serves all steps; other untied propagators and the tied exponentials take a whole step as two halves.
+    one matrix a direction serves all steps. Of all propagators but the offset a whole step is two halves.
     """
     if heat.propagator == "offset" and heat.directions == "untied":
         signs = sorted({np.sign(d) for d in steps})
