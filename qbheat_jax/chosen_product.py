@@ -30,12 +30,8 @@ def _forward(x, matrices, choice):
 
 
 def _backward(residuals, gradient):
-    x, matrices, choice = residuals
-
-    def by_selection(x, matrices, choice, gradient):
-        return jax.vjp(lambda x, m: _by_selection(x, m, choice), x, matrices)[1](gradient)
-
-    return *jax.lax.platform_dependent(x, matrices, choice, gradient, cpu=_by_blocks_vjp, default=by_selection), None
+    forms = dict(cpu=_by_blocks_vjp, default=_by_selection_vjp)
+    return *jax.lax.platform_dependent(*residuals, gradient, **forms), None
 
 
 chosen_product.defvjp(_forward, _backward)
@@ -43,8 +39,19 @@ chosen_product.defvjp(_forward, _backward)
 
 def _by_selection(x, matrices, choice):
     products = jnp.einsum("brpnc,kdc->brpnkd", x, matrices, precision=_PRECISION)
-    kept = jax.nn.one_hot(choice, matrices.shape[0], dtype=x.dtype)  # [B, P, K]
-    return (products * kept[:, None, :, None, :, None]).sum(-2)
+    return (products * _kept(choice, matrices, x.dtype)).sum(-2)
+
+
+def _by_selection_vjp(x, matrices, choice, gradient):
+    """Gradients of `_by_selection` with respect to (x, matrices), given that of its output."""
+    gradient = gradient[..., None, :] * _kept(choice, matrices, x.dtype)
+    d_x = jnp.einsum("brpnkd,kdc->brpnc", gradient, matrices, precision=_PRECISION)
+    return d_x, jnp.einsum("brpnkd,brpnc->kdc", gradient, x, precision=_PRECISION)
+
+
+def _kept(choice, matrices, dtype):
+    """1 where a part chose a matrix and 0 elsewhere, [B, 1, P, 1, K, 1]."""
+    return jax.nn.one_hot(choice, matrices.shape[0], dtype=dtype)[:, None, :, None, :, None]
 
 
 def _by_blocks(x, matrices, choice):

@@ -36,13 +36,16 @@ def test_both_forms_and_their_gradients_are_the_loop(monkeypatch, rows, batch, p
     if alike:
         choice = np.full_like(choice, count - 1)
 
-    def outputs(function):
-        y, pull = jax.vjp(lambda x, m: function(x, m, jnp.asarray(choice)), x, matrices)
+    def differentiated(x, matrices, choice, toward):
+        y, pull = jax.vjp(lambda x, m: module.chosen_product(x, m, choice), x, matrices)
         return y, *pull(toward)
 
+    def by_selection(x, matrices, choice, toward):
+        return module._by_selection(x, matrices, choice), *module._by_selection_vjp(x, matrices, choice, toward)
+
     expected = by_loops(x, matrices, choice, toward)
-    for function in (module.chosen_product, module._by_selection):
-        for ours, theirs in zip(jax.jit(lambda f=function: outputs(f))(), expected, strict=True):
+    for outputs in (differentiated, by_selection):
+        for ours, theirs in zip(jax.jit(outputs)(x, matrices, choice, toward), expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
 
 

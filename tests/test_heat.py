@@ -116,6 +116,26 @@ def test_exp_is_the_matrix_exponential(distance, directions):
     np.testing.assert_allclose(propagator(params, heat, "x", distance), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", [0.0, 1e-4, 0.7, 0.8, 3.0, 40.0])
+def test_exponential_and_its_gradient_are_scipys(norm):
+    draw = np.random.default_rng(0)
+    a, toward = draw.normal(size=(2, 20, 20))
+    a *= norm / np.linalg.norm(a, 1)
+    e, pull = jax.vjp(heat_lib.exponential, jnp.asarray(a, jnp.float32))
+    expected = scipy.linalg.expm(a)
+    np.testing.assert_allclose(e, expected - np.eye(20), atol=1e-6 * np.abs(expected).max())
+    # The adjoint of the derivative in the direction of E is the derivative at the transpose.
+    (gradient,) = pull(jnp.asarray(toward, jnp.float32))
+    expected = scipy.linalg.expm_frechet(a.T, toward, compute_expm=False)
+    np.testing.assert_allclose(gradient, expected, atol=2e-6 * np.abs(expected).max())
+
+
+def test_exponential_of_what_is_too_large_is_no_number():
+    assert np.isnan(heat_lib.exponential(1e5 * jnp.eye(3))).all()
+    a = np.diag([-4e4, 0.0, 1.0])
+    np.testing.assert_allclose(heat_lib.exponential(jnp.asarray(a, jnp.float32)), scipy.linalg.expm(a) - np.eye(3), rtol=1e-2)
+
+
 @pytest.mark.parametrize("distance", [0.5, 1.0])
 def test_power_tends_to_exp_with_the_number_of_cells(distance):
     params = random_params(Heat("exp"))
