@@ -94,7 +94,8 @@ def train_step(objective, optimizer, key, shardings, mesh, ema=0.0, accumulate=1
     """
 
     def loss(params, batch_stats, batch, key):
-        return objective.loss(params, batch_stats, sharding.spread(batch, objective, mesh), key)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # layers.attend asks for it
+            return objective.loss(params, batch_stats, sharding.spread(batch, objective, mesh), key)
 
     compute = jax.value_and_grad(loss, has_aux=True)
     if accumulate > 1:

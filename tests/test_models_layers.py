@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from qbheat_jax.models import layers
+from qbheat_jax.sharding import AXES
 
 
 def normal(seed, *shape):
@@ -288,6 +290,39 @@ def test_attend_is_softmax_attention_over_contiguous_heads():
         expected.append(weights @ value[..., part])
     ours = jax.jit(lambda *qkv: layers.attend(*qkv, 2))(query, key, value)
     np.testing.assert_allclose(ours, np.concatenate(expected, -1), rtol=1e-5, atol=1e-5)
+
+
+def on(platform, **axes):
+    """As `state.train_step` makes a mesh known while a step is traced."""
+    shape = tuple(axes.get(axis, 1) for axis in AXES)
+    device = jax.sharding.AbstractDevice(device_kind="", num_cores=None, platform=platform)
+    mesh = jax.sharding.AbstractMesh(shape, AXES, (AxisType.Auto,) * len(AXES), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def test_attend_takes_a_few_examples_at_a_time_on_tpus(monkeypatch):
+    monkeypatch.setattr(layers, "_LOGITS", 4 * 2 * 3 * 5 * 2)  # of two examples
+    query, key, value, toward = normal(0, 12, 3, 8), normal(1, 12, 5, 8), normal(2, 12, 5, 8), normal(3, 12, 3, 8)
+
+    def outputs(bias=None):
+        y, pull = jax.vjp(lambda *qkv: layers.attend(*qkv, 2, bias), query, key, value)
+        return y, *pull(toward)
+
+    def loops(bias=None):
+        return str(jax.make_jaxpr(lambda: outputs(bias))()).count("scan[")
+
+    whole = outputs()
+    for platform in ("cpu", "cuda"):
+        with on(platform, data=3):
+            assert loops() == 0
+    for axes, parts in (({"data": 3}, 2), ({"data": 2, "fsdp": 2}, 3), ({}, 6), ({"model": 2}, 3), ({"data": 5}, 1)):
+        with on("tpu", **axes):
+            assert layers._parts(12, 3, 5, 2) == parts, axes
+            assert loops() == (2 if parts > 1 else 0)
+            for ours, theirs in zip(jax.jit(outputs)(), whole, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    with on("tpu"):
+        assert loops(normal(4, 12, 2, 3, 5)) == 0
 
 
 def test_transformer_block_is_pre_norm():

@@ -165,6 +165,15 @@ def test_tensor_parallel_blocks_exchange_little():
     assert max(size for kind, size in found if kind == "all-gather") == 16 * 3 * 16  # weights of qkv
 
 
+@pytest.mark.parametrize("axes", [(4, 2, 1), (2, 1, 2)])
+def test_attention_in_parts_is_that_of_the_whole_batch_and_moves_no_more(axes, monkeypatch):
+    config = config_of("vit_micro")
+    expected = trained(config, mesh_of()), sorted(collectives(config, mesh_of(*axes))[0])
+    monkeypatch.setattr(layers, "_parts", lambda *_: 2)  # as on TPUs
+    assert_same(trained(config, mesh_of(*axes)), expected[0])
+    assert sorted(collectives(config, mesh_of(*axes))[0]) == expected[1]
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch():
     plain = {"encoder.drop_path": 0.0}
     expected = trained(config_of("vit_micro", **plain), mesh_of())

@@ -358,12 +358,44 @@ def attend(query, key, value, heads, bias=None):
     """Softmax attention, the channel axis split into `heads` contiguous parts, scale (C / heads) ** -0.5.
 
     query [B, N, C], key [B, M, C], value [B, M, C], bias [B, heads, N, M] of the logits, or None -> [B, N, C].
-    """
 
+    In a train step on TPUs, where there is no bias, so few examples are taken at a time that their logits stay on the core, and
+    their weights are computed again for the gradient: whole batches of them cost more traffic than all else that a
+    transformer block does. Values are the same.
+    """
+    parts = 1 if bias is not None else _parts(*query.shape[:2], key.shape[1], heads)
+    if parts == 1:
+        return _attend(query, key, value, heads, bias)
+
+    def split(x):
+        # Every parts-th example: whatever device holds examples of the batch, it holds its share of each part.
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    one = jax.checkpoint(lambda part: _attend(*part, heads))
+    return jax.lax.map(one, (split(query), split(key), split(value))).swapaxes(0, 1).reshape(query.shape)
+
+
+def _attend(query, key, value, heads, bias=None):
     def split(x):
         return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
     return jax.nn.dot_product_attention(split(query), split(key), split(value), bias).reshape(query.shape)
+
+
+# Bytes of float32 logits that are at a device at a time: with what else the gradient needs they fit every TPU's core (VMEM).
+_LOGITS = 8 * 2**20
+
+
+def _parts(batch, queries, keys, heads):
+    """In how many equal parts `attend` takes a batch: 1 but on TPUs, under the mesh that `state.train_step` makes known."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.abstract_device.platform != "tpu":
+        return 1
+    own, left = divmod(batch, mesh.shape["data"] * mesh.shape["fsdp"])
+    if left:
+        return 1
+    room = _LOGITS // (4 * queries * keys * max(1, heads // mesh.shape["model"]))
+    return next(own // n for n in range(max(1, min(own, room)), 0, -1) if own % n == 0)
 
 
 class Projections(nn.Module):
