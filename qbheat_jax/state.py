@@ -1,5 +1,6 @@
 """The train state, born sharded, and the one train step of every objective."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -81,7 +82,7 @@ def begin_with(state, variables):
     return dataclasses.replace(state, params=params, ema=ema, batch_stats=stats)
 
 
-def train_step(objective, optimizer, key, shardings, mesh, ema=0.0, accumulate=1):
+def train_step(objective, optimizer, key, shardings, mesh, ema=0.0, accumulate=1, plain=False):
     """The jitted `step(state, batch) -> (state, metrics)`; the state is donated.
 
     Random numbers come from the run's key folded with the step, so a resumed run repeats an uninterrupted one. Metrics
@@ -91,10 +92,12 @@ def train_step(objective, optimizer, key, shardings, mesh, ema=0.0, accumulate=1
     Loss and gradient are those of the whole batch up to rounding: parts weigh by their examples that count. What is not
     the same: batch norm sees a part at a time, and its running statistics are updated by one after the other; what is
     drawn at random within a step is drawn for each part; `variance` and other metrics are the parts' means.
+
+    plain: without what is computed twice for a chip's sake (`layers.attend`), which is to be counted rather than run.
     """
 
     def loss(params, batch_stats, batch, key):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # layers.attend asks for it
+        with contextlib.nullcontext() if plain else jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return objective.loss(params, batch_stats, sharding.spread(batch, objective, mesh), key)
 
     compute = jax.value_and_grad(loss, has_aux=True)

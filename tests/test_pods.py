@@ -158,9 +158,11 @@ def test_tensor_parallel_blocks_exchange_little():
     config = config_of("vit_micro", **{"batch_size": 32})
     found, _ = collectives(config, mesh_of(1, 1, 2))
     sizes, cells = [size for _, size in found], {"encoder": 4, "decoder": 16}
-    # After proj and fc2, and in the gradients before fc1 and qkv, batch x cells x width. Before the encoder's only block the
-    # last of them is put off until the patch kernel's gradient, which is smaller.
-    assert sizes.count(32 * cells["decoder"] * 16) == 4 and sizes.count(32 * cells["encoder"] * 16) == 3
+    # After proj and fc2, and in the gradient before fc1, batch x cells x width; before query, key and value three at once,
+    # which a TPU's compiler adds up first and a CPU's does not. Before the encoder's only block those are put off until the
+    # patch kernel's gradient, which is smaller.
+    assert all(sizes.count(32 * n * 16) == 3 for n in cells.values())
+    assert sizes.count(3 * 32 * cells["decoder"] * 16) == 1 and max(sizes) == 3 * 32 * cells["decoder"] * 16
     assert {kind for kind, _ in found} == {"all-reduce", "all-gather"}
     assert max(size for kind, size in found if kind == "all-gather") == 16 * 3 * 16  # weights of qkv
 

@@ -399,10 +399,11 @@ def _parts(batch, queries, keys, heads):
 
 
 class Projections(nn.Module):
-    """Query, key and value of x [B, N, C] by one biased layer -> [B, N, 3, C]. Parameters: kernel [C, 3 C], bias [3 C].
+    """Query, key and value of x [B, N, C] by one biased layer -> three of [B, N, C]. Parameters: kernel [C, 3 C], bias [3 C].
 
-    As a Dense layer with 3 C outputs, but each of the three is an axis of its own before it is multiplied: where heads are
-    split over devices (sharding.RULES), weights are then moved between them and not the activations.
+    As a Dense layer with 3 C outputs, but its weights are split before they multiply: to take its outputs apart, and put
+    their gradients together, costs more traffic than to read x three times; and where heads are split over devices
+    (sharding.RULES), weights are then moved between them and not activations.
     """
 
     dtype: Any = jnp.float32
@@ -413,8 +414,8 @@ class Projections(nn.Module):
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), (channels, 3 * channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (3 * channels,), jnp.float32)
         kernel, bias = (p.astype(self.dtype).reshape(*p.shape[:-1], 3, channels) for p in (kernel, bias))
-        rows = jnp.einsum("nc,cko->nko", x.astype(self.dtype).reshape(-1, channels), kernel) + bias  # see `flat_dot`
-        return rows.reshape(*x.shape[:-1], 3, channels)
+        x = x.astype(self.dtype)
+        return [flat_dot(x, kernel[:, n], None) + bias[n] for n in range(3)]
 
 
 class SelfAttention(nn.Module):
@@ -425,10 +426,8 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        query, key, value = jnp.moveaxis(Projections(self.dtype, name="qkv")(x), 2, 0)
-        return Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="proj")(
-            attend(query, key, value, self.heads)
-        )
+        y = attend(*Projections(self.dtype, name="qkv")(x), self.heads)
+        return Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="proj")(y)
 
 
 class TransformerBlock(nn.Module):

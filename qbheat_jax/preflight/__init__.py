@@ -46,7 +46,8 @@ def check(config, where, devices, name="config"):
     step = build(config, where, devices)
     log.info("%d parameters; tracing the step", step.parameters)
     traced = step.trace()
-    by_type = products.by_type(_without_recomputing(step, traced, devices))
+    plain = _without_recomputing(step, traced, where, devices)
+    by_type = products.by_type(plain.jaxpr)
     product_flops = sum(by_type.values())
     result = {
         "config": name,
@@ -59,12 +60,14 @@ def check(config, where, devices, name="config"):
         "parameters": step.parameters,
         "state_bytes": step.state_bytes(),
         "argument_bytes": step.argument_bytes(),
+        "least_bytes": step.least_bytes(),
         "hbm_bytes": _hbm(where),
         "product_flops": product_flops,
         "product_flops_by_type": by_type,
-        "flops": flops.count(traced.jaxpr),
+        "flops": flops.count(plain.jaxpr),
         **dict.fromkeys(("fits", "reason", "compile_seconds", "compiler", "memory")),
-        **dict.fromkeys(("bytes_accessed", "bytes_padding", "bytes_counted", "collectives", "floors", "bounds")),
+        **dict.fromkeys(("bytes_accessed", "bytes_padding", "bytes_counted", "bytes_by_part", "collectives")),
+        **dict.fromkeys(("floors", "bounds")),
         "not_known": _NOT_KNOWN.get(where.kind, "" if where.tpu else _NOT_KNOWN["gpu"]),
         "warnings": advice.of_step(step, traced, by_type, where),
     }
@@ -104,6 +107,7 @@ def _compile(result, traced, where, devices):
     if where.tpu:
         moved, padding = module.traffic()
         result["bytes_accessed"], result["bytes_padding"] = moved - padding, padding
+        result["bytes_by_part"] = module.traffic_by_part()
         result["bytes_counted"] = "counted on the compiled HLO, loops as often as they run"
     return module
 
@@ -128,12 +132,12 @@ def build(config, where, devices):
         raise UserError(f"--topology {where.name}: {error}") from error
 
 
-def _without_recomputing(step, traced, devices):
-    """The jaxpr that model FLOPs are counted on: what rematerialisation computes again is no work of the model."""
-    if step.config.remat == "none":
-        return traced.jaxpr
+def _without_recomputing(step, traced, where, devices):
+    """The trace that model FLOPs are counted on: what is computed again to save memory is no work of the model."""
+    if step.config.remat == "none" and not where.tpu:
+        return traced
     plain = config_lib.resolve({**config_lib.flatten(step.config.to_dict()), "remat": "none"})
-    return compile.build(plain, devices).trace().jaxpr
+    return compile.build(plain, devices, plain=True).trace()
 
 
 def _search(config, where, devices, name):

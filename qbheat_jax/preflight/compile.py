@@ -12,6 +12,7 @@ import optax
 
 from qbheat_jax import loop, objectives, optim, rng, sharding, state, trees
 from qbheat_jax.errors import UserError
+from qbheat_jax.preflight import least
 
 GIB = 2**30
 
@@ -23,6 +24,7 @@ class Step:
     """A config's train step on a mesh, not yet traced. `state` and `batch` are trees of shapes with their shardings."""
 
     config: Any
+    objective: Any
     mesh: Any
     function: Any
     state: Any
@@ -43,14 +45,28 @@ class Step:
     def trace(self):
         return self.function.trace(self.state, self.batch)
 
+    def least_bytes(self):
+        """What one device moves through HBM at the least: what the gradient needs, the state, the gradients, the batch.
+
+        Each is written once and read once, but for the batch, which is read.
+        """
+
+        def loss(params, batch_stats, batch):
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+                return self.objective.loss(params, batch_stats, batch, rng.root(0))
+
+        needed = least.activations(loss, self.state.params, self.state.batch_stats, self.batch) // self.mesh.size
+        kept = _local_bytes(self.state) + _local_bytes(self.state.params)
+        return 2 * (needed + kept) + _local_bytes(self.batch)
+
 
 def _local_bytes(tree):
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def build(config, devices, room=math.inf):
-    """The Step of a checked config on these devices, each with `room` bytes of memory.
+def build(config, devices, room=math.inf, plain=False):
+    """The Step of a checked config on these devices, each with `room` bytes of memory. `plain`: as of `state.train_step`.
 
     Raises UserError where they do not go together, or where not even what a device is given for a step has room.
     """
@@ -74,11 +90,11 @@ def build(config, devices, room=math.inf):
     shardings = sharding.shardings(abstract, mesh)
     sharding.check_split(shardings, mesh)
     function = state.train_step(
-        objective, optimizer, rng.root(config.seed), shardings, mesh, config.ema, config.accumulate
+        objective, optimizer, rng.root(config.seed), shardings, mesh, config.ema, config.accumulate, plain
     )
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     _check_room(_local_bytes(abstract), _local_bytes(batch), room)
-    return Step(config, mesh, function, abstract, batch)
+    return Step(config, objective, mesh, function, abstract, batch)
 
 
 def _check_room(state, batch, room):

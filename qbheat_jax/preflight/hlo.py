@@ -28,6 +28,8 @@ _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call opt-barrier optimization-barrier "
     "after-all partition-id replica-id add-dependency domain".split()
 )
+# What a TPU's compiler moves between HBM and the core ahead of time, or back, and gives no name.
+_UNNAMED = {"copy-start": "copies to and from the core", "slice-start": "copies to and from the core"}
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -259,6 +261,15 @@ class Module:
             total, padded = total + times * plain, padded + times * filled
         return padded, padded - total
 
+    def traffic_by_part(self):
+        """{part of the model: bytes of `traffic` without what fills tiles}, the largest first. See `part`."""
+        found = collections.Counter()
+        for instruction, computation, times in self.executed():
+            plain, _ = self._moved(instruction, computation)
+            if plain:
+                found[part(instruction.op_name) or _UNNAMED.get(instruction.opcode, "other")] += times * plain
+        return dict(found.most_common())
+
     def most_padded(self):
         """(Array, op_name) of the array whose filling costs the most bytes in one reading; None where there is none."""
         arrays = (
@@ -315,6 +326,16 @@ class Module:
             ):
                 return [a for u in users if u.opcode in _SLICES for a in u.arrays]
         return arrays
+
+
+def part(op_name):
+    """Of an instruction's name the modules it belongs to, two deep, blocks of one kind together, forward and backward too.
+
+    >>> part("jit(step)/transpose(jvp(HeatDecoder))/block3/attn/qkv/dot_general")
+    'HeatDecoder/block*/attn'
+    """
+    names = re.sub(r"\w+\(([^()]*)\)", r"\1", re.sub(r"\w+\(([^()]*)\)", r"\1", op_name)).split("/")
+    return re.sub(r"\d+", "*", "/".join(names[1:-1][:3]))
 
 
 def _of(computation, name):
