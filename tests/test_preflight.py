@@ -1,15 +1,17 @@
 """Preflight: counts against closed forms, verdicts of the TPU's own compiler, what is refused before it is asked."""
 
+import functools
 import importlib.util
 import json
 import time
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from qbheat_jax import cli, preflight
 from qbheat_jax.errors import UserError
-from qbheat_jax.preflight import advice, bounds, chips, compile, hlo, products, report, search, topology
+from qbheat_jax.preflight import advice, bounds, chips, compile, hlo, least, products, report, search, topology
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -209,6 +211,34 @@ def test_search_gives_up():
     assert search.largest(lambda n: False, 64, 8) == 0
 
 
+# --- The least that is moved -----------------------------------------------------------------------------------------
+
+
+def test_the_gradient_needs_what_goes_into_products_and_what_comes_out():
+    batch, width, hidden, out = 5, 3, 7, 2
+    x = jnp.zeros((batch, width))
+    params = jnp.zeros((width, hidden)), jnp.zeros((hidden, out))
+
+    def loss(params, x, dtype=jnp.float32, inner=lambda f: f):
+        first, second = (w.astype(dtype) for w in params)
+        y = inner(lambda x: jnp.tanh(2.0 * (x.astype(dtype) @ first)) @ second)(x)
+        return (y.astype(jnp.float32) ** 2).sum(), None
+
+    # x is an argument; x w1, its hyperbolic tangent, and the result.
+    numbers = batch * (2 * hidden + out)
+    assert least.activations(loss, params, x) == 4 * numbers
+    assert least.activations(functools.partial(loss, inner=jax.jit), params, x) == 4 * numbers
+    assert least.activations(functools.partial(loss, dtype=jnp.bfloat16), params, x) == 2 * numbers
+    # What is computed again is not kept.
+    assert least.activations(functools.partial(loss, inner=jax.checkpoint), params, x) == 4 * batch * out
+
+
+def test_a_part_is_named_by_its_modules():
+    assert hlo.part("jit(step)/transpose(jvp(ViT))/block11/fc1/dot_general") == "ViT/block*/fc*"
+    assert hlo.part("jit(step)/jvp(ViT)/norm/mul") == "ViT/norm"
+    assert hlo.part("") == ""
+
+
 # --- Verdicts --------------------------------------------------------------------------------------------------------
 
 
@@ -223,8 +253,11 @@ def test_a_small_model_fits_a_tpu(small_config, encoder):
     assert set(got["floors"]) == {"arithmetic", "memory", "interconnect"}
     assert got["bounds"]["step_seconds_at_least"] == max(got["floors"].values())
     assert "optimal_seconds" not in json.dumps(got)
+    assert sum(got["bytes_by_part"].values()) == got["bytes_accessed"]
+    assert got["least_bytes"] > 2 * got["state_bytes"]  # so small a model stays on the core, and moves less than that
     words = report.text(got)
     assert "verdict                fits" in words and "bounds, no prediction" in words
+    assert "what the gradient needs, and the state, written once and read once" in words
 
 
 @needs_libtpu

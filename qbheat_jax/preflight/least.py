@@ -19,7 +19,7 @@ _CHEAP = (
     _SAME
     | flops.ELEMENTWISE
     | frozenset(
-        "and broadcast_in_dim concatenate copy_p eq ge gt iota le lt ne not or pad random_bits random_fold_in random_split "
+        "and broadcast_in_dim concatenate eq ge gt iota le lt ne not or pad random_bits random_fold_in random_split "
         "random_unwrap random_wrap rev select_n slice split stop_gradient threefry2x32 xor".split()
     )
 )
@@ -59,7 +59,7 @@ def activations(loss, params, *arguments):
 
 
 def _nodes(jaxpr, inputs, entering):
-    """The nodes of a jaxpr's outputs, calls within it opened; `entering` collects what goes into what is not cheap."""
+    """The nodes of a jaxpr's outputs, calls within it opened. `entering` collects what goes into products and loops."""
     known = {**{v: _Node("literal", aval=v.aval) for v in jaxpr.constvars}, **dict(zip(jaxpr.invars, inputs))}
 
     def node(v):

@@ -49,6 +49,13 @@ def _work(r):
             "HBM bytes a device",
             f"{_size(r['bytes_accessed'])} a step ({r['bytes_counted']}); {_size(r['bytes_padding'])} more fill tiles",
         )
+        yield _row(
+            "",
+            f"{r['bytes_accessed'] / r['least_bytes']:.2f} times {_size(r['least_bytes'])}: what the gradient needs, and the "
+            "state, written once and read once",
+        )
+        largest = list(r["bytes_by_part"].items())[:6]
+        yield _row("", ", ".join(f"{part} {n / r['bytes_accessed']:.0%}" for part, n in largest))
 
 
 def _collectives(r):
