@@ -236,7 +236,7 @@ def test_the_gradient_needs_what_goes_into_products_and_what_comes_out():
 def test_a_part_is_named_by_its_modules():
     assert hlo.part("jit(step)/transpose(jvp(ViT))/block11/fc1/dot_general") == "ViT/block*/fc*"
     assert hlo.part("jit(step)/jvp(ViT)/norm/mul") == "ViT/norm"
-    assert hlo.part("") == ""
+    assert hlo.part("state.params['encoder']['block0']['fc1']['kernel']") == "state" and hlo.part("") == ""
 
 
 # --- Verdicts --------------------------------------------------------------------------------------------------------

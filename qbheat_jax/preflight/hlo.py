@@ -28,8 +28,6 @@ _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call opt-barrier optimization-barrier "
     "after-all partition-id replica-id add-dependency domain".split()
 )
-# What a TPU's compiler moves between HBM and the core ahead of time, or back, and gives no name.
-_UNNAMED = {"copy-start": "copies to and from the core", "slice-start": "copies to and from the core"}
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -262,12 +260,19 @@ class Module:
         return padded, padded - total
 
     def traffic_by_part(self):
-        """{part of the model: bytes of `traffic` without what fills tiles}, the largest first. See `part`."""
+        """{part of the model: bytes of `traffic` without what fills tiles}, the largest first. See `part`.
+
+        What the compiler moves between HBM and the core ahead of time has no name and counts to what made it.
+        """
         found = collections.Counter()
         for instruction, computation, times in self.executed():
             plain, _ = self._moved(instruction, computation)
+            while plain and not instruction.op_name and instruction.operands:
+                if instruction.operands[0] not in computation:
+                    break
+                instruction = computation[instruction.operands[0]]
             if plain:
-                found[part(instruction.op_name) or _UNNAMED.get(instruction.opcode, "other")] += times * plain
+                found[part(instruction.op_name) or "other"] += times * plain
         return dict(found.most_common())
 
     def most_padded(self):
@@ -331,9 +336,14 @@ class Module:
 def part(op_name):
     """Of an instruction's name the modules it belongs to, two deep, blocks of one kind together, forward and backward too.
 
+    Of an argument of the step "state" or "batch".
+
     >>> part("jit(step)/transpose(jvp(HeatDecoder))/block3/attn/qkv/dot_general")
     'HeatDecoder/block*/attn'
     """
+    argument = re.match(r"(state|batch)\b", op_name)
+    if argument:
+        return argument[1]
     names = re.sub(r"\w+\(([^()]*)\)", r"\1", re.sub(r"\w+\(([^()]*)\)", r"\1", op_name)).split("/")
     return re.sub(r"\d+", "*", "/".join(names[1:-1][:3]))
 
