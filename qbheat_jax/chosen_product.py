@@ -11,16 +11,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
-_PRECISION = jax.lax.Precision.HIGHEST
 # Rows of x that a block holds at least: as many as a CPU needs to be busy with arithmetic and not with reading its matrix.
 _ROWS = 256
 
 
 @jax.custom_vjp
 def chosen_product(x, matrices, choice):
-    """x [B, R, P, N, C], float32 matrices [K, D, C], choice int32 [B, P], below K -> [B, R, P, N, D].
+    """x [B, R, P, N, C], float32 matrices [K, D, C], choice int32 [B, P], below K -> float32 [B, R, P, N, D].
 
-    y[b, r, p, n] = matrices[choice[b, p]] x[b, r, p, n].
+    y[b, r, p, n] = matrices[choice[b, p]] x[b, r, p, n], multiplied in x's type, see `_einsum`; so are its gradients.
     """
     return jax.lax.platform_dependent(x, matrices, choice, cpu=_by_blocks, default=_by_selection)
 
@@ -31,27 +30,35 @@ def _forward(x, matrices, choice):
 
 def _backward(residuals, gradient):
     forms = dict(cpu=_by_blocks_vjp, default=_by_selection_vjp)
-    return *jax.lax.platform_dependent(*residuals, gradient, **forms), None
+    d_x, d_matrices = jax.lax.platform_dependent(*residuals, gradient, **forms)
+    return d_x.astype(residuals[0].dtype), d_matrices, None
 
 
 chosen_product.defvjp(_forward, _backward)
 
 
+def _einsum(subscripts, x, y, dtype):
+    """The sum of products of x and y as `dtype`: float32 at full precision, or bfloat16 -> float32."""
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    x, y = x.astype(dtype), y.astype(dtype)
+    return jnp.einsum(subscripts, x, y, precision=precision, preferred_element_type=jnp.float32)
+
+
 def _by_selection(x, matrices, choice):
-    products = jnp.einsum("brpnc,kdc->brpnkd", x, matrices, precision=_PRECISION)
-    return (products * _kept(choice, matrices, x.dtype)).sum(-2)
+    products = _einsum("brpnc,kdc->brpnkd", x, matrices, x.dtype)
+    return (products * _kept(choice, matrices)).sum(-2)
 
 
 def _by_selection_vjp(x, matrices, choice, gradient):
-    """Gradients of `_by_selection` with respect to (x, matrices), given that of its output."""
-    gradient = gradient[..., None, :] * _kept(choice, matrices, x.dtype)
-    d_x = jnp.einsum("brpnkd,kdc->brpnc", gradient, matrices, precision=_PRECISION)
-    return d_x, jnp.einsum("brpnkd,brpnc->kdc", gradient, x, precision=_PRECISION)
+    """Gradients of `_by_selection` with respect to (x, matrices), float32, given that of its output."""
+    gradient = gradient[..., None, :] * _kept(choice, matrices)
+    d_x = _einsum("brpnkd,kdc->brpnc", gradient, matrices, x.dtype)
+    return d_x, _einsum("brpnkd,brpnc->kdc", gradient, x, x.dtype)
 
 
-def _kept(choice, matrices, dtype):
-    """1 where a part chose a matrix and 0 elsewhere, [B, 1, P, 1, K, 1]."""
-    return jax.nn.one_hot(choice, matrices.shape[0], dtype=dtype)[:, None, :, None, :, None]
+def _kept(choice, matrices):
+    """1 where a part chose a matrix and 0 elsewhere, float32 [B, 1, P, 1, K, 1]."""
+    return jax.nn.one_hot(choice, matrices.shape[0])[:, None, :, None, :, None]
 
 
 def _by_blocks(x, matrices, choice):
@@ -59,19 +66,19 @@ def _by_blocks(x, matrices, choice):
 
     def one(block):
         rows, k = block
-        return jnp.matmul(rows, matrices[k].T, precision=_PRECISION)
+        return _einsum("nc,dc->nd", rows, matrices[k], x.dtype)
 
     return _out_of_blocks(jax.lax.map(one, (_into_blocks(x, slots), owner)), position, x.shape)
 
 
 def _by_blocks_vjp(x, matrices, choice, gradient):
-    """Gradients of `_by_blocks` with respect to (x, matrices), given that of its output."""
+    """Gradients of `_by_blocks` with respect to (x, matrices), float32, given that of its output."""
     slots, position, owner = _sorted(choice.reshape(-1), matrices.shape[0], _size(x))
 
     def add(total, block):
-        x, gradient, k = block
-        total = total.at[k].add(jnp.matmul(gradient.T, x, precision=_PRECISION))
-        return total, jnp.matmul(gradient, matrices[k], precision=_PRECISION)
+        rows, gradient, k = block
+        total = total.at[k].add(_einsum("nd,nc->dc", gradient, rows, x.dtype))
+        return total, _einsum("nd,dc->nc", gradient, matrices[k], x.dtype)
 
     blocks = (_into_blocks(x, slots), _into_blocks(gradient, slots), owner)
     d_matrices, d_x = jax.lax.scan(add, jnp.zeros_like(matrices), blocks)

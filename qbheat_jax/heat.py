@@ -16,7 +16,8 @@ Directions: `untied` learns a matrix for each of +x, -x, +y, -y, each over a pos
 images swaps A+ and A-; `tied` learns +x and +y, and a step back is the inverse of the step forward.
 
 Pure functions of arrays and a params dict. Maps act on column vectors: z(x + d) = P z(x), `z @ P.T` on the last axis.
-Everything is float32, products at full precision: the propagators are powers, and errors would be raised with them.
+Propagators are float32, their products at full precision: they are powers, and errors would be raised with them. What they
+are applied to is multiplied in its own type, float32 at full precision or bfloat16, and summed in float32.
 """
 
 import dataclasses
@@ -223,17 +224,19 @@ def extrapolate(params, heat, visible, quarter, placements=tuple(range(9))):
     z + (P(d) - I) norm(z) of the visible cell z it comes from, which is P(d) z where there is no norm.
 
     Examples differ in the steps they need, and the halves of an example in the middle do: see `chosen_product` for how each
-    gets its map. Cells are put in their places by a small 0/1 product.
+    gets its map. Cells are put in their places by a small 0/1 product. Of bfloat16 features the changes (P(d) - I) norm(z) are
+    products of bfloat16, as those of the encoder are that they come from.
     """
+    dtype = jnp.bfloat16 if visible.dtype == jnp.bfloat16 else jnp.float32
     visible = visible.astype(jnp.float32)
     _, rows, columns, _ = visible.shape
     quarters.check_grid(2 * rows, 2 * columns, placements)
-    z = _fill(params, heat, "x", visible, quarter, placements)
-    return _fill(params, heat, "y", z.swapaxes(1, 2), quarter, placements).swapaxes(1, 2)
+    z = _fill(params, heat, "x", visible, quarter, placements, dtype)
+    return _fill(params, heat, "y", z.swapaxes(1, 2), quarter, placements, dtype).swapaxes(1, 2)
 
 
-def _fill(params, heat, axis, z, quarter, placements):
-    """Doubles the third dimension: z [B, other, n, C] -> [B, other, 2n, C]."""
+def _fill(params, heat, axis, z, quarter, placements, dtype):
+    """Doubles the third dimension: z float32 [B, other, n, C] -> [B, other, 2n, C], multiplied as `dtype`."""
     batch, others, cells, width = z.shape
     quarters_axis = "yx".index(axis)
     steps = quarters.steps(placements, quarters_axis)
@@ -242,7 +245,7 @@ def _fill(params, heat, axis, z, quarter, placements):
     reach = quarters.reach(2 * cells, placements, quarters_axis)  # [9, parts]
     choice, weight = np.vectorize(lambda d: known.get(float(d), (0, 0.0)), otypes=(np.int32, np.float32))(reach)
     parts = _normalise(z, heat).reshape(batch, others, reach.shape[1], -1, width)
-    change = chosen_product(parts, matrices, jnp.asarray(choice)[quarter])
+    change = chosen_product(parts.astype(dtype), matrices, jnp.asarray(choice)[quarter])
     change = (change * jnp.asarray(weight)[quarter][:, None, :, None, None]).reshape(z.shape)
     return _put(copied + carried, quarter, z) + _put(carried, quarter, change)
 

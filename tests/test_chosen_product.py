@@ -49,6 +49,20 @@ def test_both_forms_and_their_gradients_are_the_loop(monkeypatch, rows, batch, p
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
 
 
+def test_bfloat16_is_multiplied_as_such_and_summed_in_float32():
+    x, matrices, choice, toward = inputs(6, 2, 2, 3, 64, 3)
+    rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float32) for a in (x, matrices, toward)]
+    expected = by_loops(*rounded[:2], choice, rounded[2])
+    x, matrices, choice = jnp.asarray(x, jnp.bfloat16), jnp.asarray(matrices), jnp.asarray(choice)
+    y, pull = jax.vjp(lambda x, m: module.chosen_product(x, m, choice), x, matrices)
+    by_selection = module._by_selection(x, matrices, choice), *module._by_selection_vjp(x, matrices, choice, toward)
+    for got in ((y, *pull(jnp.asarray(toward))), by_selection):
+        assert got[0].dtype == got[2].dtype == jnp.float32
+        for n, (ours, theirs) in enumerate(zip(got, expected)):
+            rounding = 2.0**-8 if ours.dtype == jnp.bfloat16 else 1e-5
+            np.testing.assert_allclose(ours, theirs, rtol=rounding, atol=1e-4, err_msg=str(n))
+
+
 def test_cpus_multiply_by_blocks_and_others_by_selection():
     x, matrices, choice, _ = inputs(8, 2, 2, 2, 16, 4)
     traced = jax.jit(module.chosen_product).trace(x, matrices, choice)

@@ -319,6 +319,16 @@ def test_visible_cells_come_back_bit_for_bit(propagator):
         np.testing.assert_array_equal(grid[q, rows, columns], visible[q].astype(jnp.float32))
 
 
+@every_propagator
+def test_bfloat16_features_are_changed_by_products_of_bfloat16(propagator):
+    heat, visible = Heat(propagator), random_visible().astype(jnp.bfloat16)
+    params = random_params(heat)
+    grid = heat_lib.extrapolate(params, heat, visible, NINE)
+    exact = heat_lib.extrapolate(params, heat, visible.astype(jnp.float32), NINE)
+    error = np.abs(grid - exact).max()
+    assert 1e-5 < error < 2**-7 * np.abs(exact).max()
+
+
 def test_layer_norm_changes_by_the_normalised_feature():
     """One masked cell of each kind by hand: z + (P - I) zhat, along x, then along y of what x gave."""
     heat = Heat("exp", norm="layer")
