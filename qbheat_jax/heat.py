@@ -78,11 +78,11 @@ def _product(a, b):
 
 
 def exponential(a):
-    """expm(a) - I, a float32 [C, C] of 1-norm below 2^15; beyond that NaN.
+    """expm(a) - I, a float32 [C, C] of 1-norm up to 49,152 = 3/4 * 2^16; beyond that NaN.
 
     By products alone: Taylor's polynomial of degree 9 of a / 2^s, of 1-norm 3/4 at most, then s squarings. The method that
     libraries take (scaled Pade approximants) solves a linear system, which accelerators do one column after the other and
-    whose gradient on a CPU takes twice as long; and they square expm(a / 2^s), whose rounding grows with each squaring,
+    whose gradient takes a CPU longer; and they square expm(a / 2^s), whose rounding grows with each squaring,
     where this squares what it differs from I by: (I + e)^2 - I = 2 e + e^2.
     """
     norm = jax.lax.stop_gradient(jnp.abs(a).sum(0).max())

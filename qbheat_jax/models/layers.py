@@ -389,7 +389,7 @@ _LOGITS = 8 * 2**20
 def _parts(batch, queries, keys, heads):
     """In how many equal parts `attend` takes a batch: 1 but on TPUs, under the mesh that `state.train_step` makes known."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.abstract_device.platform != "tpu":
+    if mesh.empty or getattr(mesh.abstract_device, "platform", None) != "tpu":
         return 1
     own, left = divmod(batch, mesh.shape["data"] * mesh.shape["fsdp"])
     if left:
