@@ -325,6 +325,13 @@ def test_attend_takes_a_few_examples_at_a_time_on_tpus(monkeypatch):
         assert loops(normal(4, 12, 2, 3, 5)) == 0
 
 
+def test_attend_leaves_a_mesh_that_is_not_ours_alone():
+    device = jax.sharding.AbstractDevice(device_kind="", num_cores=None, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((2,), ("batch",), (AxisType.Auto,), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert layers._parts(12, 1024, 1024, 2) == 1
+
+
 def test_transformer_block_is_pre_norm():
     x = 5.0 + normal(0, 2, 6, 8)
     block = layers.TransformerBlock(heads=2, mlp_ratio=2.0)

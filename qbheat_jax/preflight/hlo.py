@@ -253,11 +253,9 @@ class Module:
         An instruction reads its operands and writes its results once. Of an operand that a fusion only takes slices of,
         the slices count; of one that it updates in place, the update. What lies on the core does not count.
         """
-        total = padded = 0
-        for instruction, computation, times in self.executed():
-            plain, filled = self._moved(instruction, computation)
-            total, padded = total + times * plain, padded + times * filled
-        return padded, padded - total
+        movements = list(self._movements())
+        padded = sum(filled for *_, filled in movements)
+        return padded, padded - sum(plain for *_, plain, _ in movements)
 
     def traffic_by_part(self):
         """{part of the model: bytes of `traffic` without what fills tiles}, the largest first. See `part`.
@@ -265,15 +263,18 @@ class Module:
         What the compiler moves between HBM and the core ahead of time has no name and counts to what made it.
         """
         found = collections.Counter()
-        for instruction, computation, times in self.executed():
-            plain, _ = self._moved(instruction, computation)
-            while plain and not instruction.op_name and instruction.operands:
-                if instruction.operands[0] not in computation:
-                    break
+        for instruction, computation, plain, _ in self._movements():
+            while not instruction.op_name and instruction.operands and instruction.operands[0] in computation:
                 instruction = computation[instruction.operands[0]]
-            if plain:
-                found[part(instruction.op_name) or "other"] += times * plain
+            found[part(instruction.op_name) or "other"] += plain
         return dict(found.most_common())
+
+    def _movements(self):
+        """(instruction, its computation, bytes it moves in a step, the same with tiles filled up) of what moves any."""
+        for instruction, computation, times in self.executed():
+            plain, filled = self._moved(instruction, computation)
+            if filled:
+                yield instruction, computation, times * plain, times * filled
 
     def most_padded(self):
         """(Array, op_name) of the array whose filling costs the most bytes in one reading; None where there is none."""
@@ -344,7 +345,7 @@ def part(op_name):
     argument = re.match(r"(state|batch)\b", op_name)
     if argument:
         return argument[1]
-    names = re.sub(r"\w+\(([^()]*)\)", r"\1", re.sub(r"\w+\(([^()]*)\)", r"\1", op_name)).split("/")
+    names = re.sub(r"\w+\(|\)", "", op_name).split("/")  # without jit, jvp, transpose, vmap
     return re.sub(r"\d+", "*", "/".join(names[1:-1][:3]))
 
 
