@@ -7,7 +7,7 @@ from qbheat_jax import cli, machine
 
 def start():
     """Runs the command of this process's arguments -> exit code."""
-    machine.take_large_pages()
+    machine.tune_malloc()
     return cli.main()
 
 

@@ -27,7 +27,7 @@ def count(jaxpr):
     A multiply-add of a matrix product or a convolution counts two, the zeros of its padding included, those between the
     numbers of a dilated input not. Elementwise arithmetic counts one for each number that comes out, a reduction one for
     each that goes in. A scan counts as often as it runs; a while loop, whose number of turns is not known, once; of a
-    cond the most expensive branch. Moving data, comparing, integers (random bits among them) and factorising matrices
+    cond one `branch`. Moving data, comparing, integers (random bits among them) and factorising matrices
     count nothing.
 
     >>> import jax
@@ -50,7 +50,7 @@ def operations(equation):
         summed = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
         return 2 * equation.outvars[0].aval.size * summed // math.prod(params["lhs_dilation"])
     if name == "cond":
-        return max(map(count, params["branches"]))
+        return count(branch(equation))
     inner = sum(map(count, jaxprs_in_params(params)))
     if name == "scan":
         return params["length"] * inner
@@ -63,6 +63,12 @@ def operations(equation):
     if name == "scatter-add":
         return _numbers(equation.invars[2:])
     return inner
+
+
+def branch(equation):
+    """Of a cond the branch that counts: the most expensive one, or of forms for platforms the one that no platform is named for."""
+    branches, platforms = equation.params["branches"], equation.params.get("branches_platforms") or ()
+    return branches[platforms.index(None)] if None in platforms else max(branches, key=count)
 
 
 def _numbers(variables):

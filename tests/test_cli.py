@@ -78,13 +78,13 @@ import os, sys
 from qbheat_jax import machine
 machine.vendors = lambda: set(sys.argv[2:])
 print("started", os.getpid(), flush=True)
-machine.take_large_pages()
+machine.tune_malloc()
 print(os.environ.get(machine.TUNABLES), *sys.argv[1:], *sys.warnoptions)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="large pages are asked for by an option of glibc")
-def test_a_process_starts_anew_for_large_pages_once():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="options of glibc")
+def test_a_process_starts_anew_to_tune_malloc_once():
     def lines(*vendors, **environment):
         kept = {name: value for name, value in os.environ.items() if name != machine.TUNABLES}
         command = [sys.executable, "-W", "ignore::UserWarning", "-c", RESTARTED, "two words", *vendors]
@@ -94,7 +94,9 @@ def test_a_process_starts_anew_for_large_pages_once():
 
     first, second, last = lines("0x8086")
     assert first == second, "under the same number"
-    assert last == "glibc.malloc.hugetlb=1 two words 0x8086 ignore::UserWarning"
+    chosen, words = last.split(" ", 1)
+    assert words == "two words 0x8086 ignore::UserWarning"
+    assert chosen.split(":") == [f"glibc.malloc.{name}={value}" for name, value in machine.MALLOC.items()]
     for chosen, vendors, environment in (("None", [machine.NVIDIA], {}), ("", [], {machine.TUNABLES: ""})):
         _, last = lines(*vendors, **environment)
         assert last == " ".join([chosen, "two words", *vendors, "ignore::UserWarning"])

@@ -99,13 +99,20 @@ def test_the_gradient_of_an_mlp_is_three_times_the_mlp():
 
 
 def test_depthwise_counts_the_same_in_both_its_forms():
-    from qbheat_jax.models import layers
+    from qbheat_jax.models import kernels
 
     x, kernel, pad = (2, 16, 16, 8), (3, 3, 1, 8), ((1, 1), (1, 1))
-    grouped = count(lambda x, k: layers._grouped(x, k, 1, pad), x, kernel)
+    grouped = count(lambda x, k: kernels._grouped(x, k, 1, pad), x, kernel)
     assert grouped == 2 * 9 * 2 * 16 * 16 * 8
-    assert count(lambda x, k: layers._shifted(x, k, 1, pad), x, kernel) == pytest.approx(grouped, rel=0.01)
-    assert count(lambda x, k: layers.depthwise_conv(x, k), x, kernel) == pytest.approx(grouped, rel=0.01)
+    assert count(lambda x, k: kernels._shifted(x, k, 1, pad), x, kernel) == pytest.approx(grouped, rel=0.01)
+    assert count(lambda x, k: kernels.depthwise_conv(x, k), x, kernel) == pytest.approx(grouped, rel=0.01)
+
+
+def test_a_convolution_of_images_counts_as_the_plain_one():
+    from qbheat_jax.models import kernels
+
+    x, kernel = (2, 16, 16, 3), (3, 3, 3, 8)
+    assert count(lambda x, k: kernels.conv(x, k, 2), x, kernel) == 2 * 27 * 2 * 8 * 8 * 8
 
 
 def test_a_jitted_function_is_traced_with_shapes_alone():

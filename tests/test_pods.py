@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from qbheat_jax import config as config_lib
 from qbheat_jax import loop, objectives, rng, sharding, state, trees
 from qbheat_jax.errors import UserError
-from qbheat_jax.models import layers, registry, resnet
+from qbheat_jax.models import kernels, layers, registry, resnet
 from qbheat_jax.models.grouped import Grouped
 from tests.conftest import SMALL, Pebble
 
@@ -101,7 +101,7 @@ def assert_same(got, expected, atol=2e-6):
 def accelerators_depthwise_convolution():
     """The form that GPUs and TPUs are given, which compiles far sooner than the CPU's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "_depthwise", layers._grouped)
+        patch.setattr(kernels, "_depthwise", kernels._grouped)
         yield
 
 

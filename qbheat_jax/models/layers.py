@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qbheat_jax.models.kernels import conv, depthwise_conv, flat_dot
+
 
 def conv_init(key, shape, dtype=jnp.float32):
     """normal(0, sqrt(2 / (kh * kw * out))) of MobileNet and Mobile-Former, grouped or not; shape (kh, kw, in, out)."""
@@ -41,192 +43,10 @@ def channel_shuffle(x, groups):
     return x.reshape(*lead, groups, channels // groups).swapaxes(-1, -2).reshape(*lead, channels)
 
 
-def pads(size, kernel, stride, padding):
-    """Zeros before and after the rows and the columns of a map of `size` = (H, W) -> ((top, bottom), (left, right)).
-
-    `padding`: "symmetric", kernel // 2 on every side (PyTorch's habit), or "same", the least that gives ceil(n / stride)
-    outputs, the odd one after (TensorFlow's: at stride 2 a 3x3 on an even size gets (0, 1), a 5x5 (1, 2)). Of an odd
-    kernel both give as many outputs. ValueError for another padding.
-    """
-    if padding == "symmetric":
-        return ((kernel // 2, kernel // 2),) * 2
-    if padding != "same":
-        raise ValueError(f"padding is {padding!r}; a convolution's is 'symmetric' or 'same'")
-    return tuple(jax.lax.padtype_to_pads(size, (kernel, kernel), (stride, stride), "SAME"))
-
-
-def flat_dot(x, kernel, dimension_numbers, precision=None, preferred_element_type=None):
-    """The `dot_general` of `Dense`: x [..., C] times kernel [C, F] -> [..., F], as one product of two matrices.
-
-    XLA's CPU backend takes half the time for its gradient then; on others it is the same.
-    """
-    del dimension_numbers  # always the last axis of x and the first of the kernel
-    rows = x.reshape(-1, x.shape[-1])
-    rows = jnp.matmul(rows, kernel, precision=precision, preferred_element_type=preferred_element_type)
-    return rows.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
 class Dense(nn.Dense):
     """A linear layer over the last axis of a map or of tokens, see `flat_dot`."""
 
     dot_general: Any = flat_dot
-
-
-# --- Depthwise convolution -------------------------------------------------------------------------------------------
-
-
-def depthwise_conv(x, kernel, stride=1, padding="symmetric"):
-    """Every input channel convolved with its own filters; `padding` as of `pads`.
-
-    x [B, H, W, C]; kernel [k, k, 1, C * m] in the layout of a grouped convolution (the m outputs of one input channel
-    adjacent), k odd -> [B, ceil(H / stride), ceil(W / stride), C * m].
-
-    One function, two forms. GPUs and TPUs have a grouped convolution worth calling. XLA's CPU one is 30 to 100 times
-    slower than k * k shifted multiply-adds, and so is its gradient; the form is chosen where the program is lowered.
-    """
-    return _depthwise(x, kernel.astype(x.dtype), stride, pads(x.shape[1:3], kernel.shape[0], stride, padding))
-
-
-def _grouped(x, kernel, stride, pad):
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        pad,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-    )
-
-
-def _windows(x, k, stride, pad, fill=0.0):
-    """The k * k shifted (and strided) views of x padded with `fill`, as ((i, j), view [B, Ho, Wo, C])."""
-    height, width = (-(-n // stride) for n in x.shape[1:3])
-    padded = jnp.pad(x, ((0, 0), *pad, (0, 0)), constant_values=fill)
-    for i in range(k):
-        for j in range(k):
-            yield (
-                (i, j),
-                padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride],
-            )
-
-
-def _shifted(x, kernel, stride, pad):
-    x = _repeat(x, kernel.shape[-1] // x.shape[-1])
-    return sum(view * kernel[i, j, 0] for (i, j), view in _windows(x, kernel.shape[0], stride, pad))
-
-
-def _repeat(x, times):
-    """Each channel of x `times` over, adjacent: by a matrix of zeros and ones, which XLA's CPU backend takes a quarter of the
-    time for that it takes to copy them; and likewise for the sum that is its gradient."""
-    return x if times == 1 else flat_dot(x, jnp.repeat(jnp.eye(x.shape[-1], dtype=x.dtype), times, axis=1), None)
-
-
-def _shifted_vjp(x, kernel, gradient, stride, pad):
-    """Gradients of `_shifted` with respect to (x, kernel), given that of its output."""
-    k, multiplier = kernel.shape[0], kernel.shape[-1] // x.shape[-1]
-    x, sum_repeated = jax.vjp(lambda x: _repeat(x, multiplier), x)
-    d_kernel = _shifted_kernel_gradient(x, gradient, k, stride, pad)
-    if stride > 1:
-        # Output row o reads input row stride * o + i - top, so the gradient is spread back to that spacing, zeros between.
-        end = (n - 1 - stride * (m - 1) for n, m in zip(x.shape[1:3], gradient.shape[1:3]))
-        edges = ((0, 0, 0), *((0, e, stride - 1) for e in end), (0, 0, 0))
-        gradient = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), edges)
-    # With respect to x the gradient is a convolution with the filters turned by 180 degrees, and the padding with them.
-    turned = kernel[::-1, ::-1]
-    pad = tuple((k - 1 - before, before) for before, _ in pad)
-    d_x = sum(view * turned[i, j, 0] for (i, j), view in _windows(gradient, k, 1, pad))
-    return *sum_repeated(d_x), d_kernel.astype(kernel.dtype)
-
-
-def _shifted_kernel_gradient(x, gradient, k, stride, pad):
-    """Sum over batch and positions of each shifted view times the gradient -> float32 [k, k, 1, C].
-
-    Summed over the batch element by element in a loop first: XLA's CPU backend vectorises that, and not a reduction
-    fused with shifted views (ten times slower).
-    """
-
-    def add(sums, example):
-        x, gradient = example
-        views = (view[0] for _, view in _windows(x[None], k, stride, pad))
-        return tuple(s + (view * gradient).astype(jnp.float32) for s, view in zip(sums, views)), None
-
-    zeros = jnp.zeros(gradient.shape[1:], jnp.float32)
-    sums, _ = jax.lax.scan(add, (zeros,) * (k * k), (x, gradient))
-    return jnp.stack([s.sum((0, 1)) for s in sums]).reshape(k, k, 1, -1)
-
-
-def _depthwise_forward(x, kernel, stride, pad):
-    return jax.lax.platform_dependent(
-        x, kernel, cpu=lambda x, w: _shifted(x, w, stride, pad), default=lambda x, w: _grouped(x, w, stride, pad)
-    )
-
-
-def _depthwise_backward(stride, pad, residuals, gradient):
-    x, kernel = residuals
-    return jax.lax.platform_dependent(
-        x,
-        kernel,
-        gradient,
-        cpu=lambda x, w, g: _shifted_vjp(x, w, g, stride, pad),
-        default=lambda x, w, g: jax.vjp(lambda x, w: _grouped(x, w, stride, pad), x, w)[1](g),
-    )
-
-
-_depthwise = jax.custom_vjp(_depthwise_forward, nondiff_argnums=(2, 3))
-_depthwise.defvjp(lambda x, w, stride, pad: (_depthwise_forward(x, w, stride, pad), (x, w)), _depthwise_backward)
-
-
-# --- Max-pooling -----------------------------------------------------------------------------------------------------
-
-
-@jax.custom_vjp
-def max_pool(x):
-    """Maxima of 3 x 3 cells, stride 2, padded with -inf by 1: x [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
-
-    Its gradient goes to the first maximum of a window, on a CPU by a form of its own, for which XLA's backend takes many
-    times as long.
-    """
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-
-
-def _max_pool_forward(x):
-    y = max_pool(x)
-    return y, (x, y)
-
-
-def _max_pool_backward(residuals, gradient):
-    x, y = residuals
-
-    def scattered(x, y, gradient):
-        return jax.vjp(max_pool.fun, x)[1](gradient)[0]
-
-    return (jax.lax.platform_dependent(x, y, gradient, cpu=_max_pool_gradient, default=scattered),)
-
-
-def _max_pool_gradient(x, y, gradient):
-    """By the place in its window, the share of each output that goes there; then, cell by cell, the shares that reach it."""
-    taken, shares = jnp.zeros(y.shape, bool), {}
-    for place, view in _windows(x, 3, 2, ((1, 1), (1, 1)), -jnp.inf):
-        first = (view == y) & ~taken
-        taken |= first
-        shares[place] = jnp.pad(jnp.where(first, gradient, 0.0), ((0, 0), (0, 1), (0, 1), (0, 0)))
-    height, width = y.shape[1:3]
-
-    def along(index, size):
-        """Of the even and the odd cells of an axis: (offset in the window, output) pairs that reach them."""
-        return ([(1, slice(0, size))], [(0, slice(1, size + 1)), (2, slice(0, size))])[index]
-
-    def cells(row, column):
-        return sum(
-            shares[i, j][:, rows, columns] for i, rows in along(row, height) for j, columns in along(column, width)
-        )
-
-    parts = [jnp.stack([cells(row, column) for column in (0, 1)], 3) for row in (0, 1)]  # each [B, Ho, Wo, 2, C]
-    whole = jnp.stack(parts, 2).reshape(x.shape[0], 2 * height, 2 * width, -1)
-    return whole[:, : x.shape[1], : x.shape[2]]
-
-
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 class Conv(nn.Module):
@@ -261,14 +81,7 @@ class Conv(nn.Module):
             x = x.reshape(*x.shape[:-1], self.groups, channels // self.groups)
             kernel = kernel.reshape(channels // self.groups, self.groups, -1)
             return jnp.einsum("bhwgi,igo->bhwgo", x, kernel).reshape(*x.shape[:3], self.features)
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            pads(x.shape[1:3], self.kernel, self.stride, self.padding),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        return conv(x, kernel, self.stride, self.padding, self.groups)
 
 
 class BatchNorm(nn.Module):

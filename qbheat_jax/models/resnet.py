@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qbheat_jax.models.layers import BatchNorm, Conv, DropPath, check_size, max_pool, remat
+from qbheat_jax.models.kernels import max_pool
+from qbheat_jax.models.layers import BatchNorm, Conv, DropPath, check_size, remat
 
 
 class ResNetBlock(nn.Module):

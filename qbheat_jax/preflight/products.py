@@ -11,13 +11,13 @@ PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def each(jaxpr, times=1):
-    """(equation, how often it runs) of every product; of a cond, those of its most expensive branch."""
+    """(equation, how often it runs) of every product; of a cond, those of one `flops.branch`."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name, params = equation.primitive.name, equation.params
         if name in PRODUCTS:
             yield equation, times
         elif name == "cond":
-            yield from each(max(params["branches"], key=flops.count), times)
+            yield from each(flops.branch(equation), times)
         else:
             for inner in jaxprs_in_params(params):
                 yield from each(inner, times * (params["length"] if name == "scan" else 1))

@@ -1,0 +1,147 @@
+"""Convolutions and pooling, with their own gradients, against XLA's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qbheat_jax.models import kernels
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def grouped(x, kernel, stride, padding="symmetric"):
+    """A depthwise convolution as XLA does it, at its highest precision."""
+    pad = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME" if padding == "same" else [(pad, pad)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+        precision="highest",
+    )
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize(
+    "size, kernel, multiplier, stride",
+    [
+        ((6, 9), 3, 1, 1),
+        ((6, 9), 3, 2, 1),
+        ((7, 8), 3, 4, 1),
+        ((7, 8), 3, 1, 2),
+        ((6, 9), 3, 2, 2),
+        ((6, 8), 3, 4, 2),
+        ((7, 8), 5, 2, 1),
+        ((6, 9), 5, 1, 2),
+        ((8, 12), 3, 1, 2),
+        ((8, 12), 5, 2, 2),
+        ((2, 1), 5, 1, 2),
+        ((8, 7), 5, 1, 3),
+        ((7, 10), 1, 2, 3),
+    ],
+)
+def test_depthwise_conv_and_its_gradients(size, kernel, multiplier, stride, padding):
+    height, width = size
+    x, w = normal(0, 2, height, width, 3), normal(1, kernel, kernel, 1, 3 * multiplier)
+    g = normal(2, 2, -(-height // stride), -(-width // stride), 3 * multiplier)
+
+    def value_and_gradients(convolution):
+        y, vjp = jax.vjp(lambda x, w: convolution(x, w, stride, padding), x, w)
+        return y, *vjp(g)
+
+    ours, xla = jax.jit(lambda: (value_and_gradients(kernels.depthwise_conv), value_and_gradients(grouped)))()
+    for a, b in zip(ours, xla, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_depthwise_conv_by_its_definition():
+    x, w = normal(0, 1, 4, 5, 2), normal(1, 3, 3, 1, 4)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    y = np.zeros((1, 2, 3, 4))
+    for row, column, out in np.ndindex(2, 3, 4):  # outputs 0, 1 read channel 0, outputs 2, 3 channel 1
+        window = padded[0, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3, out // 2]
+        y[0, row, column, out] = (window * w[:, :, 0, out]).sum()
+    np.testing.assert_allclose(kernels.depthwise_conv(x, w, 2), y, rtol=1e-5, atol=1e-5)
+
+
+def test_depthwise_conv_is_the_form_that_the_platform_does_best():
+    def step(x, w):
+        return jax.grad(lambda x, w: kernels.depthwise_conv(x, w).sum(), (0, 1))(x, w)
+
+    traced = jax.jit(step).trace(jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 1, 4)))
+    assert "stablehlo.convolution" not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    for platform in ("cuda", "tpu"):
+        assert "stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_depthwise_conv_keeps_bfloat16():
+    x, w = jnp.asarray(normal(0, 2, 6, 6, 4), jnp.bfloat16), jnp.asarray(normal(1, 3, 3, 1, 8))
+    y = kernels.depthwise_conv(x, w, 2)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), grouped(x.astype(jnp.float32), w, 2), rtol=0.05, atol=0.1)
+    d_x, d_w = jax.eval_shape(jax.grad(lambda x, w: kernels.depthwise_conv(x, w, 2).sum(), (0, 1)), x, w)
+    assert d_x.dtype == jnp.bfloat16 and d_w.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+@pytest.mark.parametrize("size", [(8, 12), (2, 2), (7, 8)])
+def test_convolution_of_images_and_its_gradients(size, padding):
+    x, w = normal(0, 2, *size, 3), normal(1, 3, 3, 3, 8)
+    g = normal(2, 2, *(-(-n // 2) for n in size), 8)
+
+    def xla(x, w):
+        pad = "SAME" if padding == "same" else [(1, 1)] * 2
+        return jax.lax.conv_general_dilated(
+            x, w, (2, 2), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
+        )
+
+    def value_and_gradients(convolution):
+        y, vjp = jax.vjp(convolution, x, w)
+        return y, *vjp(g)
+
+    ours = value_and_gradients(lambda x, w: kernels.conv(x, w, 2, padding))
+    for a, b in zip(ours, value_and_gradients(xla), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_convolution_of_images_is_over_cells_on_a_cpu_alone():
+    traced = jax.jit(lambda x, w: kernels.conv(x, w, 2)).trace(jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 4)))
+    for platform, strides in (("cpu", False), ("cuda", True), ("tpu", True)):
+        assert ("stride = [2, 2]" in traced.lower(lowering_platforms=(platform,)).as_text()) == strides
+
+
+@pytest.mark.parametrize(
+    "size, kernel, stride, expected",
+    [
+        ((8, 12), 3, 2, ((0, 1), (0, 1))),
+        ((8, 12), 5, 2, ((1, 2), (1, 2))),
+        ((7, 12), 3, 2, ((1, 1), (0, 1))),
+        ((7, 12), 5, 1, ((2, 2), (2, 2))),
+        ((1, 2), 5, 2, ((2, 2), (1, 2))),
+        ((8, 7), 1, 2, ((0, 0), (0, 0))),
+    ],
+)
+def test_pads_of_same_are_the_least_and_the_odd_one_comes_after(size, kernel, stride, expected):
+    assert kernels.pads(size, kernel, stride, "same") == expected
+    assert kernels.pads(size, kernel, stride, "symmetric") == ((kernel // 2, kernel // 2),) * 2
+    with pytest.raises(ValueError, match="padding is 'valid'; a convolution's is 'symmetric' or 'same'"):
+        kernels.pads(size, kernel, stride, "valid")
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 9), (1, 2)])
+def test_max_pool_has_the_gradient_of_xla(size):
+    x = np.maximum(normal(0, 2, *size, 3), 0.0)  # with ties, as after a ReLU
+    g = normal(1, 2, *(-(-n // 2) for n in size), 3)
+
+    def outputs(function):
+        y, vjp = jax.vjp(function, x)
+        return y, *vjp(g)
+
+    ours, xla = jax.jit(lambda: (outputs(kernels.max_pool), outputs(kernels.max_pool.fun)))()
+    for a, b in zip(ours, xla, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
