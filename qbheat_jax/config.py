@@ -28,8 +28,8 @@ UNITS = ("epochs", "examples", "percent")
 _LENGTHS = ("total_steps", "total_epochs")
 # What may differ when an interrupted run goes on: how it is watched, and where it is computed.
 RESUMABLE = (
-    "log_every", "eval_every", "images_every", "checkpoint_every", "keep", "mesh.", "remat", "data.workers", "data.prefetch",
-    "data.max_bad_fraction", "data.tfds_dir", "data.cache_gib",
+    "log_every", "eval_every", "images_every", "checkpoint_every", "keep", "mesh.", "remat", "data.workers",
+    "data.processes", "data.prefetch", "data.max_bad_fraction", "data.tfds_dir", "data.cache_gib",
 )  # fmt: skip
 
 
@@ -67,6 +67,10 @@ _DATA = {
     "data.tfds_dir": Field("", "where tensorflow-datasets keeps its data; empty: its own default"),
     "data.max_bad_fraction": Field(0.01, "stop when more than this share of the images cannot be read", _FRACTION),
     "data.workers": Field(0, "decoding threads of each process; 0: one for each core", _at_least(0)),
+    "data.processes": Field(
+        0, "processes that decode for training and probes in the place of these threads, at most one a core; 0: none",
+        _at_least(0),
+    ),
     "data.prefetch": Field(2, "batches made ready ahead of the step", _at_least(1)),
     "data.device_cache": Field(False, "keep the images on the accelerators, decoded once; needs no tensorflow"),
     "data.cache_size": Field(

@@ -66,7 +66,7 @@ def operations(equation):
 
 
 def branch(equation):
-    """Of a cond the branch that counts: the most expensive one, or of forms for platforms the one that no platform is named for."""
+    """Of a cond the branch that counts: the most expensive, or of forms for platforms the one for all that are not named."""
     branches, platforms = equation.params["branches"], equation.params.get("branches_platforms") or ()
     return branches[platforms.index(None)] if None in platforms else max(branches, key=count)
 

@@ -42,6 +42,7 @@ def train_batches(
     process_index=0,
     process_count=1,
     workers=0,
+    processes=0,
     prefetch=2,
     bad=None,
     cache=None,
@@ -51,20 +52,20 @@ def train_batches(
     them the `process_index`-th of `process_count` equal parts.
 
     Every epoch shows every example once, in an order of its own; the stream of examples is a pure function of
-    (seed, position), whatever `process_count`, `workers` (threads, 0 to let tensorflow choose) and `prefetch`
-    (batches made ahead) are. `position` is the first example's place in the run's global stream; the iterator's
-    `.position` is that of the next batch. `crop_scale`, `crop_ratio`: ranges of the random crop; `flip`: mirror
-    half of the images; `views`: 2 for a second crop of every image, `image2`; `boxes`: length of the list of boxes, which
-    is asked for by any but 0, and then `jitter` says how images are scaled, see `boxed.BoxRecipe`. `bad`: a `BadFiles`,
-    checked after every batch; without one, bad files are only logged. `cache`: a `DeviceCache` of the split, which then
-    gives the same stream, as global batches on its mesh.
+    (seed, position), whatever `process_count`, `workers` (threads, 0 for one a core), `processes` (that decode in their place,
+    see `processes.Decoders`) and `prefetch` (batches made ahead) are. `position` is the first example's place in the run's
+    global stream; the iterator's `.position` is that of the next batch. `crop_scale`, `crop_ratio`: ranges of the random crop;
+    `flip`: mirror half of the images; `views`: 2 for a second crop of every image, `image2`; `boxes`: length of the list of
+    boxes, which is asked for by any but 0, and then `jitter` says how images are scaled, see `boxed.BoxRecipe`. `bad`: a
+    `BadFiles`, checked after every batch; without one, bad files are only logged. `cache`: a `DeviceCache` of the split, which
+    then gives the same stream, as global batches on its mesh.
 
     Raises UserError for an unknown split, fewer images than a batch, a batch that the processes cannot share.
     """
     how = (image_size, seed, tuple(placements), True, tuple(crop_scale), tuple(crop_ratio), flip, views)
     recipe = BoxRecipe(*how, jitter=tuple(jitter), count=boxes) if boxes else Recipe(*how)
     plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, start=position, rows=rows)
-    return _batches(plan, workers, prefetch, cache)
+    return _batches(plan, workers, processes, prefetch, cache)
 
 
 def eval_batches(
@@ -80,6 +81,7 @@ def eval_batches(
     process_index=0,
     process_count=1,
     workers=0,
+    processes=0,
     prefetch=2,
     bad=None,
     cache=None,
@@ -90,7 +92,7 @@ def eval_batches(
     An image of image_size x image_size is taken as it is; from another one, the shorter side is scaled to
     image_size / 0.875 and the centre cut out. The last batch of an epoch is filled with padding (mask False), so
     every process yields ceil(n / batch_size) batches an epoch. The placement depends on (seed, index) alone.
-    With `boxes` the whole image is shown, its longer side scaled to image_size. `boxes`, `cache`, `rows`: as in
+    With `boxes` the whole image is shown, its longer side scaled to image_size. `boxes`, `cache`, `rows`, `processes`: as in
     `train_batches`.
 
     Raises UserError for an unknown split and for a batch that the processes cannot share.
@@ -98,10 +100,10 @@ def eval_batches(
     how = (image_size, seed, tuple(placements), False)
     recipe = BoxRecipe(*how, count=boxes) if boxes else Recipe(*how)
     plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, epochs=epochs, rows=rows)
-    return _batches(plan, workers, prefetch, cache)
+    return _batches(plan, workers, processes, prefetch, cache)
 
 
-def _batches(plan, workers, prefetch, cache):
+def _batches(plan, workers, processes, prefetch, cache):
     if cache is not None:
         from qbheat_jax.data.device_cache import DeviceBatches  # brings jax
 
@@ -117,4 +119,4 @@ def _batches(plan, workers, prefetch, cache):
             f"data.source='{plan.source.spec}' needs tensorflow ({error}): pip install tensorflow-cpu, or use "
             "data.device_cache=True or data.source='synthetic'"
         ) from error
-    return TensorflowBatches(plan, workers, prefetch)
+    return TensorflowBatches(plan, workers, prefetch, processes)

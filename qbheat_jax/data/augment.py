@@ -82,22 +82,25 @@ def centre_box(height, width, size):
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def crop_resize(image, box, size):
+def crop_resize(image, box, size, mirrored=False):
     """uint8[H, W, 3] and a box (top, left, height, width) -> uint8[size, size, 3], bicubic with antialiasing.
 
     The box is cut out first, so that no pixel outside it has any influence: a decoder that only decodes the box
     gives the same result.
     """
     top, left, height, width = box
-    return resize(image[top : top + height, left : left + width], size)
+    return resize(image[top : top + height, left : left + width], size, mirrored)
 
 
-def resize(image, size):
-    """uint8[h, w, 3] -> uint8[size, size, 3], bicubic with antialiasing; a copy where it has that size already."""
+def resize(image, size, mirrored=False):
+    """uint8[h, w, 3] -> uint8[size, size, 3], bicubic with antialiasing; a copy where it has that size already.
+
+    `mirrored`: left for right, once it has that size.
+    """
     if image.shape[:2] == (size, size):
-        return np.array(image)
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
+        return flip(image) if mirrored else np.array(image)
+    picture = Image.fromarray(np.ascontiguousarray(image)).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else picture)
 
 
 def resize_window(image, window, size):

@@ -54,17 +54,15 @@ class Recipe:
         def box_of(height, width):
             return self.box(epoch, index, height, width, view)
 
-        window = None
+        window, mirrored = None, bool(self.mirrored(epoch, index, view))
         if isinstance(data, np.ndarray):
             data = as_rgb(data)
         elif jpeg_window is not None:
             window = jpeg_window(data, box_of)
         if window is None:
             image = data if isinstance(data, np.ndarray) else decode.decode(data)
-            pixels = augment.crop_resize(image, box_of(*image.shape[:2]), self.image_size)
-        else:
-            pixels = augment.resize(window, self.image_size)
-        return augment.flip(pixels) if self.mirrored(epoch, index, view) else pixels
+            return augment.crop_resize(image, box_of(*image.shape[:2]), self.image_size, mirrored)
+        return augment.resize(window, self.image_size, mirrored)
 
     def mirrored(self, epoch, index, view=0):
         """Whether the example (or each of int64[c]) is mirrored."""

@@ -1,7 +1,7 @@
 """The tf.data pipeline: runs the examples of a plan on many threads, in the plan's order, ahead of the training loop.
 
 tensorflow gives the threads, the ordering and the prefetching, and decodes the cropped part of a JPEG. What
-an example looks like is decided in `examples`, without it.
+an example looks like is decided in `examples`, without it. With `processes` the threads only wait for these.
 """
 
 import os
@@ -13,6 +13,7 @@ import numpy as np
 from qbheat_jax.data import decode, examples
 from qbheat_jax.data.batches import Batches
 from qbheat_jax.data.cpu_tensorflow import tf, untuned
+from qbheat_jax.data.processes import Decoders
 from qbheat_jax.errors import RUN_FAILED, UserError
 
 # Pixels decoded around the box. libjpeg interpolates colour between its samples, one for two pixels: without the next one
@@ -48,11 +49,15 @@ def jpeg_window(data, box_of):
 
 
 class TensorflowBatches(Batches):
-    """Batches made by `workers` threads (0: one for each core), `prefetch` batches ahead."""
+    """Batches made by `workers` threads (0: one for each core), or by `processes` if any, `prefetch` batches ahead."""
 
-    def __init__(self, plan, workers, prefetch):
+    def __init__(self, plan, workers, prefetch, processes=0):
         super().__init__(plan)
-        self._work = _Work(plan)
+        decoders = None
+        if processes:
+            decoders = Decoders(plan.recipe, plan.slices.chunk, min(processes, os.cpu_count() or 1))
+            workers = decoders.ahead
+        self._work = _Work(plan, decoders)
         # The threads call back into Python, which they must not do once the interpreter has begun to go: `finalize`
         # runs when this iterator is dropped and, where it never is, before exit.
         self._running = [iter(_dataset(self._work, workers, prefetch))]
@@ -79,6 +84,8 @@ class TensorflowBatches(Batches):
 def _stop(work, running):
     work.stop.set()
     running.clear()
+    if work.decoders:
+        work.decoders.close()
 
 
 def _dataset(work, workers, prefetch):
@@ -106,8 +113,8 @@ def _dataset(work, workers, prefetch):
 class _Work:
     """What tensorflow's threads run. It must not know the iterator, which would then never be dropped."""
 
-    def __init__(self, plan):
-        self.plan = plan
+    def __init__(self, plan, decoders):
+        self.plan, self.decoders = plan, decoders
         self.keys = tuple(plan.recipe.empty(1))
         self.stop = threading.Event()
         self._error = None
@@ -147,6 +154,8 @@ class _Work:
             def fetch(_, index):
                 return item[:3]
 
+        if self.decoders:
+            return self.decoders.build(fetch, epochs, indices, plan.bad)
         return examples.build(plan.recipe, fetch, epochs, indices, plan.bad, jpeg_window)
 
     def read(self, total):

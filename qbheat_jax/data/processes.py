@@ -1,0 +1,145 @@
+"""Examples made in processes of their own: threads share one interpreter, which some two thousand images a second keep busy.
+
+The process of the training loop reads the files and hands them over; what it gets back are arrays in shared memory. Which
+examples there are, and in which order, is decided where it always is.
+"""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+
+import numpy as np
+
+from qbheat_jax.data import examples
+from qbheat_jax.errors import RUN_FAILED, UserError
+
+# Bytes of memory shared for the encoded files of a chunk, for each of its images; what does not fit goes through a pipe.
+_ENCODED = 160 * 1024
+
+
+class Decoders:
+    """`count` processes that make chunks of `chunk` examples of a `Recipe`.
+
+    `ahead`: how many chunks can be asked for at a time, one in the work of each process and one waiting for it.
+    """
+
+    def __init__(self, recipe, chunk, count):
+        self.ahead = 2 * count
+        layout = _Layout(recipe, chunk)
+        context = multiprocessing.get_context("spawn")  # neither jax nor tensorflow outlives a fork
+        memory = context.RawArray("B", self.ahead * layout.size)
+        self._slots = [layout.slot(memory, k) for k in range(self.ahead)]
+        self._free = queue.SimpleQueue()
+        for k in range(self.ahead):
+            self._free.put(k)
+        self._pool = concurrent.futures.ProcessPoolExecutor(count, context, _begin, (recipe, layout, memory))
+
+    def build(self, fetch, epochs, indices, bad):
+        """As `examples.build`, in another process. Raises UserError where one has died."""
+        items = [None if index < 0 else _fetched(fetch, k, index) for k, index in enumerate(indices.tolist())]
+        number = self._free.get()
+        try:
+            encoded, out = self._slots[number]
+            task = (number, epochs, indices, _put(items, encoded))
+            for name, reason in self._pool.submit(_work, *task).result():
+                bad.add(name, reason)
+            return {key: array.copy() for key, array in out.items()}
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise UserError(
+                "a process that decodes images has died, perhaps for want of memory: start again, with fewer of them "
+                "(data.processes) or none",
+                exit_code=RUN_FAILED,
+            ) from error
+        finally:
+            self._free.put(number)
+
+    def close(self):
+        """Ends the processes; what was asked for and not begun is cancelled."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Layout:
+    """How a slot of the shared memory is divided: encoded files, then the arrays of a chunk, each beginning at 64 bytes."""
+
+    def __init__(self, recipe, chunk):
+        self.encoded = chunk * _ENCODED
+        self.arrays, self.size = {}, self.encoded
+        for key, array in recipe.empty(chunk).items():
+            self.arrays[key] = (self.size, array.shape, array.dtype)
+            self.size += -(-array.nbytes // 64) * 64
+
+    def slot(self, memory, k):
+        """(uint8[encoded], {key: array of the chunk}), views of slot k."""
+        whole = np.frombuffer(memory, np.uint8, self.size, k * self.size)
+        return whole[: self.encoded], {
+            key: np.ndarray(shape, dtype, whole, offset) for key, (offset, shape, dtype) in self.arrays.items()
+        }
+
+
+def _fetched(fetch, k, index):
+    """(data, label, name) of an example, or the OSError that came instead."""
+    try:
+        return fetch(k, index)
+    except OSError as error:
+        return error
+
+
+def _put(items, memory):
+    """Items with bytes moved to `memory`, as far as it goes; (from, to) in it then stands for them."""
+    end, put = 0, []
+    for item in items:
+        if isinstance(item, tuple) and isinstance(item[0], bytes) and end + len(item[0]) <= len(memory):
+            begin, end = end, end + len(item[0])
+            memory[begin:end] = np.frombuffer(item[0], np.uint8)
+            item = ((begin, end), *item[1:])
+        put.append(item)
+    return put
+
+
+# --- In the other process --------------------------------------------------------------------------------------------
+
+
+class _Noted(list):
+    """Stands in for `BadFiles`."""
+
+    def add(self, name, reason):
+        self.append((str(name), str(reason)))
+
+
+def _begin(recipe, layout, memory):
+    """Makes this process ready: it has nothing to say to signals, and ends with the one that began it, however that ends."""
+    global _make
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from qbheat_jax.data.pipeline import jpeg_window
+
+    def make(number, epochs, indices, items):
+        encoded, out = layout.slot(memory, number)
+
+        def fetch(k, _):
+            if isinstance(items[k], OSError):
+                raise items[k]
+            data, *others = items[k]
+            return (encoded[slice(*data)].tobytes() if isinstance(data, tuple) else data), *others
+
+        bad = _Noted()
+        for key, array in examples.build(recipe, fetch, epochs, indices, bad, jpeg_window).items():
+            out[key][:] = array
+        return list(bad)
+
+    _make = make
+
+
+def _end_with_parent():
+    with contextlib.suppress(Exception):
+        multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(*task):
+    return _make(*task)
