@@ -11,7 +11,9 @@ from qbheat_jax.bench import photographs, section, timing
 from qbheat_jax.data import augment, decode, device_cache
 from qbheat_jax.errors import UserError
 
-FLOOR, PIPELINE, CACHE = "floor: one loop, one thread", "tf.data pipeline", "device_cache"
+FLOOR, THREADS, PROCESSES, CACHE = (
+    "floor: one loop, one thread", "tf.data pipeline, threads", "tf.data pipeline, data.processes", "device_cache"
+)  # fmt: skip
 
 
 def check():
@@ -37,7 +39,8 @@ def run(o):
             stack.callback(cached.close)
             runs = {
                 FLOOR: (timing.repeated(_floor(o, source)), o.images),
-                PIPELINE: (_pipeline(o, source, batches), batches * o.batch / o.threads),
+                THREADS: (_pipeline(o, source, batches), batches * o.batch / o.threads),
+                PROCESSES: (_pipeline(o, source, batches, processes=o.threads), batches * o.batch / o.threads),
                 CACHE: (timing.repeated(_drawing(cached, batches)), batches * o.batch / o.threads),
             }
             candidates = [timing.Candidate(name, run, amount) for name, (run, amount) in runs.items()]
@@ -45,7 +48,7 @@ def run(o):
     per_image = {c.name: [s / c.amount for s in figures[c.name]["seconds"]] for c in candidates}
     ratios = [
         (f"images/s a core of the {name} over the floor's", timing.ratio(per_image[FLOOR], per_image[name]))
-        for name in (PIPELINE, CACHE)
+        for name in (THREADS, PROCESSES, CACHE)
     ]
     notes = [
         f"{o.images} JPEGs of {shown}, about {photographs.WIDTH} x {photographs.HEIGHT}, random crops of 20% to 100%",
@@ -56,22 +59,23 @@ def run(o):
     yield section.make("input", title, "images/s a core", candidates, figures, ratios, notes)
 
 
-def _stream(o, source, cache=None):
+def _stream(o, source, cache=None, processes=0):
     crop = config_lib.PRETRAIN
     return data.train_batches(
         source, split="train", batch_size=o.batch, image_size=o.size, seed=0, placements=(0,), workers=o.threads, cache=cache,
+        processes=processes,
         crop_scale=crop["data.crop_scale"].default, crop_ratio=crop["data.crop_ratio"].default, flip=crop["data.flip"].default,
     )  # fmt: skip
 
 
-def _pipeline(o, source, batches):
+def _pipeline(o, source, batches, processes=0):
     """The `run` of the pipeline: opened anew, and begun before the clock is, so that nothing was made ahead of it.
 
     One that is left open would fill its buffers while others are timed.
     """
 
     def run(calls):
-        stream = _stream(o, source)
+        stream = _stream(o, source, processes=processes)
         try:
             next(stream)
             return timing.repeated(_drawing(stream, batches))(calls)

@@ -106,15 +106,15 @@ def empty(count, image_size, images=IMAGES[:1]):
     }
 
 
-def build(recipe, fetch, epochs, indices, bad, jpeg_window=None):
-    """One chunk of a batch.
+def build(recipe, fetch, epochs, indices, bad, jpeg_window=None, out=None):
+    """One chunk of a batch: `out`, as `recipe.empty` gives it, filled in.
 
     `fetch(k, index) -> (data, label, name)` gives the example at place k of the chunk; `epochs`, `indices` int64[c],
     index -1 for padding. What cannot be read or decoded goes to `bad` and leaves a masked example.
     Returns image (and image2) uint8[c, S, S, 3], quarter int32[c], label int32[c], mask bool[c], index int32[c]; what a
     `boxed.BoxRecipe` returns is said there.
     """
-    out = recipe.empty(len(indices))
+    out = recipe.empty(len(indices)) if out is None else out
     out["quarter"][:] = recipe.quarters(epochs, np.maximum(indices, 0))
     for k, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist())):
         if index < 0:

@@ -1,7 +1,8 @@
 """The tf.data pipeline: runs the examples of a plan on many threads, in the plan's order, ahead of the training loop.
 
-tensorflow gives the threads, the ordering and the prefetching, and decodes the cropped part of a JPEG. What
-an example looks like is decided in `examples`, without it. With `processes` the threads only wait for these.
+tensorflow gives the threads, the ordering and the prefetching, and decodes the cropped part of a JPEG; what runs through its
+pipeline are the numbers of chunks, while their examples are put in their places in the batch. What an example looks like is
+decided in `examples`, without it. With `processes` the threads only wait for these.
 """
 
 import os
@@ -67,15 +68,14 @@ class TensorflowBatches(Batches):
         if not self._running:
             raise StopIteration
         try:
-            arrays = next(self._running[0])
+            last = int(next(self._running[0])[-1])
         except StopIteration:
             self._work.reraise()
             raise
         except tf.errors.OpError:
             self._work.reraise()  # Our own error, rather than tensorflow's account of it.
             raise
-        local = self.plan.local
-        return {key: array.numpy().reshape(local, *array.shape[2:]) for key, array in zip(self._work.keys, arrays)}
+        return self._work.batches.pop(last // self.plan.slices.per_batch)
 
     def close(self):
         self._close()
@@ -93,13 +93,10 @@ def _dataset(work, workers, prefetch):
     options.deterministic = True
     if workers:
         options.threading.private_threadpool_size = workers
-    chunk, per_batch = work.plan.slices.chunk, work.plan.slices.per_batch
-    padding = work.plan.recipe.empty(chunk).values()
-    shapes, types = [x.shape for x in padding], [tf.as_dtype(x.dtype) for x in padding]
+    per_batch = work.plan.slices.per_batch
 
     def make(j):
-        arrays = tf.numpy_function(work.make, [j], types, stateful=False)
-        return tuple(tf.ensure_shape(array, shape) for array, shape in zip(arrays, shapes))
+        return tf.ensure_shape(tf.numpy_function(work.make, [j], tf.int64, stateful=False), ())
 
     total = work.plan.batches * per_batch if work.plan.batches is not None else np.iinfo(np.int64).max
     if work.plan.source.random_access:
@@ -115,8 +112,9 @@ class _Work:
 
     def __init__(self, plan, decoders):
         self.plan, self.decoders = plan, decoders
-        self.keys = tuple(plan.recipe.empty(1))
         self.stop = threading.Event()
+        # Arrays of the batches that are being made, by their number.
+        self.batches, self._lock = {}, threading.Lock()
         self._error = None
         # Examples of a stream on their way from the reader to the threads that decode them, by chunk.
         self._read = {}
@@ -126,13 +124,11 @@ class _Work:
             raise self._error
 
     def make(self, j):
-        """Chunk number int64 -> the chunk's arrays, in the order of `keys`."""
+        """Fills in the examples of chunk j, an int64, which comes back."""
         try:
-            if self.stop.is_set():
-                made = self.plan.recipe.empty(self.plan.slices.chunk)
-            else:
-                made = self._make(int(j))
-            return tuple(made[key] for key in self.keys)
+            if not self.stop.is_set():
+                self._make(int(j))
+            return j
         except BaseException as error:
             self._error = self._error or error
             raise
@@ -155,8 +151,19 @@ class _Work:
                 return item[:3]
 
         if self.decoders:
-            return self.decoders.build(fetch, epochs, indices, plan.bad)
-        return examples.build(plan.recipe, fetch, epochs, indices, plan.bad, jpeg_window)
+            self.decoders.build(fetch, epochs, indices, plan.bad, self._place(j))
+        else:
+            examples.build(plan.recipe, fetch, epochs, indices, plan.bad, jpeg_window, self._place(j))
+
+    def _place(self, j):
+        """Where the examples of chunk j go: views of its batch's arrays."""
+        slices, recipe = self.plan.slices, self.plan.recipe
+        number, part = divmod(j, slices.per_batch)
+        with self._lock:
+            if number not in self.batches:
+                self.batches[number] = recipe.empty(slices.local)
+            batch = self.batches[number]
+        return {key: array[part * slices.chunk : (part + 1) * slices.chunk] for key, array in batch.items()}
 
     def read(self, total):
         """Reads a stream source: yields chunk numbers, and keeps what each of them is made from."""

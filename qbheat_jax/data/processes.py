@@ -4,6 +4,7 @@ The process of the training loop reads the files and hands them over; what it ge
 examples there are, and in which order, is decided where it always is.
 """
 
+import atexit
 import concurrent.futures
 import contextlib
 import multiprocessing
@@ -38,16 +39,17 @@ class Decoders:
             self._free.put(k)
         self._pool = concurrent.futures.ProcessPoolExecutor(count, context, _begin, (recipe, layout, memory))
 
-    def build(self, fetch, epochs, indices, bad):
+    def build(self, fetch, epochs, indices, bad, out):
         """As `examples.build`, in another process. Raises UserError where one has died."""
         items = [None if index < 0 else _fetched(fetch, k, index) for k, index in enumerate(indices.tolist())]
         number = self._free.get()
         try:
-            encoded, out = self._slots[number]
+            encoded, made = self._slots[number]
             task = (number, epochs, indices, _put(items, encoded))
             for name, reason in self._pool.submit(_work, *task).result():
                 bad.add(name, reason)
-            return {key: array.copy() for key, array in out.items()}
+            for key, array in made.items():
+                out[key][:] = array
         except concurrent.futures.process.BrokenProcessPool as error:
             raise UserError(
                 "a process that decodes images has died, perhaps for want of memory: start again, with fewer of them "
@@ -66,7 +68,7 @@ class _Layout:
     """How a slot of the shared memory is divided: encoded files, then the arrays of a chunk, each beginning at 64 bytes."""
 
     def __init__(self, recipe, chunk):
-        self.encoded = chunk * _ENCODED
+        self.chunk, self.encoded = chunk, chunk * _ENCODED
         self.arrays, self.size = {}, self.encoded
         for key, array in recipe.empty(chunk).items():
             self.arrays[key] = (self.size, array.shape, array.dtype)
@@ -118,8 +120,12 @@ def _begin(recipe, layout, memory):
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from qbheat_jax.data.pipeline import jpeg_window
 
+    atexit.register(os._exit, 0)  # at once: tensorflow would take its time, and there is nothing to tidy up
+
+    blank = recipe.empty(layout.chunk)
+
     def make(number, epochs, indices, items):
-        encoded, out = layout.slot(memory, number)
+        encoded, made = layout.slot(memory, number)
 
         def fetch(k, _):
             if isinstance(items[k], OSError):
@@ -128,8 +134,11 @@ def _begin(recipe, layout, memory):
             return (encoded[slice(*data)].tobytes() if isinstance(data, tuple) else data), *others
 
         bad = _Noted()
-        for key, array in examples.build(recipe, fetch, epochs, indices, bad, jpeg_window).items():
-            out[key][:] = array
+        for key in blank.keys() - recipe.images:
+            made[key][:] = blank[key]
+        examples.build(recipe, fetch, epochs, indices, bad, jpeg_window, made)
+        for key in recipe.images:
+            made[key][~made["mask"]] = blank[key][0]
         return list(bad)
 
     _make = make
