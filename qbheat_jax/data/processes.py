@@ -5,17 +5,17 @@ examples there are, and in which order, is decided where it always is.
 """
 
 import atexit
-import concurrent.futures
 import contextlib
 import multiprocessing
 import os
 import queue
 import signal
 import threading
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
 import numpy as np
 
-from qbheat_jax.data import examples
+from qbheat_jax.data import decode, examples
 from qbheat_jax.errors import RUN_FAILED, UserError
 
 # Bytes of memory shared for the encoded files of a chunk, for each of its images; what does not fit goes through a pipe.
@@ -37,7 +37,7 @@ class Decoders:
         self._free = queue.SimpleQueue()
         for k in range(self.ahead):
             self._free.put(k)
-        self._pool = concurrent.futures.ProcessPoolExecutor(count, context, _begin, (recipe, layout, memory))
+        self._pool = ProcessPoolExecutor(count, context, _begin, (recipe, layout, memory))
 
     def build(self, fetch, epochs, indices, bad, out):
         """As `examples.build`, in another process. Raises UserError where one has died."""
@@ -50,7 +50,7 @@ class Decoders:
                 bad.add(name, reason)
             for key, array in made.items():
                 out[key][:] = array
-        except concurrent.futures.process.BrokenProcessPool as error:
+        except BrokenProcessPool as error:
             raise UserError(
                 "a process that decodes images has died, perhaps for want of memory: start again, with fewer of them "
                 "(data.processes) or none",
@@ -83,10 +83,10 @@ class _Layout:
 
 
 def _fetched(fetch, k, index):
-    """(data, label, name) of an example, or the OSError that came instead."""
+    """(data, label, name) of an example, or the error that came instead and makes a bad file of it."""
     try:
         return fetch(k, index)
-    except OSError as error:
+    except (OSError, decode.BadImage) as error:
         return error
 
 
@@ -121,14 +121,13 @@ def _begin(recipe, layout, memory):
     from qbheat_jax.data.pipeline import jpeg_window
 
     atexit.register(os._exit, 0)  # at once: tensorflow would take its time, and there is nothing to tidy up
-
     blank = recipe.empty(layout.chunk)
 
     def make(number, epochs, indices, items):
         encoded, made = layout.slot(memory, number)
 
         def fetch(k, _):
-            if isinstance(items[k], OSError):
+            if isinstance(items[k], Exception):
                 raise items[k]
             data, *others = items[k]
             return (encoded[slice(*data)].tobytes() if isinstance(data, tuple) else data), *others
