@@ -34,8 +34,8 @@ def get_config():
     config.data.device_cache = True
     config.data.crop_scale = (0.5, 1.0)
     config.image_size = 32
-    config.batch_size = 128
-    config.total_epochs = 10
+    config.batch_size = 64
+    config.total_epochs = 20
     config.encoder = ConfigDict()
     config.encoder.name = "mobile_former_tiny"
     config.encoder.stride = 4
@@ -46,7 +46,7 @@ def get_config():
     config.norm_pix = True
     config.norm_pix_statistics = 1.0
     config.hog = 4.0
-    config.learning_rate = 2.8e-3  # for 256 images, so 1.4e-3 for the batch of 128
+    config.learning_rate = 5.6e-3  # for 256 images, so 1.4e-3 for the batch of 64
     config.warmup_percent = 5.0
     config.clip_norm = 1.0
     config.log_every = 50
