@@ -277,7 +277,7 @@ def test_evaluation_scales_the_shorter_side_and_cuts_out_the_centre(tmp_path):
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_decoding_only_the_box_of_a_jpeg_sees_the_same_pixels(subsampling, progressive, mode):
-    from qbheat_jax.data import pipeline
+    from qbheat_jax.data import jpeg
 
     image = Image.fromarray(photos.load("coffee")[:237, :301]).convert(mode)
     file = io.BytesIO()
@@ -287,13 +287,13 @@ def test_decoding_only_the_box_of_a_jpeg_sees_the_same_pixels(subsampling, progr
     whole = decode.decode(file.getvalue())
     for index in range(25):
         box = augment.random_resized_crop_box(augment.rng(0, 0, index, "crop"), 237, 301, (0.05, 1.0), (0.75, 4 / 3))
-        window = pipeline.jpeg_window(file.getvalue(), lambda height, width, box=box: box)
+        window = jpeg.jpeg_window(file.getvalue(), lambda height, width, box=box: box)
         difference = augment.crop_resize(whole, box, 64).astype(int) - augment.resize(window, 64)
         assert np.abs(difference).max() <= 2
 
 
 def test_a_jpeg_goes_the_fast_way_only_where_that_is_right(monkeypatch):
-    from qbheat_jax.data import pipeline
+    from qbheat_jax.data import jpeg
 
     def encoded(image, **options):
         file = io.BytesIO()
@@ -304,12 +304,12 @@ def test_a_jpeg_goes_the_fast_way_only_where_that_is_right(monkeypatch):
         return 0, 0, height, width
 
     plain = Image.fromarray(photos.load("coffee")[:40, :50])
-    assert pipeline.jpeg_window(encoded(plain), box_of).shape == (40, 50, 3)
+    assert jpeg.jpeg_window(encoded(plain), box_of).shape == (40, 50, 3)
     turned = Image.Exif()
     turned[0x0112] = 6
-    assert pipeline.jpeg_window(encoded(plain, exif=turned), box_of) is None
-    assert pipeline.jpeg_window(encoded(plain.convert("CMYK")), box_of) is None
-    assert pipeline.jpeg_window(encoded(plain)[:-50], box_of) is None
+    assert jpeg.jpeg_window(encoded(plain, exif=turned), box_of) is None
+    assert jpeg.jpeg_window(encoded(plain.convert("CMYK")), box_of) is None
+    assert jpeg.jpeg_window(encoded(plain)[:-50], box_of) is None
 
 
 def bag(root, bad):

@@ -5,7 +5,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 
 import numpy as np
@@ -84,7 +83,7 @@ def test_a_process_that_dies_ends_the_run_in_a_line(folder):
 
 
 RUN = """
-import os, sys, time
+import sys, time
 from qbheat_jax import data
 
 if __name__ == "__main__":
@@ -97,7 +96,7 @@ if __name__ == "__main__":
 
 def test_processes_end_with_the_run_that_is_killed(folder, tmp_path):
     script = tmp_path / "run.py"
-    script.write_text(textwrap.dedent(RUN))
+    script.write_text(RUN)
     run = subprocess.Popen(
         [sys.executable, script, folder.spec, repr(HOW)],
         stdout=subprocess.PIPE,

@@ -12,8 +12,8 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def grouped(x, kernel, stride, padding="symmetric"):
-    """A depthwise convolution as XLA does it, at its highest precision."""
+def xla(x, kernel, stride, padding="symmetric"):
+    """A convolution of as many groups as its channels call for, as XLA does it at its highest precision."""
     pad = kernel.shape[0] // 2
     return jax.lax.conv_general_dilated(
         x,
@@ -21,9 +21,14 @@ def grouped(x, kernel, stride, padding="symmetric"):
         (stride, stride),
         "SAME" if padding == "same" else [(pad, pad)] * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
+        feature_group_count=x.shape[-1] // kernel.shape[2],
         precision="highest",
     )
+
+
+def value_and_gradients(function, gradient, *args):
+    y, vjp = jax.vjp(function, *args)
+    return y, *vjp(gradient)
 
 
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
@@ -50,12 +55,11 @@ def test_depthwise_conv_and_its_gradients(size, kernel, multiplier, stride, padd
     x, w = normal(0, 2, height, width, 3), normal(1, kernel, kernel, 1, 3 * multiplier)
     g = normal(2, 2, -(-height // stride), -(-width // stride), 3 * multiplier)
 
-    def value_and_gradients(convolution):
-        y, vjp = jax.vjp(lambda x, w: convolution(x, w, stride, padding), x, w)
-        return y, *vjp(g)
+    def outputs(convolution):
+        return value_and_gradients(lambda x, w: convolution(x, w, stride, padding), g, x, w)
 
-    ours, xla = jax.jit(lambda: (value_and_gradients(kernels.depthwise_conv), value_and_gradients(grouped)))()
-    for a, b in zip(ours, xla, strict=True):
+    ours, expected = jax.jit(lambda: (outputs(kernels.depthwise_conv), outputs(xla)))()
+    for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
@@ -83,7 +87,7 @@ def test_depthwise_conv_keeps_bfloat16():
     x, w = jnp.asarray(normal(0, 2, 6, 6, 4), jnp.bfloat16), jnp.asarray(normal(1, 3, 3, 1, 8))
     y = kernels.depthwise_conv(x, w, 2)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(y.astype(jnp.float32), grouped(x.astype(jnp.float32), w, 2), rtol=0.05, atol=0.1)
+    np.testing.assert_allclose(y.astype(jnp.float32), xla(x.astype(jnp.float32), w, 2), rtol=0.05, atol=0.1)
     d_x, d_w = jax.eval_shape(jax.grad(lambda x, w: kernels.depthwise_conv(x, w, 2).sum(), (0, 1)), x, w)
     assert d_x.dtype == jnp.bfloat16 and d_w.dtype == jnp.float32
 
@@ -94,18 +98,10 @@ def test_convolution_of_images_and_its_gradients(size, padding):
     x, w = normal(0, 2, *size, 3), normal(1, 3, 3, 3, 8)
     g = normal(2, 2, *(-(-n // 2) for n in size), 8)
 
-    def xla(x, w):
-        pad = "SAME" if padding == "same" else [(1, 1)] * 2
-        return jax.lax.conv_general_dilated(
-            x, w, (2, 2), pad, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
-        )
-
-    def value_and_gradients(convolution):
-        y, vjp = jax.vjp(convolution, x, w)
-        return y, *vjp(g)
-
-    ours = value_and_gradients(lambda x, w: kernels.conv(x, w, 2, padding))
-    for a, b in zip(ours, value_and_gradients(xla), strict=True):
+    ours, expected = (
+        value_and_gradients(lambda x, w, f=function: f(x, w, 2, padding), g, x, w) for function in (kernels.conv, xla)
+    )
+    for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
@@ -138,10 +134,7 @@ def test_max_pool_has_the_gradient_of_xla(size):
     x = np.maximum(normal(0, 2, *size, 3), 0.0)  # with ties, as after a ReLU
     g = normal(1, 2, *(-(-n // 2) for n in size), 3)
 
-    def outputs(function):
-        y, vjp = jax.vjp(function, x)
-        return y, *vjp(g)
-
-    ours, xla = jax.jit(lambda: (outputs(kernels.max_pool), outputs(kernels.max_pool.fun)))()
-    for a, b in zip(ours, xla, strict=True):
+    functions = (kernels.max_pool, kernels.max_pool.fun)
+    ours, expected = jax.jit(lambda: tuple(value_and_gradients(function, g, x) for function in functions))()
+    for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)

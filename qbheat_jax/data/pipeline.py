@@ -1,8 +1,8 @@
 """The tf.data pipeline: runs the examples of a plan on many threads, in the plan's order, ahead of the training loop.
 
-tensorflow gives the threads, the ordering and the prefetching, and decodes the cropped part of a JPEG; what runs through its
-pipeline are the numbers of chunks, while their examples are put in their places in the batch. What an example looks like is
-decided in `examples`, without it. With `processes` the threads only wait for these.
+tensorflow gives the threads, the ordering and the prefetching; what runs through its pipeline are the numbers of chunks, while
+their examples are put in their places in the batch. What an example looks like is decided in `examples`, without it. With
+`processes` the threads only wait for these.
 """
 
 import os
@@ -11,42 +11,12 @@ import weakref
 
 import numpy as np
 
-from qbheat_jax.data import decode, examples
+from qbheat_jax.data import examples
 from qbheat_jax.data.batches import Batches
 from qbheat_jax.data.cpu_tensorflow import tf, untuned
+from qbheat_jax.data.jpeg import jpeg_window
 from qbheat_jax.data.processes import Decoders
 from qbheat_jax.errors import RUN_FAILED, UserError
-
-# Pixels decoded around the box. libjpeg interpolates colour between its samples, one for two pixels: without the next one
-# the box's edges would differ from those of the whole image.
-_MARGIN = 2
-
-
-def jpeg_window(data, box_of):
-    """The box of a JPEG, decoding little more than the box: uint8[h, w, 3], or None where Pillow has to do it.
-
-    `box_of(height, width) -> (top, left, height, width)`. None for what is no upright grey or three-colour JPEG, and
-    for one that does not end as a JPEG must (it is truncated, and only decoding it whole finds that out).
-    Raises `decode.BadImage` where not even the header can be read.
-    """
-    if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
-        return None
-    image = decode.open_header(data)
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L") or decode.orientation(image) != 1:
-        return None
-    top, left, height, width = box_of(image.height, image.width)
-    above, before = min(top, _MARGIN), min(left, _MARGIN)
-    window = (
-        top - above,
-        left - before,
-        min(image.height - top, height + _MARGIN) + above,
-        min(image.width - left, width + _MARGIN) + before,
-    )
-    try:
-        pixels = tf.io.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_ACCURATE").numpy()
-    except tf.errors.OpError:
-        return None
-    return pixels[above : above + height, before : before + width]
 
 
 class TensorflowBatches(Batches):

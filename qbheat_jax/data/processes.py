@@ -118,7 +118,7 @@ def _begin(recipe, layout, memory):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from qbheat_jax.data.pipeline import jpeg_window
+    from qbheat_jax.data.jpeg import jpeg_window
 
     atexit.register(os._exit, 0)  # at once: tensorflow would take its time, and there is nothing to tidy up
     blank = recipe.empty(layout.chunk)

@@ -43,7 +43,8 @@ def conv(x, kernel, stride=1, padding="symmetric", groups=1):
     `padding` as of `pads`. An encoder's first, a 3 x 3 of stride 2 over three colours, takes half the time on a CPU as one of
     stride 1 over cells of 2 x 2 pixels; the gradient would take twice as long then, and is that of the plain form.
     """
-    pad, size = pads(x.shape[1:3], kernel.shape[0], stride, padding), x.shape[1:3]
+    size = x.shape[1:3]
+    pad = pads(size, kernel.shape[0], stride, padding)
     if kernel.shape[0] == 3 and stride == 2 and x.shape[-1] <= 4 and groups == 1 and size[0] % 2 == size[1] % 2 == 0:
         return _image_conv(x, kernel, pad)
     return _plain(x, kernel, stride, pad, groups)
