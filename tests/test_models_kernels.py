@@ -31,6 +31,40 @@ def value_and_gradients(function, gradient, *args):
     return y, *vjp(gradient)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("queries, keys", [(5, 7), (9, 9)])
+def test_attention_and_its_gradients(queries, keys, biased, dtype, tolerance):
+    inputs = [
+        normal(0, 2, queries, 3, 4),
+        normal(1, 2, keys, 3, 4),
+        normal(2, 2, keys, 3, 4),
+        normal(3, 2, queries, 3, 4),
+    ]
+    query, key, value, g = (jnp.asarray(3 * x, dtype) for x in inputs)
+    bias = jnp.asarray(normal(4, 2, 3, queries, keys)) if biased else None
+
+    def outputs(attention):
+        given = (query, key, value, bias) if biased else (query, key, value)
+        return jax.jit(lambda: attention(*given))(), jax.jit(lambda: value_and_gradients(attention, g, *given))()
+
+    # Without gradients another form runs than with them.
+    alone, ours = outputs(kernels.attention)
+    expected, xla = outputs(jax.nn.dot_product_attention)
+    assert alone.dtype == expected.dtype
+    for a, b in zip((alone, *ours), (expected, *xla), strict=True):
+        assert a.dtype == b.dtype
+        scale = float(abs(b).max())
+        np.testing.assert_allclose(np.float32(a), np.float32(b), rtol=0, atol=tolerance * scale)
+
+
+def test_attention_of_large_logits_is_finite():
+    x = jnp.full((1, 4, 1, 2), 1e4)
+    y, *gradients = value_and_gradients(kernels.attention, jnp.ones_like(x), x, x, x)
+    np.testing.assert_allclose(y, x)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
 @pytest.mark.parametrize(
     "size, kernel, multiplier, stride",

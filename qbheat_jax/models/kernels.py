@@ -181,6 +181,45 @@ _depthwise = jax.custom_vjp(_depthwise_forward, nondiff_argnums=(2, 3))
 _depthwise.defvjp(lambda x, w, stride, pad: (_depthwise_forward(x, w, stride, pad), (x, w)), _depthwise_backward)
 
 
+# --- Attention -------------------------------------------------------------------------------------------------------
+
+
+def attention(query, key, value, bias=None):
+    """Softmax attention of every head, scale D ** -0.5: query [B, N, heads, D], key and value [B, M, heads, D], `bias` of the
+    logits [B, heads, N, M] or None -> [B, N, heads, D]. Logits and softmax are float32.
+
+    Products of heads that lie behind the cells take XLA's CPU backend two to three times as long as those of heads before them.
+    """
+    return jax.lax.platform_dependent(query, key, value, bias, cpu=_heads_first, default=jax.nn.dot_product_attention)
+
+
+def _logits_and_values(query, key, value, bias):
+    """-> logits [B, heads, N, M] of at least float32, values [B, heads, M, D]."""
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    kind = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("bhnd,bhmd->bhnm", query, key, preferred_element_type=kind) * query.shape[-1] ** -0.5
+    return logits if bias is None else logits + bias, value
+
+
+@jax.custom_vjp
+def _heads_first(query, key, value, bias):
+    """Weights divided by their sum after they are applied, when they are D numbers and not M: one pass over them less."""
+    logits, value = _logits_and_values(query, key, value, bias)
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    y = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(value.dtype), value, preferred_element_type=weights.dtype)
+    return (y / weights.sum(-1, keepdims=True)).astype(value.dtype).swapaxes(1, 2)
+
+
+def _heads_first_plain(query, key, value, bias):
+    """The same, weights divided at once, as their gradient wants them."""
+    logits, value = _logits_and_values(query, key, value, bias)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    return jnp.einsum("bhnm,bhmd->bhnd", weights, value).swapaxes(1, 2)
+
+
+_heads_first.defvjp(lambda *inputs: jax.vjp(_heads_first_plain, *inputs), lambda vjp, gradient: vjp(gradient))
+
+
 # --- Max-pooling -----------------------------------------------------------------------------------------------------
 
 

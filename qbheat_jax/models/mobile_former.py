@@ -22,6 +22,7 @@ from qbheat_jax.models.layers import (
     channel_shuffle,
     check_size,
     dense,
+    gelu,
     hard_sigmoid,
     hard_swish,
     remat,
@@ -158,7 +159,7 @@ class GlobalBlock(nn.Module):
         y = attend(dense(width, self.dtype, "q")(tokens), tokens, tokens, heads=4)
         tokens = tokens + DropPath(self.drop_path)(dense(width, self.dtype, "channel_mlp")(y), train)
         tokens = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="layer_norm")(tokens)
-        y = jax.nn.gelu(dense(2 * width, self.dtype, "ffn0")(tokens), approximate=False)
+        y = gelu(dense(2 * width, self.dtype, "ffn0")(tokens))
         tokens = tokens + DropPath(self.drop_path)(dense(width, self.dtype, "ffn2")(y), train)
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ffn_norm")(tokens)
 
