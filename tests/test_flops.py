@@ -108,11 +108,15 @@ def test_depthwise_counts_the_same_in_both_its_forms():
     assert count(lambda x, k: kernels.depthwise_conv(x, k), x, kernel) == pytest.approx(grouped, rel=0.01)
 
 
-def test_a_convolution_of_images_counts_as_the_plain_one():
+@pytest.mark.parametrize("channels, stride", [(3, 2), (8, 1)])
+def test_a_convolution_counts_as_the_plain_one_and_its_gradients_as_two(channels, stride):
     from qbheat_jax.models import kernels
 
-    x, kernel = (2, 16, 16, 3), (3, 3, 3, 8)
-    assert count(lambda x, k: kernels.conv(x, k, 2), x, kernel) == 2 * 27 * 2 * 8 * 8 * 8
+    x, kernel, size = (2, 16, 16, channels), (3, 3, channels, 8), 16 // stride
+    forward = 2 * 9 * channels * 2 * size**2 * 8
+    assert count(lambda x, k: kernels.conv(x, k, stride), x, kernel) == forward
+    both = count(lambda x, k, g: jax.vjp(lambda x, k: kernels.conv(x, k, stride), x, k)[1](g), x, kernel, (2, size, size, 8))
+    assert both == pytest.approx(3 * forward, rel=0.01)
 
 
 def test_a_jitted_function_is_traced_with_shapes_alone():

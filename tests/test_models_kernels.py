@@ -127,16 +127,31 @@ def test_depthwise_conv_keeps_bfloat16():
 
 
 @pytest.mark.parametrize("padding", ["symmetric", "same"])
-@pytest.mark.parametrize("size", [(8, 12), (2, 2), (7, 8)])
-def test_convolution_of_images_and_its_gradients(size, padding):
-    x, w = normal(0, 2, *size, 3), normal(1, 3, 3, 3, 8)
-    g = normal(2, 2, *(-(-n // 2) for n in size), 8)
+@pytest.mark.parametrize("channels", [3, 6])  # an image's, and a map's
+@pytest.mark.parametrize(
+    "size, kernel, stride",
+    [((8, 12), 3, 2), ((2, 2), 3, 2), ((7, 8), 3, 2), ((7, 8), 3, 1), ((1, 2), 3, 1), ((6, 9), 5, 1), ((8, 9), 7, 2), ((8, 7), 5, 3)],
+)  # fmt: skip
+def test_convolution_and_its_gradients(size, kernel, stride, channels, padding):
+    x, w = normal(0, 2, *size, channels), normal(1, kernel, kernel, channels, 8)
+    g = normal(2, 2, *(-(-n // stride) for n in size), 8)
 
-    ours, expected = (
-        value_and_gradients(lambda x, w, f=function: f(x, w, 2, padding), g, x, w) for function in (kernels.conv, xla)
-    )
+    def outputs(convolution):
+        return value_and_gradients(lambda x, w: convolution(x, w, stride, padding), g, x, w)
+
+    ours, expected = jax.jit(lambda: (outputs(kernels.conv), outputs(xla)))()
     for a, b in zip(ours, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-5)
+
+
+def test_convolution_keeps_types():
+    x, w = jnp.asarray(normal(0, 2, 6, 6, 8), jnp.bfloat16), normal(1, 3, 3, 8, 8)
+    g = jnp.asarray(normal(2, 2, 6, 6, 8), jnp.bfloat16)
+    y, d_x, d_w = value_and_gradients(lambda x, w: kernels.conv(x, w.astype(x.dtype)), g, x, w)
+    assert (y.dtype, d_x.dtype, d_w.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    expected = value_and_gradients(lambda x, w: xla(x, w, 1), np.float32(g), np.float32(x), w)
+    for a, b in zip((y, d_x, d_w), expected, strict=True):
+        np.testing.assert_allclose(np.float32(a), b, rtol=0, atol=0.02 * abs(b).max())
 
 
 def test_convolution_of_images_is_over_cells_on_a_cpu_alone():
