@@ -130,7 +130,8 @@ def test_depthwise_conv_keeps_bfloat16():
 @pytest.mark.parametrize("channels", [3, 6])  # an image's, and a map's
 @pytest.mark.parametrize(
     "size, kernel, stride",
-    [((8, 12), 3, 2), ((2, 2), 3, 2), ((7, 8), 3, 2), ((7, 8), 3, 1), ((1, 2), 3, 1), ((6, 9), 5, 1), ((8, 9), 7, 2), ((8, 7), 5, 3)],
+    [((8, 12), 3, 2), ((2, 2), 3, 2), ((7, 8), 3, 2), ((7, 8), 3, 1), ((1, 2), 3, 1), ((6, 9), 5, 1),
+     ((8, 9), 7, 2), ((8, 7), 5, 3)],
 )  # fmt: skip
 def test_convolution_and_its_gradients(size, kernel, stride, channels, padding):
     x, w = normal(0, 2, *size, channels), normal(1, kernel, kernel, channels, 8)
