@@ -118,7 +118,7 @@ def test_boxes_stay_on_what_they_are_around():
         image[y : y + h, x : x + w] = 255
         recipe = BoxRecipe(64, 7, (0,), True, flip=True, jitter=(0.6, 1.8), count=4)
         out = recipe.empty(1)
-        recipe.fill(out, 0, image, own([[x, y, x + w, y + h]], (height, width)), 3, index)
+        recipe.prepare(out, 0, image, own([[x, y, x + w, y + h]], (height, width)), 3, index)()
         white = (out["image"][0] > 200).all(-1)
         if out["classes"][0, 0] < 0:
             assert white.sum() < 0.35 * h * w * out["scale"][0].prod()
@@ -134,7 +134,7 @@ def test_evaluation_shows_the_whole_image_in_the_top_left_corner():
     recipe = BoxRecipe(32, 0, (0,), False, flip=True, jitter=(0.5, 2.0), count=2)
     image = np.full((10, 20, 3), 255, np.uint8)
     out = recipe.empty(1)
-    recipe.fill(out, 0, image, own([[5, 5, 20, 10]], (10, 20)), 9, 1)
+    recipe.prepare(out, 0, image, own([[5, 5, 20, 10]], (10, 20)), 9, 1)()
     assert (out["image"][0, :16] == 255).all() and (out["image"][0, 16:] == [124, 116, 104]).all()
     np.testing.assert_allclose(out["boxes"][0, 0], [8, 8, 32, 16])
     np.testing.assert_allclose(out["scale"][0], [1.6, 1.6])

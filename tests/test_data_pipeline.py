@@ -287,7 +287,7 @@ def test_decoding_only_the_box_of_a_jpeg_sees_the_same_pixels(subsampling, progr
     whole = decode.decode(file.getvalue())
     for index in range(25):
         box = augment.random_resized_crop_box(augment.rng(0, 0, index, "crop"), 237, 301, (0.05, 1.0), (0.75, 4 / 3))
-        window = jpeg.jpeg_window(file.getvalue(), lambda height, width, box=box: box)
+        window = jpeg.jpeg_window(file.getvalue(), lambda height, width, box=box: box)()
         difference = augment.crop_resize(whole, box, 64).astype(int) - augment.resize(window, 64)
         assert np.abs(difference).max() <= 2
 
@@ -304,7 +304,7 @@ def test_a_jpeg_goes_the_fast_way_only_where_that_is_right(monkeypatch):
         return 0, 0, height, width
 
     plain = Image.fromarray(photos.load("coffee")[:40, :50])
-    assert jpeg.jpeg_window(encoded(plain), box_of).shape == (40, 50, 3)
+    assert jpeg.jpeg_window(encoded(plain), box_of)().shape == (40, 50, 3)
     turned = Image.Exif()
     turned[0x0112] = 6
     assert jpeg.jpeg_window(encoded(plain, exif=turned), box_of) is None

@@ -1,5 +1,6 @@
 """Examples with boxes: scaled at random, cropped or padded to a square, mirrored; the boxes go along."""
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,11 @@ class BoxRecipe(Recipe):
             "scale": np.ones((count, 2), np.float32),
         }
 
-    def fill(self, out, k, data, label, epoch, index, jpeg_window=None):
-        """As `Recipe.fill`; `label` is the example's `Boxes`."""
+    def prepare(self, out, k, data, label, epoch, index, jpeg_window=None):
+        """As `Recipe.prepare`; `label` is the example's `Boxes`. Images are decoded whole."""
+        return functools.partial(self._put, out, k, data, label, epoch, index)
+
+    def _put(self, out, k, data, label, epoch, index):
         image = as_rgb(data) if isinstance(data, np.ndarray) else decode.decode(data)
         if image.shape[:2] != label.size:
             have, said = ("{} x {}".format(*size[::-1]) for size in (image.shape[:2], label.size))

@@ -9,10 +9,11 @@ _MARGIN = 2
 
 
 def jpeg_window(data, box_of):
-    """The box of a JPEG, decoding little more than the box: uint8[h, w, 3], or None where Pillow has to do it.
+    """Reads the header of a JPEG -> function that decodes its box, and little more -> uint8[h, w, 3].
 
-    `box_of(height, width) -> (top, left, height, width)`. None for what is no upright grey or three-colour JPEG, and
-    for one that does not end as a JPEG must (it is truncated, and only decoding it whole finds that out).
+    `box_of(height, width) -> (top, left, height, width)`. Both give None where Pillow has to do it: for what is no upright grey
+    or three-colour JPEG, and for one that does not end as a JPEG must (it is truncated, and only decoding it whole finds
+    that out).
     Raises `decode.BadImage` where not even the header can be read.
     """
     if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
@@ -28,8 +29,12 @@ def jpeg_window(data, box_of):
         min(image.height - top, height + _MARGIN) + above,
         min(image.width - left, width + _MARGIN) + before,
     )
-    try:
-        pixels = tf.io.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_ACCURATE").numpy()
-    except tf.errors.OpError:
-        return None
-    return pixels[above : above + height, before : before + width]
+
+    def pixels():
+        try:
+            decoded = tf.io.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_ACCURATE").numpy()
+        except tf.errors.OpError:
+            return None
+        return decoded[above : above + height, before : before + width]
+
+    return pixels
