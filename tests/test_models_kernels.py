@@ -97,6 +97,14 @@ def test_depthwise_conv_and_its_gradients(size, kernel, multiplier, stride, padd
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_the_form_for_accelerators(stride):
+    x, w, g = normal(0, 2, 6, 8, 3), normal(1, 3, 3, 1, 6), normal(2, 2, 6 // stride, 8 // stride, 6)
+    ours = kernels._plain_vjp(x, w, g, stride, ((1, 1),) * 2, 3)
+    for a, b in zip(ours, value_and_gradients(lambda x, w: xla(x, w, stride), g, x, w)[1:], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+
+
 def test_depthwise_conv_by_its_definition():
     x, w = normal(0, 1, 4, 5, 2), normal(1, 3, 3, 1, 4)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -142,7 +150,7 @@ def test_convolution_and_its_gradients(size, kernel, stride, channels, padding):
 
     ours, expected = jax.jit(lambda: (outputs(kernels.conv), outputs(xla)))()
     for a, b in zip(ours, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
 def test_convolution_keeps_types():

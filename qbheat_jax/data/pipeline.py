@@ -86,8 +86,6 @@ class _Work:
         # Arrays of the batches that are being made, by their number.
         self.batches, self._lock = {}, threading.Lock()
         self._error = None
-        blank = plan.recipe.empty(plan.slices.local)
-        self._layout = {key: (array.shape, array.dtype) for key, array in blank.items()}
         # Examples of a stream on their way from the reader to the threads that decode them, by chunk.
         self._read = {}
 
@@ -133,14 +131,9 @@ class _Work:
         number, part = divmod(j, slices.per_batch)
         with self._lock:
             if number not in self.batches:
-                batch = recipe.empty(slices.local) if self.decoders is None else self._unwritten()
-                self.batches[number] = batch
+                self.batches[number] = recipe.empty(slices.local)
             batch = self.batches[number]
         return {key: array[part * slices.chunk : (part + 1) * slices.chunk] for key, array in batch.items()}
-
-    def _unwritten(self):
-        """A batch's arrays as memory has them: processes write all of a chunk, what is missing in it too."""
-        return {key: np.empty(shape, dtype) for key, (shape, dtype) in self._layout.items()}
 
     def read(self, total):
         """Reads a stream source: yields chunk numbers, and keeps what each of them is made from."""

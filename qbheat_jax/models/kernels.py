@@ -54,9 +54,12 @@ def _plain(x, kernel, stride, pad, groups=1):
 
 def _plain_vjp(x, kernel, gradient, stride, pad, groups=1):
     """Gradients of `_plain` with respect to (x, kernel), given that of its output."""
-    of_x = jax.linear_transpose(lambda x: _plain(x, kernel, stride, pad, groups), x)
     of_kernel = jax.linear_transpose(lambda kernel: _plain(x, kernel, stride, pad, groups), kernel)
-    return *of_x(gradient), *of_kernel(gradient)
+    return _plain_input_gradient(x, kernel, gradient, stride, pad, groups), *of_kernel(gradient)
+
+
+def _plain_input_gradient(x, kernel, gradient, stride, pad, groups=1):
+    return jax.linear_transpose(lambda x: _plain(x, kernel, stride, pad, groups), x)(gradient)[0]
 
 
 def _cpu_conv(x, kernel, stride, pad):
@@ -64,11 +67,11 @@ def _cpu_conv(x, kernel, stride, pad):
     and stride 1 with a row more than is wanted. It then takes Eigen's convolution and not that of its own library, which is a
     tenth slower, and half as fast with 64 channels.
     """
-    size, k = x.shape[1:3], kernel.shape[0]
     if _of_images(x):
-        even = k == 3 and stride == 2 and size[0] % 2 == size[1] % 2 == 0
+        size = x.shape[1:3]
+        even = kernel.shape[0] == 3 and stride == 2 and size[0] % 2 == size[1] % 2 == 0
         return _by_cells(x, kernel, pad) if even else _plain(x, kernel, stride, pad)
-    if stride > 1 or k == 1:
+    if stride > 1:
         return _plain(x, kernel, stride, pad)
     (top, bottom), columns = pad
     return _plain(x, kernel, 1, ((top, bottom + 1), columns))[:, :-1]
@@ -95,10 +98,11 @@ def _by_cells(x, kernel, pad):
 
 
 def _cpu_conv_vjp(x, kernel, gradient, stride, pad):
-    d_x, d_kernel = _plain_vjp(x, kernel, gradient, stride, pad)
     if _of_images(x):
-        return d_x, d_kernel
-    if stride == 1:
+        return _plain_vjp(x, kernel, gradient, stride, pad)
+    if stride > 1:
+        d_x = _plain_input_gradient(x, kernel, gradient, stride, pad)
+    else:
         # Convolution with the filters turned by 180 degrees, and the padding with them.
         k = kernel.shape[0]
         turned = tuple((k - 1 - before, k - 1 - after) for before, after in pad)
