@@ -98,9 +98,7 @@ def _by_cells(x, kernel, pad):
 
 
 def _cpu_conv_vjp(x, kernel, gradient, stride, pad):
-    if _of_images(x):
-        return _plain_vjp(x, kernel, gradient, stride, pad)
-    if stride > 1:
+    if stride > 1 or _of_images(x):
         d_x = _plain_input_gradient(x, kernel, gradient, stride, pad)
     else:
         # Convolution with the filters turned by 180 degrees, and the padding with them.
@@ -111,12 +109,16 @@ def _cpu_conv_vjp(x, kernel, gradient, stride, pad):
 
 
 def _kernel_gradient(x, gradient, kernel, stride, pad):
-    """A product for every row of the kernel, its columns side by side: half the time that XLA's CPU backend takes."""
+    """A product for every row of the kernel, its columns side by side: half the time that XLA's CPU backend takes. Of images, with
+    their few channels, all rows are side by side too.
+    """
     k, (height, width) = kernel.shape[0], gradient.shape[1:3]
     padded = jnp.pad(x, ((0, 0), *pad, (0, 0)))
     columns = [padded[:, :, j : j + stride * (width - 1) + 1 : stride] for j in range(k)]
     columns, gradient = jnp.concatenate(columns, -1), gradient.reshape(-1, gradient.shape[-1])
-    rows = (columns[:, i : i + stride * (height - 1) + 1 : stride] for i in range(k))
+    rows = [columns[:, i : i + stride * (height - 1) + 1 : stride] for i in range(k)]
+    if _of_images(x):
+        rows = [jnp.concatenate(rows, -1)]
     rows = [
         jnp.matmul(row.reshape(-1, row.shape[-1]).T, gradient, preferred_element_type=jnp.float32).astype(kernel.dtype)
         for row in rows
