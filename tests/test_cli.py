@@ -96,17 +96,10 @@ def test_a_process_starts_anew_to_tune_malloc_once():
     assert first == second, "under the same number"
     chosen, words = last.split(" ", 1)
     assert words == "two words 0x8086 ignore::UserWarning"
-    assert chosen.split(":") == [f"glibc.malloc.{name}={value}" for name, value in machine.malloc_options().items()]
+    assert chosen.split(":") == [f"glibc.malloc.{name}={value}" for name, value in machine.MALLOC.items()]
     for chosen, vendors, environment in (("None", [machine.NVIDIA], {}), ("", [], {machine.TUNABLES: ""})):
         _, last = lines(*vendors, **environment)
         assert last == " ".join([chosen, "two words", *vendors, "ignore::UserWarning"])
-
-
-@pytest.mark.parametrize("gib, kept, trimmed", [(4, 1, 4), (24, 3, 6), (512, 8, 16)])
-def test_arrays_of_an_eighth_of_the_memory_are_kept(monkeypatch, gib, kept, trimmed):
-    monkeypatch.setattr(machine, "memory", lambda: gib * machine.GIB)
-    options = machine.malloc_options()
-    assert (options["mmap_threshold"], options["trim_threshold"]) == (kept * machine.GIB, trimmed * machine.GIB)
 
 
 BLOCKED = """

@@ -109,8 +109,8 @@ def _cpu_conv_vjp(x, kernel, gradient, stride, pad):
 
 
 def _kernel_gradient(x, gradient, kernel, stride, pad):
-    """A product for every row of the kernel, its columns side by side: half the time that XLA's CPU backend takes. Of images, with
-    their few channels, all rows are side by side too.
+    """A product for every row of the kernel, its columns side by side: half the time that XLA's CPU backend takes. Of images,
+    with their few channels, all rows are side by side too.
     """
     k, (height, width) = kernel.shape[0], gradient.shape[1:3]
     padded = jnp.pad(x, ((0, 0), *pad, (0, 0)))
@@ -177,43 +177,64 @@ def _windows(x, k, stride, pad, fill=0.0):
 
 
 def _shifted(x, kernel, stride, pad):
-    x = _repeat(x, kernel.shape[-1] // x.shape[-1])
-    return sum(view * kernel[i, j, 0] for (i, j), view in _windows(x, kernel.shape[0], stride, pad))
-
-
-def _repeat(x, times):
-    """Each channel of x `times` over, adjacent: by a matrix of zeros and ones, which XLA's CPU backend takes a quarter of the
-    time for that it takes to copy them; and likewise for the sum that is its gradient."""
-    return x if times == 1 else flat_dot(x, jnp.repeat(jnp.eye(x.shape[-1], dtype=x.dtype), times, axis=1), None)
+    """Channels are repeated view by view, within the sum: a map of all repeats would have to be written and read."""
+    times = kernel.shape[-1] // x.shape[-1]
+    return sum(jnp.repeat(view, times, -1) * kernel[i, j, 0] for (i, j), view in _windows(x, kernel.shape[0], stride, pad))
 
 
 def _shifted_vjp(x, kernel, gradient, stride, pad):
     """Gradients of `_shifted` with respect to (x, kernel), given that of its output."""
-    k, multiplier = kernel.shape[0], kernel.shape[-1] // x.shape[-1]
-    x, sum_repeated = jax.vjp(lambda x: _repeat(x, multiplier), x)
-    d_kernel = _shifted_kernel_gradient(x, gradient, k, stride, pad)
-    if stride > 1:
-        # Output row o reads input row stride * o + i - top, so the gradient is spread back to that spacing, zeros between.
-        end = (n - 1 - stride * (m - 1) for n, m in zip(x.shape[1:3], gradient.shape[1:3]))
-        edges = ((0, 0, 0), *((0, e, stride - 1) for e in end), (0, 0, 0))
-        gradient = jax.lax.pad(gradient, jnp.zeros((), gradient.dtype), edges)
-    # With respect to x the gradient is a convolution with the filters turned by 180 degrees, and the padding with them.
-    turned = kernel[::-1, ::-1]
-    pad = tuple((k - 1 - before, before) for before, _ in pad)
-    d_x = sum(view * turned[i, j, 0] for (i, j), view in _windows(gradient, k, 1, pad))
-    return *sum_repeated(d_x), d_kernel.astype(kernel.dtype)
+    d_kernel = _shifted_kernel_gradient(x, gradient, kernel.shape[0], stride, pad)
+    d_x = _shifted_input_gradient(x.shape, kernel, gradient, stride, pad)
+    return d_x, d_kernel.astype(kernel.dtype)
+
+
+def _shifted_input_gradient(shape, kernel, gradient, stride, pad):
+    """-> [B, H, W, C] of `shape`, at one place of all cells of stride x stride after the other, so that no zeros need lie
+    between the outputs.
+
+    Row `place` of cell n is read by row i of the kernel for output n + ahead, where stride * ahead = place + before - i;
+    `before` is the padding's. Repeats are summed as strided slices, which fuse with all the rest.
+    """
+    k, multiplier = kernel.shape[0], kernel.shape[-1] // shape[-1]
+    edges = [((k - 1 - before) // stride, (stride - 1 + before) // stride) for before, _ in pad]
+    around = jnp.pad(gradient, ((0, 0), *edges, (0, 0)))
+
+    def readers(axis, place):
+        """(row or column of the kernel, slice of `around`) pairs."""
+        size, edge = gradient.shape[1 + axis], edges[axis][0]
+        ahead = ((i, *divmod(place + pad[axis][0] - i, stride)) for i in range(k))
+        return [(i, slice(edge + n, edge + n + size)) for i, n, left in ahead if left == 0]
+
+    def part(row, column):
+        rows, columns = readers(0, row), readers(1, column)
+        products = (around[:, r, c] * kernel[i, j, 0] for i, r in rows for j, c in columns)
+        y = sum(products, jnp.zeros_like(gradient))
+        return sum(y[..., n::multiplier] for n in range(multiplier))
+
+    return _from_cells(part, stride, shape)
+
+
+def _from_cells(part, stride, shape):
+    """The map of `shape` [B, H, W, C] whose cells of stride x stride have part(row, column), [B, ceil(H / stride),
+    ceil(W / stride), C], at (row, column)."""
+    whole = jnp.stack([jnp.stack([part(row, column) for column in range(stride)], 3) for row in range(stride)], 2)
+    height, width = (-(-n // stride) * stride for n in shape[1:3])
+    return whole.reshape(shape[0], height, width, shape[3])[:, : shape[1], : shape[2]]
 
 
 def _shifted_kernel_gradient(x, gradient, k, stride, pad):
-    """Sum over batch and positions of each shifted view times the gradient -> float32 [k, k, 1, C].
+    """Sum over batch and positions of each shifted view times the gradient -> float32 [k, k, 1, C * m].
 
     Summed over the batch element by element in a loop first: XLA's CPU backend vectorises that, and not a reduction
     fused with shifted views (ten times slower).
     """
 
+    times = gradient.shape[-1] // x.shape[-1]
+
     def add(sums, example):
         x, gradient = example
-        views = (view[0] for _, view in _windows(x[None], k, stride, pad))
+        views = (jnp.repeat(view[0], times, -1) for _, view in _windows(x[None], k, stride, pad))
         return tuple(s + (view * gradient).astype(jnp.float32) for s, view in zip(sums, views)), None
 
     zeros = jnp.zeros(gradient.shape[1:], jnp.float32)
@@ -321,14 +342,12 @@ def _max_pool_gradient(x, y, gradient):
         """Of the even and the odd cells of an axis: (offset in the window, output) pairs that reach them."""
         return ([(1, slice(0, size))], [(0, slice(1, size + 1)), (2, slice(0, size))])[index]
 
-    def cells(row, column):
+    def part(row, column):
         return sum(
             shares[i, j][:, rows, columns] for i, rows in along(row, height) for j, columns in along(column, width)
         )
 
-    parts = [jnp.stack([cells(row, column) for column in (0, 1)], 3) for row in (0, 1)]  # each [B, Ho, Wo, 2, C]
-    whole = jnp.stack(parts, 2).reshape(x.shape[0], 2 * height, 2 * width, -1)
-    return whole[:, : x.shape[1], : x.shape[2]]
+    return _from_cells(part, 2, x.shape)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
