@@ -50,15 +50,18 @@ code=0
 while [ ${#pids[@]} -gt 0 ]; do
   sleep 0.2
   left=()
+  found=0
   for pid in "${pids[@]}"; do
     status=0
     if kill -0 "$pid" 2>/dev/null; then left+=("$pid"); else wait "$pid" || status=$?; fi
-    if [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then
-      code=$status
-      # Those that were asked to stop save first, all at the same step; of any other end they would only hear late.
-      if [ "$code" -ne 143 ]; then stop KILL; fi
-    fi
+    # One that hears of another's end aborts (134): the other's status, found in the same look, is the reason.
+    if [ "$status" -ne 0 ] && { [ "$found" -eq 0 ] || [ "$found" -eq 134 ]; }; then found=$status; fi
   done
+  if [ "$found" -ne 0 ] && [ "$code" -eq 0 ]; then
+    code=$found
+    # Those that were asked to stop save first, all at the same step; of any other end they would only hear late.
+    if [ "$code" -ne 143 ]; then stop KILL; fi
+  fi
   pids=("${left[@]}")
 done
 exit "$code"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,14 @@ def test_slurm_and_local_processes_say_what_they_would_do():
     assert code == 0 and len(out.splitlines()) == 3
     for n, line in enumerate(out.splitlines()):
         assert line.endswith(f"--coordinator 127.0.0.1:4321 --processes 3 --process {n} &")
+
+
+def test_the_code_is_that_of_the_killed_process_and_not_of_one_that_aborts_for_it(tmp_path):
+    program = tmp_path / "qbheat"
+    program.write_text('#!/bin/bash\n[[ "$*" == *"--process 0"* ]] && kill -ABRT $$ || kill -KILL $$\n')
+    program.chmod(0o755)
+    code, _, _ = launch("local_processes.sh", "2", "pretrain", *RUN, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert code == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,7 @@ def test_two_processes_stopped_killed_and_started_again(whole, processes, tmp_pa
     running = processes(run, hold=9)
     wait_for(running, lambda: 8 in losses(run) and (run / "checkpoints" / "8").exists())
     os.kill(children(running)[1], signal.SIGKILL)
-    # The other one aborts by itself when it hears of it, which may be found in the same look at both.
-    assert running.wait(300) in (128 + signal.SIGKILL, 128 + signal.SIGABRT)
+    assert running.wait(300) == 128 + signal.SIGKILL
     assert f"resuming {run} at step 3 of 12" in processes.logs(0)
     assert Checkpoints(run).steps()[-1] == 8 and json.loads((run / "config.json").read_text())["total_steps"] == 12
 

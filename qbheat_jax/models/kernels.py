@@ -196,7 +196,7 @@ def _shifted_input_gradient(shape, kernel, gradient, stride, pad):
     Row `place` of cell n is read by row i of the kernel for output n + ahead, where stride * ahead = place + before - i;
     `before` is the padding's. Repeats are summed as strided slices, which fuse with all the rest.
     """
-    k, multiplier = kernel.shape[0], kernel.shape[-1] // shape[-1]
+    k, times = kernel.shape[0], kernel.shape[-1] // shape[-1]
     edges = [((k - 1 - before) // stride, (stride - 1 + before) // stride) for before, _ in pad]
     around = jnp.pad(gradient, ((0, 0), *edges, (0, 0)))
 
@@ -209,8 +209,8 @@ def _shifted_input_gradient(shape, kernel, gradient, stride, pad):
     def part(row, column):
         rows, columns = readers(0, row), readers(1, column)
         products = (around[:, r, c] * kernel[i, j, 0] for i, r in rows for j, c in columns)
-        y = sum(products, jnp.zeros_like(gradient))
-        return sum(y[..., n::multiplier] for n in range(multiplier))
+        y = sum(products, jnp.zeros_like(gradient))  # nothing reads some places where the kernel is smaller than the stride
+        return sum(y[..., n::times] for n in range(times))
 
     return _from_cells(part, stride, shape)
 
