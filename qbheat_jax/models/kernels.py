@@ -4,6 +4,8 @@ XLA's CPU backend does some of lax's operations, and more of their gradients, ma
 same. Which form runs is chosen where a program is lowered, so that one traced for a TPU has the TPU's. Layouts are NHWC.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -261,6 +263,43 @@ def _depthwise_backward(stride, pad, residuals, gradient):
 
 _depthwise = jax.custom_vjp(_depthwise_forward, nondiff_argnums=(2, 3))
 _depthwise.defvjp(lambda x, w, stride, pad: (_depthwise_forward(x, w, stride, pad), (x, w)), _depthwise_backward)
+
+
+# --- Dynamic ReLU ----------------------------------------------------------------------------------------------------
+
+
+def dynamic_relu(x, a1, a2):
+    """max(a1 * x, a2 * x): x [B, H, W, C], a1 and a2 [B, C] -> [B, H, W, C]."""
+    above, below = (_by_itself(a) for a in (jnp.maximum(a1, a2), jnp.minimum(a1, a2)))
+    return _slopes(x, above, below)
+
+
+@jax.custom_vjp
+def _slopes(x, above, below):
+    """x times `above` where it is positive, `below` elsewhere, both [B, C]; the gradient reads the map and no mask of it."""
+    return x * jnp.where(x > 0, above[:, None, None], below[:, None, None])
+
+
+def _slopes_backward(residuals, gradient):
+    x, above, below = residuals
+    products = (gradient * x).astype(jnp.float32)
+    positive, whole = (y.sum((1, 2)) for y in (jnp.where(x > 0, products, 0.0), products))
+    return gradient * jnp.where(x > 0, above[:, None, None], below[:, None, None]), positive.astype(above.dtype), (whole - positive).astype(below.dtype)
+
+
+_slopes.defvjp(lambda *inputs: (_slopes(*inputs), inputs), _slopes_backward)
+
+
+def _by_itself(x):
+    """x [..., C], on a CPU as a product with the identity, so that it is computed once: XLA's backend there takes what is made by
+    elementwise operations into the pass over a map that reads it, once for every cell, and stops at a product.
+    """
+    return jax.lax.platform_dependent(x, cpu=_times_identity, default=lambda x: x)
+
+
+def _times_identity(x):
+    size = math.gcd(x.shape[-1], 16)
+    return jnp.matmul(x.reshape(-1, size), jnp.eye(size, dtype=x.dtype)).reshape(x.shape)
 
 
 # --- Attention -------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax.models.kernels import attention, conv, depthwise_conv, flat_dot
+from qbheat_jax.models.kernels import attention, conv, depthwise_conv, dynamic_relu, flat_dot
 
 
 def conv_init(key, shape, dtype=jnp.float32):
@@ -314,8 +314,7 @@ class DyReLU(nn.Module):
     def __call__(self, x, token):
         hidden = jax.nn.relu(dense(token.shape[-1] // 4, self.dtype, "fc0")(token))
         a1, a2 = jnp.split(hard_sigmoid(dense(2 * x.shape[-1], self.dtype, "fc2")(hidden)), 2, axis=-1)
-        a1, a2 = (a[:, None, None, :] for a in (2.0 * (a1 - 0.5) + 1.0, 2.0 * (a2 - 0.5)))
-        return jnp.maximum(x * a1, x * a2)
+        return dynamic_relu(x, 2.0 * (a1 - 0.5) + 1.0, 2.0 * (a2 - 0.5))
 
 
 def dense(features, dtype, name):
