@@ -187,6 +187,35 @@ def test_pads_of_same_are_the_least_and_the_odd_one_comes_after(size, kernel, st
         kernels.pads(size, kernel, stride, "valid")
 
 
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("channels", [1, 6, 32])
+def test_dynamic_relu_and_its_gradients(channels, dtype, tolerance):
+    inputs = normal(0, 2, 5, 3, channels), normal(1, 2, channels), normal(2, 2, channels), normal(3, 2, 5, 3, channels)
+    x, a1, a2, g = (jnp.asarray(given, dtype) for given in inputs)
+
+    def plain(x, a1, a2):
+        return jnp.maximum(a1[:, None, None] * x, a2[:, None, None] * x)
+
+    ours = jax.jit(lambda: value_and_gradients(kernels.dynamic_relu, g, x, a1, a2))()
+    expected = value_and_gradients(plain, np.float32(g), *(np.float32(given) for given in (x, a1, a2)))
+    for a, b in zip(ours, expected, strict=True):
+        assert a.dtype == dtype
+        np.testing.assert_allclose(np.float32(a), b, rtol=0, atol=tolerance * abs(b).max())
+
+
+def test_dynamic_relu_at_zero_is_a_relu_where_its_slopes_are_one_and_zero():
+    one, zero = jnp.ones((1, 2)), jnp.zeros((1, 2))
+    for slopes in ((one, zero), (zero, one)):
+        gradient = jax.grad(lambda x: kernels.dynamic_relu(x, *slopes).sum())(jnp.zeros((1, 3, 3, 2)))
+        np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_dynamic_relu_is_the_form_that_the_platform_does_best():
+    traced = jax.jit(kernels.dynamic_relu).trace(jnp.zeros((2, 4, 4, 6)), jnp.zeros((2, 6)), jnp.zeros((2, 6)))
+    for platform, product in (("cpu", True), ("cuda", False), ("tpu", False)):
+        assert ("dot_general" in traced.lower(lowering_platforms=(platform,)).as_text()) == product
+
+
 @pytest.mark.parametrize("size", [(8, 6), (7, 9), (1, 2)])
 def test_max_pool_has_the_gradient_of_xla(size):
     x = np.maximum(normal(0, 2, *size, 3), 0.0)  # with ties, as after a ReLU

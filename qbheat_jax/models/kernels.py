@@ -166,28 +166,34 @@ def _grouped(x, kernel, stride, pad):
     return _plain(x, kernel, stride, pad, x.shape[-1])
 
 
-def _windows(x, k, stride, pad, fill=0.0):
-    """The k * k shifted (and strided) views of x padded with `fill`, as ((i, j), view [B, Ho, Wo, C])."""
-    height, width = (-(-n // stride) for n in x.shape[1:3])
-    padded = jnp.pad(x, ((0, 0), *pad, (0, 0)), constant_values=fill)
+def _padded(x, pad, fill=0.0):
+    return jnp.pad(x, ((0, 0), *pad, (0, 0)), constant_values=fill)
+
+
+def _unpadded(padded, pad):
+    rows, columns = (slice(before, size - after) for (before, after), size in zip(pad, padded.shape[1:3]))
+    return padded[:, rows, columns]
+
+
+def _windows(padded, k, stride):
+    """The k * k shifted (and strided) views of a padded map, as ((i, j), view [B, Ho, Wo, C])."""
+    height, width = padded.shape[1] - k + 1, padded.shape[2] - k + 1
     for i in range(k):
         for j in range(k):
-            yield (
-                (i, j),
-                padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride],
-            )
+            yield (i, j), padded[:, i : i + height : stride, j : j + width : stride]
 
 
-def _shifted(x, kernel, stride, pad):
+def _shifted(padded, kernel, stride):
     """Channels are repeated view by view, within the sum: a map of all repeats would have to be written and read."""
-    times = kernel.shape[-1] // x.shape[-1]
-    return sum(jnp.repeat(view, times, -1) * kernel[i, j, 0] for (i, j), view in _windows(x, kernel.shape[0], stride, pad))
+    times = kernel.shape[-1] // padded.shape[-1]
+    views = _windows(padded, kernel.shape[0], stride)
+    return sum(jnp.repeat(view, times, -1) * kernel[i, j, 0] for (i, j), view in views)
 
 
-def _shifted_vjp(x, kernel, gradient, stride, pad):
+def _shifted_vjp(padded, kernel, gradient, stride, pad):
     """Gradients of `_shifted` with respect to (x, kernel), given that of its output."""
-    d_kernel = _shifted_kernel_gradient(x, gradient, kernel.shape[0], stride, pad)
-    d_x = _shifted_input_gradient(x.shape, kernel, gradient, stride, pad)
+    d_kernel = _shifted_kernel_gradient(padded, gradient, kernel.shape[0], stride)
+    d_x = _shifted_input_gradient(_unpadded(padded, pad).shape, kernel, gradient, stride, pad)
     return d_x, d_kernel.astype(kernel.dtype)
 
 
@@ -225,81 +231,103 @@ def _from_cells(part, stride, shape):
     return whole.reshape(shape[0], height, width, shape[3])[:, : shape[1], : shape[2]]
 
 
-def _shifted_kernel_gradient(x, gradient, k, stride, pad):
+def _shifted_kernel_gradient(padded, gradient, k, stride):
     """Sum over batch and positions of each shifted view times the gradient -> float32 [k, k, 1, C * m].
 
     Summed over the batch element by element in a loop first: XLA's CPU backend vectorises that, and not a reduction
     fused with shifted views (ten times slower).
     """
 
-    times = gradient.shape[-1] // x.shape[-1]
+    times = gradient.shape[-1] // padded.shape[-1]
 
     def add(sums, example):
-        x, gradient = example
-        views = (jnp.repeat(view[0], times, -1) for _, view in _windows(x[None], k, stride, pad))
+        padded, gradient = example
+        views = (jnp.repeat(view[0], times, -1) for _, view in _windows(padded[None], k, stride))
         return tuple(s + (view * gradient).astype(jnp.float32) for s, view in zip(sums, views)), None
 
     zeros = jnp.zeros(gradient.shape[1:], jnp.float32)
-    sums, _ = jax.lax.scan(add, (zeros,) * (k * k), (x, gradient))
+    sums, _ = jax.lax.scan(add, (zeros,) * (k * k), (padded, gradient))
     return jnp.stack([s.sum((0, 1)) for s in sums]).reshape(k, k, 1, -1)
 
 
 def _depthwise_forward(x, kernel, stride, pad):
-    return jax.lax.platform_dependent(
-        x, kernel, cpu=lambda x, w: _shifted(x, w, stride, pad), default=lambda x, w: _grouped(x, w, stride, pad)
+    """-> (y, what the gradient needs). The padded map is kept, which a CPU's forms read, and not another copy of x; for an
+    accelerator it is x: it is taken apart again there, and XLA takes the two for nothing.
+    """
+    padded = _padded(x, pad)
+    y = jax.lax.platform_dependent(
+        x,
+        padded,
+        kernel,
+        cpu=lambda x, padded, w: _shifted(padded, w, stride),
+        default=lambda x, padded, w: _grouped(x, w, stride, pad),
     )
+    return y, (padded, kernel)
 
 
 def _depthwise_backward(stride, pad, residuals, gradient):
-    x, kernel = residuals
+    padded, kernel = residuals
     return jax.lax.platform_dependent(
-        x,
+        padded,
         kernel,
         gradient,
-        cpu=lambda x, w, g: _shifted_vjp(x, w, g, stride, pad),
-        default=lambda x, w, g: _plain_vjp(x, w, g, stride, pad, x.shape[-1]),
+        cpu=lambda padded, w, g: _shifted_vjp(padded, w, g, stride, pad),
+        default=lambda padded, w, g: _plain_vjp(_unpadded(padded, pad), w, g, stride, pad, padded.shape[-1]),
     )
 
 
-_depthwise = jax.custom_vjp(_depthwise_forward, nondiff_argnums=(2, 3))
-_depthwise.defvjp(lambda x, w, stride, pad: (_depthwise_forward(x, w, stride, pad), (x, w)), _depthwise_backward)
+_depthwise = jax.custom_vjp(lambda *inputs: _depthwise_forward(*inputs)[0], nondiff_argnums=(2, 3))
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 # --- Dynamic ReLU ----------------------------------------------------------------------------------------------------
 
 
-def dynamic_relu(x, a1, a2):
-    """max(a1 * x, a2 * x): x [B, H, W, C], a1 and a2 [B, C] -> [B, H, W, C]."""
-    above, below = (_by_itself(a) for a in (jnp.maximum(a1, a2), jnp.minimum(a1, a2)))
-    return _slopes(x, above, below)
-
-
 @jax.custom_vjp
-def _slopes(x, above, below):
-    """x times `above` where it is positive, `below` elsewhere, both [B, C]; the gradient reads the map and no mask of it."""
-    return x * jnp.where(x > 0, above[:, None, None], below[:, None, None])
+def dynamic_relu(x, a1, a2):
+    """max(a1 * x, a2 * x), slopes to each image and channel: x [B, H, W, C], a1 and a2 [B, C], finite -> [B, H, W, C]."""
+    return jax.lax.platform_dependent(x, a1, a2, cpu=_sloped, default=_larger)
 
 
-def _slopes_backward(residuals, gradient):
-    x, above, below = residuals
-    products = (gradient * x).astype(jnp.float32)
-    positive, whole = (y.sum((1, 2)) for y in (jnp.where(x > 0, products, 0.0), products))
-    return gradient * jnp.where(x > 0, above[:, None, None], below[:, None, None]), positive.astype(above.dtype), (whole - positive).astype(below.dtype)
+def _larger(x, a1, a2):
+    return jnp.maximum(a1[:, None, None] * x, a2[:, None, None] * x)
 
 
-_slopes.defvjp(lambda *inputs: (_slopes(*inputs), inputs), _slopes_backward)
+def _sloped(x, a1, a2):
+    """`_larger` as XLA's CPU backend does it faster."""
+    return x * _slope(x, a1, a2)
+
+
+def _slope(x, a1, a2):
+    """The larger of both slopes where x is positive and the smaller elsewhere, [B, H, W, C]."""
+    above, below = (_by_itself(a)[:, None, None] for a in (jnp.maximum(a1, a2), jnp.minimum(a1, a2)))
+    return jnp.where(x > 0, above, below)
 
 
 def _by_itself(x):
-    """x [..., C], on a CPU as a product with the identity, so that it is computed once: XLA's backend there takes what is made by
-    elementwise operations into the pass over a map that reads it, once for every cell, and stops at a product.
+    """x [..., C], finite, as a product with the identity: XLA's CPU backend takes what is elementwise into the pass over a map
+    that reads it, and so computes it anew for every cell; it stops at a product.
     """
-    return jax.lax.platform_dependent(x, cpu=_times_identity, default=lambda x: x)
-
-
-def _times_identity(x):
     size = math.gcd(x.shape[-1], 16)
     return jnp.matmul(x.reshape(-1, size), jnp.eye(size, dtype=x.dtype)).reshape(x.shape)
+
+
+def _sloped_vjp(x, a1, a2, gradient):
+    """One product of the size of the map, summed twice, where the gradient of a maximum takes a map for either side."""
+    products = (gradient * x).astype(jnp.float32)
+    above, whole = (y.sum((1, 2)) for y in (jnp.where(x > 0, products, 0.0), products))
+    below, first = whole - above, a1 > a2
+    slopes = jnp.where(first, above, below), jnp.where(first, below, above)
+    return gradient * _slope(x, a1, a2), *(d.astype(a1.dtype) for d in slopes)
+
+
+def _dynamic_relu_backward(residuals, gradient):
+    return jax.lax.platform_dependent(
+        *residuals, gradient, cpu=_sloped_vjp, default=lambda *inputs: jax.vjp(_larger, *inputs[:3])[1](inputs[3])
+    )
+
+
+dynamic_relu.defvjp(lambda *inputs: (dynamic_relu(*inputs), inputs), _dynamic_relu_backward)
 
 
 # --- Attention -------------------------------------------------------------------------------------------------------
@@ -371,7 +399,7 @@ def _max_pool_backward(residuals, gradient):
 def _max_pool_gradient(x, y, gradient):
     """By the place in its window, the share of each output that goes there; then, cell by cell, the shares that reach it."""
     taken, shares = jnp.zeros(y.shape, bool), {}
-    for place, view in _windows(x, 3, 2, ((1, 1), (1, 1)), -jnp.inf):
+    for place, view in _windows(_padded(x, ((1, 1), (1, 1)), -jnp.inf), 3, 2):
         first = (view == y) & ~taken
         taken |= first
         shares[place] = jnp.pad(jnp.where(first, gradient, 0.0), ((0, 0), (0, 1), (0, 1), (0, 0)))
