@@ -229,6 +229,9 @@ def test_the_gradient_needs_what_goes_into_products_and_what_comes_out():
     assert least.activations(loss, params, x) == 4 * numbers
     assert least.activations(functools.partial(loss, inner=jax.jit), params, x) == 4 * numbers
     assert least.activations(functools.partial(loss, dtype=jnp.bfloat16), params, x) == 2 * numbers
+    # Of forms for platforms the one for all others counts.
+    forms = lambda f: lambda x: jax.lax.platform_dependent(x, cpu=lambda x: f(x @ jnp.eye(width)), default=f)  # noqa: E731
+    assert least.activations(functools.partial(loss, inner=forms), params, x) == 4 * numbers
     # What is computed again is not kept.
     assert least.activations(functools.partial(loss, inner=jax.checkpoint), params, x) == 4 * batch * out
 

@@ -19,8 +19,8 @@ _CHEAP = (
     _SAME
     | flops.ELEMENTWISE
     | frozenset(
-        "and broadcast_in_dim concatenate eq ge gt iota le lt ne not or pad random_bits random_fold_in random_split "
-        "random_unwrap random_wrap rev select_n slice split stop_gradient threefry2x32 xor".split()
+        "and broadcast_in_dim concatenate eq ge gt iota le lt ne not or pad platform_index random_bits random_fold_in "
+        "random_split random_unwrap random_wrap rev select_n slice split stop_gradient threefry2x32 xor".split()
     )
 )
 _LOOPS = ("scan", "while", "cond")
@@ -68,6 +68,8 @@ def _nodes(jaxpr, inputs, entering):
     for equation in jaxpr.eqns:
         name, operands = equation.primitive.name, tuple(map(node, equation.invars))
         inner = [] if name in _LOOPS else list(jaxprs_in_params(equation.params))
+        if equation.params.get("branches_platforms"):  # forms for platforms, of which one is there in the end
+            inner, operands = [flops.branch(equation)], operands[1:]
         if len(inner) == 1:
             made = _nodes(getattr(inner[0], "jaxpr", inner[0]), operands, entering)
         else:
