@@ -105,6 +105,12 @@ def test_gradients_of_the_form_for_accelerators(stride):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("pad", [((1, 1), (1, 1)), ((0, 1), (2, 0))])
+def test_the_form_for_accelerators_finds_its_map_within_the_padded_one(pad):
+    x = normal(0, 2, 4, 5, 3)
+    np.testing.assert_array_equal(kernels._unpadded(kernels._padded(x, pad), pad), x)
+
+
 def test_depthwise_conv_by_its_definition():
     x, w = normal(0, 1, 4, 5, 2), normal(1, 3, 3, 1, 4)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -197,10 +203,12 @@ def test_dynamic_relu_and_its_gradients(channels, dtype, tolerance):
         return jnp.maximum(a1[:, None, None] * x, a2[:, None, None] * x)
 
     ours = jax.jit(lambda: value_and_gradients(kernels.dynamic_relu, g, x, a1, a2))()
+    for_accelerators = kernels._larger(x, a1, a2), *kernels._larger_vjp(x, a1, a2, g)
     expected = value_and_gradients(plain, np.float32(g), *(np.float32(given) for given in (x, a1, a2)))
-    for a, b in zip(ours, expected, strict=True):
-        assert a.dtype == dtype
-        np.testing.assert_allclose(np.float32(a), b, rtol=0, atol=tolerance * abs(b).max())
+    for form in (ours, for_accelerators):
+        for a, b in zip(form, expected, strict=True):
+            assert a.dtype == dtype
+            np.testing.assert_allclose(np.float32(a), b, rtol=0, atol=tolerance * abs(b).max())
 
 
 def test_dynamic_relu_at_zero_is_a_relu_where_its_slopes_are_one_and_zero():

@@ -224,14 +224,16 @@ def test_the_gradient_needs_what_goes_into_products_and_what_comes_out():
         y = inner(lambda x: jnp.tanh(2.0 * (x.astype(dtype) @ first)) @ second)(x)
         return (y.astype(jnp.float32) ** 2).sum(), None
 
+    def with_a_form_for_cpus(f):
+        return lambda x: jax.lax.platform_dependent(x, cpu=lambda x: f(x @ jnp.eye(width)), default=f)
+
     # x is an argument; x w1, its hyperbolic tangent, and the result.
     numbers = batch * (2 * hidden + out)
     assert least.activations(loss, params, x) == 4 * numbers
     assert least.activations(functools.partial(loss, inner=jax.jit), params, x) == 4 * numbers
     assert least.activations(functools.partial(loss, dtype=jnp.bfloat16), params, x) == 2 * numbers
     # Of forms for platforms the one for all others counts.
-    forms = lambda f: lambda x: jax.lax.platform_dependent(x, cpu=lambda x: f(x @ jnp.eye(width)), default=f)  # noqa: E731
-    assert least.activations(functools.partial(loss, inner=forms), params, x) == 4 * numbers
+    assert least.activations(functools.partial(loss, inner=with_a_form_for_cpus), params, x) == 4 * numbers
     # What is computed again is not kept.
     assert least.activations(functools.partial(loss, inner=jax.checkpoint), params, x) == 4 * batch * out
 

@@ -1,4 +1,4 @@
-"""Products, convolutions and pooling in the form that a backend does best, gradients included.
+"""Products, convolutions, dynamic ReLU, attention and pooling in the form that a backend does best, gradients included.
 
 XLA's CPU backend does some of lax's operations, and more of their gradients, many times as slowly as others that give the
 same. Which form runs is chosen where a program is lowered, so that one traced for a TPU has the TPU's. Layouts are NHWC.
@@ -34,6 +34,11 @@ def pads(size, kernel, stride, padding):
     if padding != "same":
         raise ValueError(f"padding is {padding!r}; a convolution's is 'symmetric' or 'same'")
     return tuple(jax.lax.padtype_to_pads(size, (kernel, kernel), (stride, stride), "SAME"))
+
+
+def _padded(x, pad, fill=0.0):
+    """x [B, H, W, C] with rows and columns of `fill` around it, as many as `pads` says."""
+    return jnp.pad(x, ((0, 0), *pad, (0, 0)), constant_values=fill)
 
 
 # --- Convolution of images ------------------------------------------------------------------------------------------
@@ -115,7 +120,7 @@ def _kernel_gradient(x, gradient, kernel, stride, pad):
     with their few channels, all rows are side by side too.
     """
     k, (height, width) = kernel.shape[0], gradient.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), *pad, (0, 0)))
+    padded = _padded(x, pad)
     columns = [padded[:, :, j : j + stride * (width - 1) + 1 : stride] for j in range(k)]
     columns, gradient = jnp.concatenate(columns, -1), gradient.reshape(-1, gradient.shape[-1])
     rows = [columns[:, i : i + stride * (height - 1) + 1 : stride] for i in range(k)]
@@ -166,11 +171,8 @@ def _grouped(x, kernel, stride, pad):
     return _plain(x, kernel, stride, pad, x.shape[-1])
 
 
-def _padded(x, pad, fill=0.0):
-    return jnp.pad(x, ((0, 0), *pad, (0, 0)), constant_values=fill)
-
-
 def _unpadded(padded, pad):
+    """The map that `_padded` was given."""
     rows, columns = (slice(before, size - after) for (before, after), size in zip(pad, padded.shape[1:3]))
     return padded[:, rows, columns]
 
@@ -206,7 +208,7 @@ def _shifted_input_gradient(shape, kernel, gradient, stride, pad):
     """
     k, times = kernel.shape[0], kernel.shape[-1] // shape[-1]
     edges = [((k - 1 - before) // stride, (stride - 1 + before) // stride) for before, _ in pad]
-    around = jnp.pad(gradient, ((0, 0), *edges, (0, 0)))
+    around = _padded(gradient, edges)
 
     def readers(axis, place):
         """(row or column of the kernel, slice of `around`) pairs."""
@@ -293,6 +295,10 @@ def _larger(x, a1, a2):
     return jnp.maximum(a1[:, None, None] * x, a2[:, None, None] * x)
 
 
+def _larger_vjp(x, a1, a2, gradient):
+    return jax.vjp(_larger, x, a1, a2)[1](gradient)
+
+
 def _sloped(x, a1, a2):
     """`_larger` as XLA's CPU backend does it faster."""
     return x * _slope(x, a1, a2)
@@ -322,9 +328,7 @@ def _sloped_vjp(x, a1, a2, gradient):
 
 
 def _dynamic_relu_backward(residuals, gradient):
-    return jax.lax.platform_dependent(
-        *residuals, gradient, cpu=_sloped_vjp, default=lambda *inputs: jax.vjp(_larger, *inputs[:3])[1](inputs[3])
-    )
+    return jax.lax.platform_dependent(*residuals, gradient, cpu=_sloped_vjp, default=_larger_vjp)
 
 
 dynamic_relu.defvjp(lambda *inputs: (dynamic_relu(*inputs), inputs), _dynamic_relu_backward)
@@ -402,7 +406,7 @@ def _max_pool_gradient(x, y, gradient):
     for place, view in _windows(_padded(x, ((1, 1), (1, 1)), -jnp.inf), 3, 2):
         first = (view == y) & ~taken
         taken |= first
-        shares[place] = jnp.pad(jnp.where(first, gradient, 0.0), ((0, 0), (0, 1), (0, 1), (0, 0)))
+        shares[place] = _padded(jnp.where(first, gradient, 0.0), ((0, 1), (0, 1)))
     height, width = y.shape[1:3]
 
     def along(index, size):

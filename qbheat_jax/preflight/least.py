@@ -67,9 +67,10 @@ def _nodes(jaxpr, inputs, entering):
 
     for equation in jaxpr.eqns:
         name, operands = equation.primitive.name, tuple(map(node, equation.invars))
-        inner = [] if name in _LOOPS else list(jaxprs_in_params(equation.params))
         if equation.params.get("branches_platforms"):  # forms for platforms, of which one is there in the end
             inner, operands = [flops.branch(equation)], operands[1:]
+        else:
+            inner = [] if name in _LOOPS else list(jaxprs_in_params(equation.params))
         if len(inner) == 1:
             made = _nodes(getattr(inner[0], "jaxpr", inner[0]), operands, entering)
         else:
