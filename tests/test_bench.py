@@ -1,14 +1,16 @@
 """qbheat bench: figures from given timings, the order of runs, refusals, and tiny runs of every part."""
 
+import functools
 import json
 import re
 import sys
 import types
+import weakref
 
 import pytest
 
 from qbheat_jax import bench, cli
-from qbheat_jax.bench import encoders, heat, options, peers, photographs, table, timing, training
+from qbheat_jax.bench import encoders, facts, heat, options, peers, photographs, table, timing, training
 from qbheat_jax.errors import UserError
 
 
@@ -29,7 +31,7 @@ class Clock:
             self.now += left.pop(0) if len(left) > 1 else left[0]
             self.log.append(name)
 
-        return timing.Candidate(name, timing.repeated(call, self), amount)
+        return timing.Candidate(name, timing.repeated(call, clock=self), amount)
 
 
 def test_candidates_take_turns_and_every_second_round_goes_backwards():
@@ -52,6 +54,87 @@ def test_the_first_call_after_another_candidate_does_not_count():
     assert timing.alternate(candidates, 2, seconds=0)["a"]["seconds"] == [2.0, 3.0]
 
 
+class Device:
+    """A device that works off what it is sent in order: sending takes 1 s, the work 3 s."""
+
+    def __init__(self, clock):
+        self.clock, self.free = clock, 0.0
+
+    def call(self):
+        self.clock.now += 1.0
+        self.free = max(self.free, self.clock.now) + 3.0
+        return self.free
+
+    def wait(self, result):
+        self.clock.log.append(result)
+        self.clock.now = max(self.clock.now, result)
+
+
+def test_calls_are_sent_ahead_and_the_last_is_waited_for():
+    clock = Clock()
+    device = Device(clock)
+    run = timing.repeated(device.call, device.wait, ahead=True, clock=clock)
+    assert run(5) == 1 + 5 * 3 and clock.log == [16.0]
+    assert run(1) == 4 and run(2) == 7
+
+
+def test_each_call_is_waited_for_where_nothing_is_sent_ahead():
+    clock = Clock()
+    device = Device(clock)
+    assert timing.repeated(device.call, device.wait, clock=clock)(5) == 5 * 4 and len(clock.log) == 5
+
+
+@pytest.mark.parametrize("backend, waits", [("cpu", 4), ("gpu", 1), ("tpu", 1)])
+def test_only_a_cpu_is_waited_for_at_each_call(monkeypatch, backend, waits):
+    monkeypatch.setattr(timing.jax, "default_backend", lambda: backend)
+    seen = []
+    assert timing.on_device(lambda: "result", seen.append)(4) >= 0 and seen == ["result"] * waits
+
+
+def test_past_the_limit_no_candidate_is_begun_and_the_others_have_one_round():
+    clock = Clock()
+    limit = timing.Limit(10.0, clock)
+    candidates = [clock.taking("a", [4.0, 1.0]), clock.taking("b", [6.0, 1.0]), clock.taking("c", [1.0])]
+    figures = timing.alternate(candidates, 3, seconds=0, limit=limit)
+    assert figures == {name: {"calls": 1, "seconds": [1.0]} for name in "ab"}
+    assert clock.log == list("aabb" + "aabb") and limit.stopped
+    assert limit.notes == [
+        "c is not timed: the limit of 10 s was reached",
+        "timing stopped after 1 of 3 rounds: the limit of 10 s was reached",
+    ]
+
+
+def test_a_round_is_finished_past_the_limit():
+    clock = Clock()
+    limit = timing.Limit(9.0, clock)
+    figures = timing.alternate([clock.taking(name, [1.0]) for name in "ab"], 5, seconds=0, limit=limit)
+    assert [row["seconds"] for row in figures.values()] == [[1.0, 1.0]] * 2
+    assert clock.now == 12.0 and "after 2 of 5 rounds" in limit.notes[0]
+
+
+def test_a_limit_that_is_not_reached_and_no_limit_leave_nothing_out():
+    for seconds in (0.0, 1000.0):
+        clock = Clock()
+        limit = timing.Limit(seconds, clock)
+        figures = timing.alternate([clock.taking("a", [9.0])], 10, seconds=0, limit=limit)
+        assert len(figures["a"]["seconds"]) == 10 and not limit.stopped and not limit.notes
+
+
+def test_a_candidate_that_does_not_work_is_left_out():
+    def fail(calls):
+        raise timing.NotTimed("b does not work here")
+
+    clock, limit = Clock(), timing.Limit()
+    figures = timing.alternate([timing.Candidate("b", fail), clock.taking("a", [1.0])], 2, 0, limit)
+    assert list(figures) == ["a"] and limit.notes == ["b does not work here"] and not limit.stopped
+
+
+def test_what_is_lazy_is_made_once_in_its_first_run():
+    made = []
+    run = timing.lazy(lambda: made.append("made") or (lambda calls: float(calls)))
+    assert made == [] and run(2) == 2.0 and run(3) == 3.0 and made == ["made"]
+
+
 def test_rates_and_ratios():
     assert timing.rates([2.0, 4.0, 1.0], 16) == {"median": 8.0, "min": 4.0, "max": 16.0}
     # Round by round: of the medians alone it would be 1.
@@ -62,16 +145,15 @@ def test_rates_and_ratios():
     assert timing.fastest(figures, ["a", "b"]) == "b"
 
 
-def test_a_peer_is_outrun_by_as_much_as_its_time_is_longer(monkeypatch):
+def test_a_peer_is_outrun_by_as_much_as_its_time_is_longer():
     clock, times = Clock(), {"jax": 2.0, "torch eager": 5.0, "torch compile": 3.0}
-    runs = {seconds: clock.taking("", [seconds]).run for seconds in times.values()}
-    monkeypatch.setattr(timing, "repeated", runs.get)
-    o = options.Options(batch=6, size=32, rounds=3, seconds=0)
-    made = encoders._against_peers("forward", "net", o, times, [])
+    runs = {name: clock.taking("", [seconds]).run for name, seconds in times.items()}
+    o, limit = options.Options(batch=6, size=32, rounds=3, seconds=0), timing.Limit()
+    made = encoders._against_peers("forward", "net", o, runs, limit)
     assert [row["rate"]["median"] for row in made["rows"]] == [3.0, 1.2, 2.0]
     (ratio,) = made["ratios"]
     assert ratio["median"] == 1.5 and ratio["name"].endswith("torch compile")
-    assert encoders._against_peers("forward", "net", o, {"jax": 2.0}, [])["ratios"] == []
+    assert encoders._against_peers("forward", "net", o, {"jax": runs["jax"]}, limit)["ratios"] == []
 
 
 # --- Refusals --------------------------------------------------------------------------------------------------------
@@ -94,6 +176,7 @@ def test_a_peer_is_outrun_by_as_much_as_its_time_is_longer(monkeypatch):
         (["input", "--images", "8"], "--images 8: .*--batch 16"),
         (["heat", "--rounds", "0"], "--rounds 0: it takes a number that is at least 1"),
         (["heat", "--seconds", "nan"], "--seconds nan"),
+        (["heat", "--limit", "-1"], "--limit -1.0: it takes a number that is at least 0"),
         (["heat", "--threads", "4097"], "--threads 4097"),
         (["heat", "--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
         (["heat", "--config.seed", "1"], "bench takes no config"),
@@ -159,13 +242,88 @@ def test_step_trains_the_classifier_and_pretrains(monkeypatch):
     assert pretraining["ratios"][0]["median"] == pytest.approx(cost)
 
 
+def test_a_section_past_its_limit_has_what_was_measured_and_exit_code_0(tmp_path, capsys, monkeypatch):
+    clock = Clock()
+
+    def call(*arguments):
+        clock.now += 40.0
+        return lambda: None
+
+    monkeypatch.setattr(heat, "_call", call)
+    monkeypatch.setattr(timing, "Limit", functools.partial(timing.Limit, clock=clock))
+    saved = tmp_path / "bench.json"
+    argv = ("bench", "heat", "--limit", 100, "--cells", 8, "--rounds", 1, "--seconds", 0, "--json", saved)
+    assert cli.main([str(a) for a in argv]) == 0
+    sections, out = json.loads(saved.read_text())["sections"], capsys.readouterr().out
+    check_section(sections[0], ["offset", "power", "exp"])
+    assert sections[0]["limit_reached"] and len(sections[0]["ratios"]) == 2
+    assert sections[0]["notes"] == ["spectral is not timed: the limit of 100 s was reached"]
+    assert "* spectral is not timed: the limit of 100 s was reached" in out.splitlines()
+    # Each section has the whole limit.
+    assert not sections[2]["limit_reached"] and len(sections[2]["rows"]) == 2
+
+
+def test_nothing_of_a_section_is_left_when_the_next_one_begins(monkeypatch):
+    pytest.importorskip("torch")
+    from qbheat_jax.bench.peers import running
+
+    held, left = [], []
+
+    class Peer(running.Peer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            held.append(weakref.ref(self.model))
+
+    class Step(training.Step):
+        def __init__(self, *arguments):
+            left.append(sum(reference() is not None for reference in held))
+            super().__init__(*arguments)
+            held.append(weakref.ref(self))
+
+    monkeypatch.setattr(running, "Peer", Peer)
+    monkeypatch.setattr(training, "Step", Step)
+    o = options.Options("forward", **{**TINY, "encoders": ("vit_micro", "vit_micro")}, threads=1)
+    assert len(list(encoders.forward(o))) == 2
+    assert len(held) == 6 and left == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "given, peers, what, share",
+    [
+        ({}, ("eager",), "step", "0.45"),
+        ({}, ("eager",), "all", "0.45"),
+        ({}, (), "step", None),
+        ({}, ("eager",), "heat", None),
+        ({"XLA_CLIENT_MEM_FRACTION": ".3"}, ("eager",), "step", ".3"),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": ".3"}, ("eager",), "step", None),
+        ({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, ("eager",), "forward", None),
+        ({"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}, ("eager",), "forward", None),
+    ],
+)
+def test_jax_leaves_the_peers_memory_unless_the_environment_says_how_much(given, peers, what, share):
+    environment = dict(given)
+    facts.share_memory(options.Options(what, peers=peers), environment)
+    assert environment.get("XLA_CLIENT_MEM_FRACTION") == share
+    assert {**given, **environment} == environment
+
+
+def test_the_memory_is_shared_before_jax_is_asked_for_its_device(monkeypatch):
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+    done = []
+    monkeypatch.setattr(facts, "share_memory", lambda o: done.append("shared"))
+    monkeypatch.setattr(facts, "machine", lambda threads: done.append("asked"))
+    monkeypatch.setattr(bench, "_parts", lambda o: [])
+    bench.run(options.Options("heat"))
+    assert done == ["shared", "asked"]
+
+
 def test_a_compiler_that_fails_is_a_note(monkeypatch):
     pytest.importorskip("torch")
     from qbheat_jax.bench.peers import running
 
     class Peer:
         def __init__(self, model, way, *rest):
-            self.way = way
+            self.way, self.wait = way, lambda result: None
 
     def make(peer):
         return lambda: 1 / (peer.way != "compile")
@@ -174,9 +332,11 @@ def test_a_compiler_that_fails_is_a_note(monkeypatch):
     monkeypatch.setattr(peers, "build", lambda *a: None)
     monkeypatch.setattr(peers, "load", lambda *a: None)
     objective = types.SimpleNamespace(encoder=None)
-    calls, (note,) = encoders._peers(options.Options("step"), "net", objective, {}, make)
-    assert list(calls) == ["torch eager", "torch channels-last"]
-    assert note == "torch compile does not work here: ZeroDivisionError: division by zero"
+    runs = encoders._peers(options.Options("step"), "net", objective, {}, make)
+    made = encoders._against_peers("step", "net", options.Options(rounds=1, seconds=0.0), runs, timing.Limit())
+    assert [row["name"] for row in made["rows"]] == ["torch eager", "torch channels-last"]
+    assert made["notes"] == ["torch compile does not work here: ZeroDivisionError: division by zero"]
+    assert made["ratios"] == [] and not made["limit_reached"]
 
 
 def test_heat_compares_propagators_placements_and_cells(monkeypatch):

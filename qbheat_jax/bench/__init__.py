@@ -20,7 +20,9 @@ def run(asked, show=None):
     """
     o = options.check(asked)
     parts = _parts(o)
-    facts.limit_threads(o.threads)  # before jax starts its own
+    # Both before jax starts.
+    facts.limit_threads(o.threads)
+    facts.share_memory(o)
     result = {"machine": facts.machine(o.threads), "options": dataclasses.asdict(o), "sections": []}
     if show:
         show(result)

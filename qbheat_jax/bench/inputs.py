@@ -27,6 +27,7 @@ def check():
 def run(o):
     """Yields one section; rates are images/s for each of the cores that the candidate may use."""
     check()
+    limit = timing.Limit(o.limit)
     with tempfile.TemporaryDirectory() as folder:
         shown = photographs.write(folder, o.images)
         source = data.open_source(f"folder:{folder}", image_size=o.size)
@@ -44,19 +45,17 @@ def run(o):
                 CACHE: (timing.repeated(_drawing(cached, batches)), batches * o.batch / o.threads),
             }
             candidates = [timing.Candidate(name, run, amount) for name, (run, amount) in runs.items()]
-            figures = timing.alternate(candidates, o.rounds, o.seconds)
-    per_image = {c.name: [s / c.amount for s in figures[c.name]["seconds"]] for c in candidates}
-    ratios = [
-        (f"images/s a core of the {name} over the floor's", timing.ratio(per_image[FLOOR], per_image[name]))
-        for name in (THREADS, PROCESSES, CACHE)
-    ]
+            figures = timing.alternate(candidates, o.rounds, o.seconds, limit)
+    per_image = {c.name: [s / c.amount for s in figures[c.name]["seconds"]] for c in candidates if c.name in figures}
+    pairs = [(f"images/s a core of the {name} over the floor's", FLOOR, name) for name in (THREADS, PROCESSES, CACHE)]
+    ratios = timing.ratios(per_image, pairs)
     notes = [
         f"{o.images} JPEGs of {shown}, about {photographs.WIDTH} x {photographs.HEIGHT}, random crops of 20% to 100%",
         "the floor decodes the cropped part from memory by tensorflow and resizes it by Pillow, and does nothing else",
         "the device cache decodes once, before; its rate is that of cropping and resizing inside jit, on one device",
     ]
     title = f"input, {o.size} px, batches of {o.batch}, uint8"
-    yield section.make("input", title, "images/s a core", candidates, figures, ratios, notes)
+    yield section.make("input", title, "images/s a core", candidates, figures, ratios, limit, notes)
 
 
 def _stream(o, source, cache=None, processes=0):

@@ -37,6 +37,7 @@ class Options:
     images: int = 256
     rounds: int = 5
     seconds: float = 1.0
+    limit: float = 600.0
     threads: int = 0
     json: str = ""
 
@@ -52,7 +53,7 @@ def check(options):
         raise UserError(f"bench {o.what}: it takes {', '.join(PARTS)} or all")
     for name, least in (
         ("batch", 1), ("size", 1), ("pretrain_size", 1), ("heat_batch", 1), ("width", 1), ("images", 1), ("rounds", 1),
-        ("seconds", 0), ("threads", 0),
+        ("seconds", 0), ("limit", 0), ("threads", 0),
     ):  # fmt: skip
         value = getattr(o, name)
         if not (math.isfinite(value) and value >= least):

@@ -5,8 +5,11 @@ import sys
 from qbheat_jax.bench import timing
 
 
-def make(part, title, unit, candidates, figures, ratios, notes=()):
-    """`unit`: of the rates, "" where only times are told. `ratios`: [(words, spread), ...]."""
+def make(part, title, unit, candidates, figures, ratios, limit, notes=()):
+    """Return a section with a row for each candidate in `figures`.
+
+    `unit`: of the rates, "" where only times are told. `ratios`: [(words, spread), ...]. `limit`: timing.Limit.
+    """
     rows = [
         {
             "name": c.name,
@@ -16,11 +19,12 @@ def make(part, title, unit, candidates, figures, ratios, notes=()):
             "rate": timing.rates(figures[c.name]["seconds"], c.amount) if unit else None,
         }
         for c in candidates
+        if c.name in figures
     ]
     ratios = [{"name": words, **figure} for words, figure in ratios]
     return {
-        "part": part, "title": title, "unit": unit, "rows": rows, "ratios": ratios, "notes": list(notes),
-        "peak_bytes": peak_memory(),
+        "part": part, "title": title, "unit": unit, "rows": rows, "ratios": ratios, "notes": [*notes, *limit.notes],
+        "limit_reached": limit.stopped, "peak_bytes": peak_memory(),
     }  # fmt: skip
 
 

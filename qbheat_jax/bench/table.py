@@ -21,6 +21,10 @@ def _machine(result):
     yield f"* {m['processor'] or 'processor unknown'}, {m['cores']} cores, device {m['device']}, {m['platform']}"
     yield f"* Python {m['python']}, {versions}"
     yield f"* threads of every framework: {m['threads']}; GLIBC_TUNABLES={m['GLIBC_TUNABLES'] or 'not set'}"
+    if m["sends_ahead"]:
+        yield "* all calls of a run are sent before the last one is waited for, by jax and by PyTorch"
+    if m["jax_memory_fraction"]:
+        yield f"* jax takes {m['jax_memory_fraction']} of the GPU's memory"
     yield (
         f"* {o['rounds']} rounds in one process, all candidates of a table in turn, every second round backwards, after a "
         "warm-up, each turn's first call not counted: medians (least to most)"

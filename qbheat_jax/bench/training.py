@@ -10,7 +10,8 @@ from qbheat_jax import state as state_lib
 class Step:
     """The train step of a checked config and its objective, state made from the config's seed.
 
-    `call()` takes one step and returns when it is done; `batch` dict of numpy arrays; `loss` that of the last step.
+    `call()` sends one step to the device and returns its loss there, which is ready when the step is done. `batch`: dict
+    of numpy arrays.
     """
 
     def __init__(self, config, objective):
@@ -18,7 +19,7 @@ class Step:
         key = rng.root(config.seed)
         optimizer = optim.adamw(config, optim.schedule(config, config.total_steps, config.batch_size))
         shapes = loop.batch_shapes(config)
-        self.config, self.batch, self.loss = config, _batch(config), None
+        self.config, self.batch = config, _batch(config)
         self._state, shardings = state_lib.create(objective, optimizer, shapes, key, mesh)
         self._step = state_lib.train_step(objective, optimizer, key, shardings, mesh)
         self._placed = sharding.put_batch(self.batch, mesh, config.batch_size)
@@ -29,8 +30,7 @@ class Step:
 
     def call(self):
         self._state, metrics = self._step(self._state, self._placed)
-        jax.block_until_ready(self._state)
-        self.loss = float(metrics["loss"])
+        return metrics["loss"]
 
 
 def _batch(config):

@@ -1,11 +1,22 @@
-"""The ways in which PyTorch runs a model: eager, channels-last, compiled. Each gives a function of nothing to time."""
+"""The ways in which PyTorch runs a model: eager, channels-last, compiled. Each gives a function of nothing to time.
+
+On a GPU that function only sends its work, and `Peer.wait` waits for it.
+"""
 
 import copy
+import gc
+import sys
 
 import torch
 import torch.nn.functional as F
 
 from qbheat_jax.errors import RUN_FAILED, UserError
+
+
+def check(device):
+    """Raise UserError where PyTorch cannot use the device that jax computes on."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("jax computes on a GPU and this PyTorch has none: set JAX_PLATFORMS=cpu", exit_code=RUN_FAILED)
 
 
 class Peer:
@@ -16,29 +27,23 @@ class Peer:
     """
 
     def __init__(self, model, way, threads, dtype, device):
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UserError(
-                "jax computes on a GPU and this PyTorch has none: set JAX_PLATFORMS=cpu", exit_code=RUN_FAILED
-            )
         torch.set_num_threads(threads)
         if device == "cuda":  # as jax multiplies by default there
             torch.set_float32_matmul_precision("high")
         self._device, self._dtype = device, getattr(torch, dtype)
         self._layout = torch.contiguous_format if way == "eager" else torch.channels_last
         self.model = copy.deepcopy(model).to(device, memory_format=self._layout)
-        self._compiled = way == "compile"
+        self.way, self._compiled = way, way == "compile"
 
     def forward(self, images):
-        """images float32 [B, H, W, 3] -> function that returns the features [B, h, w, C] of this batch."""
+        """Return a function that returns the features [B, h, w, C] of images float32 [B, H, W, 3]."""
         self.model.eval()
         maps = torch.compile(self.model.maps) if self._compiled else self.model.maps
         placed = self._place(images)
 
         def call():
             with torch.inference_mode(), self._autocast():
-                features = maps(placed)
-            self._wait()
-            return features.permute(0, 2, 3, 1)
+                return maps(placed).permute(0, 2, 3, 1)
 
         return call
 
@@ -68,7 +73,6 @@ class Peer:
                 loss = compute(images, labels)
             loss.backward()
             optimizer.step()
-            self._wait()
             return loss.detach()
 
         return call
@@ -81,6 +85,16 @@ class Peer:
     def _autocast(self):
         return torch.autocast(self._device, torch.bfloat16, enabled=self._dtype is torch.bfloat16)
 
-    def _wait(self):
+    def wait(self, _):
+        """Return once all work sent to the device is done, whatever result is given."""
         if self._device == "cuda":
             torch.cuda.synchronize()
+
+
+def free():
+    """Give back what compiled models and freed tensors still hold of the GPU's memory."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
