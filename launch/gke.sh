@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of GKE: builds an image of this checkout, pushes it, and applies gke_jobset.yaml, which starts anew, from
-# the last checkpoint, what was preempted.
+# Trains on a TPU slice of GKE: builds docker/tpu.Dockerfile from what is committed, pushes the image, and applies
+# gke_jobset.yaml, which restarts preempted runs from the last checkpoint.
 #
 #   bash launch/gke.sh [--dry-run] NAME ACCELERATOR TOPOLOGY IMAGE --config FILE --workdir gs://BUCKET/DIR [--config.key value ...]
 #   bash launch/gke.sh w720 tpu-v5-lite-podslice 4x4 REGION-docker.pkg.dev/PROJECT/REPO/qbheat --config configs/imagenet_w720.py \
@@ -57,19 +57,13 @@ manifest() {
     printf '%s\n' "$line"
   done <launch/gke_jobset.yaml
 }
-dockerfile() {
-  cat <<'DOCKERFILE'
-FROM python:3.12-slim
-WORKDIR /qbheat_jax
-COPY . .
-RUN pip install --no-cache-dir -e '.[tpu]'
-DOCKERFILE
-}
+dockerfile=launch/docker/tpu.Dockerfile
 
 if [ -n "$dry" ]; then
-  printf '# docker build --tag %q --file - . <<END\n' "$image"
-  dockerfile | sed 's/^/#   /'
-  printf '# END\n# docker push %q\n# kubectl apply --filename - <<END\n' "$image"
+  printf '# git archive HEAD | tar -x -C CONTEXT\n'
+  printf '# docker build --tag %q --file CONTEXT/%s CONTEXT, which is:\n' "$image" "$dockerfile"
+  sed 's/^/#   /' "$dockerfile"
+  printf '# docker push %q\n# kubectl apply --filename - <<END\n' "$image"
   manifest
   printf '# END\n# kubectl logs --follow --selector jobset.sigs.k8s.io/jobset-name=%q\n' "$name"
   exit
@@ -78,7 +72,7 @@ fi
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 git archive HEAD | tar -x -C "$context"
-dockerfile | docker build --tag "$image" --file - "$context"
+docker build --tag "$image" --file "$context/$dockerfile" "$context"
 docker push "$image"
 manifest | kubectl apply --filename -
 echo "kubectl logs --follow --selector jobset.sigs.k8s.io/jobset-name=$name" >&2

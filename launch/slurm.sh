@@ -4,7 +4,8 @@
 #   sbatch --nodes 4 launch/slurm.sh --config configs/imagenet_w720.py --workdir /shared/w720 [--config.key value ...]
 #   bash launch/slurm.sh --dry-run --config ... --workdir ...     # what it would do
 #
-# Submit it from the checkout, where .venv has `pip install -e '.[cuda13]'`; options of sbatch overrule those below. The workdir
+# Submit it from the checkout, where .venv has `pip install -e '.[cuda13]'`, or with IMAGE=qbheat.sif, an Apptainer image of
+# docker/cuda.Dockerfile (docs/docker.md); options of sbatch overrule those below. The workdir
 # must be one that all nodes see. jax finds the other processes by Slurm's own variables; each takes the GPU of its
 # number on the node, so tasks and GPUs a node must be as many, and --gpus-per-task must not be set.
 #
@@ -39,9 +40,11 @@ run() {
 # Slurm runs a copy of this script from elsewhere.
 cd "${SLURM_SUBMIT_DIR:-.}"
 if [ -d .venv/bin ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
+qbheat=(qbheat)
+if [ -n "${IMAGE:-}" ]; then qbheat=(apptainer run --nv "$IMAGE"); fi
 
 code=0
-run srun --kill-on-bad-exit=0 --wait=300 qbheat pretrain "$@" || code=$?
+run srun --kill-on-bad-exit=0 --wait=300 "${qbheat[@]}" pretrain "$@" || code=$?
 if [ -n "$dry" ]; then
   echo "# and where that ends with 143 (stopped by SIGTERM, saved; see qbheat_jax/errors.py), to go on:"
   code=143

