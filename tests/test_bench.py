@@ -307,6 +307,14 @@ def test_jax_leaves_the_peers_memory_unless_the_environment_says_how_much(given,
     assert {**given, **environment} == environment
 
 
+def test_the_head_of_the_table_tells_of_calls_sent_ahead_and_of_the_memory():
+    machine = facts.machine(1)
+    assert machine["sends_ahead"] is False and machine["jax_memory_fraction"] == ""
+    machine |= {"sends_ahead": True, "jax_memory_fraction": "0.45"}
+    out = table.newest({"machine": machine, "options": {"what": "step", "rounds": 1}, "sections": []})
+    assert "* all calls of a run are sent before the last one is waited for" in out and "* jax takes 0.45 of" in out
+
+
 def test_the_memory_is_shared_before_jax_is_asked_for_its_device(monkeypatch):
     monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
     done = []

@@ -45,10 +45,10 @@ def machine(threads):
 
 
 def share_memory(options, environment=os.environ):
-    """Leave PyTorch the larger half of a GPU's memory, of which jax would take three quarters when it starts.
+    """Have jax take 0.45 of a GPU's memory and leave PyTorch the rest; by default jax takes 0.75.
 
-    Does nothing without peers, and where the environment already says how jax takes memory. Call it before jax starts. On
-    a CPU the variable has no effect.
+    Does nothing without peers, nor where the environment sets how jax takes memory. Call it before jax starts its backend.
+    On a CPU the variable has no effect.
     """
     if options.peers and {"forward", "step"} & set(options.parts) and not _MEMORY_SET & environment.keys():
         environment[MEMORY] = "0.45"

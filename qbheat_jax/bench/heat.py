@@ -52,8 +52,8 @@ def _cells(o, propagator):
 def _section(o, title, setups, ratios, shares=None):
     """Time the programs and return the section.
 
-    setups: {name: arguments of `_call` after `o`}. ratios: [(words, name, other name), ...], where times are divided by
-    those of `shares`, {name: number}.
+    setups: {name: arguments of `_call` after `o`}. ratios: [(words, name, other name), ...] of times, each divided by its
+    share first. shares: {name: number}, 1 where missing.
     """
     limit = timing.Limit(o.limit)
     candidates = [timing.Candidate(name, timing.lazy(partial(_run, o, *setup))) for name, setup in setups.items()]
@@ -68,7 +68,7 @@ def _run(o, *setup):
 
 
 def _call(o, propagator, cells, drawn, backward):
-    """Return a function that sends the extrapolation of a batch off and, with `backward`, the gradient of its inputs."""
+    """Return a function that extrapolates a batch; with `backward` it also returns the gradients of params and batch."""
     choices = heat.Heat(propagator, init_scale=0.1)
     keys = jax.random.split(jax.random.key(0), 3)
     params = heat.init(keys[0], o.width, choices)
