@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qbheat_jax import rng as rng_lib
 from qbheat_jax import sharding, trees
 from qbheat_jax.errors import UserError
+from qbheat_jax.train import initial
 
 
 @flax.struct.dataclass
@@ -33,7 +34,7 @@ class TrainState:
 
 def abstract(objective, optimizer, batch, ema=0.0):
     """The state's shapes and dtypes; nothing is computed. `batch` gives shapes and dtypes alone."""
-    return jax.eval_shape(_initialiser(objective, optimizer, ema), rng_lib.root(0), batch)
+    return jax.eval_shape(initialiser(objective, optimizer, batch, ema), rng_lib.root(0))
 
 
 def create(objective, optimizer, batch, key, mesh, ema=0.0):
@@ -41,15 +42,21 @@ def create(objective, optimizer, batch, key, mesh, ema=0.0):
 
     `batch` gives shapes and dtypes alone.
     """
-    shardings = sharding.shardings(abstract(objective, optimizer, batch, ema), mesh)
-    batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()}
-    init = jax.jit(_initialiser(objective, optimizer, ema), out_shardings=shardings)
-    return init(rng_lib.fold(key, "init"), batch), shardings
+    init = initialiser(objective, optimizer, batch, ema)
+    shardings = sharding.shardings(jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=shardings)(rng_lib.fold(key, "init")), shardings
 
 
-def _initialiser(objective, optimizer, ema):
-    def init(key, batch):
-        variables = objective.init(key, batch)
+def initialiser(objective, optimizer, batch, ema=0.0):
+    """The program that makes the state: `init(key) -> TrainState`. `batch` gives shapes and dtypes alone."""
+
+    def variables_of(key):
+        return objective.init(key, {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()})
+
+    make = initial.in_one_draw(variables_of)
+
+    def init(key):
+        variables = make(key)
         params = variables["params"]
         # A copy: the step donates the state, and no buffer may be donated twice.
         average = jax.tree.map(jnp.copy, params) if ema else {}

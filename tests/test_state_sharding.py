@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from qbheat_jax import loop, objectives, optim, rng, sharding, state, trees
@@ -27,7 +28,8 @@ def batches(config, count):
 def run(config, mesh, steps=3):
     """-> (losses, final state, the jitted step)."""
     objective = objectives.build(config)
-    optimizer = optim.adamw(config, optim.schedule(config, 6, 64))
+    # A large epsilon: Adam divides a gradient that is rounding alone by its own size, and makes a whole step of it.
+    optimizer = optax.adamw(optim.schedule(config, 6, 64), eps=1e-2, weight_decay=0.05, mask=optim.decay_mask)
     key = rng.root(config.seed)
     current, shardings = state.create(objective, optimizer, loop.batch_shapes(config), key, mesh, config.ema)
     step = state.train_step(objective, optimizer, key, shardings, mesh, config.ema)
@@ -55,7 +57,7 @@ def test_sharded_equals_unsharded(alone, monkeypatch):
     got, final, _ = run(config, sharding.make_mesh({"data": 2, "fsdp": 4}))
     np.testing.assert_allclose(got, losses, rtol=2e-5)
     for (name, a), (_, b) in zip(trees.names(expected.params), trees.names(final.params)):
-        np.testing.assert_allclose(a, b, atol=2e-4, err_msg=name)  # Adam turns rounding into steps of its rate
+        np.testing.assert_allclose(a, b, atol=1e-6, err_msg=name)
     split = [n for n, p in trees.names(final) if not p.sharding.is_fully_replicated]
     assert any(n.startswith("params/encoder") for n in split)
     assert any("mu/" in n for n in split) and any(n.startswith("ema/") for n in split)
