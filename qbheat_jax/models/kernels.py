@@ -41,6 +41,21 @@ def _padded(x, pad, fill=0.0):
     return jnp.pad(x, ((0, 0), *pad, (0, 0)), constant_values=fill)
 
 
+def strided(x, stride):
+    """Every stride-th row and column of a map: x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C].
+
+    XLA:GPU aborts the process where it fuses a matrix product with a strided slice and what the slice is taken from (a failed
+    check of `triton_tiling_propagation`, openxla/xla issue 47381): there a barrier keeps the two apart.
+    """
+    if stride == 1:
+        return x
+
+    def cells(x):
+        return x[:, ::stride, ::stride]
+
+    return jax.lax.platform_dependent(x, cuda=lambda x: jax.lax.optimization_barrier(cells(x)), default=cells)
+
+
 # --- Convolution of images ------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax.models.kernels import attention, conv, depthwise_conv, dynamic_relu, flat_dot
+from qbheat_jax.models.kernels import attention, conv, depthwise_conv, dynamic_relu, flat_dot, strided
 
 
 def conv_init(key, shape, dtype=jnp.float32):
@@ -84,7 +84,7 @@ class Conv(nn.Module):
         if self.kernel == 1:
             # A matrix product, which every backend does best. With a stride too: of a strided convolution XLA's CPU backend
             # takes 15 times as long for the gradient to the kernel.
-            x = x[:, :: self.stride, :: self.stride]
+            x = strided(x, self.stride)
             if self.groups == 1:
                 return flat_dot(x, kernel[0, 0], None)
             x = x.reshape(*x.shape[:-1], self.groups, channels // self.groups)
