@@ -2,7 +2,33 @@
 
 import dataclasses
 
-GB, GIB, TFLOP = 10**9, 2**30, 10**12
+GB, KIB, MIB, GIB, TFLOP = 10**9, 2**10, 2**20, 2**30, 10**12
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """What XLA's GPU compiler is told of a GPU besides the figures of `Chip`; `cores` are streaming multiprocessors.
+
+    Args:
+      name: As CUDA reports it.
+      capability: CUDA's compute capability, (major, minor).
+      fpus: float32 units a core.
+      clock: GHz, boost.
+      l2: Bytes.
+      shared: Shared memory a core, bytes.
+      shared_block: The largest part of it that one block can take, bytes.
+      nvlinks: How many NVLink connections.
+    """
+
+    name: str
+    capability: tuple
+    cores: int
+    fpus: int
+    clock: float
+    l2: int
+    shared: int
+    shared_block: int
+    nvlinks: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +40,7 @@ class Chip:
     receiving together, twice that. `devices`: how many JAX sees of one chip; each has an equal part of everything.
     `dimensions` of its torus, 0 where the chips are not joined in one; `most`: chips in the largest slice; `config`:
     libtpu's name of a chip whose cores work as one device, where that is not what it takes without being told.
+    `gpu`: what the GPU compiler is told, None of a TPU.
     """
 
     flops: float
@@ -24,6 +51,7 @@ class Chip:
     dimensions: int = 0
     most: int = 0
     config: str = ""
+    gpu: Gpu | None = None
 
     @property
     def tpu(self):
@@ -41,8 +69,24 @@ CHIPS = {
     "v6e": Chip(918 * TFLOP, 32 * GIB, 1638 * GB, 400 * GB, dimensions=2, most=256),
     # docs.cloud.google.com/tpu/docs/tpu7x: 1200 GB/s both ways together, two devices a chip
     "tpu7x": Chip(2307 * TFLOP, 192 * GIB, 7380 * GB, 600 * GB, devices=2, dimensions=3, most=9216),
-    # NVIDIA's data sheets of the SXM modules, dense bfloat16; NVLink 600 and 900 GB/s both ways together
-    "a100": Chip(312 * TFLOP, 80 * GB, 2039 * GB, 300 * GB),
-    "h100": Chip(989 * TFLOP, 80 * GB, 3350 * GB, 450 * GB),
-    "h200": Chip(989 * TFLOP, 141 * GB, 4800 * GB, 450 * GB),
-}
+    # NVIDIA's data sheets of the SXM modules, dense bfloat16; NVLink 600, 900 and 1800 GB/s both ways together. Memory as
+    # CUDA reports it, and the rest, from XLA's own descriptions: openxla/xla, xla/backends/gpu/target_config/specs.
+    "a100": Chip(
+        312 * TFLOP, 85100068864, 2039 * GB, 300 * GB,
+        gpu=Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, 40 * MIB, 164 * KIB, 163 * KIB, 12),
+    ),
+    "h100": Chip(
+        989 * TFLOP, 84942979072, 3352 * GB, 450 * GB,
+        gpu=Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, 50 * MIB, 228 * KIB, 227 * KIB, 18),
+    ),
+    "h200": Chip(
+        989 * TFLOP, 151397597184, 4800 * GB, 450 * GB,
+        gpu=Gpu("NVIDIA H200 141GB HBM3e", (9, 0), 132, 128, 1.98, 50 * MIB, 228 * KIB, 227 * KIB, 18),
+    ),
+    "b200": Chip(
+        2250 * TFLOP, 191514411008, 7672 * GB, 900 * GB,
+        gpu=Gpu("NVIDIA B200", (10, 0), 148, 128, 1.965, 132644864, 228 * KIB, 227 * KIB, 18),
+    ),
+}  # fmt: skip
+
+NODE = 8  # GPUs joined by NVLink

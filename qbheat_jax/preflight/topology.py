@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.metadata
 import importlib.util
 import logging
 import math
@@ -11,7 +12,7 @@ import re
 import jax
 
 from qbheat_jax.errors import UserError
-from qbheat_jax.preflight.chips import CHIPS, Chip
+from qbheat_jax.preflight.chips import CHIPS, NODE, Chip
 
 log = logging.getLogger("qbheat")
 
@@ -41,6 +42,11 @@ class Topology:
     def tpu(self):
         return self.chip is not None and self.chip.tpu
 
+    @property
+    def gpu(self):
+        """Whether it names a GPU that XLA can compile for, as "h100" does and "gpu" does not."""
+        return self.chip is not None and self.chip.gpu is not None
+
 
 def parse(name):
     """"v5e:4x4", "h100:8" or "cpu:8" -> Topology. Raises UserError, saying what would be accepted.
@@ -60,6 +66,8 @@ def parse(name):
         sides = "a number of devices" if dimensions == 1 else f"{dimensions} sides"
         raise UserError(f"--topology {name}: {kind} takes {sides}, such as {example}")
     shape = tuple(int(n) for n in text.split("x"))
+    if chip and chip.gpu and shape[0] > NODE and shape[0] % NODE:
+        raise UserError(f"--topology {name}: more than {NODE} GPUs come in nodes of {NODE}, such as {kind}:{2 * NODE}")
     if dimensions > 1 and math.prod(shape) > 1 and (shape[0] % 2 or shape[1] % 2):
         raise UserError(
             f"--topology {name}: chips come in boards of 2 x 2, so the first two sides are even, such as {example}"
@@ -82,6 +90,11 @@ def prepare(topology):
             f"--topology {topology.name} needs the TPU's compiler, libtpu, which is not installed: pip install "
             "'qbheat_jax[tpu]' (on Linux; no TPU is needed)"
         )
+    if topology.gpu and not gpu_compiler():
+        raise UserError(
+            f"--topology {topology.name} needs XLA's compiler for GPUs, the package jax-cuda13-pjrt, which is not installed: "
+            "pip install 'qbheat_jax[gpu-compiler]' (on Linux; no GPU is needed)"
+        )
     # What libtpu would ask of a TPU's host, and complains of elsewhere. Its lock keeps two processes off one TPU, which
     # is not used here: two preflights may run at once.
     for variable, value in (
@@ -95,14 +108,74 @@ def prepare(topology):
         os.environ.setdefault(variable, value)
     try:
         jax.config.update("jax_platforms", "cpu")
-        if not topology.tpu and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        if not (topology.tpu or topology.gpu) and "device_count" not in os.environ.get("XLA_FLAGS", ""):
             jax.config.update("jax_num_cpu_devices", topology.devices)
     except RuntimeError:
         log.debug("JAX has its devices already")
 
 
+def gpu_compiler():
+    """Return the installed package that holds XLA's GPU compiler as "name version", or "" where there is none."""
+    for package in ("jax-cuda13-pjrt", "jax-cuda12-pjrt"):
+        try:
+            return f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return ""
+
+
+def describe(chip):
+    """Return a GPU in the form that XLA's compiler reads, stream_executor.GpuTargetConfigProto as text.
+
+    Accelerated features are the instructions of one generation alone, such as Hopper's warp-group products. XLA turns
+    them on from capability 9 on, as it does on a real card.
+    """
+    gpu, (major, minor) = chip.gpu, chip.gpu.capability
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  threads_per_core_limit: 2048
+  thread_dim_limit_x: 1024
+  thread_dim_limit_y: 1024
+  thread_dim_limit_z: 64
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: {gpu.shared_block}
+  shared_memory_per_core: {gpu.shared}
+  core_count: {gpu.cores}
+  fpus_per_core: {gpu.fpus}
+  clock_rate_ghz: {gpu.clock}
+  l2_cache_size: {gpu.l2}
+  device_memory_size: {chip.hbm}
+  memory_bandwidth: {chip.hbm_bandwidth}
+  cuda_compute_capability {{
+    major: {major} minor: {minor} feature_extension: {"ACCELERATED_FEATURES" if major >= 9 else "NONE"}
+  }}
+  device_interconnect_info {{ active_links: {gpu.nvlinks} }}
+  driver_version: "13.0.0"
+  runtime_version: "13.0.0"
+  compile_time_toolkit_version: "13.0.0"
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{gpu.name}"
+"""
+
+
 def devices(topology):
-    """The devices to compile for; those of a TPU or GPU need not be here. Raises UserError where there are none."""
+    """The devices to compile for; those of a TPU or GPU need not be here. Raises UserError where there are none.
+
+    GPUs beyond one node of `chips.NODE` are in several nodes, each with one process.
+    """
+    if topology.gpu:
+        nodes = -(-topology.devices // NODE)
+        shape = f"1x{nodes}x{topology.devices // nodes}"
+        return _described(topology.name, "cuda", target_config=describe(topology.chip), topology=shape)
     if not topology.tpu:
         here = jax.devices("cpu")
         if len(here) < topology.devices:
@@ -111,13 +184,18 @@ def devices(topology):
                 f"XLA_FLAGS=--xla_force_host_platform_device_count={topology.devices}"
             )
         return here[: topology.devices]
-    from jax.experimental import topologies
-
     options = {"chip_config_name": topology.chip.config} if topology.chip.config else {}
     if topology.chips == 1:
         options["chips_per_host_bounds"] = [1, 1, 1]
+    return _described(topology.name, "tpu", **options)
+
+
+def _described(name, platform, **options):
+    from jax.experimental import topologies
+
     try:
-        return topologies.get_topology_desc(topology.name, platform="tpu", **options).devices
-    except Exception as error:  # libtpu's own words for what it does not make
+        return topologies.get_topology_desc(name, platform=platform, **options).devices
+    except Exception as error:  # the compiler's own words for what it does not make
+        compiler = "libtpu" if platform == "tpu" else "XLA's GPU compiler"
         words = str(error).splitlines()[0]
-        raise UserError(f"--topology {topology.name} is not accepted by libtpu: {words}") from error
+        raise UserError(f"--topology {name} is not accepted by {compiler}: {words}") from error
