@@ -26,6 +26,8 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "cuda12": ["jax[cuda12]>=0.10,<0.13"],
     "cuda13": ["jax[cuda13]>=0.10,<0.13"],
+    # XLA's GPU compiler without CUDA's libraries (400 MB), for preflight where there is no GPU.
+    "gpu-compiler": ["jax[cuda13-local]>=0.10,<0.13"],
     "torch": ["torch>=2.6,<3"],
     "detect": ["faster-coco-eval>=1.6,<2"],
     "wandb": ["wandb>=0.19,<1"],
@@ -48,12 +50,15 @@ EXTRAS["test"] = [
     *EXTRAS["photos"],
     *EXTRAS["report"],
 ]
-# An installation takes one kind of accelerator, so `all` leaves out tpu, cuda12 and cuda13.
+# An installation takes one kind of accelerator, so `all` leaves out tpu, cuda12, cuda13 and gpu-compiler.
 EXTRAS["all"] = sorted(
     {need for name in ("torch", "detect", "wandb", "photos", "report", "test") for need in EXTRAS[name]}
 )
-# The TPU's compiler, whose verdicts are tested without a TPU (213 MB): there are wheels for Linux on x86-64 alone.
-EXTRAS["test"] += [f"{need}; sys_platform == 'linux' and platform_machine == 'x86_64'" for need in EXTRAS["tpu"]]
+# The compilers of TPUs (213 MB) and GPUs (400 MB), whose verdicts are tested on CPUs: on Linux on x86-64 alone.
+EXTRAS["test"] += [
+    f"{need}; sys_platform == 'linux' and platform_machine == 'x86_64'"
+    for need in EXTRAS["tpu"] + EXTRAS["gpu-compiler"]
+]
 
 setup(
     name="qbheat_jax",

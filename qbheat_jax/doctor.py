@@ -13,7 +13,8 @@ PACKAGES = {
     "tensorflow": "tfds: sources, the others without data.device_cache, TensorBoard",
     "tensorflow-cpu": "the same, without GPU code",
     "tensorflow-datasets": "tfds: sources", "clu": "TensorBoard", "scikit-image": "the photos source",
-    "scikit-learn": "the photos source", "libtpu": "TPUs; preflight of TPUs", "matplotlib": "report", "jinja2": "report",
+    "scikit-learn": "the photos source", "libtpu": "TPUs; preflight of TPUs",
+    "jax-cuda13-pjrt": "NVIDIA GPUs; preflight of GPUs", "matplotlib": "report", "jinja2": "report",
 }  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """What a process has to be told of the machine it runs on before it imports jax."""
 
+import ctypes
 import glob
+import logging
 import os
 import pathlib
 import platform
@@ -43,3 +45,25 @@ def expect_no_tpu():
         ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
     ):
         os.environ.setdefault(name, value)
+
+
+def expect_no_gpu():
+    """Keep jax from logging a traceback where its CUDA plugin is installed, for its compiler, and there is no NVIDIA GPU.
+
+    The plugin asks CUDA's driver for its devices as jax starts. Without a driver that is no error here: jax goes on with
+    the devices that there are. With an NVIDIA device or a driver, what fails is logged as ever.
+    """
+    if NVIDIA not in vendors() and not _has_cuda_driver():
+        logging.getLogger("jax._src.xla_bridge").addFilter(_is_not_of_cuda_plugin)
+
+
+def _is_not_of_cuda_plugin(record):
+    return "jax_plugins.xla_cuda" not in record.getMessage()
+
+
+def _has_cuda_driver():
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
