@@ -28,6 +28,7 @@ def main(argv=None):
         argv, overrides = split_overrides(argv)
         arguments = _parser().parse_args(argv)
         machine.expect_no_tpu()
+        machine.expect_no_gpu()
         if getattr(arguments, "workdir", None):
             from qbheat_jax import compiled
 
@@ -210,6 +211,8 @@ def preflight(arguments, overrides):
     save = a.json or (os.path.join(a.workdir, "preflight.json") if a.workdir else None)
     result = preflight.run(a.config, overrides, a.topology, find_batch=a.find_batch, save=save)
     print(text(result))
+    if result["error"]:
+        raise UserError(f"{a.config} does not compile for {a.topology}: {result['error']}", exit_code=RUN_FAILED)
     if result["fits"] is False:
         raise UserError(
             f"{a.config} with batch_size={result['batch_size']} does not fit {a.topology}; --find-batch looks for one that "
@@ -355,7 +358,7 @@ def _parser():
     command = add(preflight, f"compile the train step for chips that need not be here, and tell of it; {overriding}")
     command.add_argument("--config", required=True, metavar="FILE", help="as of pretrain")
     command.add_argument(
-        "--topology", required=True, metavar="T", help="v5e:4x4, v4:4x4x8, v5p:4x4x4, v6e:16x16, h100:8, cpu:8, ..."
+        "--topology", required=True, metavar="T", help="v5e:4x4, v4:4x4x8, v5p:4x4x4, v6e:16x16, h100:8, a100:16, cpu:8, ..."
     )
     command.add_argument("--find-batch", action="store_true", help="search the largest batch that fits")
     saved = command.add_mutually_exclusive_group()

@@ -1,5 +1,7 @@
 """Warnings in words: what of a step is likely to be regretted, each with the figure that says so."""
 
+import math
+
 import jax
 
 from qbheat_jax import sharding, trees
@@ -7,6 +9,7 @@ from qbheat_jax import sharding, trees
 MIB = 2**20
 LEAST_MOVED = 64 * MIB  # of a device and step; what is below it costs nothing that would show
 LEAST_WAIT = 1e-4  # seconds
+LAUNCH = 5e-6  # seconds; where kernels take less than that, sending them to a GPU takes as long as they do
 
 
 def of_step(step, traced, products, where):
@@ -19,12 +22,19 @@ def of_step(step, traced, products, where):
     return [line for line in lines if line]
 
 
-def of_program(module, floors):
-    """Of a compiled step. module: hlo.Module; floors: of `bounds.floors`, or empty."""
-    return [
-        *filter(None, (_padding(module), _dominant(module, floors), _parameters_at_once(module))),
-        *_loops(module),
-    ]
+def of_program(module, floors, where, mesh):
+    """Of a compiled step.
+
+    Args:
+      module: hlo.Module.
+      floors: As of `bounds.floors`, or empty.
+      where: topology.Topology.
+      mesh: {axis: size}.
+    """
+    lines = [_padding(module), _dominant(module, floors), _parameters_at_once(module), _batch_gathered(module, mesh)]
+    if where.gpu and floors:
+        lines.append(_short(module, floors))
+    return [*filter(None, lines), *_loops(module)]
 
 
 def _types(step, products):
@@ -103,6 +113,27 @@ def _parameters_at_once(module):
         return (
             f"one all-gather brings {largest[2].bytes / MIB:.0f} MiB of {total / MIB:.0f}{_at(largest[0])}: what it "
             "gathers is in memory at once"
+        )
+
+
+def _batch_gathered(module, mesh):
+    """Activations that every device gathers, in a mesh where each could do with its own part of the batch."""
+    gathers = [c for c in module.each_collective() if c[1] == "all-gather"]
+    total = sum(c[2].bytes for c in gathers)
+    if mesh["data"] == math.prod(mesh.values()) and total > LEAST_MOVED:
+        largest = max(gathers, key=lambda c: c[2].bytes)
+        return (
+            f"{len(gathers)} all-gathers bring {total / MIB:.0f} MiB of the other devices' parts of the batch to each device, "
+            f"which then computes on the whole batch, the largest{_at(largest[0])}"
+        )
+
+
+def _short(module, floors):
+    launches, seconds = sum(module.launches().values()), max(floors.values())
+    if seconds < launches * LAUNCH:
+        return (
+            f"{launches:,} kernels in {seconds * 1e3:.2f} ms would be {seconds / launches * 1e6:.2g} us each: launching them "
+            "takes about as long, so the step will be slower; a larger batch makes them longer"
         )
 
 

@@ -113,24 +113,42 @@ def _check_room(state, batch, room):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a step: `program` is None where it refused it, for `reason`."""
+    """What the compiler made of a step, plain enough to go into JSON.
 
-    program: Any
-    reason: str
-    seconds: float
+    Args:
+      text: The program's HLO, "" where there is none.
+      memory: {name: bytes} of one device, as of `_memory`, empty where there is no program.
+      seconds: Lowering and compilation.
+      refusal: Why the program does not fit, in the compiler's words; "" where it fits or the compiler does not say.
+      error: Why there is no program though it might fit: the compiler failed.
+      note: What a reader must know of how it was compiled.
+    """
+
+    text: str = ""
+    memory: dict = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    refusal: str = ""
+    error: str = ""
+    note: str = ""
 
 
-def compile(traced):
-    """Compiles a traced step. A program too large for the chip is a result; other errors are raised."""
+def compile(traced, options=None):
+    """Compile a traced step. A program too large for the chip is a result; other errors are raised.
+
+    Args:
+      traced: As of `Step.trace`.
+      options: XLA's options by their names, for this program alone.
+    """
     started = time.perf_counter()
     lowered = traced.lower()
     try:
-        program, reason = lowered.compile(), ""
+        program = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        program, reason = None, refusal(str(error))
-    return Compiled(program, reason, time.perf_counter() - started)
+        return Compiled(seconds=time.perf_counter() - started, refusal=refusal(str(error)))
+    seconds = time.perf_counter() - started
+    return Compiled(program.as_text(), _memory(program), seconds)
 
 
 def refusal(text):
@@ -142,8 +160,7 @@ def refusal(text):
     return re.split(r"\n\s*\n|\n(?=Total|Program|Largest)", text.strip())[0].replace("\n", " ")
 
 
-def memory(program):
-    """What the compiler says of one device's memory, {name: bytes}."""
+def _memory(program):
     figures = program.memory_analysis()
     names = ("argument", "output", "alias", "temp", "generated_code")
     return {name: getattr(figures, f"{name}_size_in_bytes") for name in names}

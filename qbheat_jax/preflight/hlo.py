@@ -1,4 +1,4 @@
-"""What a compiled program moves, read off its HLO text: collectives by kind, and bytes to and from HBM.
+"""What a compiled program does, read off its HLO text: collectives and kernels by kind, and bytes to and from HBM.
 
 XLA's own `cost_analysis` counts the body of a loop once, and what never leaves the core like what does; here a body
 counts as often as the loop runs (all branches of a conditional once), and bytes count in HBM alone. All figures are of
@@ -29,6 +29,14 @@ _FREE = frozenset(
     "after-all partition-id replica-id add-dependency domain".split()
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
+# What a GPU's custom calls are, by the beginning of their targets; the Triton ones are Pallas kernels.
+_LIBRARIES = {
+    "__cublas": "cuBLAS products",
+    "__cudnn$conv": "cuDNN convolutions",
+    "__cudnn$fmha": "cuDNN attention",
+    "__gpu$xla.gpu.triton": "Pallas kernels",
+    "mosaic_gpu": "Pallas kernels",
+}
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
@@ -39,6 +47,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +96,12 @@ class Instruction:
     @property
     def op_name(self):
         found = _OP_NAME.search(self.text)
+        return found[1] if found else ""
+
+    @property
+    def target(self):
+        """What a custom call calls."""
+        found = _TARGET.search(self.text)
         return found[1] if found else ""
 
 
@@ -167,7 +182,7 @@ class Module:
         computation = self._computations.get(name, {})
         for instruction in computation.values():
             yield instruction, computation, times
-            if instruction.opcode == "fusion":
+            if instruction.opcode in ("fusion", "fusion-start"):
                 continue
             turns = (self.turns(instruction) or 1) if instruction.opcode == "while" else 1
             for called in self._called(instruction):
@@ -186,7 +201,7 @@ class Module:
 
     @staticmethod
     def _called(instruction):
-        if instruction.opcode not in ("while", "conditional", "call", "fusion", "async-start"):
+        if instruction.opcode not in ("while", "conditional", "call", "fusion", "fusion-start", "async-start"):
             return ()
         branches = _BRANCHES.search(instruction.text)
         return (*_CALLED.findall(instruction.text), *(_NAME.findall(branches[1]) if branches else ()))
@@ -199,6 +214,35 @@ class Module:
         """[(turns, op_name)] of the loops that the compiler made of a gather or scatter, one index a turn."""
         loops = ((i, re.search(r"(gather|scatter)[\w\-]*$", i.op_name)) for i, _, _ in self.executed())
         return [(self.turns(i), i.op_name) for i, found in loops if i.opcode == "while" and found and self.turns(i)]
+
+    def launches(self):
+        """Return {kind: how often a step launches such a kernel or copy} on a GPU, the most frequent first.
+
+        One for each instruction that computes or copies. Not counted: the memory that a reduction or a library sets to
+        zero first, and a library's call that launches several kernels counts once.
+        """
+        found = collections.Counter()
+        for instruction, _, times in self.executed():
+            found[self._launched(instruction)] += times
+        found.pop(None, None)
+        return dict(found.most_common())
+
+    def _launched(self, instruction):
+        opcode = instruction.opcode.removesuffix("-start")
+        if opcode in (*_FREE, "async", "async-update") or opcode.endswith("-done"):
+            return None
+        if opcode in SENT:
+            return "collectives"
+        if opcode == "copy":
+            return "copies"
+        if opcode == "custom-call":
+            kinds = (kind for prefix, kind in _LIBRARIES.items() if instruction.target.startswith(prefix))
+            return next(kinds, "others")
+        if opcode == "fusion":
+            inner = self._inner(instruction).values()
+            product = "kind=kCustom" in instruction.text and any(i.opcode == "dot" for i in inner)
+            return "Triton products" if product else "fusions"
+        return "others"
 
     def collectives(self):
         """{kind: Collective} of one step, those in fusions and loops too, of groups of more than one device."""
@@ -285,7 +329,7 @@ class Module:
 
     def _moved(self, instruction, computation):
         opcode = instruction.opcode
-        if opcode in _FREE or opcode.endswith("-done") or opcode == "async-start":
+        if opcode in _FREE or opcode.endswith("-done") or opcode in ("async-start", "async-update"):
             return 0, 0
         if opcode == "slice-start":  # (whole, part, ...)
             whole, part = instruction.arrays[:2]
@@ -300,10 +344,17 @@ class Module:
     def _written(self, instruction, computation):
         if instruction.opcode == "dynamic-update-slice":
             return _of(computation, instruction.operands[1])
-        if instruction.opcode.endswith("-start"):  # (operand, result, ...), of a copy (result, operand, ...)
+        if instruction.opcode.endswith("-start"):  # (operands, results, counters), of a copy (result, operand, ...)
             if instruction.opcode == "all-reduce-start":  # that one alone has its result's type
                 return instruction.arrays
-            return instruction.arrays[:1] if instruction.opcode == "copy-start" else instruction.arrays[1:2]
+            if instruction.opcode == "copy-start":
+                return instruction.arrays[:1]
+            operands = sum(len(_of(computation, name)) for name in instruction.operands)
+            return [a for a in instruction.arrays[operands:] if a.shape or a.dtype not in ("u32", "s32")]
+        if instruction.opcode == "custom-call" and instruction.target.startswith(("__cublas", "__cudnn")):
+            last = instruction.arrays[-1]
+            scratch = len(instruction.arrays) > 1 and last.dtype in ("u8", "s8") and len(last.shape) == 1
+            return instruction.arrays[:-1] if scratch else instruction.arrays
         if instruction.opcode == "fusion":
             inner = self._inner(instruction)
             updates = [i for i in inner.values() if i.opcode == "dynamic-update-slice"]

@@ -27,8 +27,9 @@ def _row(name, words):
 
 def _memory(r):
     fits = {True: "fits", False: "DOES NOT FIT", None: "not known"}[r["fits"]]
-    yield _row("verdict", fits + (f": {r['reason']}" if r["reason"] else ""))
-    if r["compile_seconds"] is not None:
+    fits, reason = ("DOES NOT COMPILE", r["error"]) if r["error"] else (fits, r["reason"])
+    yield _row("verdict", fits + (f": {reason}" if reason else ""))
+    if r["compile_seconds"]:
         yield _row("compiled in", f"{r['compile_seconds']:.0f} s, by {r['compiler']}")
     yield _row("parameters", f"{r['parameters']:,}")
     of = f" of {r['hbm_bytes'] / GIB:.1f} GiB HBM" if r["hbm_bytes"] else ""
@@ -36,7 +37,11 @@ def _memory(r):
     if r["memory"]:
         m = r["memory"]
         words = f"arguments {_size(m['argument'])}, temporary {_size(m['temp'])}, code {_size(m['generated_code'])}"
-        yield _row("compiler's figures", words + (" (they only inform: the verdict decides)" if r["fits"] else ""))
+        if r["needed_bytes"]:
+            words += f"; {_size(r['needed_bytes'])} together, {r['needed_bytes'] / r['hbm_bytes']:.0%} of the GPU"
+        elif r["fits"]:
+            words += " (they only inform: the verdict decides)"
+        yield _row("compiler's figures", words)
 
 
 def _work(r):
@@ -45,10 +50,8 @@ def _work(r):
     yield _row("model FLOPs a step", f"{r['product_flops']:.4g} in matrix products and convolutions ({types})")
     yield _row("", f"{image:.4g} an image; {r['flops']:.4g} a step with elementwise arithmetic")
     if r["bytes_accessed"] is not None:
-        yield _row(
-            "HBM bytes a device",
-            f"{_size(r['bytes_accessed'])} a step ({r['bytes_counted']}); {_size(r['bytes_padding'])} more fill tiles",
-        )
+        padding = f"; {_size(r['bytes_padding'])} more fill tiles" if r["bytes_padding"] else ""
+        yield _row("HBM bytes a device", f"{_size(r['bytes_accessed'])} a step ({r['bytes_counted']}){padding}")
         yield _row(
             "",
             f"{r['bytes_accessed'] / r['least_bytes']:.2f} times {_size(r['least_bytes'])}: what the gradient needs, and the "
@@ -56,6 +59,9 @@ def _work(r):
         )
         largest = list(r["bytes_by_part"].items())[:6]
         yield _row("", ", ".join(f"{part} {n / r['bytes_accessed']:.0%}" for part, n in largest))
+    if r["launches"]:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in r["launches"].items())
+        yield _row("kernels a step", f"{sum(r['launches'].values()):,}: {kinds}")
 
 
 def _collectives(r):
@@ -63,13 +69,17 @@ def _collectives(r):
         return
     if not r["collectives"]:
         yield _row("collectives", "none")
+    over = " over NVLink" if r["launches"] else ""
     for kind, c in sorted(r["collectives"].items()):
-        yield _row(kind, f"{c['count']} a step, {_size(c['bytes'])} a device; {_size(c['sent'])} to send at the least")
+        yield _row(
+            kind, f"{c['count']} a step, {_size(c['bytes'])} a device; {_size(c['sent'])} to send at the least{over}"
+        )
 
 
 def _bounds(r):
     if not r["bounds"]:
-        yield _row("floors", f"not known for {r['topology']}: {r['not_known']}")
+        if not r["hbm_bytes"]:
+            yield _row("floors", f"not known for {r['topology']}: {r['not_known']}")
         return
     b = r["bounds"]
     floors = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in r["floors"].items())

@@ -116,7 +116,12 @@ def prepare(topology):
 
 def gpu_compiler():
     """Return the installed package that holds XLA's GPU compiler as "name version", or "" where there is none."""
-    for package in ("jax-cuda13-pjrt", "jax-cuda12-pjrt"):
+    return installed("jax-cuda13-pjrt", "jax-cuda12-pjrt")
+
+
+def installed(*packages):
+    """Return the first of some packages that is installed as "name version", or "" where none is."""
+    for package in packages:
         try:
             return f"{package} {importlib.metadata.version(package)}"
         except importlib.metadata.PackageNotFoundError:
