@@ -32,6 +32,7 @@ def of_program(module, floors, where, mesh):
       mesh: {axis: size}.
     """
     lines = [_padding(module), _dominant(module, floors), _parameters_at_once(module), _batch_gathered(module, mesh)]
+    lines.append(_recomputed(module))
     if where.gpu and floors:
         lines.append(_short(module, floors))
     return [*filter(None, lines), *_loops(module)]
@@ -125,6 +126,16 @@ def _batch_gathered(module, mesh):
         return (
             f"{len(gathers)} all-gathers bring {total / MIB:.0f} MiB of the other devices' parts of the batch to each device, "
             f"which then computes on the whole batch, the largest{_at(largest[0])}"
+        )
+
+
+def _recomputed(module):
+    instructions, moved = module.recomputed()
+    share = moved / max(1, module.traffic()[0])
+    if share > 0.01:
+        return (
+            f"memory is short: the compiler computes {instructions} results a second time to save it, which is {share:.0%} of "
+            "the bytes moved; a smaller batch may be faster"
         )
 
 

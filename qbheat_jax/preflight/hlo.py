@@ -320,6 +320,11 @@ class Module:
             if filled:
                 yield instruction, computation, times * plain, times * filled
 
+    def recomputed(self):
+        """Return (instructions, bytes they move) of what the compiler computes a second time to save memory."""
+        found = [(i, plain) for i, _, plain, _ in self._movements() if ".remat" in i.name]
+        return len(found), sum(plain for _, plain in found)
+
     def most_padded(self):
         """(Array, op_name) of the array whose filling costs the most bytes in one reading; None where there is none."""
         arrays = (

@@ -102,5 +102,5 @@ def advice(said):
     if re.search("triton", said, re.IGNORECASE):
         return "; XLA_FLAGS=--xla_gpu_enable_triton_gemm=false may avoid it, here and in training"
     if re.search("cudnn", said, re.IGNORECASE) and not topology.installed("nvidia-cudnn-cu13", "nvidia-cudnn-cu12"):
-        return f"; the model uses cuDNN's attention, which compiles only where it is installed: {CUDNN}"
+        return f"; cuDNN's attention compiles only where cuDNN is installed: {CUDNN}"
     return ""
