@@ -29,6 +29,7 @@ def main(argv=None):
         arguments = _parser().parse_args(argv)
         machine.expect_no_tpu()
         machine.expect_no_gpu()
+        machine.tune_gpu()
         if getattr(arguments, "workdir", None):
             from qbheat_jax import compiled
 

@@ -12,6 +12,12 @@ GOOGLE, NVIDIA, AMD = "0x1ae0", "0x10de", "0x1002"
 TUNABLES = "GLIBC_TUNABLES"
 MALLOC = {"hugetlb": 1, "mmap_threshold": 2**30, "trim_threshold": 2**32}
 
+# Why each flag is set for XLA:GPU, which has no other switch for a whole process:
+# * Triton's matrix products: XLA tries dozens of tiles for each of a model's hundreds of products, which takes most of the time
+#   to compile, and its propagation of tiles ends the process for some programs (openxla/xla issue 47381). cuBLAS has all products
+#   instead.
+GPU_FLAGS = {"xla_gpu_enable_triton_gemm": "false"}
+
 
 def vendors():
     """The set of the PCI ids of those whose devices are in this machine; empty where there is no telling."""
@@ -45,6 +51,19 @@ def expect_no_tpu():
         ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
     ):
         os.environ.setdefault(name, value)
+
+
+def gpu_flags():
+    """The value of XLA_FLAGS with what GPUs want, `GPU_FLAGS`. What the user has set stays as it is."""
+    given = os.environ.get("XLA_FLAGS", "")
+    wanted = [f"--{name}={value}" for name, value in GPU_FLAGS.items() if name not in given]
+    return " ".join([given, *wanted]).strip()
+
+
+def tune_gpu():
+    """Set `GPU_FLAGS` where there is a GPU of NVIDIA's, before jax starts."""
+    if NVIDIA in vendors():
+        os.environ["XLA_FLAGS"] = gpu_flags()
 
 
 def expect_no_gpu():

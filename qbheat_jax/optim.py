@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from qbheat_jax.errors import UserError
@@ -53,6 +54,15 @@ def schedule(config, steps, examples):
 def decay_mask(params):
     """True for what weight decay applies to: kernels and matrices, not biases, norms and other vectors."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
+
+
+def global_norm(tree):
+    """The norm of all numbers of a tree of arrays together -> float32 scalar.
+
+    The norm of the norms of all rows, leaf by leaf: a sum over each whole leaf takes a GPU two kernels a leaf.
+    """
+    rows = [jnp.sqrt(jnp.square(x).sum(-1)).reshape(-1) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(jnp.square(jnp.concatenate(rows)).sum())
 
 
 def adamw(config, schedule, factors=None):

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qbheat_jax import rng as rng_lib
-from qbheat_jax import sharding, trees
+from qbheat_jax import optim, sharding, trees
 from qbheat_jax.errors import UserError
 from qbheat_jax.train import initial
 
@@ -117,7 +117,7 @@ def train_step(objective, optimizer, key, shardings, mesh, ema=0.0, accumulate=1
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = optax.incremental_update(params, state.ema, 1.0 - ema) if ema else {}
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients), **metrics}
+        metrics = {"loss": value, "grad_norm": optim.global_norm(gradients), **metrics}
         return TrainState(state.step + 1, params, batch_stats, opt_state, average), metrics
 
     whole = NamedSharding(mesh, PartitionSpec())

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from qbheat_jax import heat as heat_lib
-from qbheat_jax.models.layers import Dense, TransformerBlock, remat, sincos_2d
+from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, remat, sincos_2d
 
 
 class HeatDecoder(nn.Module):
@@ -41,7 +41,7 @@ class HeatDecoder(nn.Module):
         for n in range(self.depth):
             x = block(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
         if self.depth:  # a norm would not be linear
-            x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+            x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = Dense(
             self.outputs,
             dtype=jnp.float32,

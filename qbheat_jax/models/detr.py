@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qbheat_jax import boxes as geometry
-from qbheat_jax.models.layers import Dense, TransformerBlock, attend
+from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, attend
 from qbheat_jax.models.pyramid import GroupNorm, locations
 
 # name -> (width, heads, blocks over the cells, layers of the decoder).
@@ -55,7 +55,7 @@ class DETR(nn.Module):
         for n in range(blocks):
             # Not `block`: those are split over the mesh's axis `model`, which takes heads that it divides.
             x = TransformerBlock(heads, dtype=self.dtype, name=f"cells{n}")(x, False)
-        memory = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="memory_norm")(x)
+        memory = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="memory_norm")(x)
 
         groups = 1 if self.alone else self.groups
         count, asked = self.groups * self.queries, groups * self.queries
@@ -71,7 +71,7 @@ class DETR(nn.Module):
         rare = nn.initializers.constant(-math.log(99.0))
         to_class = nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), bias_init=rare, name="classes")
         to_box = MLP(width, 4, 3, jnp.float32, last=nn.initializers.normal(1e-3), name="boxes")
-        norm = nn.LayerNorm(epsilon=1e-6, name="norm")
+        norm = LayerNorm(epsilon=1e-6, name="norm")
 
         logits, found, box = [], [], start
         for n in range(layers):
@@ -107,7 +107,7 @@ class DecoderLayer(nn.Module):
             return Dense(width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
 
         def norm(name):
-            return nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
+            return LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name)
 
         def grouped(x):
             return x.reshape(-1, x.shape[1] // self.groups, width)

@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from qbheat_jax.models.layers import Dense, TransformerBlock, sincos_2d
+from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, sincos_2d
 
 
 class LinearHead(nn.Module):
@@ -62,7 +62,7 @@ class BlockHead(nn.Module):
                 self.heads, dropout=self.dropout, drop_path=self.drop_path, dtype=self.dtype, name=f"block{n}"
             )
             x = block(x, train)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x).mean(1)
+        x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x).mean(1)
         return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(
             x.astype(jnp.float32)
         )

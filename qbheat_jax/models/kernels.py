@@ -4,6 +4,7 @@ XLA's CPU backend does some of lax's operations, and more of their gradients, ma
 same. Which form runs is chosen where a program is lowered, so that one traced for a TPU has the TPU's. Layouts are NHWC.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -176,8 +177,9 @@ def depthwise_conv(x, kernel, stride=1, padding="symmetric"):
     x [B, H, W, C]; kernel [k, k, 1, C * m] in the layout of a grouped convolution (the m outputs of one input channel
     adjacent), k odd -> [B, ceil(H / stride), ceil(W / stride), C * m].
 
-    One function, two forms. GPUs and TPUs have a grouped convolution worth calling. XLA's CPU one is 30 to 100 times
-    slower than k * k shifted multiply-adds, and so is its gradient; the form is chosen where the program is lowered.
+    One function, two forms, of which one is chosen where the program is lowered. GPUs and TPUs have a grouped convolution worth
+    calling. XLA's CPU one is 30 to 100 times slower than k * k shifted multiply-adds, and so is its gradient. cuDNN's is slow where
+    m > 1, and XLA does not split the gradient of its kernel over devices: CUDA has shifted multiply-adds for these.
     """
     return _depthwise(x, kernel.astype(x.dtype), stride, pads(x.shape[1:3], kernel.shape[0], stride, padding))
 
@@ -207,9 +209,9 @@ def _shifted(padded, kernel, stride):
     return sum(jnp.repeat(view, times, -1) * kernel[i, j, 0] for (i, j), view in views)
 
 
-def _shifted_vjp(padded, kernel, gradient, stride, pad):
-    """Gradients of `_shifted` with respect to (x, kernel), given that of its output."""
-    d_kernel = _shifted_kernel_gradient(padded, gradient, kernel.shape[0], stride)
+def _shifted_vjp(padded, kernel, gradient, stride, pad, kernel_gradient):
+    """Gradients of `_shifted` with respect to (x, kernel), given that of its output. `kernel_gradient`: one of those below."""
+    d_kernel = kernel_gradient(padded, gradient, kernel.shape[0], stride)
     d_x = _shifted_input_gradient(_unpadded(padded, pad).shape, kernel, gradient, stride, pad)
     return d_x, d_kernel.astype(kernel.dtype)
 
@@ -267,28 +269,47 @@ def _shifted_kernel_gradient(padded, gradient, k, stride):
     return jnp.stack([s.sum((0, 1)) for s in sums]).reshape(k, k, 1, -1)
 
 
+def _shifted_kernel_gradient_at_once(padded, gradient, k, stride):
+    """The same, each sum as one reduction: XLA:GPU makes several of them in one pass, and devices add what each of them has.
+
+    A barrier keeps XLA from writing the gradient in float32 between passes.
+    """
+    times = gradient.shape[-1] // padded.shape[-1]
+    gradient = jax.lax.optimization_barrier(gradient).astype(jnp.float32)
+    views = (jnp.repeat(view.astype(jnp.float32), times, -1) for _, view in _windows(padded, k, stride))
+    return jnp.stack([(view * gradient).sum((0, 1, 2)) for view in views]).reshape(k, k, 1, -1)
+
+
 def _depthwise_forward(x, kernel, stride, pad):
     """-> (y, what the gradient needs). The padded map is kept, which a CPU's forms read, and not another copy of x; for an
     accelerator it is x: it is taken apart again there, and XLA takes the two for nothing.
     """
     padded = _padded(x, pad)
-    y = jax.lax.platform_dependent(
-        x,
-        padded,
-        kernel,
-        cpu=lambda x, padded, w: _shifted(padded, w, stride),
-        default=lambda x, padded, w: _grouped(x, w, stride, pad),
-    )
+
+    def shifted(x, padded, kernel):
+        return _shifted(padded, kernel, stride)
+
+    forms = {"cpu": shifted, "cuda": shifted} if _repeats(x, kernel) else {"cpu": shifted}
+    default = lambda x, padded, w: _grouped(x, w, stride, pad)  # noqa: E731
+    y = jax.lax.platform_dependent(x, padded, kernel, **forms, default=default)
     return y, (padded, kernel)
+
+
+def _repeats(x, kernel):
+    """Whether a depthwise convolution has more than one output a channel."""
+    return kernel.shape[-1] > x.shape[-1]
 
 
 def _depthwise_backward(stride, pad, residuals, gradient):
     padded, kernel = residuals
+    forms = {"cpu": lambda padded, w, g: _shifted_vjp(padded, w, g, stride, pad, _shifted_kernel_gradient)}
+    if _repeats(padded, kernel):
+        forms["cuda"] = lambda padded, w, g: _shifted_vjp(padded, w, g, stride, pad, _shifted_kernel_gradient_at_once)
     return jax.lax.platform_dependent(
         padded,
         kernel,
         gradient,
-        cpu=lambda padded, w, g: _shifted_vjp(padded, w, g, stride, pad),
+        **forms,
         default=lambda padded, w, g: _plain_vjp(_unpadded(padded, pad), w, g, stride, pad, padded.shape[-1]),
     )
 
@@ -356,9 +377,33 @@ def attention(query, key, value, bias=None):
     """Softmax attention of every head, scale D ** -0.5: query [B, N, heads, D], key and value [B, M, heads, D], `bias` of the
     logits [B, heads, N, M] or None -> [B, N, heads, D]. Logits and softmax are float32.
 
-    Products of heads that lie behind the cells take XLA's CPU backend two to three times as long as those of heads before them.
+    XLA:CPU takes two to three times as long for products of heads that lie behind the cells. On CUDA cuDNN's fused attention never
+    writes the logits, where `_cudnn_takes` them.
     """
-    return jax.lax.platform_dependent(query, key, value, bias, cpu=_heads_first, default=jax.nn.dot_product_attention)
+    forms = {"cpu": _heads_first, "default": jax.nn.dot_product_attention}
+    if bias is None and _cudnn_takes(query):
+        forms["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return jax.lax.platform_dependent(query, key, value, bias, **forms)
+
+
+def _cudnn_takes(query):
+    """Whether cuDNN has a fused attention for query [B, N, heads, D] and its gradient: of 16-bit floats, and D a multiple of 8
+    up to 128."""
+    return query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and _has_cudnn()
+
+
+@functools.cache
+def _has_cudnn():
+    """Whether this process has cuDNN 9 or newer, and no GPU older than Ampere, which lacks the kernels."""
+    try:
+        from jax._src.lib import cuda_versions  # jax.nn has no other way to ask, and raises where there is none
+
+        if cuda_versions is None or cuda_versions.cudnn_get_version() < 90000:
+            return False
+    except (ImportError, RuntimeError):
+        return False
+    here = jax.devices() if jax.default_backend() == "gpu" else ()
+    return all(float(device.compute_capability) >= 8.0 for device in here)
 
 
 def _logits_and_values(query, key, value, bias):

@@ -4,6 +4,7 @@ Layouts are NHWC. Parameters are float32; `dtype` is the type computed in (float
 and softmax are float32 whatever `dtype` is.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -43,7 +44,48 @@ def gelu(x):
     jax.nn.gelu takes erfc, which is as many digits better far to the left, where the product is nothing, and costs twice the
     arithmetic; bfloat16 needs those digits.
     """
-    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)) if x.dtype == jnp.float32 else jax.nn.gelu(x, approximate=False)
+    if x.dtype == jnp.float32:
+        return _gelu(x)
+    plain = functools.partial(jax.nn.gelu, approximate=False)
+    return jax.lax.platform_dependent(x, cuda=_gelu_of_input, default=plain)
+
+
+def _gelu(x):
+    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+@jax.custom_vjp
+def _gelu_of_input(x):
+    """The same in float32, of which the gradient keeps x alone: a GPU has more arithmetic to spare than traffic."""
+    return _gelu(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _gelu_gradient(x, gradient):
+    wide = x.astype(jnp.float32)
+    slope = 0.5 * (1.0 + jax.lax.erf(wide * 0.5**0.5)) + wide * jnp.exp(-0.5 * wide * wide) * (2.0 * np.pi) ** -0.5
+    return ((gradient.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+_gelu_of_input.defvjp(lambda x: (_gelu_of_input(x), x), _gelu_gradient)
+
+
+def residual(x, branch):
+    """x + branch. On CUDA cuBLAS would add x within the product that made the branch, in place of a copy of x, which then has to
+    be made."""
+
+    def apart(x, branch):
+        return x + _held(branch)
+
+    return jax.lax.platform_dependent(x, branch, cuda=apart, default=jnp.add)
+
+
+@jax.custom_vjp
+def _held(x):
+    """x, kept from being fused with what makes it; its gradient is not."""
+    return jax.lax.optimization_barrier(x)
+
+
+_held.defvjp(lambda x: (_held(x), None), lambda _, gradient: (gradient,))
 
 
 def channel_shuffle(x, groups):
@@ -132,6 +174,59 @@ class BatchNorm(nn.Module):
         if self.use_bias:
             shift = shift + self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         return (x * gain + shift).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis: x [..., C] -> [..., C] of `dtype`, computed in float32.
+
+    Values, fields and names are those of flax.linen.LayerNorm. Its gradient keeps x and two numbers a row.
+    Parameters: scale, bias [C], float32.
+    """
+
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        rows = x.reshape(-1, x.shape[-1])  # otherwise XLA:GPU may lay a few tokens out behind their channels, and transpose
+        return _layer_norm(rows, scale, bias, self.epsilon, jnp.dtype(self.dtype)).reshape(x.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _layer_norm(x, scale, bias, epsilon, dtype):
+    return _layer_norm_forward(x, scale, bias, epsilon, dtype)[0]
+
+
+def _layer_norm_forward(x, scale, bias, epsilon, dtype):
+    wide = x.astype(jnp.float32)
+    mean, square = wide.mean(-1, keepdims=True), (wide * wide).mean(-1, keepdims=True)
+    y = _standardised(wide, mean, square, epsilon) * scale + bias
+    return y.astype(dtype), (x, scale, mean, square)
+
+
+def _standardised(x, mean, square, epsilon):
+    return (x - mean) * _gain(mean, square, epsilon)
+
+
+def _gain(mean, square, epsilon):
+    return jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + epsilon)
+
+
+def _layer_norm_backward(epsilon, dtype, kept, gradient):
+    x, scale, mean, square = kept
+    gradient = gradient.astype(jnp.float32)
+    standardised = _standardised(x.astype(jnp.float32), mean, square, epsilon)
+    rows = tuple(range(x.ndim - 1))
+    d_scale, d_bias = (gradient * standardised).sum(rows), gradient.sum(rows)
+    gradient = gradient * scale
+    along = (gradient * standardised).mean(-1, keepdims=True)
+    d_x = (gradient - gradient.mean(-1, keepdims=True) - standardised * along) * _gain(mean, square, epsilon)
+    return d_x.astype(x.dtype), d_scale, d_bias
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class ConvBN(nn.Module):
@@ -224,9 +319,9 @@ def _parts(batch, queries, keys, heads):
 class Projections(nn.Module):
     """Query, key and value of x [B, N, C] by one biased layer -> three of [B, N, C]. Parameters: kernel [C, 3 C], bias [3 C].
 
-    As a Dense layer with 3 C outputs, but its weights are split before they multiply: to take its outputs apart, and put
-    their gradients together, costs more traffic than to read x three times; and where heads are split over devices
-    (sharding.RULES), weights are then moved between them and not activations.
+    As a Dense layer with 3 C outputs. On CUDA it is one. Elsewhere its weights are split before they multiply: to take its
+    outputs apart, and put their gradients together, costs a TPU more traffic than to read x three times; and where heads are
+    split over devices (sharding.RULES), weights are then moved between them and not activations.
     """
 
     dtype: Any = jnp.float32
@@ -236,9 +331,23 @@ class Projections(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), (channels, 3 * channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (3 * channels,), jnp.float32)
-        kernel, bias = (p.astype(self.dtype).reshape(*p.shape[:-1], 3, channels) for p in (kernel, bias))
-        x = x.astype(self.dtype)
+        inputs = (x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype))
+        forms = {} if _splits_heads() else {"cuda": self._together}
+        return jax.lax.platform_dependent(*inputs, **forms, default=self._apart)
+
+    @staticmethod
+    def _together(x, kernel, bias):
+        return jnp.split(flat_dot(x, kernel, None) + bias, 3, axis=-1)
+
+    @staticmethod
+    def _apart(x, kernel, bias):
+        kernel, bias = (p.reshape(*p.shape[:-1], 3, x.shape[-1]) for p in (kernel, bias))
         return [flat_dot(x, kernel[:, n], None) + bias[n] for n in range(3)]
+
+
+def _splits_heads():
+    """Whether the mesh that `state.train_step` makes known splits heads over devices."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get("model", 1) > 1
 
 
 class SelfAttention(nn.Module):
@@ -274,13 +383,13 @@ class TransformerBlock(nn.Module):
             branch = nn.Dropout(self.dropout)(branch, deterministic=not train)
             return DropPath(self.drop_path, name=name)(branch, train)
 
-        y = SelfAttention(self.heads, self.dtype, name="attn")(nn.LayerNorm(**norm, name="norm1")(x))
-        x = x + drop(y, "drop_path1")
+        y = SelfAttention(self.heads, self.dtype, name="attn")(LayerNorm(**norm, name="norm1")(x))
+        x = residual(x, drop(y, "drop_path1"))
         y = Dense(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, kernel_init=init, name="fc1")(
-            nn.LayerNorm(**norm, name="norm2")(x)
+            LayerNorm(**norm, name="norm2")(x)
         )
         y = Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="fc2")(gelu(y))
-        return x + drop(y, "drop_path2")
+        return residual(x, drop(y, "drop_path2"))
 
 
 def sincos_2d(height, width, channels):

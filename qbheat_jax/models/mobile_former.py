@@ -18,6 +18,7 @@ from qbheat_jax.models.layers import (
     ConvBN,
     DropPath,
     DyReLU,
+    LayerNorm,
     attend,
     channel_shuffle,
     check_size,
@@ -26,6 +27,7 @@ from qbheat_jax.models.layers import (
     hard_sigmoid,
     hard_swish,
     remat,
+    residual,
 )
 
 
@@ -143,8 +145,8 @@ class LocalGlobal(nn.Module):
         y = tokens_attend(dense(channels, self.dtype, "q")(tokens), cells, heads=2)
         alpha = 2.0 * hard_sigmoid(dense(channels, self.dtype, "alpha")(tokens))  # a gain per token and channel
         y = dense(token_dim, self.dtype, "proj")(y * alpha)
-        tokens = tokens + DropPath(self.drop_path)(y, train)
-        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="layer_norm")(tokens)
+        tokens = residual(tokens, DropPath(self.drop_path)(y, train))
+        return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="layer_norm")(tokens)
 
 
 class GlobalBlock(nn.Module):
@@ -157,11 +159,11 @@ class GlobalBlock(nn.Module):
     def __call__(self, tokens, train):
         width = tokens.shape[-1]
         y = attend(dense(width, self.dtype, "q")(tokens), tokens, tokens, heads=4)
-        tokens = tokens + DropPath(self.drop_path)(dense(width, self.dtype, "channel_mlp")(y), train)
-        tokens = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="layer_norm")(tokens)
+        tokens = residual(tokens, DropPath(self.drop_path)(dense(width, self.dtype, "channel_mlp")(y), train))
+        tokens = LayerNorm(epsilon=1e-5, dtype=self.dtype, name="layer_norm")(tokens)
         y = gelu(dense(2 * width, self.dtype, "ffn0")(tokens))
-        tokens = tokens + DropPath(self.drop_path)(dense(width, self.dtype, "ffn2")(y), train)
-        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ffn_norm")(tokens)
+        tokens = residual(tokens, DropPath(self.drop_path)(dense(width, self.dtype, "ffn2")(y), train))
+        return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="ffn_norm")(tokens)
 
 
 class GlobalLocal(nn.Module):

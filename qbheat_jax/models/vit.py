@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from qbheat_jax.errors import UserError
-from qbheat_jax.models.layers import TransformerBlock, check_size, remat, sincos_2d
+from qbheat_jax.models.layers import LayerNorm, TransformerBlock, check_size, remat, sincos_2d
 
 
 def patch_init(key, shape, dtype=jnp.float32):
@@ -106,7 +106,7 @@ class ViT(nn.Module):
                 name=f"block{n}",
             )(x, train)
             out[f"block{n}"] = x[:, extra:].reshape(shape)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         if self.class_token:
             out["class_token"] = x[:, 0]
         return x[:, extra:].reshape(shape), out

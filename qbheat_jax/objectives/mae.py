@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import random
 
 from qbheat_jax import images as images_lib
-from qbheat_jax.models.layers import Dense, TransformerBlock, remat, sincos_2d
+from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, remat, sincos_2d
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.objectives import masks
 from qbheat_jax.objectives.encoding import encode
@@ -43,7 +43,7 @@ class MaskDecoder(nn.Module):
         block = remat(TransformerBlock, self.remat)
         for n in range(self.depth):
             x = block(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         x = Dense(self.outputs, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x)
         return x[:, -ranks.shape[1] :].reshape(batch, *grid, self.outputs)
 

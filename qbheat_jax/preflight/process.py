@@ -12,6 +12,7 @@ import tempfile
 
 import qbheat_jax
 from qbheat_jax import config as config_lib
+from qbheat_jax import machine
 from qbheat_jax.preflight import compile, topology
 
 log = logging.getLogger("qbheat")
@@ -42,7 +43,7 @@ class Compilation:
         self._said = open(folder / "stderr", "w+", errors="replace")
         self._process = subprocess.Popen(
             [*COMMAND, str(folder)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+            env={**os.environ, "XLA_FLAGS": machine.gpu_flags(), "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.DEVNULL,
             stdout=self._said,
             stderr=self._said,
