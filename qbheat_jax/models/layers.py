@@ -179,7 +179,7 @@ class BatchNorm(nn.Module):
 class LayerNorm(nn.Module):
     """Layer norm over the last axis: x [..., C] -> [..., C] of `dtype`, computed in float32.
 
-    Values, fields and names are those of flax.linen.LayerNorm. Its gradient keeps x and two numbers a row.
+    Values, fields and names are those of flax.linen.LayerNorm. On CUDA its gradient is one pass over rows.
     Parameters: scale, bias [C], float32.
     """
 
@@ -190,43 +190,52 @@ class LayerNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        rows = x.reshape(-1, x.shape[-1])  # otherwise XLA:GPU may lay a few tokens out behind their channels, and transpose
-        return _layer_norm(rows, scale, bias, self.epsilon, jnp.dtype(self.dtype)).reshape(x.shape)
+        dtype = jnp.dtype(self.dtype)
+
+        def by_rows(x, scale, bias):  # XLA:GPU would lay a few tokens out behind their channels, and transpose
+            rows = x.reshape(-1, x.shape[-1])
+            return _layer_norm_of_rows(rows, scale, bias, self.epsilon, dtype).reshape(x.shape)
+
+        def plain(x, scale, bias):
+            return _layer_norm(x, scale, bias, self.epsilon)[0].astype(dtype)
+
+        return jax.lax.platform_dependent(x, scale, bias, cuda=by_rows, default=plain)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _layer_norm(x, scale, bias, epsilon, dtype):
-    return _layer_norm_forward(x, scale, bias, epsilon, dtype)[0]
-
-
-def _layer_norm_forward(x, scale, bias, epsilon, dtype):
-    wide = x.astype(jnp.float32)
-    mean, square = wide.mean(-1, keepdims=True), (wide * wide).mean(-1, keepdims=True)
-    y = _standardised(wide, mean, square, epsilon) * scale + bias
-    return y.astype(dtype), (x, scale, mean, square)
-
-
-def _standardised(x, mean, square, epsilon):
-    return (x - mean) * _gain(mean, square, epsilon)
+def _layer_norm(x, scale, bias, epsilon):
+    """-> (y float32, mean and mean square of every row, which its gradient needs)."""
+    x = x.astype(jnp.float32)
+    mean, square = x.mean(-1, keepdims=True), (x * x).mean(-1, keepdims=True)
+    return (x - mean) * (_gain(mean, square, epsilon) * scale) + bias, (mean, square)
 
 
 def _gain(mean, square, epsilon):
     return jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + epsilon)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _layer_norm_of_rows(x, scale, bias, epsilon, dtype):
+    return _layer_norm_forward(x, scale, bias, epsilon, dtype)[0]
+
+
+def _layer_norm_forward(x, scale, bias, epsilon, dtype):
+    y, statistics = _layer_norm(x, scale, bias, epsilon)
+    return y.astype(dtype), (x, scale, *statistics)
+
+
 def _layer_norm_backward(epsilon, dtype, kept, gradient):
     x, scale, mean, square = kept
     gradient = gradient.astype(jnp.float32)
-    standardised = _standardised(x.astype(jnp.float32), mean, square, epsilon)
-    rows = tuple(range(x.ndim - 1))
-    d_scale, d_bias = (gradient * standardised).sum(rows), gradient.sum(rows)
+    gain = _gain(mean, square, epsilon)
+    standardised = (x.astype(jnp.float32) - mean) * gain
+    d_scale, d_bias = (gradient * standardised).sum(0), gradient.sum(0)
     gradient = gradient * scale
     along = (gradient * standardised).mean(-1, keepdims=True)
-    d_x = (gradient - gradient.mean(-1, keepdims=True) - standardised * along) * _gain(mean, square, epsilon)
+    d_x = (gradient - gradient.mean(-1, keepdims=True) - standardised * along) * gain
     return d_x.astype(x.dtype), d_scale, d_bias
 
 
-_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+_layer_norm_of_rows.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class ConvBN(nn.Module):
