@@ -12,10 +12,9 @@ GOOGLE, NVIDIA, AMD = "0x1ae0", "0x10de", "0x1002"
 TUNABLES = "GLIBC_TUNABLES"
 MALLOC = {"hugetlb": 1, "mmap_threshold": 2**30, "trim_threshold": 2**32}
 
-# Why each flag is set for XLA:GPU, which has no other switch for a whole process:
-# * Triton's matrix products: XLA tries dozens of tiles for each of a model's hundreds of products, which takes most of the time
-#   to compile, and its propagation of tiles ends the process for some programs (openxla/xla issue 47381). cuBLAS has all products
-#   instead.
+# Flags for XLA:GPU, which has no other switch for a whole process, and the reason for each.
+# * No matrix products by Triton: XLA times dozens of tiles for each of hundreds of products, which takes most of the time to
+#   compile, and its propagation of tiles ends the process for some programs (openxla/xla issue 47381). cuBLAS has them instead.
 GPU_FLAGS = {"xla_gpu_enable_triton_gemm": "false"}
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from qbheat_jax import rng as rng_lib
 from qbheat_jax import optim, sharding, trees
+from qbheat_jax import rng as rng_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.train import initial
 

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from qbheat_jax import machine, optim
+from qbheat_jax import machine, objectives, optim
+from qbheat_jax.bench import training
 from qbheat_jax.models import kernels, layers
 
 
@@ -146,3 +147,33 @@ def test_only_a_gpu_of_nvidias_changes_flags(vendor, changed, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     machine.tune_gpu()
     assert bool(os.environ["XLA_FLAGS"]) == changed
+
+
+@pytest.mark.parametrize("encoder", ["micro", "vit_micro", "resnet18"])
+def test_a_whole_step_in_the_forms_of_cuda(encoder, small_config, monkeypatch):
+    """Loss and gradients, float32, of a model in which every choice by platform falls on CUDA's form, cuDNN's apart."""
+    config = small_config({"encoder.name": encoder, "quarter.placements": "corners", "image_size": 64, "batch_size": 4})
+    objective = objectives.build(config)
+    batch = training._batch(config)
+    variables = jax.jit(objective.init)(jax.random.key(0), batch)
+
+    def outputs():
+        def loss(params):
+            return objective.loss(params, variables["batch_stats"], batch, jax.random.key(1))[0]
+
+        return jax.jit(jax.value_and_grad(loss))(variables["params"])
+
+    expected = outputs()
+    chosen = []
+
+    def cuda(*args, default=None, **forms):
+        chosen.extend(forms)
+        return forms.get("cuda", default)(*args)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", cuda)
+    monkeypatch.setattr(kernels, "_has_cudnn", lambda: False)
+    ours = outputs()
+    assert "cuda" in chosen
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected[1]))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * largest)

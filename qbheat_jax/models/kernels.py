@@ -177,9 +177,9 @@ def depthwise_conv(x, kernel, stride=1, padding="symmetric"):
     x [B, H, W, C]; kernel [k, k, 1, C * m] in the layout of a grouped convolution (the m outputs of one input channel
     adjacent), k odd -> [B, ceil(H / stride), ceil(W / stride), C * m].
 
-    One function, two forms, of which one is chosen where the program is lowered. GPUs and TPUs have a grouped convolution worth
-    calling. XLA's CPU one is 30 to 100 times slower than k * k shifted multiply-adds, and so is its gradient. cuDNN's is slow where
-    m > 1, and XLA does not split the gradient of its kernel over devices: CUDA has shifted multiply-adds for these.
+    The form is chosen where the program is lowered. GPUs and TPUs have a grouped convolution worth calling. XLA:CPU's is 30 to
+    100 times slower than k * k shifted multiply-adds, and so is its gradient. cuDNN's is slow where m > 1, and XLA does not
+    split the gradient of its kernel over devices: CUDA has shifted multiply-adds for these too.
     """
     return _depthwise(x, kernel.astype(x.dtype), stride, pads(x.shape[1:3], kernel.shape[0], stride, padding))
 
@@ -377,8 +377,8 @@ def attention(query, key, value, bias=None):
     """Softmax attention of every head, scale D ** -0.5: query [B, N, heads, D], key and value [B, M, heads, D], `bias` of the
     logits [B, heads, N, M] or None -> [B, N, heads, D]. Logits and softmax are float32.
 
-    XLA:CPU takes two to three times as long for products of heads that lie behind the cells. On CUDA cuDNN's fused attention never
-    writes the logits, where `_cudnn_takes` them.
+    XLA:CPU takes two to three times as long for products of heads that lie behind the cells. On CUDA cuDNN's fused attention
+    never writes the logits, where `_cudnn_takes` them.
     """
     forms = {"cpu": _heads_first, "default": jax.nn.dot_product_attention}
     if bias is None and _cudnn_takes(query):

@@ -70,8 +70,10 @@ _gelu_of_input.defvjp(lambda x: (_gelu_of_input(x), x), _gelu_gradient)
 
 
 def residual(x, branch):
-    """x + branch. On CUDA cuBLAS would add x within the product that made the branch, in place of a copy of x, which then has to
-    be made."""
+    """x + branch.
+
+    On CUDA the sum is kept apart from the product that made the branch: cuBLAS would add x in place, to a copy of it.
+    """
 
     def apart(x, branch):
         return x + _held(branch)
