@@ -97,9 +97,7 @@ def dataset(
             truth.append(batch["label"][batch["mask"]])
             yield batch["image"], batch["mask"]
 
-    objective = model.objective
-    mapped = pmap(lambda variables, images: objective.logits(variables, objective.pixels.normalise(images)))
-    for logits in pmap_batches(mapped, model.variables, inputs()):
+    for logits in pmap_batches(mapped(model.objective), model.variables, inputs()):
         ranks.append(_ranks(logits, _known(outputs, truth[-1], source, split)))
         # The first batch is compiled for: it has no say in the rate, where there is another one.
         first = first or (time.perf_counter(), len(logits))
@@ -129,6 +127,11 @@ def dataset(
     if workdir is not None:
         _write(workdir, result)
     return result
+
+
+def mapped(objective):
+    """Return a classifier's pmapped function of (variables, images uint8 [B, H, W, 3]) to logits float32 [B, classes]."""
+    return pmap(lambda variables, images: objective.logits(variables, objective.pixels.normalise(images)))
 
 
 def line(result):

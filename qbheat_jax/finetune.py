@@ -8,11 +8,11 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from qbheat_jax import api, data, from_init, loop, objectives, outcome, trees
+from qbheat_jax import api, classify, data, from_init, loop, objectives, outcome, trees
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import scores, splits
-from qbheat_jax.probe.devices import pmap, pmap_batches
+from qbheat_jax.probe.devices import pmap_batches
 
 # Parameters that come before all blocks of an encoder, whatever architecture it is.
 _FIRST = ("patch_embed", "class_token", "pos_embed", "stem", "tokens", "conv1", "bn1")
@@ -102,7 +102,7 @@ class Accuracy:
     def __init__(self, objective, source, split, config):
         self._source, self._split, self._config = source, split, config
         self.n, self.chance = 0, 0.0
-        self._mapped = pmap(lambda variables, x: objective.logits(variables, objective.pixels.normalise(x)))
+        self._mapped = classify.mapped(objective)
 
     def __call__(self, variables):
         config, split, source = self._config, self._split, self._source

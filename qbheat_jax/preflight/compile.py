@@ -65,8 +65,9 @@ def _local_bytes(tree):
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def build(config, devices, room=math.inf, plain=False):
-    """The Step of a checked config on these devices, each with `room` bytes of memory. `plain`: as of `state.train_step`.
+def build(config, devices, room=math.inf, plain=False, factors=None):
+    """The Step of a checked config on these devices, each with `room` bytes of memory. `plain`: as of `state.train_step`;
+    `factors`: as of `optim.adamw`.
 
     Raises UserError where they do not go together, or where not even what a device is given for a step has room.
     """
@@ -85,7 +86,7 @@ def build(config, devices, room=math.inf, plain=False):
     _check_room(0, _local_bytes(batch), room)  # first, since the position code of too large an image is large itself
     # How long the run is does not change what a step does.
     schedule = optax.warmup_cosine_decay_schedule(0.0, optim.peak_learning_rate(config), 1, 2)
-    optimizer = optim.adamw(config, schedule)
+    optimizer = optim.adamw(config, schedule, factors)
     abstract = state.abstract(objective, optimizer, shapes, config.ema)
     shardings = sharding.shardings(abstract, mesh)
     sharding.check_split(shardings, mesh)

@@ -59,16 +59,24 @@ def ranks(votes, labels):
     return np.where(own[:, 0] > 0, before.sum(1), votes.shape[1] - 1)
 
 
-def _candidates(bank, queries, count, batch_size):
-    """(similarities float32 [N, count] from high to low, positions int64 [N, count] in the bank)."""
-    size = min(_BLOCK, len(bank))
-    count_here = min(count, size)
+def searcher(count):
+    """Return the pmapped search of one block of the bank for the `count` most similar vectors.
+
+    It maps ({"unit": float32 [N, C], "counts": bool [N]}, x float32 [B, C]), vectors of length 1, to (similarities float32
+    [B, count] from high to low, rows int32 [B, count]). Rows that do not count come last.
+    """
 
     def nearest(bank, x):
         similar = jnp.matmul(x, bank["unit"].T, precision=jax.lax.Precision.HIGHEST)
-        return jax.lax.top_k(jnp.where(bank["counts"], similar, -jnp.inf), count_here)
+        return jax.lax.top_k(jnp.where(bank["counts"], similar, -jnp.inf), count)
 
-    mapped, found = pmap(nearest), None
+    return pmap(nearest)
+
+
+def _candidates(bank, queries, count, batch_size):
+    """(similarities float32 [N, count] from high to low, positions int64 [N, count] in the bank)."""
+    size = min(_BLOCK, len(bank))
+    mapped, found = searcher(min(count, size)), None
     for block, x in bank.blocks(size):
         filled, counts = next(slices(unit(x).astype(np.float32), size))
         asked = (

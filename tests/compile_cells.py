@@ -1,0 +1,373 @@
+"""The matrix of programs that `test_compile.py` compiles ahead of time, and the process that compiles them.
+
+`python -m tests.compile_cells` reads names of cells from stdin, one a line, and answers each with one line of JSON. An
+abort inside XLA ends this process and not its parent.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import resource
+import sys
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qbheat_jax import api, classify, detect, finetune, optim, pretrain, rng, state
+from qbheat_jax import config as config_lib
+from qbheat_jax import probe as probe_lib
+from qbheat_jax.analysis import subject, watched
+from qbheat_jax.checkpoint import _bit_sums
+from qbheat_jax.data import device_cache
+from qbheat_jax.detect.evaluate import AveragePrecision
+from qbheat_jax.models import detr, layers, mobile_former, mobilenet, registry
+from qbheat_jax.models.resnet import ResNet
+from qbheat_jax.models.vit import ViT
+from qbheat_jax.preflight import compile as compile_lib
+from qbheat_jax.preflight import topology
+from qbheat_jax.probe import encode, encoders, fit, neighbours
+from qbheat_jax.report import tiles
+
+GPU, TPU = "h100:1", "v5e:1x1"
+
+# --- Encoders --------------------------------------------------------------------------------------------------------
+
+# Shrunken members of the registry's families. Together they hold every kind of block, stem, stride and shortcut.
+_FORMER = mobile_former.Variant(16, 4, 64, ((3, 3, 24, 2, 3), (1, 3, 24, 1, 3)), width=96)  # as w720
+_GROUPED = mobile_former.Variant(8, 3, 64, ((3, 3, 8, 1, 0), (1, 4, 24, 2, 4)), features=64, groups=4)  # as 26m
+_V2 = dataclasses.replace(mobilenet.VARIANTS["mobilenet_v2"], rows=((1, 32, 1, 1, 3), (6, 24, 1, 2, 3)))
+_LITE = dataclasses.replace(mobilenet.VARIANTS["efficientnet_lite0"], rows=((1, 32, 1, 1, 3), (6, 40, 1, 2, 5)))
+_NET_STRIDES = {4: {}, 2: {"last_stride": 1}}
+_RESNET, _VIT = (registry.ENCODERS[name] for name in ("resnet50", "vit_ti"))
+
+ENCODERS = {
+    "former": registry._mobile_former(_FORMER),
+    "former_grouped": registry._mobile_former(_GROUPED),
+    "mobilenet": registry.Entry(registry.MobileNet, {"variant": _V2}, _NET_STRIDES),
+    "lite": registry.Entry(registry.MobileNet, {"variant": _LITE}, _NET_STRIDES),
+    "resnet_basic": registry.Entry(ResNet, {"blocks": (1, 1, 1, 1), "bottleneck": False}, _RESNET.strides),
+    "resnet": registry.Entry(ResNet, {"blocks": (2, 1, 1, 1), "zero_init": False}, _RESNET.strides),
+    "vit": registry.Entry(ViT, {"width": 192, "heads": 3, "depth": 2}, _VIT.strides, _VIT.options),
+}
+registry.ENCODERS.update(ENCODERS)
+
+# --- Train steps -----------------------------------------------------------------------------------------------------
+
+_ALL = {"image_size": 128, "batch_size": 32, "dtype": "bfloat16", "total_steps": 10}
+_DECODER = {"decoder.width": 128, "decoder.depth": 1, "decoder.heads": 4}
+_DENSE = {"dense.strides": (8, 16), "dense.width": 64, "dense.depth": 1}
+_DETR = {"detr.size": "base", "detr.queries": 32, "detr.groups": 2}
+_BOXES = {"detector.classes": 10, "data.max_boxes": 16}
+OBJECTIVES = {
+    "qbheat": (config_lib.PRETRAIN, _DECODER),
+    "moco": (config_lib.PRETRAIN, {"moco.queue": 512}),
+    "simmim": (config_lib.PRETRAIN, {}),
+    "mae": (config_lib.PRETRAIN, _DECODER),
+    "supervised": (config_lib.PRETRAIN, {"head.classes": 10}),
+    "finetune": (config_lib.FINETUNE, {"head.classes": 10}),
+    "dense": (config_lib.DETECT, {**_BOXES, **_DENSE}),
+    "detr": (config_lib.DETECT, {**_BOXES, **_DETR}),
+}
+detr.SIZES["base"] = (64, 4, 0, 1)  # shrunken as the encoders are; "small" is as it is
+
+# What a cell sets besides, so that every option that changes the program is in some cell of every family it concerns.
+_HOG = {"norm_pix": True, "hog": 0.5}
+_GROUPS = {"bn_groups": 2, "ema": 0.99}
+_REMAT = {"remat": "nothing_saveable"}
+OPTIONS = {
+    ("former", "moco"): {"moco.standardise": True},
+    ("former", "simmim"): {**_REMAT, "encoder.stride": 2},
+    ("former", "supervised"): {"accumulate": 2, "supervised.colour_jitter": 0.4},
+    ("former", "finetune"): {**_GROUPS, "mixup": 0.8},
+    ("former", "dense"): {"tune": True, "detector.stages": True},
+    ("former", "detr"): {"dtype": "float32"},
+    ("former_grouped", "qbheat"): {"heat.propagator": "power", "heat.norm": "layer"},
+    ("former_grouped", "moco"): {"moco.blur_share": 0.0},
+    ("former_grouped", "simmim"): {"dtype": "float32"},
+    ("former_grouped", "finetune"): {"head.dropout": 0.1},
+    ("former_grouped", "detr"): {"tune": True, "detr.anchors": False},
+    ("mobilenet", "qbheat"): {"heat.propagator": "exp", "heat.directions": "tied"},
+    ("mobilenet", "simmim"): {**_REMAT, "encoder.stride": 2},
+    ("mobilenet", "finetune"): _GROUPS,
+    ("mobilenet", "dense"): {"tune": True, "detector.stages": True},
+    ("lite", "qbheat"): {"heat.propagator": "spectral", "quarter.placements": "all9"},
+    ("lite", "simmim"): {"simmim.error": "target", **_HOG, "dtype": "float32"},
+    ("lite", "supervised"): {"accumulate": 2, "supervised.colour_jitter": 0.4},
+    ("lite", "detr"): {"tune": True},
+    ("resnet_basic", "qbheat"): {"encoder.stride": 8, **_HOG},
+    ("resnet_basic", "moco"): {"encoder.stride": 16},
+    ("resnet_basic", "simmim"): _REMAT,
+    ("resnet_basic", "finetune"): _GROUPS,
+    ("resnet_basic", "dense"): {"tune": True, "detector.stages": True},
+    ("resnet", "simmim"): {"encoder.stride": 16, "dtype": "float32"},
+    ("resnet", "supervised"): {"encoder.stride": 8, "clip_norm": 1.0, "accumulate": 2},
+    ("resnet", "finetune"): {"cutmix": 1.0, "encoder.drop_path": 0.0},
+    ("resnet", "detr"): {"tune": True},
+    ("vit", "qbheat"): {"heat.propagator": "power", "heat.directions": "tied", "encoder.drop_path": 0.1},
+    ("vit", "moco"): {"encoder.class_token": True, "encoder.position": "learnt", "encoder.grid": 8},
+    ("vit", "simmim"): {"encoder.stride": 8, "remat": "dots_saveable"},
+    ("vit", "mae"): {**_REMAT, **_HOG, "encoder.class_token": True},
+    ("vit", "supervised"): {"accumulate": 2, "encoder.class_token": True},
+    ("vit", "finetune"): {"mixup": 0.8, "cutmix": 1.0, "dtype": "float32"},
+    ("vit", "dense"): {"tune": True},
+    ("vit", "detr"): {"detr.size": "small"},
+}
+
+
+# The TPU's compiler takes ten times as long, the more the larger the arrays are.
+_SMALL = {"image_size": 32, "batch_size": 8}
+
+
+def config(encoder, objective, **fields):
+    table, own = OBJECTIVES[objective]
+    return config_lib.resolve({**_ALL, **own, **fields, "encoder.name": encoder, "objective": objective}, table)
+
+
+def _train(devices, encoder, objective, options):
+    """Lower the train step as the loop builds it, with the learning-rate multipliers of fine-tuning and detection."""
+    made = config(encoder, objective, **options)
+    multipliers = None
+    if objective == "finetune":
+        multipliers = functools.partial(finetune.factors, decay=made.layer_decay)
+    elif objective in config_lib.DETECTORS:
+        multipliers = functools.partial(detect.factors, config=made)
+    yield compile_lib.build(made, devices, factors=multipliers).trace().lower()
+
+
+# --- Other programs --------------------------------------------------------------------------------------------------
+
+
+class _Shapes:
+    """What a config's programs take: shapes with shardings on the devices, by the state's own rules."""
+
+    def __init__(self, config, devices):
+        self.config, self.devices = config, devices
+        self.step = compile_lib.build(config, devices)
+        self.objective, self.state, self.batch = self.step.objective, self.step.state, self.step.batch
+        self.whole = jax.sharding.NamedSharding(self.step.mesh, jax.sharding.PartitionSpec())
+
+    @property
+    def variables(self):
+        return self.state.variables()
+
+    @property
+    def encoder(self):
+        return {name: tree["encoder"] for name, tree in self.variables.items() if "encoder" in tree}
+
+    @property
+    def model(self):
+        return api.Model(self.config, self.variables, 1)
+
+    def array(self, *shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.whole)
+
+    def images(self, *count):
+        size = self.config.image_size
+        return self.array(*(count or (self.config.batch_size,)), size, size, 3, dtype=jnp.uint8)
+
+    def put(self, tree):
+        """Arrays or shapes -> shapes on the devices."""
+        return jax.tree.map(lambda x: self.array(*x.shape, dtype=x.dtype), tree)
+
+    def copies(self, tree):
+        """What `devices.pmap_batches` gives a pmapped function: a leading axis for the devices."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.devices), *x.shape), x.dtype), tree)
+
+
+def _init(devices, encoder):
+    """The program that makes the parameters."""
+    made = config(encoder, "qbheat")
+    shapes = _Shapes(made, devices)
+    make = state.initialiser(shapes.objective, optim.adamw(made, lambda step: 1e-3), shapes.batch, made.ema)
+    where = jax.tree.map(lambda x: x.sharding, shapes.state)
+    key = jax.eval_shape(lambda: rng.root(0))
+    yield jax.jit(make, out_shardings=where).lower(shapes.put(key))
+
+
+def _classify(devices, encoder):
+    """The logits of `classify` and of fine-tuning's evaluation."""
+    shapes = _Shapes(config(encoder, "supervised", dtype="float32"), devices)
+    yield classify.mapped(shapes.objective).lower(shapes.copies(shapes.variables), shapes.images(1, 8))
+
+
+def _evaluate(devices, encoder):
+    """The loss on a validation split, and the pictures for TensorBoard while a run trains."""
+    shapes = _Shapes(config(encoder, "qbheat", **{"data.source": "synthetic:8"}), devices)
+    validation = pretrain.Validation(shapes.config, shapes.objective, None)
+    yield validation._step.lower(shapes.variables, shapes.batch)
+    yield watched.Watched(shapes.config, shapes.objective)._compute.lower(shapes.variables)
+
+
+def _analyse(devices, encoder):
+    """What an analysis runs on the devices: maps, the learnt operator's steps and grids, reconstructions."""
+    shapes = _Shapes(config(encoder, "qbheat"), devices)
+    frozen = encoders._encoder(shapes.objective.encoder, shapes.objective.pixels, None, 128, "", encoder)
+    yield subject._encode.lower(frozen.features, shapes.encoder, shapes.images())
+    decoder = shapes.objective.decoder
+    heat, width = shapes.variables["params"]["decoder"]["heat"], shapes.objective.encoder.width
+    yield subject._carry.lower(heat, decoder.heat, shapes.array(4096, width), "x-", 1, 4)
+    yield subject._extrapolate.lower(heat, decoder.heat, shapes.array(32, 4, 4, width), 4)
+    placed = shapes.array(32, dtype=jnp.int32)
+    yield shapes.model._reconstruct.lower(shapes.variables, shapes.images(), placed, True)
+    pixels = shapes.array(32, 128, 128, 3), shapes.array(32, 128, 128, dtype=bool)
+    yield tiles._settle.lower(*pixels)
+
+
+def _detect(devices, encoder, detector):
+    """Detections, which AP is measured on."""
+    shapes = _Shapes(config(encoder, detector), devices)
+    precision = AveragePrecision(shapes.objective, None, "val", shapes.config)
+    yield precision._mapped.lower(shapes.copies(shapes.variables), shapes.images(1, 32))
+
+
+def _probe(devices, encoder):
+    """Features for a probe, whole and pooled; linear heads and a block over a grid of rates; neighbours."""
+    shapes = _Shapes(config(encoder, "qbheat"), devices)
+    about = {"data.source": "synthetic:8", "image_size": 128, "batch_size": 32, "encoder.name": encoder}
+    frozen = encoders._encoder(shapes.objective.encoder, shapes.objective.pixels, shapes.encoder, 128, "", encoder)
+    grid = {"learning_rates": (0.1, 1.0), "warmup_epochs": 1.0, "total_epochs": 4.0}
+    dropped = {"head.heads": 4, "head.dropout": 0.1, "head.drop_path": 0.1}
+    for fields in (
+        {"protocol": "lin", "weight_decays": (0.0, 1e-4), **grid},
+        {"protocol": "tran-1", "optimizer": "adamw", "head.pool": 2, **grid, **dropped},
+    ):
+        made = config_lib.resolve({**about, **fields}, config_lib.PROBE)
+        encoding = encode.Encoding(frozen, made, None, 8)
+        yield encoding.mapped.lower(shapes.copies(shapes.encoder), shapes.images(1, 32))
+        recipe = probe_lib._recipe(made, 10, encoding.shape[-1])
+        (params, opt_state), train = fit._trainer(recipe, encoding.shape, 8, 2, rng.root(0))
+        count = 64
+        yield train.lower(
+            shapes.put((params, opt_state)), shapes.array(count, *encoding.shape), shapes.array(count, dtype=jnp.int32),
+            shapes.array(count), shapes.array(2, 32, dtype=jnp.int32), shapes.array(2, dtype=jnp.int32),
+        )  # fmt: skip
+        scorer = fit._scorer(recipe.head, tuple(devices))
+        yield scorer.lower(shapes.copies(shapes.put(params)), shapes.array(1, 32, *encoding.shape))
+    bank = {"unit": shapes.array(1, 4096, 96), "counts": shapes.array(1, 4096, dtype=bool)}
+    yield neighbours.searcher(264).lower(bank, shapes.array(1, 32, 96))
+
+
+def _cache(devices, encoder):
+    """Images kept on the devices: their crops; and the sums by which a checkpoint is checked."""
+    shapes = _Shapes(config(encoder, "qbheat"), devices)
+    kept, example = (3, 256, 256), dict(sharding=shapes.batch["mask"].sharding)
+    words = device_cache._padded(int(np.prod(kept))) // 512
+
+    def by_row(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, **example)
+
+    yield device_cache._crop.lower(
+        by_row(64, words, 128, dtype=jnp.uint32), by_row(32, dtype=jnp.int32), by_row(32, 4), by_row(32, dtype=bool),
+        mesh=shapes.step.mesh, shape=kept, size=128,
+    )  # fmt: skip
+    yield device_cache._grey_where_masked.lower(shapes.batch["image"], shapes.batch["mask"])
+    yield _bit_sums.lower(shapes.state)
+
+
+def _strided(devices, dtype):
+    """The gradient of a strided 1x1 convolution of a map that has other readers, as at the entry of a ResNet's stage."""
+    whole = jax.sharding.SingleDeviceSharding(devices[0])
+    x, gain = (jax.ShapeDtypeStruct(shape, dtype, sharding=whole) for shape in ((2, 16, 16, 64), (64,)))
+    for groups in (1, 4):
+        conv = layers.Conv(128, kernel=1, stride=2, groups=groups, dtype=dtype)
+        kernel = jax.ShapeDtypeStruct((1, 1, 64 // groups, 128), jnp.float32, sharding=whole)
+
+        def loss(kernel, x, gain, conv=conv):
+            y = jax.nn.relu(x * gain)
+            shortcut = conv.apply({"params": {"kernel": kernel}}, y)
+            return (shortcut.astype(jnp.float32) ** 2).sum() + (y.astype(jnp.float32) ** 2).sum()
+
+        yield jax.jit(jax.grad(loss, (0, 1, 2))).lower(kernel, x, gain)
+
+
+# --- The matrix ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """`programs`: function of the devices of `target` and of `arguments` -> iterator of lowered programs."""
+
+    programs: Any
+    arguments: tuple
+    target: str = GPU
+
+
+def _cells():
+    cells = {}
+
+    def add(name, programs, *arguments, target=GPU):
+        cells[f"{name}-{target.partition(':')[0]}"] = Cell(programs, arguments, target)
+
+    for dtype in ("float32", "bfloat16"):
+        add(f"strided_conv-{dtype}", _strided, dtype)
+    for encoder, entry in ENCODERS.items():
+        for objective in OBJECTIVES:
+            if objective != "mae" or entry.module is ViT:
+                add(f"{encoder}-{objective}", _train, encoder, objective, OPTIONS.get((encoder, objective), {}))
+        add(f"{encoder}-classify", _classify, encoder)
+    for encoder, objective in (("former", "qbheat"), ("lite", "finetune"), ("resnet_basic", "supervised"), ("vit", "mae")):
+        add(f"{encoder}-{objective}", _train, encoder, objective, _SMALL, target=TPU)
+    for encoder in ("former_grouped", "lite", "resnet_basic", "vit"):
+        add(f"{encoder}-init", _init, encoder)
+    add("resnet-evaluate", _evaluate, "resnet")
+    add("former-analyse", _analyse, "former")
+    add("resnet-detect_dense", _detect, "resnet", "dense")
+    add("vit-detect_detr", _detect, "vit", "detr")
+    add("former-probe", _probe, "former")
+    add("mobilenet-device_cache", _cache, "mobilenet")
+    return cells
+
+
+CELLS = _cells()
+
+# --- The process -----------------------------------------------------------------------------------------------------
+
+# On a card XLA times several ways to do a product. Without one it takes the first guess of Triton, which may have no tiles
+# that fit; on the card cuBLAS would then do it, as it does with these. Fusion into products comes before and is the same.
+UNTIMED = {"xla_gpu_experimental_autotune_backends": "CUDNN,CUBLASLT,CUBLASLT_FISSION,NATIVE_EMITTER"}
+
+
+def _compile(lowered):
+    try:
+        lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "Couldn't find output tile sizes" not in str(error):
+            raise
+        lowered.compile(compiler_options=UNTIMED)
+
+
+def compile_cell(name):
+    """Compile the programs of a cell -> how many there are."""
+    cell, count = CELLS[name], 0
+    where = topology.parse(cell.target)
+    topology.prepare(where)
+    devices = list(topology.devices(where))
+    # What makes a mesh or a pmap makes it of the target's devices.
+    with mock.patch.multiple(jax, devices=lambda *_: devices, local_devices=lambda *_: devices):
+        for lowered in cell.programs(devices, *cell.arguments):
+            _compile(lowered)
+            count += 1
+    jax.clear_caches()
+    fit._scorer.cache_clear()
+    return count
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    for line in sys.stdin:
+        answer = {}
+        try:
+            answer["programs"] = compile_cell(line.strip())
+        except Exception as error:
+            answer["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        answer["bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
