@@ -82,11 +82,13 @@ def split_overrides(argv):
 
 def pretrain(arguments, overrides):
     from qbheat_jax import config, distributed, pretrain
+    from qbheat_jax.train import profile
 
+    traced = profile.parse(arguments.profile_steps) if arguments.profile_steps is not None else None
     distributed.start(arguments.coordinator, arguments.processes, arguments.process)
     if arguments.init:
         overrides = [*overrides, ("init", arguments.init)]
-    summary = pretrain.run(config.load(arguments.config, overrides), arguments.workdir)
+    summary = pretrain.run(config.load(arguments.config, overrides), arguments.workdir, traced)
     distributed.say(json.dumps(summary))
 
 
@@ -286,6 +288,10 @@ def _parser():
     command.add_argument("--config", required=True, metavar="FILE", help="a python file with get_config()")
     command.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and figures go")
     command.add_argument("--init", metavar="DIR", help="a run or ported checkpoint to take the encoder's weights from")
+    command.add_argument(
+        "--profile_steps", "--profile-steps", metavar="FIRST,LAST",
+        help="trace the steps after FIRST up to LAST, such as 10,13, into DIR/profile, and log the longest kernels",
+    )  # fmt: skip
     _add_processes(command)
 
     command = add(probe, f"train a classifier on frozen features and test it; {overriding}")

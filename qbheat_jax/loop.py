@@ -16,17 +16,19 @@ from qbheat_jax import state as state_lib
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
+from qbheat_jax.train import profile
 
 log = logging.getLogger("qbheat")
 
 
-def train(config, workdir, objective, source, evaluators=(), start=None, factors=None, pictures=None):
+def train(config, workdir, objective, source, evaluators=(), start=None, factors=None, pictures=None, traced=None):
     """Trains `objective` on `source` as the config says; goes on where an earlier run in the workdir stopped.
 
     start: variables {"params": {part: ...}, "batch_stats": ...} that a new run's parts begin with instead of random ones.
     factors: as of `optim.adamw`.
     evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
     pictures: function(variables) -> {name: uint8 [H, W, 3]}, for TensorBoard every `images_every` steps and at the end.
+    traced: (first, last), the steps between which `profile.Trace` traces; None: none.
     Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second"}, of steps that were run
     "gflops_per_image" (what remat computes again included), and the last evaluation's figures.
     Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1); SIGTERM,
@@ -73,15 +75,19 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
     )  # first, since it may bring tensorflow for TensorBoard
     writer, progress = metrics.Writer(workdir, step), metrics.Progress(step, steps, config.batch_size)
     history, stopping, stop = _History(workdir, begin), distributed.Stopping(), False
+    trace = profile.Trace(workdir, traced, begin, steps)
     try:
         while step < steps and not stop:
             # Step
+            trace.begin(step, state)
             with progress.waiting(history.busy):
                 batch = next(batches)
-            state, step_metrics = step_fn(state, batch)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                state, step_metrics = step_fn(state, batch)
             step, position = step + 1, position + config.batch_size
             history.add(step, step_metrics)
             progress.advance(step)
+            trace.end(step, state)
             stop = stopping.asked() and step < steps
 
             # Log
@@ -108,6 +114,7 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
         saved.wait()
     finally:
         batches.close()
+        trace.close()
         writer.close()
         progress.close()
         saved.close()

@@ -13,9 +13,10 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.port import labels
 
 
-def run(config, workdir):
+def run(config, workdir, traced=None):
     """Pre-trains as the config says, or goes on with the run that the workdir holds. Returns `loop.train`'s summary.
 
+    traced: as of `loop.train`.
     Everything that can be wrong with config or data is found before anything is compiled.
     """
     config, objective, source = prepare(config)
@@ -24,7 +25,7 @@ def run(config, workdir):
         start = objective.started(start)
     evaluators = [Validation(config, objective, source)] if config.data.eval_split in source.splits else []
     watched = pictures(config, objective, source)
-    summary = loop.train(config, workdir, objective, source, evaluators, start, pictures=watched)
+    summary = loop.train(config, workdir, objective, source, evaluators, start, pictures=watched, traced=traced)
     if config.objective == "supervised" and jax.process_index() == 0:
         labels.save(workdir, [(name, name) for name in source.classes(config.data.split)])
     path = epath.Path(workdir) / "summary.json"
