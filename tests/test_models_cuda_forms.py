@@ -123,6 +123,22 @@ def test_attention_is_fused_where_cudnn_takes_it(monkeypatch):
     assert "fmha" not in text(True, platform="cpu") + text(True, platform="tpu")
 
 
+@pytest.mark.parametrize("queries, keys", [(6, 8), (17, 17), (4, 9)])
+def test_cudnn_is_given_even_numbers_of_cells(queries, keys, monkeypatch):
+    """Cells that are added do not count: the plain form, asked the same, gives what it gives without them."""
+    plain, asked = jax.nn.dot_product_attention, []
+
+    def xla(query, key, value, implementation, **lengths):
+        asked.append((query.shape[1], key.shape[1]))
+        assert implementation == "cudnn"
+        return plain(query, key, value, **lengths)
+
+    query, key, value = normal(0, 2, queries, 3, 8), normal(1, 2, keys, 3, 8), normal(2, 2, keys, 3, 8)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", xla)
+    compare(lambda *inputs: kernels._fused_attention(*inputs, None), plain, (query, key, value), 1e-5)
+    assert all(n % 2 == 0 for pair in asked for n in pair)
+
+
 def test_without_cudnn_attention_is_plain(monkeypatch):
     assert "fmha" not in attention_text(monkeypatch, False)
 

@@ -382,8 +382,25 @@ def attention(query, key, value, bias=None):
     """
     forms = {"cpu": _heads_first, "default": jax.nn.dot_product_attention}
     if bias is None and _cudnn_takes(query):
-        forms["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+        forms["cuda"] = _fused_attention
     return jax.lax.platform_dependent(query, key, value, bias, **forms)
+
+
+def _fused_attention(query, key, value, bias):
+    """cuDNN's attention. Its gradient takes even numbers of cells alone: an odd number gets one more, which does not count."""
+    del bias  # there is none
+    counts = query.shape[1], key.shape[1]
+
+    def even(x):
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+    lengths = {}
+    if any(n % 2 for n in counts):
+        names = ("query_seq_lengths", "key_value_seq_lengths")
+        lengths = {name: jnp.full(query.shape[0], n, jnp.int32) for name, n in zip(names, counts)}
+        query, key, value = map(even, (query, key, value))
+    y = jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **lengths)
+    return y[:, : counts[0]]
 
 
 def _cudnn_takes(query):
