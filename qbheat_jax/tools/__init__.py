@@ -1,0 +1,1 @@
+"""For maintainers, and before a run. Nothing else imports from here."""

@@ -1,0 +1,103 @@
+"""Arrays and train steps for the jobs: made on the host, since compiling an initialiser can take longer than the step."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from qbheat_jax import quarters, trees
+from qbheat_jax.preflight import compile as compile_lib
+
+
+def variables(shapes):
+    """Fill {"params": ..., "batch_stats": ...} of shapes with float32 arrays, the same each time.
+
+    Gains of batch norms are about 0.5 and their biases about 1, so that few ReLUs are near their kink: where they are, a
+    rounding turns some of them over, and gradients of two correct programs differ by as much as they are large.
+    """
+    draw = np.random.default_rng(0)
+    norms = {name.rpartition("/")[0] for name, _ in trees.names(shapes.get("batch_stats", {}))}
+
+    def leaf(name, shape):
+        size, (parent, _, last) = shape.shape, name.partition("/")[2].rpartition("/")
+        if last in ("mean", "var"):
+            return np.full(size, float(last == "var"), np.float32)
+        if len(size) > 1:
+            values = draw.normal(size=size) / np.sqrt(np.prod(size[:-1]))
+        else:
+            values = 0.1 * draw.normal(size=size)
+            if last == "scale":
+                values = (1 + values) * (0.5 if parent in norms else 1)
+            elif parent in norms:
+                values = 1 + values
+        return values.astype(np.float32)
+
+    return trees.map_with_names(leaf, shapes)
+
+
+@dataclasses.dataclass
+class Step:
+    """A config's train step on the first device, compiled, with a state and a batch of noise.
+
+    Attributes:
+      objective: With the encoder.
+      variables: What the state began with, on the host.
+      batch: Dict of numpy arrays.
+      traced: For `flops` and `products`.
+      seconds: {"trace", "compile"}.
+    """
+
+    objective: Any
+    variables: Any
+    batch: dict
+    traced: Any
+    program: Any
+    seconds: dict
+    state: Any
+    placed: Any
+    metrics: Any = None
+
+    def send(self):
+        """Send one step to the device."""
+        self.state, self.metrics = self.program(self.state, self.placed)
+
+    def wait(self):
+        """Wait for all steps that were sent. Returns the last one's loss."""
+        jax.block_until_ready(self.state)
+        return float(self.metrics["loss"])
+
+
+def step(config):
+    """Return the `Step` of a checked config."""
+    built = compile_lib.build(config, jax.devices()[:1])
+    filled = variables({"params": built.state.params, "batch_stats": built.state.batch_stats})
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), built.state)
+    state = dataclasses.replace(state, **filled)
+    began = time.perf_counter()
+    traced = built.trace()
+    lowered, middle = traced.lower(), time.perf_counter()
+    program = lowered.compile()
+    seconds = {"trace": middle - began, "compile": time.perf_counter() - middle}
+    batch = noise(config, built.batch)
+    placed = {name: jax.device_put(x, built.batch[name].sharding) for name, x in batch.items()}
+    state = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), state, built.state)
+    return Step(built.objective, filled, batch, traced, program, seconds, state, placed)
+
+
+def noise(config, shapes):
+    """A batch of noise, as the batch contract has it."""
+    draw = np.random.default_rng(0)
+    placements = quarters.PLACEMENT_SETS[config.quarter.placements]
+    values = {
+        "quarter": lambda n: np.resize(placements, n),
+        "label": lambda n: draw.integers(0, max(1, config.head.classes), n),
+        "mask": lambda n: np.ones(n),
+    }
+
+    def array(name, shape):
+        made = draw.integers(0, 256, shape.shape) if name.startswith("image") else values[name](shape.shape[0])
+        return made.astype(shape.dtype)
+
+    return {name: array(name, shape) for name, shape in shapes.items()}

@@ -1,0 +1,36 @@
+"""`objectives`: a few steps of one objective, by the command line, on made-up images."""
+
+import json
+
+from qbheat_jax import cli
+from qbheat_jax.tools.gpu_check import TINY_ENCODER
+
+_SMALL = {"total_steps": 3, "log_every": 1, "checkpoint_every": 3, "data.eval_split": ""}
+_IMAGES = {"data.source": "synthetic:64", "batch_size": 16}
+# job -> (command, config, fields). Encoders are such as compile soon.
+_RUNS = {
+    "moco": ("pretrain", "photos.py", _IMAGES | {"moco.queue": 64, "encoder.name": "mobile_former_tiny"}),
+    "simmim": ("pretrain", "photos.py", _IMAGES | {"encoder.name": "resnet18"}),
+    "mae": ("pretrain", "photos.py", _IMAGES | {"encoder.name": "vit_ti", "encoder.stride": 8}),
+    "dense": ("detect", "detect/scenes.py", {"data.source": "scenes:64"}),
+    "detr": ("detect", "detect/scenes.py", {"data.source": "scenes:64", "detr.queries": 32}),
+}
+
+
+def run(job):
+    """Take three steps. They are in bfloat16, as they would be on an accelerator."""
+    command, config, fields = _RUNS[job.name]
+    fields = {**_SMALL, **fields, "objective": job.name, "dtype": job.sizes.dtype}
+    if job.sizes.tiny:
+        fields |= {"encoder.name": TINY_ENCODER, "batch_size": 4, "decoder.width": 32, "hog": 0.0}
+    job.save(doing="running")
+    workdir = job.folder / "run"
+    arguments = [command, "--config", f"configs/{config}", "--workdir", str(workdir)]
+    arguments += ["--init", "random"] if command == "detect" else []
+    code = cli.main(arguments + [item for name, value in fields.items() for item in (f"--config.{name}", str(value))])
+    if code:
+        job.result["problems"].append(f"exit code {code}, see its log")
+        return
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    # The loop itself ends where a loss is not finite.
+    job.save(losses=[line["train/loss"] for line in lines if "train/loss" in line])

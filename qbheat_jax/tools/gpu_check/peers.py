@@ -1,0 +1,87 @@
+"""`peers`: the training of one encoder as a classifier, beside the same network in PyTorch."""
+
+import dataclasses
+import os
+import statistics
+
+import jax
+
+from qbheat_jax import optim
+from qbheat_jax.bench import options, peers
+from qbheat_jax.tools.gpu_check import made, steps
+
+# How far the losses of the same weights and images may be apart, over their size: far more than rounding in bfloat16.
+SAME = 0.05
+
+
+def run(job):
+    """Time the package beside eager PyTorch first, then beside the compiled one too, since compiling may take too long."""
+    peers.need()
+    sizes = job.sizes
+    asked = options.Options(batch=sizes.peer_batch, size=sizes.peer_pixels, dtype=sizes.dtype)
+    config = options.supervised(asked, job.name)
+    job.save(doing="compiling jax's step")
+    step = made.step(config)
+    step.send()
+    losses = {"jax": step.wait()}
+    job.save(
+        batch=sizes.peer_batch, pixels=sizes.peer_pixels, dtype=sizes.dtype, compile_seconds=step.seconds["compile"]
+    )
+    candidates = {"jax": (step.send, step.wait)}
+    for way in sizes.peer_ways:
+        job.save(doing=f"compiling torch {way}")
+        try:
+            send, wait = _peer(job.name, way, config, step)
+        except Exception as error:  # a compiler may fail in any way; what the others do is still of interest
+            job.result["problems"].append(f"torch {way}: {type(error).__name__}: {str(error).strip()[:200]}")
+            continue
+        job.save(doing=f"timing torch {way}")
+        candidates[f"torch {way}"], losses[f"torch {way}"] = (send, wait), wait()
+        with job.turn():
+            figures = alternate(candidates, sizes)
+        rates = {name: sizes.peer_batch / statistics.median(seconds) for name, seconds in figures.items()}
+        if not abs(losses[f"torch {way}"] / losses["jax"] - 1) < SAME:
+            job.result["problems"].append(f"torch {way}: of the same weights and images its loss differs: {losses}")
+        best = max(rate for name, rate in rates.items() if name != "jax")
+        job.save(
+            first_losses=losses,
+            milliseconds={name: [1e3 * s for s in seconds] for name, seconds in figures.items()},
+            images_per_second=rates,
+            over_best_torch=rates["jax"] / best,
+        )
+
+
+def alternate(candidates, sizes):
+    """{name: seconds a step, one a round}, in turn: whatever slows the machine down slows all of them."""
+    figures, once = {name: [] for name in candidates}, dataclasses.replace(sizes, rounds=1, seconds=sizes.peer_seconds)
+    for _ in range(sizes.rounds):
+        for name, (send, wait) in candidates.items():
+            figures[name] += steps.timed(send, wait, once)
+    return figures
+
+
+def _peer(name, way, config, step):
+    """(send, wait) of PyTorch's step with the same weights and batch, called once already, which compiles it."""
+    import torch
+
+    from qbheat_jax.bench.peers import running
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    model = peers.load(peers.build(step.objective.encoder, config.head.classes), name, step.variables)
+    peer = running.Peer(model, way, int(os.environ.get("OMP_NUM_THREADS", 1)), config.dtype, device)
+    rate, betas = optim.peak_learning_rate(config), (config.adam_b1, config.adam_b2)
+    call = peer.step(step.batch, step.objective.pixels, rate, config.weight_decay, betas)
+    loss = [call()]
+
+    def send():
+        loss[0] = call()
+
+    def wait():
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return float(loss[0])
+
+    wait()
+    if device == "cuda":  # what it kept for itself others may need to be compiled
+        torch.cuda.empty_cache()
+    return send, wait

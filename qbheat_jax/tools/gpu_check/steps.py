@@ -1,0 +1,79 @@
+"""`steps`: how long QB-Heat's train step takes with one encoder, what of the device it uses, and its longest kernels."""
+
+import math
+import statistics
+import time
+
+import jax
+
+from qbheat_jax import config as config_lib
+from qbheat_jax.preflight import chips, products
+from qbheat_jax.tools.gpu_check import made
+from qbheat_jax.train import profile
+
+SHOWN = 20
+
+
+def run(job):
+    """Compile the step, then trace and time it."""
+    sizes, batch = job.sizes, dict(job.sizes.batches)[job.name]
+    fields = {
+        "objective": "qbheat", "encoder.name": job.name, "image_size": sizes.step_pixels, "batch_size": batch,
+        "dtype": sizes.dtype, "total_steps": 1_000_000,
+    }  # fmt: skip
+    if sizes.tiny:
+        fields |= {"decoder.width": 32, "decoder.depth": 1}
+    config = config_lib.resolve(fields)
+    job.save(doing="compiling the step")
+    step = made.step(config)
+    counts = products.by_type(step.traced.jaxpr)
+    job.save(
+        doing="timing",
+        batch=batch,
+        pixels=sizes.step_pixels,
+        dtype=sizes.dtype,
+        trace_seconds=step.seconds["trace"],
+        compile_seconds=step.seconds["compile"],
+        flops_by_type=counts,
+        gflops_per_image=sum(counts.values()) / batch / 1e9,
+    )
+    with job.turn():
+        step.send()
+        loss = step.wait()
+        if not math.isfinite(loss):
+            job.result["problems"].append(f"the loss is {loss}")
+        seconds = timed(step.send, step.wait, sizes)
+        best = statistics.median(seconds)
+        job.save(
+            milliseconds=[1e3 * s for s in seconds],
+            images_per_second=batch / best,
+            mfu=mfu(sum(counts.values()), best),
+            peak_bytes=(jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        )
+        with profile.trace(str(job.folder / "trace")):
+            for _ in range(sizes.traced):
+                step.send()
+            step.wait()
+    found = profile.longest(job.folder / "trace", sizes.traced)
+    job.save(**{**found, "kernels": found["kernels"][:SHOWN]})
+
+
+def timed(send, wait, sizes):
+    """Seconds a call, one a round: in each so many are sent before the last is waited for as take `sizes.seconds`."""
+
+    def measured(calls):
+        began = time.perf_counter()
+        for _ in range(calls):
+            send()
+        wait()
+        return (time.perf_counter() - began) / calls
+
+    calls = max(2, math.ceil(sizes.seconds / measured(2)))
+    return [measured(calls) for _ in range(sizes.rounds)]
+
+
+def mfu(flops, seconds):
+    """Share of the device's peak in bfloat16 that the model's products are; None for a device of no known peak."""
+    kind = jax.devices()[0].device_kind.lower()
+    peak = next((chip.flops for name, chip in chips.CHIPS.items() if name in kind.split("-")[0].split()), None)
+    return flops / seconds / peak if peak else None
