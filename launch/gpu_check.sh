@@ -15,6 +15,10 @@ python=${PYTHON:-}
 if [ -z "$python" ]; then
   if [ -x .venv/bin/python ]; then python=.venv/bin/python; else python=python3; fi
 fi
+if ! command -v "$python" >/dev/null; then
+  echo "gpu_check: error: there is no $python" >&2
+  exit 2
+fi
 missing=$("$python" -c '
 from importlib.util import find_spec
 needed = "jax flax optax orbax etils ml_collections ml_dtypes numpy PIL safetensors tqdm skimage sklearn".split()

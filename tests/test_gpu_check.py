@@ -134,7 +134,7 @@ def test_a_wrong_gradient_of_one_block_is_found():
 
 
 def test_the_report_takes_a_result_of_which_most_is_missing():
-    jobs = {"x": {"state": "timed out", "seconds": 9.0, "error": "stopped", "result": {"problems": []}}}
+    jobs = {"x": {"state": "timed out", "seconds": 9.0, "error": "stopped", "result": {"doing": "compiling"}}}
     machine = {
         "device": "a GPU", "devices": 1, "memory_bytes": 2**30, "driver": "1", "cores": 2, "python": "3", "versions": {},
         "XLA_FLAGS": "", "compiled_before": True,

@@ -39,6 +39,7 @@ def run(job):
         candidates[f"torch {way}"], losses[f"torch {way}"] = (send, wait), wait()
         with job.turn():
             figures = alternate(candidates, sizes)
+            _free()
         rates = {name: sizes.peer_batch / statistics.median(seconds) for name, seconds in figures.items()}
         if not abs(losses[f"torch {way}"] / losses["jax"] - 1) < SAME:
             job.result["problems"].append(f"torch {way}: of the same weights and images its loss differs: {losses}")
@@ -82,6 +83,13 @@ def _peer(name, way, config, step):
         return float(loss[0])
 
     wait()
-    if device == "cuda":  # what it kept for itself others may need to be compiled
-        torch.cuda.empty_cache()
+    _free()
     return send, wait
+
+
+def _free():
+    """Give back the memory that PyTorch keeps for later: other processes on this GPU may need it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -55,6 +55,8 @@ def run(job):
                 step.send()
             step.wait()
     found = profile.longest(job.folder / "trace", sizes.traced)
+    if not found["devices"] and not sizes.tiny:
+        job.result["problems"].append("the trace holds no device: jax cannot use CUPTI here")
     job.save(**{**found, "kernels": found["kernels"][:SHOWN]})
 
 

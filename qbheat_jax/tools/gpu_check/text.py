@@ -81,7 +81,13 @@ def _objectives(jobs):
 def _steps(jobs):
     def row(name, r):
         if "milliseconds" not in r:
-            return [f"`{name}`", str(r.get("batch", "-")), *["-"] * 6, f"{r['compile_seconds']:.0f}" if r else "-", "-"]
+            return [
+                f"`{name}`",
+                str(r.get("batch", "-")),
+                *["-"] * 6,
+                f"{r['compile_seconds']:.0f}" if "compile_seconds" in r else "-",
+                "-",
+            ]
         mfu = f"{r['mfu']:.1%}" if r["mfu"] is not None else "-"
         peak = f"{r['peak_bytes'] / GIB:.2f}" if r["peak_bytes"] else "-"
         traced = [f"{r['kernel_ms']:.2f}", f"{r['launches']:,.0f}"] if "launches" in r else ["-", "-"]
@@ -91,7 +97,7 @@ def _steps(jobs):
             f"{r['gflops_per_image']:.1f}", compiled, peak,
         ]  # fmt: skip
 
-    results = {name: {k: v for k, v in outcome["result"].items() if k != "problems"} for name, outcome in jobs.items()}
+    results = {name: outcome["result"] for name, outcome in jobs.items()}
     speed = ["encoder", "batch", "ms a step", "images/s", "MFU", "kernels, ms", "launches a step"]
     head = [*speed, "GFLOPs an image", "s to compile", "peak GiB"]
     yield from _table(head, (row(name, r) for name, r in results.items()))
