@@ -11,6 +11,7 @@ import sys
 import time
 
 from qbheat_jax import __version__
+from qbheat_jax import machine as machine_lib
 from qbheat_jax.tools.gpu_check import FULL, PARTS, TINY, crew, job, text
 
 # What the machine itself is asked takes a while, since jax has to start.
@@ -83,6 +84,7 @@ def _environment(out, tiny):
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(out / "compiled_torch"))
     if not tiny:
         environment["JAX_PLATFORMS"] = "cuda,cpu"
+        environment["XLA_FLAGS"] = machine_lib.gpu_flags()  # as the command line sets them
     return environment
 
 
