@@ -98,7 +98,10 @@ def test_training_steps_are_ours():
     after = peers.load(peers.build(objective.encoder, 5), "vit_micro", ours.variables()).state_dict()
     was, moved = model.state_dict(), 0.0
     for name, value in peer.model.state_dict().items():
-        assert (after[name] - value).abs().max() < 0.2 * rate, name
+        apart = (after[name] - value).abs()
+        if name.endswith("qkv.bias"):  # a key's has no gradient but rounding, of which Adam makes whole steps
+            apart = torch.cat([apart.chunk(3)[0], apart.chunk(3)[2]])
+        assert apart.max() < 0.2 * rate, name
         moved = max(moved, float((value - was[name]).abs().max()))
     assert moved > 1.5 * rate
 

@@ -17,6 +17,7 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.models import pyramid
 from qbheat_jax.objectives import dense, detection
 from qbheat_jax.report import detection as page_of
+from qbheat_jax.train import initial
 from tests.conftest import leave_one_device
 from tests.test_analysis import check
 
@@ -268,7 +269,8 @@ def test_it_learns_with_an_encoder_that_stays_what_it_was(trained, capsys):
     assert losses[-1] < 0.6 * losses[0]
     assert [line["val/AP50"] for line in lines if "val/AP50" in line][-1] == result["AP50"]
     model = api.load(workdir)
-    first = jax.jit(model.objective.init)(_born_with(fields), first_batch())
+    make = initial.in_one_draw(lambda key: model.objective.init(key, first_batch()))
+    first = jax.jit(make)(_born_with(fields))
     jax.tree.map(np.testing.assert_array_equal, model.encoder_variables["params"], first["params"]["encoder"])
     jax.tree.map(np.testing.assert_array_equal, model.encoder_variables["batch_stats"], first["batch_stats"]["encoder"])
     assert detect.run(fields, workdir) == result, "a finished run is left alone"
