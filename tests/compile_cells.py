@@ -307,11 +307,12 @@ def _cells():
         for objective in OBJECTIVES:
             if objective != "mae" or entry.module is ViT:
                 add(f"{encoder}-{objective}", _train, encoder, objective, OPTIONS.get((encoder, objective), {}))
-        add(f"{encoder}-classify", _classify, encoder)
     for encoder, objective in (("former", "qbheat"), ("lite", "finetune"), ("resnet_basic", "supervised"), ("vit", "mae")):
         add(f"{encoder}-{objective}", _train, encoder, objective, _SMALL, target=TPU)
     for encoder in ("former_grouped", "lite", "resnet_basic", "vit"):
         add(f"{encoder}-init", _init, encoder)
+    for encoder in ("former_grouped", "vit"):
+        add(f"{encoder}-classify", _classify, encoder)
     add("resnet-evaluate", _evaluate, "resnet")
     add("former-analyse", _analyse, "former")
     add("resnet-detect_dense", _detect, "resnet", "dense")
