@@ -193,3 +193,15 @@ def test_a_whole_step_in_the_forms_of_cuda(encoder, small_config, monkeypatch):
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected[1]))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * largest)
+
+
+def test_cudnn_takes_an_odd_number_of_cells_in_parts_of_a_batch():
+    """As under `bn_groups`, where each part of the batch is mapped over."""
+    if not kernels._has_cudnn():
+        pytest.skip("cuDNN is not installed: pip install nvidia-cudnn-cu13 (no GPU is needed)")
+    query = jnp.zeros((2, 4, 3, 2, 16), jnp.bfloat16)
+
+    def loss(query):
+        return jax.vmap(lambda q: kernels.attention(q, q, q))(query).astype(jnp.float32).sum()
+
+    assert "fmha" in lowered(jax.grad(loss), query)

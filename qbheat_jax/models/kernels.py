@@ -397,7 +397,9 @@ def _fused_attention(query, key, value, bias):
     lengths = {}
     if any(n % 2 for n in counts):
         names = ("query_seq_lengths", "key_value_seq_lengths")
-        lengths = {name: jnp.full(query.shape[0], n, jnp.int32) for name, n in zip(names, counts)}
+        # Made from the query, so that vmap maps over them too: cuDNN's form takes no lengths that all parts share.
+        none = 0 * query[:, 0, 0, 0].astype(jnp.int32)
+        lengths = {name: n + none for name, n in zip(names, counts)}
         query, key, value = map(even, (query, key, value))
     y = jax.nn.dot_product_attention(query, key, value, implementation="cudnn", **lengths)
     return y[:, : counts[0]]
