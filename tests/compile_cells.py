@@ -1,7 +1,7 @@
 """The matrix of programs that `test_compile.py` compiles ahead of time, and the process that compiles them.
 
-`python -m tests.compile_cells` reads names of cells from stdin, one a line, and answers each with one line of JSON. An
-abort inside XLA ends this process and not its parent.
+`python -m tests.compile_cells KERNELS` reads names of cells from stdin, one a line, and answers each with one line of JSON.
+An abort inside XLA ends this process and not its parent. KERNELS is a file, see `compile_cell`.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ _DENSE = {"dense.strides": (8, 16), "dense.width": 64, "dense.depth": 1}
 _DETR = {"detr.size": "base", "detr.queries": 32, "detr.groups": 2}
 _BOXES = {"detector.classes": 10, "data.max_boxes": 16}
 OBJECTIVES = {
-    "qbheat": (config_lib.PRETRAIN, _DECODER),
+    "qbheat": (config_lib.PRETRAIN, {**_DECODER, "image_size": 256}),  # its encoder sees crops of the others' size
     "moco": (config_lib.PRETRAIN, {"moco.queue": 512}),
     "simmim": (config_lib.PRETRAIN, {}),
     "mae": (config_lib.PRETRAIN, _DECODER),
@@ -71,47 +71,53 @@ OBJECTIVES = {
     "dense": (config_lib.DETECT, {**_BOXES, **_DENSE}),
     "detr": (config_lib.DETECT, {**_BOXES, **_DETR}),
 }
-_DETR_SIZE = (64, 4, 0, 1)  # of "base", shrunken as the encoders are; "small" is as it is
+_DETR_SIZES = {"small": (64, 4, 1, 2), "base": (64, 4, 0, 1)}  # shrunken as the encoders are
 
-# What a cell sets besides, so that every option that changes the program is in some cell of every family it concerns.
+# What a cell sets besides, so that every option that changes the program is in a cell of each family it concerns. No more
+# than that: cells of an encoder that are otherwise alike share their kernels, which take most of the time.
 _HOG = {"norm_pix": True, "hog": 0.5}
 _GROUPS = {"bn_groups": 2, "ema": 0.99}
+_PARTS = {"accumulate": 2, "batch_size": 64}
 _REMAT = {"remat": "nothing_saveable"}
+_TUNE = {"tune": True, "detector.stages": True}
+_TOKEN = {"encoder.class_token": True}
 OPTIONS = {
     ("former", "moco"): {"moco.standardise": True},
-    ("former", "simmim"): {**_REMAT, "encoder.stride": 2},
-    ("former", "supervised"): {"accumulate": 2, "supervised.colour_jitter": 0.4},
-    ("former", "finetune"): {**_GROUPS, "mixup": 0.8},
-    ("former", "dense"): {"tune": True, "detector.stages": True},
-    ("former", "detr"): {"dtype": "float32"},
+    ("former", "simmim"): _REMAT,
+    ("former", "supervised"): {**_PARTS, "supervised.colour_jitter": 0.4},
+    ("former", "finetune"): {"encoder.drop_path": 0.0},
+    ("former", "dense"): {"detector.stages": True},
     ("former_grouped", "qbheat"): {"heat.propagator": "power", "heat.norm": "layer"},
     ("former_grouped", "moco"): {"moco.blur_share": 0.0},
-    ("former_grouped", "simmim"): {"dtype": "float32"},
-    ("former_grouped", "finetune"): {"head.dropout": 0.1},
-    ("former_grouped", "detr"): {"tune": True, "detr.anchors": False},
+    ("former_grouped", "simmim"): {"encoder.stride": 2},
+    ("former_grouped", "finetune"): {**_GROUPS, "head.dropout": 0.1},
+    ("former_grouped", "dense"): {"tune": True},
+    ("former_grouped", "detr"): {"detr.anchors": False},
     ("mobilenet", "qbheat"): {"heat.propagator": "exp", "heat.directions": "tied"},
-    ("mobilenet", "simmim"): {**_REMAT, "encoder.stride": 2},
-    ("mobilenet", "finetune"): _GROUPS,
-    ("mobilenet", "dense"): {"tune": True, "detector.stages": True},
+    ("mobilenet", "simmim"): _REMAT,
+    ("mobilenet", "supervised"): _PARTS,
+    ("mobilenet", "finetune"): {**_GROUPS, "mixup": 0.8},
+    ("mobilenet", "dense"): _TUNE,
     ("lite", "qbheat"): {"heat.propagator": "spectral", "quarter.placements": "all9"},
-    ("lite", "simmim"): {"simmim.error": "target", **_HOG, "dtype": "float32"},
-    ("lite", "supervised"): {"accumulate": 2, "supervised.colour_jitter": 0.4},
+    ("lite", "simmim"): {**_HOG, "simmim.error": "target", "dtype": "float32"},
+    ("lite", "finetune"): {"cutmix": 1.0},
+    ("lite", "dense"): {"encoder.stride": 2},
     ("lite", "detr"): {"tune": True},
-    ("resnet_basic", "qbheat"): {"encoder.stride": 8, **_HOG},
+    ("resnet_basic", "qbheat"): {**_HOG, "encoder.stride": 8},
     ("resnet_basic", "moco"): {"encoder.stride": 16},
     ("resnet_basic", "simmim"): _REMAT,
     ("resnet_basic", "finetune"): _GROUPS,
-    ("resnet_basic", "dense"): {"tune": True, "detector.stages": True},
+    ("resnet_basic", "dense"): _TUNE,
     ("resnet", "simmim"): {"encoder.stride": 16, "dtype": "float32"},
-    ("resnet", "supervised"): {"encoder.stride": 8, "clip_norm": 1.0, "accumulate": 2},
+    ("resnet", "supervised"): {**_PARTS, "encoder.stride": 8, "clip_norm": 1.0},
     ("resnet", "finetune"): {"cutmix": 1.0, "encoder.drop_path": 0.0},
-    ("resnet", "detr"): {"tune": True},
+    ("resnet", "dense"): {"tune": True},
     ("vit", "qbheat"): {"heat.propagator": "power", "heat.directions": "tied", "encoder.drop_path": 0.1},
-    ("vit", "moco"): {"encoder.class_token": True, "encoder.position": "learnt", "encoder.grid": 8},
-    ("vit", "simmim"): {"encoder.stride": 8, "remat": "dots_saveable"},
-    ("vit", "mae"): {**_REMAT, **_HOG, "encoder.class_token": True},
-    ("vit", "supervised"): {"accumulate": 2, "encoder.class_token": True},
-    ("vit", "finetune"): {"mixup": 0.8, "cutmix": 1.0, "dtype": "float32"},
+    ("vit", "moco"): {**_TOKEN, "encoder.position": "learnt", "encoder.grid": 8},
+    ("vit", "simmim"): {"remat": "dots_saveable", "encoder.stride": 8, "dtype": "float32"},
+    ("vit", "mae"): {**_TOKEN, **_REMAT, **_HOG},
+    ("vit", "supervised"): {**_TOKEN, **_PARTS},
+    ("vit", "finetune"): {"mixup": 0.8, "cutmix": 1.0},
     ("vit", "dense"): {"tune": True},
     ("vit", "detr"): {"detr.size": "small"},
 }
@@ -195,7 +201,7 @@ def _classify(devices, encoder):
 
 def _evaluate(devices, encoder):
     """The loss on a validation split, and the pictures for TensorBoard while a run trains."""
-    shapes = _Shapes(config(encoder, "qbheat", **{"data.source": "synthetic:8"}), devices)
+    shapes = _Shapes(config(encoder, "qbheat", image_size=128, **{"data.source": "synthetic:8"}), devices)
     validation = pretrain.Validation(shapes.config, shapes.objective, None)
     yield validation._step.lower(shapes.variables, shapes.batch)
     yield watched.Watched(shapes.config, shapes.objective)._compute.lower(shapes.variables)
@@ -203,7 +209,7 @@ def _evaluate(devices, encoder):
 
 def _analyse(devices, encoder):
     """What an analysis runs on the devices: maps, the learnt operator's steps and grids, reconstructions."""
-    shapes = _Shapes(config(encoder, "qbheat"), devices)
+    shapes = _Shapes(config(encoder, "qbheat", image_size=128), devices)
     frozen = encoders._encoder(shapes.objective.encoder, shapes.objective.pixels, None, 128, "", encoder)
     yield subject._encode.lower(frozen.features, shapes.encoder, shapes.images())
     decoder = shapes.objective.decoder
@@ -225,7 +231,7 @@ def _detect(devices, encoder, detector):
 
 def _probe(devices, encoder):
     """Features for a probe, whole and pooled; linear heads and a block over a grid of rates; neighbours."""
-    shapes = _Shapes(config(encoder, "qbheat"), devices)
+    shapes = _Shapes(config(encoder, "simmim"), devices)
     about = {"data.source": "synthetic:8", "image_size": 128, "batch_size": 32, "encoder.name": encoder}
     frozen = encoders._encoder(shapes.objective.encoder, shapes.objective.pixels, shapes.encoder, 128, "", encoder)
     grid = {"learning_rates": (0.1, 1.0), "warmup_epochs": 1.0, "total_epochs": 4.0}
@@ -252,7 +258,7 @@ def _probe(devices, encoder):
 
 def _cache(devices, encoder):
     """Images kept on the devices: their crops; and the sums by which a checkpoint is checked."""
-    shapes = _Shapes(config(encoder, "qbheat"), devices)
+    shapes = _Shapes(config(encoder, "simmim"), devices)
     kept, example = (3, 256, 256), dict(sharding=shapes.batch["mask"].sharding)
     words = device_cache._padded(int(np.prod(kept))) // 512
 
@@ -311,13 +317,13 @@ def _cells():
         add(f"{encoder}-{objective}", _train, encoder, objective, _SMALL, target=TPU)
     for encoder in ("former_grouped", "lite", "resnet_basic", "vit"):
         add(f"{encoder}-init", _init, encoder)
-    for encoder in ("former_grouped", "vit"):
+    for encoder in ("former_grouped", "resnet_basic", "vit"):
         add(f"{encoder}-classify", _classify, encoder)
     add("resnet-evaluate", _evaluate, "resnet")
-    add("former-analyse", _analyse, "former")
+    add("mobilenet-analyse", _analyse, "mobilenet")
     add("resnet-detect_dense", _detect, "resnet", "dense")
     add("vit-detect_detr", _detect, "vit", "detr")
-    add("former-probe", _probe, "former")
+    add("vit-probe", _probe, "vit")
     add("mobilenet-device_cache", _cache, "mobilenet")
     return cells
 
@@ -331,41 +337,48 @@ CELLS = _cells()
 UNTIMED = {"xla_gpu_experimental_autotune_backends": "CUDNN,CUBLASLT,CUBLASLT_FISSION,NATIVE_EMITTER"}
 
 
-def _compile(lowered):
+def _compile(lowered, options):
     try:
-        lowered.compile()
+        lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "Couldn't find output tile sizes" not in str(error):
             raise
-        lowered.compile(compiler_options=UNTIMED)
+        lowered.compile(compiler_options={**options, **UNTIMED})
 
 
-def compile_cell(name):
-    """Compile the programs of a cell -> how many there are."""
-    cell, count = CELLS[name], 0
+def compile_cell(name, kernels):
+    """Compile the programs of a cell -> how many there are.
+
+    Args:
+      name: A key of CELLS.
+      kernels: A file in which XLA keeps the machine code of a GPU's kernels, so that those of one cell serve the next.
+    """
+    cell, count, options = CELLS[name], 0, {}
+    if cell.target == GPU:
+        options = {"xla_gpu_kernel_cache_file": kernels, "xla_gpu_enable_llvm_module_compilation_parallelism": True}
     where = topology.parse(cell.target)
     topology.prepare(where)
     devices = list(topology.devices(where))
     # What makes a mesh or a pmap makes it of the target's devices.
     with mock.patch.multiple(jax, devices=lambda *_: devices, local_devices=lambda *_: devices):
         for lowered in cell.programs(devices, *cell.arguments):
-            _compile(lowered)
+            _compile(lowered, options)
             count += 1
     jax.clear_caches()
     fit._scorer.cache_clear()
     return count
 
 
-def main():
+def main(kernels):
     # Here and not where they are defined: the tests that import this module know the registry as it is.
     registry.ENCODERS.update(ENCODERS)
-    detr.SIZES["base"] = _DETR_SIZE
+    detr.SIZES.update(_DETR_SIZES)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:
         answer = {}
         try:
-            answer["programs"] = compile_cell(line.strip())
+            answer["programs"] = compile_cell(line.strip(), kernels)
         except Exception as error:
             answer["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
         answer["bytes"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -373,4 +386,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -34,7 +34,7 @@ class Compiler:
     """A child of `tests.compile_cells`, started when it is needed."""
 
     def __init__(self, folder):
-        self._log, self._process = folder / "stderr", None
+        self._kernels, self._log, self._process = folder / "kernels", folder / "stderr", None
 
     def compile(self, name):
         """The child's answer to a cell, {"programs", "bytes"} or {"error"}."""
@@ -59,7 +59,7 @@ class Compiler:
         # The flags of conftest.py are for CPUs, and jax could not read programs for devices that are not here back.
         env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
         env |= {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
-        command = [sys.executable, "-m", compile_cells.__name__]
+        command = [sys.executable, "-m", compile_cells.__name__, str(self._kernels)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
