@@ -67,6 +67,16 @@ def _norm_of_rows(tree):
     return jnp.sqrt(jnp.square(jnp.concatenate(rows)).sum())
 
 
+def clip_by_global_norm(most):
+    """optax.clip_by_global_norm by `global_norm`, so that a step that reports the norm as well computes it once."""
+
+    def clip(updates, _):
+        norm = global_norm(updates)
+        return jax.tree.map(lambda x: jax.lax.select(norm < most, x, (x / norm.astype(x.dtype)) * most), updates)
+
+    return optax.stateless(clip)
+
+
 def adamw(config, schedule, factors=None):
     """AdamW under a schedule, gradients clipped before it where clip_norm is set -> optax transformation.
 
@@ -83,5 +93,5 @@ def adamw(config, schedule, factors=None):
         scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, factors(updates)))
         optimizer = optax.chain(optimizer, scale)
     if config.clip_norm:
-        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+        return optax.chain(clip_by_global_norm(config.clip_norm), optimizer)
     return optimizer

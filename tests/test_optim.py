@@ -133,6 +133,15 @@ def norm(gradient):
     return np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
 
 
+@pytest.mark.parametrize("most", [0.5, 1e3])
+def test_clipping_is_that_of_optax(most):
+    gradients = jax.tree.map(lambda p: jnp.linspace(-1.0, 2.0, p.size).reshape(p.shape), PARAMS)
+    ours, optaxs = (clip.update(gradients, clip.init(PARAMS))[0] for clip in (
+        optim.clip_by_global_norm(most), optax.clip_by_global_norm(most),
+    ))  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, ours, optaxs)
+
+
 def test_clip_norm_scales_a_huge_gradient_down_to_it():
     """Adam forgets the scale of its first gradient, so a huge one after a small one tells."""
     small, other = random_gradients(2)
