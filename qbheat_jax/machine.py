@@ -23,6 +23,11 @@ def vendors():
     return {pathlib.Path(path).read_text().strip() for path in glob.glob("/sys/bus/pci/devices/*/vendor")}
 
 
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def tune_malloc():
     """Starts this process anew, under the same number, with glibc told how to give memory to arrays (`MALLOC`).
 

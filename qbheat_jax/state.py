@@ -40,6 +40,7 @@ def abstract(objective, optimizer, batch, ema=0.0):
 def create(objective, optimizer, batch, key, mesh, ema=0.0):
     """(state, shardings): parameters are computed on the devices that will hold them, never whole on one of them.
 
+    The random bits that they follow from are: four bytes for each parameter, for as long as the program runs.
     `batch` gives shapes and dtypes alone.
     """
     init = initialiser(objective, optimizer, batch, ema)

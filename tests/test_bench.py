@@ -9,7 +9,7 @@ import weakref
 
 import pytest
 
-from qbheat_jax import bench, cli
+from qbheat_jax import bench, cli, machine
 from qbheat_jax.bench import encoders, facts, heat, options, peers, photographs, table, timing, training
 from qbheat_jax.errors import UserError
 
@@ -227,7 +227,7 @@ def test_forward_and_its_table(tmp_path, capsys):
     (head,) = [n for n, line in enumerate(lines) if "| images/s |" in line]
     assert lines[head + 2].startswith("| jax |") and lines[head + 3].startswith("| torch eager |")
     assert len({line.count("|") for line in lines[head : head + 4]}) == 1
-    assert f"threads of every framework: {options.available()};" in out
+    assert f"threads of every framework: {machine.cores()};" in out
 
 
 def test_step_trains_the_classifier_and_pretrains(monkeypatch):

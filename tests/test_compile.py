@@ -9,15 +9,14 @@ import importlib.util
 import json
 import os
 import pathlib
-import re
 import select
-import signal
 import subprocess
 import sys
 
 import pytest
 
 from qbheat_jax.preflight import topology
+from qbheat_jax.preflight.process import explain
 from tests import compile_cells
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -77,11 +76,7 @@ class Compiler:
             code = process.wait()
         process.stdout.close()
         said = self._log.read_text(errors="replace")
-        check = re.search(r"(\S+)\] (Check failed: .*?)\s*$|^(LLVM ERROR: .*)$", said, re.MULTILINE)
-        if check:
-            return f"XLA aborted: {check[3] or f'{check[2]} ({check[1]})'}"
-        ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return f"the process that compiles ended by {ended}: {(said.strip().splitlines() or ['it said nothing'])[-1]}"
+        return explain(code, said)
 
 
 @pytest.fixture(scope="session")

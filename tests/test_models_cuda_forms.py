@@ -170,7 +170,7 @@ def test_a_whole_step_in_the_forms_of_cuda(encoder, small_config, monkeypatch):
     """Loss and gradients, float32, of a model in which every choice by platform falls on CUDA's form, cuDNN's apart."""
     config = small_config({"encoder.name": encoder, "quarter.placements": "corners", "image_size": 64, "batch_size": 4})
     objective = objectives.build(config)
-    batch = training._batch(config)
+    batch = training.noise(config)
     variables = jax.jit(objective.init)(jax.random.key(0), batch)
 
     def outputs():

@@ -7,8 +7,8 @@ import platform
 import jax
 
 from qbheat_jax.bench import timing
-from qbheat_jax.bench.options import available
 from qbheat_jax.errors import UserError
+from qbheat_jax.machine import cores
 from qbheat_jax.report.facts import versions
 
 # The share of a GPU's memory that jax takes when it starts, by its present and its former name.
@@ -19,13 +19,13 @@ _PACKAGES = ("qbheat_jax", "jax", "jaxlib", "flax", "torch", "tensorflow-cpu", "
 
 def limit_threads(threads):
     """Leaves this process and all its threads as many cores: XLA takes one thread for each, and has no other switch."""
-    if threads == available():
+    if threads == cores():
         return
     if not hasattr(os, "sched_setaffinity"):
         raise UserError(f"--threads {threads}: on this system XLA always takes all cores, leave it out")
-    cores = sorted(os.sched_getaffinity(0))[:threads]
+    kept = sorted(os.sched_getaffinity(0))[:threads]
     for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), cores)
+        os.sched_setaffinity(int(thread), kept)
 
 
 def machine(threads):

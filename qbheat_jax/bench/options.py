@@ -2,11 +2,10 @@
 
 import dataclasses
 import math
-import os
 import pathlib
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import objectives
+from qbheat_jax import machine, objectives
 from qbheat_jax.bench import peers
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
@@ -73,15 +72,10 @@ def check(options):
         raise UserError(f"--images {o.images}: a batch alone has --batch {o.batch}, so it takes at least as many")
     if o.json and not pathlib.Path(o.json).absolute().parent.is_dir():
         raise UserError(f"--json {o.json}: there is no folder {pathlib.Path(o.json).parent}")
-    cores = available()
+    cores = machine.cores()
     if o.threads > cores:
         raise UserError(f"--threads {o.threads}: of the cores, this process may use {cores}")
     return dataclasses.replace(o, threads=o.threads or cores)
-
-
-def available():
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _check_encoders(o):

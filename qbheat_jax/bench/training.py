@@ -19,7 +19,7 @@ class Step:
         key = rng.root(config.seed)
         optimizer = optim.adamw(config, optim.schedule(config, config.total_steps, config.batch_size))
         shapes = loop.batch_shapes(config)
-        self.config, self.batch = config, _batch(config)
+        self.config, self.batch = config, noise(config)
         self._state, shardings = state_lib.create(objective, optimizer, shapes, key, mesh)
         self._step = state_lib.train_step(objective, optimizer, key, shardings, mesh)
         self._placed = sharding.put_batch(self.batch, mesh, config.batch_size)
@@ -33,7 +33,7 @@ class Step:
         return metrics["loss"]
 
 
-def _batch(config):
+def noise(config):
     """A batch of noise, as the batch contract has it."""
     generator, n, size = np.random.default_rng(0), config.batch_size, config.image_size
     placements = quarters.PLACEMENT_SETS[config.quarter.placements]

@@ -1,7 +1,8 @@
 """Products, convolutions, dynamic ReLU, attention and pooling in the form that a backend does best, gradients included.
 
 XLA's CPU backend does some of lax's operations, and more of their gradients, many times as slowly as others that give the
-same. Which form runs is chosen where a program is lowered, so that one traced for a TPU has the TPU's. Layouts are NHWC.
+same; on CUDA some have a better form too, and some abort XLA's compiler. Which form runs is chosen where a program is lowered,
+so that one traced for a TPU has the TPU's. Layouts are NHWC.
 """
 
 import functools
@@ -289,9 +290,11 @@ def _depthwise_forward(x, kernel, stride, pad):
     def shifted(x, padded, kernel):
         return _shifted(padded, kernel, stride)
 
-    forms = {"cpu": shifted, "cuda": shifted} if _repeats(x, kernel) else {"cpu": shifted}
-    default = lambda x, padded, w: _grouped(x, w, stride, pad)  # noqa: E731
-    y = jax.lax.platform_dependent(x, padded, kernel, **forms, default=default)
+    def grouped(x, padded, kernel):
+        return _grouped(x, kernel, stride, pad)
+
+    forms = {"cpu": shifted, "cuda": shifted if _repeats(x, kernel) else grouped}
+    y = jax.lax.platform_dependent(x, padded, kernel, **forms, default=grouped)
     return y, (padded, kernel)
 
 

@@ -22,7 +22,7 @@ def in_one_draw(init):
     def drawn(key, *arguments):
         closed, shapes = jax.make_jaxpr(init, return_shape=True)(key, *arguments)
         total = sum(_draws(closed.jaxpr))
-        bits = iter(()) if not total else _Slices(_bits(key, total))
+        bits = _Slices(_bits(key, total)) if total else None
         values = _evaluate(closed.jaxpr, closed.consts, jax.tree.leaves((key, arguments)), bits)
         return jax.tree.unflatten(jax.tree.structure(shapes), values)
 
@@ -30,7 +30,7 @@ def in_one_draw(init):
 
 
 def _bits(key, total):
-    """`total` random uint32, [chunks * _CHUNK]: a loop, whose body is compiled once and never fused with what reads it."""
+    """At least `total` random uint32, by a loop: its body is compiled once, and never fused with what reads the numbers."""
     chunk = min(total, _CHUNK)
     rows = jax.lax.map(lambda n: jax.random.bits(jax.random.fold_in(key, n), (chunk,)), jnp.arange(-(-total // chunk)))
     return rows.reshape(-1)

@@ -118,7 +118,7 @@ def _facts():
         "devices": len(jax.devices()),
         "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
         "driver": _driver(),
-        "cores": _cores(),
+        "cores": machine_lib.cores(),
         "python": sys.version.split()[0],
         "versions": {"qbheat_jax": __version__, **dict(versions(packages))},
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
@@ -133,10 +133,6 @@ def _driver():
         return ""
 
 
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def _command(part, name, folder, tiny):
     command = [sys.executable, "-m", "qbheat_jax.tools.gpu_check", "--job", part, name, "--out", str(folder)]
     return command + (["--tiny"] if tiny else [])
@@ -149,8 +145,8 @@ def _part(name, seconds, result, out, environment, arguments):
     entry = {"question": part.question, "limit": seconds, "seconds": 0.0, "passed": None, "jobs": {}}
     result["parts"][name] = entry
     # What is timed has its turn, but what is compiled beside it still shares the GPU on which kernels are tried out.
-    parallel = arguments.jobs or (max(1, min(3, _cores() // 4)) if part.timed else _cores())
-    environment = {**environment, "OMP_NUM_THREADS": str(max(1, _cores() // parallel))}  # of PyTorch
+    parallel = arguments.jobs or (max(1, min(3, machine_lib.cores() // 4)) if part.timed else machine_lib.cores())
+    environment = {**environment, "OMP_NUM_THREADS": str(max(1, machine_lib.cores() // parallel))}  # of PyTorch
 
     def told(which, outcome):
         entry["jobs"][which] = outcome

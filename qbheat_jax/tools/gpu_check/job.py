@@ -45,3 +45,9 @@ def replace(path, text):
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     os.replace(part, path)
+
+
+def losses(workdir):
+    """The losses of a run's metrics.jsonl, in order."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]

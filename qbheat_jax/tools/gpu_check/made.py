@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from qbheat_jax import quarters, trees
+from qbheat_jax import trees
+from qbheat_jax.bench import timing, training
 from qbheat_jax.preflight import compile as compile_lib
 
 
@@ -80,24 +81,12 @@ def step(config):
     lowered, middle = traced.lower(), time.perf_counter()
     program = lowered.compile()
     seconds = {"trace": middle - began, "compile": time.perf_counter() - middle}
-    batch = noise(config, built.batch)
+    batch = training.noise(config)
     placed = {name: jax.device_put(x, built.batch[name].sharding) for name, x in batch.items()}
     state = jax.tree.map(lambda x, shape: jax.device_put(x, shape.sharding), state, built.state)
     return Step(built.objective, filled, batch, traced, program, seconds, state, placed)
 
 
-def noise(config, shapes):
-    """A batch of noise, as the batch contract has it."""
-    draw = np.random.default_rng(0)
-    placements = quarters.PLACEMENT_SETS[config.quarter.placements]
-    values = {
-        "quarter": lambda n: np.resize(placements, n),
-        "label": lambda n: draw.integers(0, max(1, config.head.classes), n),
-        "mask": lambda n: np.ones(n),
-    }
-
-    def array(name, shape):
-        made = draw.integers(0, 256, shape.shape) if name.startswith("image") else values[name](shape.shape[0])
-        return made.astype(shape.dtype)
-
-    return {name: array(name, shape) for name, shape in shapes.items()}
+def sent(send, wait):
+    """The `run` of a step for `timing.alternate`: all are sent, then the last is waited for."""
+    return timing.repeated(send, lambda _: wait(), ahead=True)

@@ -1,9 +1,8 @@
 """`objectives`: a few steps of one objective, by the command line, on made-up images."""
 
-import json
-
 from qbheat_jax import cli
 from qbheat_jax.tools.gpu_check import TINY_ENCODER
+from qbheat_jax.tools.gpu_check.job import losses
 
 _SMALL = {"total_steps": 3, "log_every": 1, "checkpoint_every": 3, "data.eval_split": ""}
 _IMAGES = {"data.source": "synthetic:64", "batch_size": 16}
@@ -31,6 +30,4 @@ def run(job):
     if code:
         job.result["problems"].append(f"exit code {code}, see its log")
         return
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    # The loop itself ends where a loss is not finite.
-    job.save(losses=[line["train/loss"] for line in lines if "train/loss" in line])
+    job.save(losses=losses(workdir))  # the loop itself ends where one is not finite

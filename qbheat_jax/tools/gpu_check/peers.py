@@ -1,14 +1,13 @@
 """`peers`: the training of one encoder as a classifier, beside the same network in PyTorch."""
 
-import dataclasses
 import os
 import statistics
 
 import jax
 
 from qbheat_jax import optim
-from qbheat_jax.bench import options, peers
-from qbheat_jax.tools.gpu_check import made, steps
+from qbheat_jax.bench import options, peers, timing
+from qbheat_jax.tools.gpu_check import made
 
 # How far the losses of the same weights and images may be apart, over their size: far more than rounding in bfloat16.
 SAME = 0.05
@@ -27,7 +26,7 @@ def run(job):
     job.save(
         batch=sizes.peer_batch, pixels=sizes.peer_pixels, dtype=sizes.dtype, compile_seconds=step.seconds["compile"]
     )
-    candidates = {"jax": (step.send, step.wait)}
+    candidates = [timing.Candidate("jax", made.sent(step.send, step.wait))]
     for way in sizes.peer_ways:
         job.save(doing=f"compiling torch {way}")
         try:
@@ -36,10 +35,12 @@ def run(job):
             job.result["problems"].append(f"torch {way}: {type(error).__name__}: {str(error).strip()[:200]}")
             continue
         job.save(doing=f"timing torch {way}")
-        candidates[f"torch {way}"], losses[f"torch {way}"] = (send, wait), wait()
+        candidates.append(timing.Candidate(f"torch {way}", made.sent(send, wait)))
+        losses[f"torch {way}"] = wait()
         with job.turn():
-            figures = alternate(candidates, sizes)
+            timed = timing.alternate(candidates, sizes.rounds, sizes.peer_seconds)
             _free()
+        figures = {name: found["seconds"] for name, found in timed.items()}
         rates = {name: sizes.peer_batch / statistics.median(seconds) for name, seconds in figures.items()}
         if not abs(losses[f"torch {way}"] / losses["jax"] - 1) < SAME:
             job.result["problems"].append(f"torch {way}: of the same weights and images its loss differs: {losses}")
@@ -52,19 +53,8 @@ def run(job):
         )
 
 
-def alternate(candidates, sizes):
-    """{name: seconds a step, one a round}, in turn: whatever slows the machine down slows all of them."""
-    figures, once = {name: [] for name in candidates}, dataclasses.replace(sizes, rounds=1, seconds=sizes.peer_seconds)
-    for _ in range(sizes.rounds):
-        for name, (send, wait) in candidates.items():
-            figures[name] += steps.timed(send, wait, once)
-    return figures
-
-
 def _peer(name, way, config, step):
     """(send, wait) of PyTorch's step with the same weights and batch, called once already, which compiles it."""
-    import torch
-
     from qbheat_jax.bench.peers import running
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
@@ -78,8 +68,7 @@ def _peer(name, way, config, step):
         loss[0] = call()
 
     def wait():
-        if device == "cuda":
-            torch.cuda.synchronize()
+        peer.wait(loss[0])
         return float(loss[0])
 
     wait()

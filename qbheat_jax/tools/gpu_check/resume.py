@@ -1,7 +1,6 @@
 """`resume`: runs of the quickstart's config that are killed and resumed, beside one that is not. Bit for bit?"""
 
 import concurrent.futures
-import json
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ import numpy as np
 from qbheat_jax import trees
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.tools.gpu_check import TINY_ENCODER
+from qbheat_jax.tools.gpu_check.job import losses
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
@@ -99,18 +99,13 @@ def differences(one, other):
         return {"problem": f"it ends at step {other_step}, not {step}"}
     pairs = [(np.asarray(x), np.asarray(y)) for (_, x), (_, y) in zip(trees.names(a), trees.names(b), strict=True)]
     scaled = [np.abs(x - y).max() / max(np.abs(x).max(), 1e-30) for x, y in pairs]
-    losses = [_losses(workdir)[-1] for workdir in (one, other)]
+    ends = [losses(workdir)[-1] for workdir in (one, other)]
     return {
         "bitwise": all(x.tobytes() == y.tobytes() for x, y in pairs),
         "largest": float(max(scaled)),
-        "loss": losses[0],
-        "other_loss": losses[1],
+        "loss": ends[0],
+        "other_loss": ends[1],
     }
-
-
-def _losses(workdir):
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
 def _last(log):

@@ -2,11 +2,11 @@
 
 import math
 import statistics
-import time
 
 import jax
 
 from qbheat_jax import config as config_lib
+from qbheat_jax.bench import timing
 from qbheat_jax.preflight import chips, products
 from qbheat_jax.tools.gpu_check import made
 from qbheat_jax.train import profile
@@ -42,7 +42,8 @@ def run(job):
         loss = step.wait()
         if not math.isfinite(loss):
             job.result["problems"].append(f"the loss is {loss}")
-        seconds = timed(step.send, step.wait, sizes)
+        candidate = timing.Candidate(job.name, made.sent(step.send, step.wait))
+        seconds = timing.alternate([candidate], sizes.rounds, sizes.seconds)[job.name]["seconds"]
         best = statistics.median(seconds)
         job.save(
             milliseconds=[1e3 * s for s in seconds],
@@ -58,20 +59,6 @@ def run(job):
     if not found["devices"] and not sizes.tiny:
         job.result["problems"].append("the trace holds no device: jax cannot use CUPTI here")
     job.save(**{**found, "kernels": found["kernels"][:SHOWN]})
-
-
-def timed(send, wait, sizes):
-    """Seconds a call, one a round: in each so many are sent before the last is waited for as take `sizes.seconds`."""
-
-    def measured(calls):
-        began = time.perf_counter()
-        for _ in range(calls):
-            send()
-        wait()
-        return (time.perf_counter() - began) / calls
-
-    calls = max(2, math.ceil(sizes.seconds / measured(2)))
-    return [measured(calls) for _ in range(sizes.rounds)]
 
 
 def mfu(flops, seconds):
