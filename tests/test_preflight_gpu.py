@@ -332,7 +332,9 @@ sys.exit("it compiles")
 
 
 @needs_gpu_compiler
-def test_an_abort_of_xlas_own_is_told(small_config, child):
+def test_an_abort_of_xlas_own_is_told(small_config, child, monkeypatch):
+    # Triton's products, at which it aborts, are otherwise turned off.
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_triton_gemm=true")
     child(STRIDED, before="")
     error = on("h100:1", small_config(CLASSIFIER))["error"]
     if error.endswith("it compiles"):
