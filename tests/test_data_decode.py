@@ -263,3 +263,100 @@ def test_centre_crop_is_the_usual_evaluation_crop():
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     np.testing.assert_array_equal(augment.centre(image, 64), image)
     assert augment.centre_box(256, 512, 224) == (16, 144, 224, 224)
+
+
+def written(values, depth, colour_type, *chunks):
+    """A PNG written by hand: values int [height, width, channels], and chunks (kind, content) before the pixels."""
+    height, width = values.shape[:2]
+    bits = [[(int(v) >> (depth - 1 - b)) & 1 for v in row.reshape(-1) for b in range(depth)] for row in values]
+    samples = np.packbits(np.array(bits, np.uint8), axis=1)
+    data = png(width, height, depth, colour_type, samples)
+    for kind, content in chunks:
+        chunk = struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        data = data[:33] + chunk + data[33:]  # after the header
+    return data
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_grey_of_a_png_is_white_at_every_depth(depth):
+    top = 2**depth - 1
+    values = np.array([[0, 1, top, top // 2]])[..., None]
+    grey = np.round(values[..., 0] * 255 / top).astype(int)
+    for key in (0, 1):
+        got = decode.decode(written(values, depth, 0, (b"tRNS", struct.pack(">H", key))))
+        expected = np.where(values[..., 0] == key, 255, grey)
+        assert np.abs(got.astype(int) - expected[..., None]).max() <= (depth == 16)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_the_transparent_colour_of_a_png_is_white_at_every_depth(depth):
+    top = 2**depth - 1
+    values = np.array([[[top, 0, 0], [top // 2, 1, 2]]])
+    got = decode.decode(written(values, depth, 2, (b"tRNS", struct.pack(">HHH", top // 2, 1, 2))))
+    assert got.tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(b"zTXt", b"k\0\0" + zlib.compress(b"a" * (3 << 20)))],
+        [(b"iCCP", b"k\0\0" + zlib.compress(b"a" * (3 << 20)))],
+        [(b"iTXt", b"k\0\1\0\0\0" + zlib.compress(b"a" * (3 << 20)))],
+        [(b"tEXt", b"k\0" + b"a" * (3 << 20))],
+        [(b"tEXt", b"k\0" + b"a" * 60_000)] * 1200,
+    ],
+    ids=["zTXt", "iCCP", "iTXt", "tEXt", "many"],
+)
+def test_a_png_with_large_texts_or_profiles_is_sound(chunks):
+    values = np.arange(12).reshape(2, 2, 3)
+    np.testing.assert_array_equal(decode.decode(written(values, 8, 2, *chunks)), values)
+
+
+def test_a_png_still_is_turned_as_its_xmp_says():
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="3"/></rdf:RDF></x:xmpmeta>'
+    values = np.arange(12).reshape(2, 2, 3)
+    xmp, large = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet), (b"tEXt", b"k\0" + b"a" * (3 << 20))
+    np.testing.assert_array_equal(decode.decode(written(values, 8, 2, large, xmp)), values[::-1, ::-1])
+
+
+def test_integers_of_a_tiff_are_of_8_bits_where_none_is_larger_and_of_16_otherwise():
+    for most, factor in ((255, 1), (65535, 257)):
+        values = np.array([[0, 51 * factor, most]], np.int32)
+        got = decode.decode(encoded(Image.fromarray(values), "TIFF"))
+        assert got[..., 0].tolist() == [[0, 51, 255]]
+    dark = np.array([[0, 51, 255]], np.uint16)
+    assert decode.decode(encoded(Image.fromarray(dark), "TIFF"))[..., 0].tolist() == [[0, 0, 1]], "16 bits are 16 bits"
+    with pytest.raises(decode.BadImage, match="range is unknown"):
+        decode.decode(encoded(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind, top", [(np.uint8, 255), (np.uint16, 65535)])
+def test_a_tiff_in_which_zero_is_white(kind, top):
+    values = np.array([[0, top // 5, top]], kind)
+    stored = values if kind == np.uint16 else top - values  # Pillow inverts 8 bits as it writes them
+    got = decode.decode(encoded(Image.fromarray(stored), "TIFF", tiffinfo={262: 0}))
+    assert got[..., 0].tolist() == [[255, 204, 0]]
+
+
+def test_a_pgm_of_16_bits_is_scaled_by_its_own_maximum():
+    data = b"P5 3 1 4095\n" + np.array([0, 819, 4095], ">u2").tobytes()
+    assert decode.decode(data)[..., 0].tolist() == [[0, 51, 255]]
+    dark = b"P5 3 1 65535\n" + np.array([0, 100, 200], ">u2").tobytes()
+    assert decode.decode(dark)[..., 0].tolist() == [[0, 0, 1]]
+
+
+def test_postscript_never_reaches_ghostscript(monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(decode.BadImage, match="not an image in a known format"):
+        decode.decode(eps)
+
+
+def test_a_bomb_is_refused_by_its_header():
+    header = written(np.zeros((1, 1, 1), int), 8, 0)
+    wide = header[:16] + struct.pack(">II", 60_000, 60_000) + header[24:29]
+    wide += struct.pack(">I", zlib.crc32(wide[12:29])) + header[33:]
+    with pytest.raises(decode.BadImage, match="pixels"):
+        decode.decode(wide)
