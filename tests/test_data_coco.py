@@ -70,11 +70,11 @@ def test_batches_have_the_boxes_of_their_images_and_crowds_are_not_trained_on(ma
     "change, words",
     [
         (lambda t: t.pop("images"), "not in COCO's format"),
-        (lambda t: t["annotations"][0].update(category_id=99), "box 1 is of category 99, which is none"),
+        (lambda t: t["annotations"][0].update(category_id=99), "box 1 of 7.png is of category 99, which is none"),
         (lambda t: t["annotations"][0].update(image_id=99), "box 1 is of image 99, which is none"),
         (lambda t: t["annotations"][2].update(id=1), "id 1 of annotations is there twice"),
         (lambda t: t["images"][2].update(id=7), "id 7 of images is there twice"),
-        (lambda t: t["images"][0].pop("width"), r"an entry of images \(id 7\) has no width"),
+        (lambda t: t["images"][0].pop("width"), "7.png, has no width"),
         (lambda t: t["annotations"][0].update(bbox=[1, 2, 3]), "not four numbers"),
         (lambda t: t["annotations"][0].update(bbox=[1, 2, float("nan"), 3]), "not four numbers"),
         (lambda t: [image.update(file_name="x.png") for image in t["images"]], "none of its 3 images is in"),
@@ -189,3 +189,112 @@ def test_boxes_of_tensorflow_datasets(tmp_path, kind):
     fields = dict(batch_size=3, image_size=32, seed=0, flip=False, boxes=4)
     batch = next(iter(data.train_batches(source, split="train", **fields)))
     assert batch["mask"].all() and sorted((batch["classes"] >= 0).sum(1)) == [0, 1, 1], "a crowd is not trained on"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t["annotations"][0].update(iscrowd=None),
+        lambda t: t["annotations"][0].update(iscrowd=False, area=None, image_id="7", category_id=20.0),
+        lambda t: t["images"][0].update(width="40", height=30.0),
+        lambda t: t["images"][0].update(id=7.0),
+        lambda t: t["categories"][0].update(id="20"),
+        lambda t: t["annotations"][0].update(bbox=["2", 3.0, "10.0", 12]),
+        lambda t: [a.pop("id") for a in t["annotations"]],
+        lambda t: [a.update(id=n) for n, a in enumerate(t["annotations"])],
+        lambda t: t["images"][0].update(file_name=".\\7.png"),
+    ],
+)
+def test_values_that_can_mean_one_thing_only_are_taken_for_it(made, change):
+    expected, source = data.open_source(made()), data.open_source(made(change, "b.json"))
+    for index in range(3):
+        ours, theirs = source.boxes("train", index), expected.boxes("train", index)
+        np.testing.assert_array_equal(ours.corners, theirs.corners)
+        assert (ours.classes.tolist(), ours.crowd.tolist(), ours.size) == (
+            theirs.classes.tolist(), theirs.crowd.tolist(), theirs.size,
+        )  # fmt: skip
+        assert source.fetch("train", index)[0] == expected.fetch("train", index)[0]
+    assert [a["id"] for a in source.annotations("train")["annotations"]] == [1, 2, 3]
+
+
+def test_a_byte_order_mark_ids_that_are_texts_and_names_that_are_there_twice(made, tmp_path):
+    def change(truth):
+        for image in truth["images"]:
+            image["id"] = f"image-{image['id']}"
+        for annotation in truth["annotations"]:
+            annotation["image_id"] = f"image-{annotation['image_id']}"
+        truth["categories"].append({"id": 30, "name": "cat"})
+
+    spec = made(change)
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.json").read_bytes())
+    source = data.open_source(spec)
+    assert [image["id"] for image in source.annotations("train")["images"]] == ["image-3", "image-7", "image-9"]
+    assert source.class_names == ["dog", "cat (20)", "cat (30)"] and len(source.boxes("train", 1)) == 2
+
+
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        (lambda t: t["images"][0].update(width=-1), "7.png, has width=-1"),
+        (lambda t: t["images"][0].update(height=0), "7.png, has height=0"),
+        (lambda t: t["images"][0].update(height=30.5), "7.png, has height=30.5"),
+        (lambda t: t["images"][0].update(width="wide"), "7.png, has width='wide'"),
+        (lambda t: t["images"][0].update(width=True), "7.png, has width=True"),
+        (lambda t: t["annotations"][0].update(iscrowd=2), "box 1 of 7.png has iscrowd=2"),
+        (lambda t: t["annotations"][0].update(iscrowd="yes"), "box 1 of 7.png has iscrowd='yes'"),
+        (lambda t: t["annotations"][0].update(bbox=[1, True, 3, 4]), "box 1 of 7.png has bbox="),
+        (lambda t: t["annotations"][0].update(bbox=None), "box 1 of 7.png has bbox=None"),
+        (lambda t: t["annotations"][0].update(image_id=None), "box 1 has no image_id"),
+        (lambda t: t["annotations"][0].update(category_id=[1]), "box 1 has category_id="),
+        (lambda t: t["categories"][0].update(name=None), "(id 20) has no name"),
+        (lambda t: t["images"][0].update(file_name=7), "(id 7) has file_name=7"),
+        (lambda t: t["images"].append(None), "an entry of images has no id"),
+        (lambda t: t["annotations"].append("box"), "box number 4 has no image_id"),
+    ],
+)
+def test_values_without_a_meaning_are_refused_before_anything_is_trained(made, change, field):
+    with pytest.raises(UserError) as caught:
+        data.open_source(made(change))
+    assert field in str(caught.value) and caught.value.exit_code == 2
+
+
+def _turned_by(orientation, path, size=(40, 30)):
+    """Save an image whose top left corner is red as stored, with an EXIF orientation."""
+    image = Image.new("RGB", size, (0, 0, 255))
+    image.paste((255, 0, 0), (0, 0, 20, 10))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif, quality=95)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("stored", [True, False])
+def test_boxes_stay_on_their_pixels_whatever_exif_says(tmp_path, caplog, orientation, stored):
+    """A box around the red corner: annotated for the stored image where only that has the size, else for the upright one."""
+    _turned_by(orientation, tmp_path / "a.jpg")
+    upright = np.asarray(decode.decode((tmp_path / "a.jpg").read_bytes()))
+    image = np.asarray(Image.open(tmp_path / "a.jpg")) if stored else upright
+    told = stored and orientation >= 5
+    if stored and 2 <= orientation <= 4:
+        pytest.skip("both ways the image has the same size: the rule takes the upright one")
+    rows, columns = (np.flatnonzero((image[..., 0] > 128).any(axis)) for axis in (1, 0))
+    box = [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+    truth = {
+        "images": [{"id": 0, "file_name": "a.jpg", "width": image.shape[1], "height": image.shape[0]}],
+        "categories": [{"id": 0, "name": "corner"}],
+        "annotations": [{"id": 0, "image_id": 0, "category_id": 0, "bbox": box}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(truth))
+    with caplog.at_level(logging.WARNING, "qbheat"):
+        source = data.open_source(f"coco:{tmp_path},{tmp_path}/a.json")
+    counts = f"the boxes of {0 if told else 1} are" in caplog.text and f"those of {1 if told else 0}," in caplog.text
+    assert counts == (orientation > 1) and len(caplog.records) == (orientation > 1)
+    batches = data.eval_batches(source, split="train", batch_size=1, image_size=40, seed=0, boxes=2)
+    batch = next(batches)
+    batches.close()
+    left, top, right, bottom = (int(v) for v in batch["boxes"][0, 0])
+    red = batch["image"][0, ..., 0] > 128
+    seen = red & (batch["image"][0, ..., 2] < 100)
+    assert batch["mask"].tolist() == [True] and seen[top:bottom, left:right].mean() > 0.9
+    seen[top:bottom, left:right] = False
+    assert seen.mean() < 0.02, "nothing red is outside the box"

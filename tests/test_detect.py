@@ -125,6 +125,23 @@ def test_ap_of_known_detections():
     assert json.dumps(truth) == before, "what is given is left alone"
 
 
+@pytest.mark.parametrize("first", [0, 1, 7])
+@pytest.mark.parametrize("count", [2, 8])
+def test_perfect_detections_have_ap_1_whatever_the_ids(first, count):
+    """An annotation of id 0 is no unmatched one; ids of images and categories may be 0, large or texts."""
+    for number, kind in ((lambda n: n, 0), (lambda n: f"image {n}", "kind"), (lambda n: 2**40 + n, 2**41)):
+        truth = {
+            "images": [{"id": number(n), "width": 32, "height": 32} for n in range(count)],
+            "categories": [{"id": kind, "name": "square"}],
+            "annotations": [
+                {"id": first + n, "image_id": number(n), "category_id": kind, "bbox": [n, n, 9, 9], "area": 81, "iscrowd": 0}
+                for n in range(count)
+            ],
+        }
+        figures, per_class, _ = coco_eval.measure(truth, perfect(truth), [number(n) for n in range(count)])
+        assert figures["AP"] == 1.0 and per_class == {"square": 1.0}
+
+
 def test_images_that_were_not_seen_do_not_count_and_crowds_are_forgiven():
     truth = Squares().annotations("val")
     images = [image["id"] for image in truth["images"]]

@@ -3,28 +3,28 @@
     coco:IMAGES_DIR,ANNOTATIONS.json                                            train alone
     coco:IMAGES_DIR,ANNOTATIONS.json,IMAGES_DIR,ANNOTATIONS.json[,...]          train, val and, if there is a third pair, test
 
-What is wrong with a file is refused where it may hide more: JSON that is torn or of another format, an id that is there
-twice, a box of an unknown category or image, two splits with other categories. What can be repaired is, and is counted in
-one line of the log: images without a file are left out, boxes are cut at their image's border, and boxes without a width or
+What is wrong with a file is refused where it may hide more, see `coco_file`. What can be repaired is, and is counted in one
+line of the log: images without a file are left out, boxes are cut at their image's border, and boxes without a width or
 height, or wholly outside, are dropped. `repairs` has the counts.
+
+EXIF may say that an image is to be turned. Its boxes are of the upright image where the annotated width and height are
+those of the upright image, or of both; they are of the image as stored where only that has the annotated size, and such an
+image is then not turned.
 """
 
-import json
 import logging
-import math
-import os
 
 import numpy as np
-from etils import epath
 
-from qbheat_jax.data import base, boxes
+from qbheat_jax import paths
+from qbheat_jax.data import base, boxes, coco_file, decode, files
 from qbheat_jax.errors import UserError
 
 _log = logging.getLogger("qbheat")
 
 SPLITS = ("train", "val", "test")
-# Beyond the border by less than this many pixels is rounding, and is not counted.
-_ROUNDING = 1.0
+# Bytes at a file's head that are looked through for EXIF when the source is opened: it comes first.
+_HEAD = 1 << 12
 
 
 class Coco(base.Source):
@@ -44,15 +44,20 @@ class Coco(base.Source):
             )
         self._folders, self._truth, self.repairs, named = {}, {}, {}, {}
         for split, folder, path in zip(SPLITS, parts[::2], parts[1::2]):
-            self._folders[split] = os.path.expanduser(folder)
             place = f"data.source='{spec}': {path}"
-            self._truth[split], self.repairs[split] = _checked(place, self._folders[split], os.path.expanduser(path))
+            self._folders[split] = paths.expand(folder, f"data.source='{spec}'")
+            truth, repairs = coco_file.read(place, paths.expand(path, f"data.source='{spec}'"))
+            self._truth[split], missing = _with_files(place, self._folders[split], truth)
+            self.repairs[split] = {"images without a file": len(missing), **repairs}
+            for what, count in self.repairs[split].items():
+                if count:
+                    first = f" (first: {paths.printable(missing[0])})" if what == "images without a file" else ""
+                    _log.warning("%s: %d %s%s", place, count, what, first)
+            _tell_turned(place, self._folders[split], self._truth[split]["images"])
             named[split] = [(c["id"], c["name"]) for c in self._truth[split]["categories"]]
             if named[split] != named["train"]:
                 raise UserError(f"{place} has other categories than {parts[1]}: both need the same ids and names")
-        super().__init__(
-            spec, {s: len(t["images"]) for s, t in self._truth.items()}, [name for _, name in named["train"]]
-        )
+        super().__init__(spec, {s: len(t["images"]) for s, t in self._truth.items()}, [name for _, name in named["train"]])
         self._boxes = {split: _boxes(truth) for split, truth in self._truth.items()}
 
     def boxes(self, split, index):
@@ -64,111 +69,67 @@ class Coco(base.Source):
     def fetch(self, split, index):
         """Raises OSError where the file cannot be read."""
         split = self.split(split)
-        path = epath.Path(self._folders[split]) / self._truth[split]["images"][index]["file_name"]
-        return path.read_bytes(), -1, str(path)
+        path = files.join(self._folders[split], self._truth[split]["images"][index]["file_name"])
+        return files.read(path), -1, path
 
 
-def _checked(place, folder, path):
-    """(the file's dict, repaired and with the three lists sorted by id, {what was repaired: how many})."""
-    truth = _read(place, path)
-    images, categories, annotations = (
-        _unique(place, truth, key, fields)
-        for key, fields in (
-            ("images", {"file_name": str, "width": int, "height": int}),
-            ("categories", {"name": str}),
-            ("annotations", {"image_id": int, "category_id": int, "bbox": list}),
-        )
-    )
-    if not categories:
-        raise UserError(f"{place} has no categories")
+def _with_files(place, folder, truth):
+    """(the dict with those images alone whose file is there, the names of the others)."""
     there = _files(place, folder)
-    missing = [image for image in images.values() if not there(image["file_name"])]
-    counts = {"images without a file": len(missing)}
-    if missing and len(missing) == len(images):
-        raise UserError(f"{place}: none of its {len(images)} images is in {folder}, such as {missing[0]['file_name']}")
-    left_out = {image["id"] for image in missing}
-    kept = _repaired(place, images, categories, annotations.values(), counts)
-    for what, count in counts.items():
-        if count:
-            first = f" (first: {missing[0]['file_name']})" if what == "images without a file" else ""
-            _log.warning("%s: %d %s%s", place, count, what, first)
-    return {
-        "images": [image for image in images.values() if image["id"] not in left_out],
-        "categories": list(categories.values()),
-        "annotations": [a for a in kept if a["image_id"] not in left_out],
-    }, counts
-
-
-def _read(place, path):
-    try:
-        truth = json.loads(epath.Path(path).read_text())
-    except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UserError(f"{place} is torn or no JSON ({error}): get the file again") from error
-    if not isinstance(truth, dict) or not all(
-        isinstance(truth.get(key), list) for key in ("images", "annotations", "categories")
-    ):
-        raise UserError(f"{place} is not in COCO's format: it needs the lists images, annotations and categories")
-    return truth
-
-
-def _unique(place, truth, key, fields):
-    """{id: entry}, ascending, of one of the lists. UserError for an entry without a field, and for an id twice."""
-    found = {}
-    for entry in truth[key]:
-        have = entry if isinstance(entry, dict) else {}
-        for field, kind in {"id": int, **fields}.items():
-            if not isinstance(have.get(field), kind):
-                raise UserError(f"{place}: an entry of {key} (id {have.get('id')!r}) has no {field}")
-        if entry["id"] in found:
-            raise UserError(f"{place}: id {entry['id']} of {key} is there twice")
-        found[entry["id"]] = entry
-    return {n: found[n] for n in sorted(found)}
+    images, missing = [], []
+    for image in truth["images"]:
+        name = image["file_name"]
+        if not there(name) and there(name.replace("\\", "/")):  # as Windows writes it
+            image = {**image, "file_name": name.replace("\\", "/")}
+        if there(image["file_name"]):
+            images.append(image)
+        else:
+            missing.append(name)
+    if missing and not images:
+        raise UserError(f"{place}: none of its {len(missing)} images is in {folder}, such as {paths.printable(missing[0])}")
+    kept = {image["id"] for image in images}
+    annotations = [a for a in truth["annotations"] if a["image_id"] in kept]
+    return {**truth, "images": images, "annotations": annotations}, missing
 
 
 def _files(place, folder):
     """function(file name) -> whether it is there. One listing, since asking for each of many is slow."""
-    path = epath.Path(folder)
-    if not path.is_dir():
-        raise UserError(f"{place}: its folder of images, {folder}, does not exist")
-    names = {entry.name for entry in path.iterdir()}
-    return lambda name: name in names or ("/" in name and (path / name).exists())
+    try:
+        names = set(files.scan(folder)[1])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{place}: its folder of images, {folder}, does not exist") from error
+    except OSError as error:
+        raise UserError(f"{place}: its folder of images, {folder}, cannot be read: {error.strerror or error}") from error
+    return lambda name: name in names or ("/" in name and files.there(files.join(folder, name)))
 
 
-def _repaired(place, images, categories, annotations, counts):
-    """The annotations with boxes inside their images; what was done is added to `counts`."""
-    cut, none, outside, kept = 0, 0, 0, []
-    for annotation in annotations:
-        name = f"box {annotation['id']}"
-        if annotation["category_id"] not in categories:
-            raise UserError(
-                f"{place}: {name} is of category {annotation['category_id']}, which is none of its categories"
-            )
-        if annotation["image_id"] not in images:
-            raise UserError(f"{place}: {name} is of image {annotation['image_id']}, which is none of its images")
-        box = annotation["bbox"]
-        if len(box) != 4 or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in box):
-            raise UserError(f"{place}: {name} has bbox={box!r}, not four numbers: left, top, width, height")
-        x, y, width, height = box
-        if width <= 0 or height <= 0:
-            none += 1
-            continue
-        image = images[annotation["image_id"]]
-        left, top = min(max(x, 0), image["width"]), min(max(y, 0), image["height"])
-        right, bottom = min(max(x + width, 0), image["width"]), min(max(y + height, 0), image["height"])
-        if right <= left or bottom <= top:
-            outside += 1
-            continue
-        inside = [left, top, right - left, bottom - top]
-        beyond = max(left - x, top - y, x + width - right, y + height - bottom)
-        cut += beyond >= _ROUNDING
-        whole = {"area": inside[2] * inside[3], "iscrowd": 0, **annotation}
-        kept.append({**whole, "bbox": inside} if beyond > 0 else whole)
-    counts["boxes cut at the border of their image"] = cut
-    counts["boxes without a width or height dropped"] = none
-    counts["boxes outside their image dropped"] = outside
-    return kept
+def _tell_turned(place, folder, images):
+    """Warn once of the images that EXIF turns, with how many boxes are taken to be of the stored image."""
+    if paths.remote(folder):
+        return  # a request for each; the rule is the same
+    upright, stored, first = 0, 0, None
+    for image in images:
+        number = _turned(files.join(folder, image["file_name"]), (image["height"], image["width"]))
+        if number is not None:
+            upright, stored, first = upright + (number > 1), stored + (number == 1), first or image["file_name"]
+    if first:
+        _log.warning(
+            "%s: EXIF turns %d images (first: %s): the boxes of %d are taken to be of the upright image, those of %d, whose "
+            "annotated size is only that of the stored one, of the image as stored",
+            place, upright + stored, paths.printable(first), upright, stored,
+        )  # fmt: skip
+
+
+def _turned(path, size):
+    """None of an image that EXIF does not turn; otherwise the orientation by which it is turned, given its size."""
+    try:
+        head = files.read(path, _HEAD)
+        if b"Exif" not in head and b"eXIf" not in head and not head.startswith((b"II*", b"MM\0*")):
+            return None
+        image = decode.open_header(files.read(path))
+        return None if decode.orientation(image) == 1 else decode.turned(image, size)
+    except (OSError, decode.BadImage):  # which is found out, and counted, where its pixels are asked for
+        return None
 
 
 def _boxes(truth):

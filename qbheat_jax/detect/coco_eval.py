@@ -1,7 +1,5 @@
 """COCO's evaluation of boxes, by faster-coco-eval: the one room that knows it."""
 
-import copy
-
 import numpy as np
 
 from qbheat_jax.errors import UserError
@@ -26,13 +24,18 @@ def library():
 def measure(truth, detections, image_ids):
     """(figures, per_class, curves) of detections in COCO's result format against `truth`, a dict in COCO's format.
 
+    Ids may be anything: the evaluator, which takes an annotation's id 0 for "not matched" and wants numbers, gets its own.
+
     image_ids: the images that count. figures: by the names of FIGURES, fractions of 1, None where there is no box of that
     size; per_class: {name: AP}; curves: {name: precision at each of RECALLS, IoU 0.5}. A class without boxes is not in them.
     """
     package = library()
-    known = package.COCO(copy.deepcopy(truth))
-    run = package.COCOeval_faster(known, known.loadRes(copy.deepcopy(detections)), "bbox", print_function=_silent)
-    run.params.imgIds = sorted(image_ids)
+    images = {image["id"]: n for n, image in enumerate(truth["images"], 1)}
+    classes = {category["id"]: n for n, category in enumerate(truth["categories"], 1)}
+    known = package.COCO(_renumbered(truth, images, classes))
+    found = [{**d, "image_id": images[d["image_id"]], "category_id": classes[d["category_id"]]} for d in detections]
+    run = package.COCOeval_faster(known, known.loadRes(found), "bbox", print_function=_silent)
+    run.params.imgIds = sorted(images[number] for number in image_ids)
     run.evaluate()
     run.accumulate()
     run.summarize()
@@ -46,6 +49,26 @@ def measure(truth, detections, image_ids):
             per_class[name] = float(values[values > -1].mean())
             curves[name] = np.maximum(values[0], 0.0).tolist()
     return figures, per_class, curves
+
+
+def _renumbered(truth, images, classes):
+    """The same truth with ids that count from 1, and of the fields that the evaluator reads alone."""
+    annotations = [
+        {
+            "id": n,
+            "image_id": images[a["image_id"]],
+            "category_id": classes[a["category_id"]],
+            "bbox": list(a["bbox"]),
+            "area": a["area"],
+            "iscrowd": int(a.get("iscrowd") or 0),
+        }
+        for n, a in enumerate(truth["annotations"], 1)
+    ]
+    return {
+        "images": [{"id": n, "width": i["width"], "height": i["height"]} for n, i in enumerate(truth["images"], 1)],
+        "categories": [{"id": n, "name": c["name"]} for n, c in enumerate(truth["categories"], 1)],
+        "annotations": annotations,
+    }
 
 
 def _known(value):
