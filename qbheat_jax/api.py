@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import objectives, quarters
+from qbheat_jax import objectives, paths, quarters
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import vit
@@ -131,6 +131,7 @@ def _checked(images):
 
 def read_config(directory):
     """The config of a workdir. Raises UserError where there is none that can be read."""
+    directory = paths.expand(directory, "a run's directory")
     path = epath.Path(directory) / "config.json"
     if not path.exists():
         raise UserError(f"{directory} holds no run: there is no config.json in it")
@@ -142,6 +143,6 @@ def read_config(directory):
 
 def load(directory):
     """The run or ported checkpoint in a workdir, at its newest whole checkpoint -> Model. UserError where there is none."""
-    config = read_config(directory)
+    config, directory = read_config(directory), paths.expand(directory)
     step, variables = Checkpoints(directory).restore_variables()
     return Model(config, variables, step, labels.read(directory))

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from qbheat_jax import api, data, outcome
-from qbheat_jax.data import decode
+from qbheat_jax.data import decode, files
 from qbheat_jax.errors import UserError
 from qbheat_jax.port import labels
 from qbheat_jax.probe.devices import pmap, pmap_batches, slices
@@ -37,7 +37,7 @@ def images(directory, paths, top=5, image_size=0):
         read, pixels = [], []
         for path in paths[begin : begin + _BATCH]:
             try:
-                pixels.append(recipe.image(epath.Path(path).read_bytes(), 0, 0))
+                pixels.append(recipe.image(files.read(path), 0, 0))
                 read.append(str(path))
             except (decode.BadImage, OSError) as error:
                 bad.add(path, getattr(error, "strerror", None) or error)
@@ -196,12 +196,7 @@ def _outputs(source, split, model):
 
 def _known(outputs, given, source, split):
     """Labels int [n] of the data -> those of the model, int [n]. Raises UserError for an image without one."""
-    if (given < 0).any():
-        alone = sorted(set(source.classes(split)) - set(source.class_names))
-        raise UserError(
-            f"data.source={source.spec!r} split {split!r} has {(given < 0).sum()} images without a label"
-            + (f": the class {alone[0]!r} is in no other split" if alone else "")
-        )
+    source.check_labelled(split, given)
     return outputs[given]
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 
-from qbheat_jax import __version__, machine
+from qbheat_jax import __version__, machine, paths
 from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
@@ -26,7 +26,7 @@ def main(argv=None):
     log.setLevel(logging.INFO)
     try:
         argv, overrides = split_overrides(argv)
-        arguments = _parser().parse_args(argv)
+        arguments = _with_paths(_parser().parse_args(argv))
         machine.expect_no_tpu()
         machine.expect_no_gpu()
         machine.tune_gpu()
@@ -56,6 +56,24 @@ def main(argv=None):
                 RUN_FAILED,
             )
         raise
+
+
+# Arguments that are paths, or lists of them, by the command's own name, and what stands in their place without being one.
+_PATHS = ("config", "workdir", "init", "source", "to", "json", "images", "tfds_dir")
+_NO_PATHS = ("random", "pixels", "histogram")
+
+
+def _with_paths(arguments):
+    """Expand every path that was given, by the rule of `paths`. A data source expands its own."""
+    given = {name: value for name, value in vars(arguments).items() if name in _PATHS and value not in (None, [])}
+    if not given.get("tfds_dir"):
+        given.pop("tfds_dir", None)  # its default
+    for name, value in given.items():
+        flag = {"source": "--from", "images": "an image's path"}.get(name, f"--{name}".replace("_", "-"))
+        texts = [value] if isinstance(value, str) else value
+        texts = [text if text in _NO_PATHS else paths.expand(text, flag) for text in texts]
+        setattr(arguments, name, texts[0] if isinstance(value, str) else texts)
+    return arguments
 
 
 def _fail(message, code):
@@ -258,7 +276,7 @@ def report(arguments, _):
 def doctor(arguments, _):
     from qbheat_jax import doctor
 
-    print(doctor.describe())
+    print(doctor.describe_data(arguments.data, arguments.tfds_dir) if arguments.data else doctor.describe())
 
 
 def _add_processes(command):
@@ -415,5 +433,7 @@ def _parser():
     command = add(report, "write report/index.html of a run, with whatever probes lie below it")
     command.add_argument("--workdir", required=True, metavar="DIR", help="the run's directory")
 
-    add(doctor, "say what this machine has and what is missing for what")
+    command = add(doctor, "say what this machine has and what is missing for what, or what a data source holds")
+    command.add_argument("--data", metavar="SPEC", help="look through this source instead, such as folder:PATH")
+    command.add_argument("--tfds-dir", default="", metavar="DIR", help="where tensorflow-datasets keeps its data")
     return parser

@@ -1,11 +1,16 @@
-"""What this machine has: versions, devices, and which optional parts can be used."""
+"""What this machine has: versions, devices, and which optional parts can be used. And what a data source holds."""
 
 import importlib.metadata
 import platform
 
 import jax
+import numpy as np
 
-from qbheat_jax import __version__
+from qbheat_jax import __version__, data, paths
+from qbheat_jax.data import shrink
+
+# Images that are decoded of each split, evenly spread.
+_LOOKED_AT = 200
 
 # What a package is for here; those after the first row are extras.
 PACKAGES = {
@@ -29,4 +34,24 @@ def describe():
         except importlib.metadata.PackageNotFoundError:
             version = "not installed"
         lines.append(f"{package:20} {version:15} {use}")
+    return "\n".join(lines)
+
+
+def describe_data(spec, tfds_dir=""):
+    """Look through a data source: splits, classes, what was passed over, and which of a sample of images are bad.
+
+    Raises UserError where the source cannot be opened.
+    """
+    source = data.open_source(spec, tfds_dir=tfds_dir)
+    lines = [data.describe(source), *source.notes]
+    for split, count in source.splits.items():
+        labels = None if source.boxed else source.labels(split)
+        if labels is not None and source.classes(split):
+            names, counts = source.class_names, np.bincount(labels[labels >= 0], minlength=len(source.class_names))
+            few, many = int(counts.argmin()), int(counts.argmax())
+            lines.append(f"{split}: from {counts[few]:,} images of {names[few]!r} to {counts[many]:,} of {names[many]!r}")
+        rows = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int)).tolist()
+        bad = [one for one in shrink.read(source, split, rows, 64, 0) if one.image is None]
+        lines.append(f"{split}: {len(rows) - len(bad)} of {len(rows)} images that were looked at can be decoded")
+        lines += [f"    {paths.printable(one.name)}: {one.reason}" for one in bad[:5]]
     return "\n".join(lines)

@@ -37,6 +37,9 @@ def run(config, workdir):
     evaluators = []
     if config.data.eval_split in source.splits and config.data.eval_split not in (test, config.data.split):
         evaluators = [Accuracy(objective, source, config.data.eval_split, config)]
+        known = source.labels(config.data.eval_split)
+        if known is not None:  # before an hour of training
+            source.check_labelled(config.data.eval_split, known)
     start = from_init.start(model)
 
     summary = loop.train(
@@ -55,6 +58,7 @@ def run(config, workdir):
         "top1": tested[f"{test}/top1"],
         "top5": tested[f"{test}/top5"],
         "n": accuracy.n,
+        "split": test,
         "seed": config.seed,
         "fraction": config.data.fraction,
         "classes": config.head.classes,
@@ -124,8 +128,7 @@ class Accuracy:
         counts = np.zeros(2 + config.head.classes, np.int64)  # right, in the top 5, images of each class
         for logits in pmap_batches(self._mapped, variables, inputs()):
             truth = taken.pop(0)
-            if (truth < 0).any():
-                raise UserError(f"data.source={source.spec!r} split {split!r} has images without a label")
+            source.check_labelled(split, truth)
             found = scores.top(scores.ranks(logits, truth), config.head.classes) if len(truth) else {}
             counts[:2] += [round(found.get(name, 0.0) * len(truth)) for name in ("top1", "top5")]
             counts[2:] += np.bincount(truth, minlength=config.head.classes)
@@ -149,8 +152,8 @@ def _training_images(source, config):
         rows = splits.few(splits.labels(source, split), config.data.fraction, config.seed)
         source = splits.Subset(source, {config.data.split: [(split, rows)]})
     known = source.labels(split)
-    if known is not None and (known < 0).any():
-        raise UserError(f"data.source={source.spec!r} split {split!r} has {(known < 0).sum()} images without a label")
+    if known is not None:
+        source.check_labelled(split, known)
     n = source.splits[config.data.split]
     if n < config.batch_size:
         raise UserError(

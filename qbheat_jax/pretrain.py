@@ -1,6 +1,7 @@
 """Pre-training: a config and a workdir in, a checkpoint and figures out."""
 
 import json
+import logging
 
 import jax
 import numpy as np
@@ -11,6 +12,8 @@ from qbheat_jax import config as config_lib
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import UserError
 from qbheat_jax.port import labels
+
+log = logging.getLogger("qbheat")
 
 
 def run(config, workdir, traced=None):
@@ -41,6 +44,7 @@ def prepare(config):
     """(the config with what only the data tell, its objective, its source). Raises UserError where they do not fit."""
     objective = objectives.build(config)
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
+    log.info("%s", data.describe(source))
     if config.data.split not in source.splits:
         raise UserError(
             f"config field data.split={config.data.split!r} is not accepted: {source.spec} has {', '.join(source.splits)}"

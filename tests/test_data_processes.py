@@ -50,7 +50,7 @@ def batches(source, count, **how):
 
 def test_batches_and_bad_files_are_those_of_threads(folder, monkeypatch):
     monkeypatch.setattr(processes, "_ENCODED", 9000)  # so that some files do not fit, and go through a pipe
-    sizes = [os.path.getsize(path) for _, path in folder._files["train"] if os.path.exists(path)]
+    sizes = [os.path.getsize(path) for path in folder._files["train"] if os.path.exists(path)]
     assert min(sizes) < 9000 < max(sizes)
     ours, bad = batches(folder, 4, processes=2, views=2, position=20)
     expected, expected_bad = batches(folder, 4, workers=2, views=2, position=20)

@@ -1,9 +1,13 @@
 """Which images train and choose: few-shot draws, hold-outs, and the source that shows some of another's images."""
 
+import shutil
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from qbheat_jax import config as config_lib
+from qbheat_jax import data, probe
 from qbheat_jax.data.base import ArraySource, Source
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import splits
@@ -105,3 +109,23 @@ class Unlisted(Numbers):
 @pytest.mark.parametrize("source", [Numbers(), Streamed(), Unlisted()])
 def test_labels_are_read_where_a_source_does_not_know_them(source):
     np.testing.assert_array_equal(splits.labels(source, "train"), np.arange(20) % 2)
+
+
+def test_a_class_that_only_val_has_is_named_and_val_is_not_called_test(tmp_path):
+    for name in ("train/a", "train/b", "val/a", "val/b", "test/a", "test/b", "val/plum"):
+        for n in range(3):
+            path = tmp_path / name / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (20 * n, 200 if "a" in name else 10, 0)).save(path)
+    fields = {"protocol": "knn", "data.source": f"folder:{tmp_path}", "image_size": 16, "batch_size": 6}
+    config = config_lib.resolve({**fields, "knn.neighbours": (1,)}, config_lib.PROBE)
+    with pytest.raises(UserError) as caught:
+        probe.run(config, tmp_path / "out", "pixels")
+    assert "'plum'" in str(caught.value) and "3 images" in str(caught.value) and caught.value.exit_code == 2
+
+    shutil.rmtree(tmp_path / "val" / "plum")
+    assert probe.run(config, tmp_path / "out", "pixels")["split"] == "test"
+    shutil.rmtree(tmp_path / "test")
+    result = probe.run(config, tmp_path / "out", "pixels")
+    assert result["split"] == "val" and "6 val images" in probe.line(result) and "6 of val" in probe.table([result])
+    assert data.open_source(f"folder:{tmp_path}").splits == {"train": 6, "val": 6}

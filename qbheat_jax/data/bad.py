@@ -4,6 +4,7 @@ import logging
 import threading
 
 from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.paths import printable
 
 _log = logging.getLogger("qbheat")
 
@@ -22,12 +23,12 @@ class BadFiles:
 
     def add(self, name, reason):
         """Counts the file `name` (str) and logs one warning; a file seen before is neither counted nor logged."""
-        name = str(name)
+        name = printable(name)
         with self._lock:
             if name in self._names:
                 return
-            self._names[name] = str(reason)
-        _log.warning("skipped %s: %s", name, reason)
+            self._names[name] = printable(reason)
+        _log.warning("skipped %s: %s", name, printable(reason))
 
     @property
     def count(self):

@@ -20,6 +20,8 @@ class Source:
     # Whether it has boxes; then `boxes` and `annotations` are there, `class_names` are those of boxes, and no image as a
     # whole has a label.
     boxed = False
+    # Sentences on what of the user's files was passed over or repaired.
+    notes = ()
     # Whether boxed examples are so cheap that no thread need make them ahead.
     plain = False
 
@@ -81,6 +83,16 @@ class Source:
                 f"data.source='{self.spec}' has different classes in '{split_a}' ({len(a)}) and '{split_b}' "
                 f"({len(b)}): {'; '.join(parts)}: both splits need the same class names"
             )
+
+    def check_labelled(self, split, labels):
+        """Raise UserError where one of the labels (int [n], of images of the split) is -1; say of which class they are."""
+        count = int((np.asarray(labels) < 0).sum())
+        if not count:
+            return
+        names = set(self.classes(split) or ()) - set(self.class_names or ())
+        what = f" are of the class {sorted(names)[0]!r}, which no split trained on has" if names else " have no label"
+        others = f" ({len(names)} such classes: {_first(names)})" if len(names) > 1 else ""
+        raise UserError(f"data.source='{self.spec}' split '{split}': {count} images{what}{others}")
 
     def _labels_hint(self, split):
         return ""

@@ -1,7 +1,12 @@
 """The one door to images: a spec string -> a Source."""
 
+import logging
+
+from qbheat_jax import paths
 from qbheat_jax.data.synthetic import Synthetic
 from qbheat_jax.errors import UserError
+
+_log = logging.getLogger("qbheat")
 
 ACCEPTED = (
     "'photos', 'tfds:NAME[/CONFIG]', 'folder:PATH', 'coco:IMAGES_DIR,ANNOTATIONS.json', 'scenes' or 'scenes:N', 'synthetic' "
@@ -10,13 +15,20 @@ ACCEPTED = (
 
 
 def open_source(spec, *, image_size=64, tfds_dir=""):
-    """Spec string -> `base.Source`.
+    """Spec string -> `base.Source`. What of the user's files was passed over is in its `notes`, and in the log.
 
     `image_size` (pixels) is the size at which `synthetic` makes its images; `tfds_dir` is the folder that holds
     the prepared data sets of `tfds:` ("" for its default). Raises UserError where the spec is not understood or
     what it names is not there.
     """
-    kind = str(spec).partition(":")[0]
+    source = _opened(str(spec), image_size, paths.expand(tfds_dir, "data.tfds_dir") if tfds_dir else "")
+    for note in source.notes:
+        _log.warning("%s", note)
+    return source
+
+
+def _opened(spec, image_size, tfds_dir):
+    kind = spec.partition(":")[0]
     # Each kind brings its own dependencies: imported when it is asked for.
     if kind == "synthetic":
         return Synthetic(spec, image_size)

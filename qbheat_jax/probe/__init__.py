@@ -42,6 +42,8 @@ def run(config, workdir, init, store=None):
     source = data.open_source(frozen.source, image_size=frozen.image_size, tfds_dir=config.data.tfds_dir)
     test = splits.test_split(source)
     source.check_labels("train", test)
+    if "val" in source.splits and source.labels("val") is not None:
+        source.check_labelled("val", source.labels("val"))
     classes = len(source.class_names)
 
     cached = [s for s in source.splits if s in ("train", "val", test) and not (s == "train" and config.augment)]
@@ -61,6 +63,7 @@ def run(config, workdir, init, store=None):
         "data": source.spec,
         **{key: float(value) for key, value in scores.top(rank, classes).items()},
         "n": len(features),
+        "split": test,
         "seed": config.seed,
         "fraction": config.data.fraction,
         "classes": classes,

@@ -3,7 +3,6 @@
 import numpy as np
 
 from qbheat_jax import data
-from qbheat_jax.errors import UserError
 from qbheat_jax.probe.devices import pmap_batches
 
 
@@ -47,8 +46,7 @@ class Augmented:
         def inputs():
             for batch in batches:
                 labels = batch["label"][batch["mask"]]
-                if (labels < 0).any():
-                    raise UserError(f"data.source={self._source.spec!r} has images without a label to train on")
+                self._source.check_labelled(self._split, labels)
                 taken.append(labels)
                 yield batch["image"], batch["mask"]
 

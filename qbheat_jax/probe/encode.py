@@ -70,10 +70,7 @@ class Encoding:
             self.rates[split] = len(features) / (time.perf_counter() - start)
         if not len(features):
             raise UserError(f"data.source={source.spec!r} split {split!r} has no image that can be read")
-        if (features.labels < 0).any():
-            raise UserError(
-                f"data.source={source.spec!r} split {split!r} has {(features.labels < 0).sum()} images without a label"
-            )
+        source.check_labelled(split, features.labels)
         return features, index
 
     def batches(self, source, split):

@@ -35,7 +35,7 @@ def line(result):
     """One result in one line."""
     return (
         f"{_protocol(result)} of {result['init']}: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f} on "
-        f"{result['n']} test images ({result['seconds']:.0f} s)"
+        f"{result['n']} {_split(result)} images ({result['seconds']:.0f} s)"
     )
 
 
@@ -44,13 +44,22 @@ def table(results):
     rows = [("protocol", "init", "top-1", "top-5", "held-out", "images", "chosen", "seed")]
     for r in results:
         held_out = f"{r['holdout_top1']:.3f}" if r.get("holdout_top1") is not None else "-"
-        figures = (f"{r['top1']:.3f}", f"{r['top5']:.3f}", held_out, str(r["n"]))
+        figures = (f"{r['top1']:.3f}", f"{r['top5']:.3f}", held_out, _images(r))
         rows.append((_protocol(r), r["init"], *figures, _chosen(r["hparams"]), str(r["seed"])))
     chance = f"{results[0]['chance']:.3f}"
-    rows.append(("-", "always the commonest class", chance, "-", "-", str(results[0]["n"]), "-", "-"))
+    rows.append(("-", "always the commonest class", chance, "-", "-", _images(results[0]), "-", "-"))
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, tuple("-" * width for width in widths))
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in rows)
+
+
+def _split(result):
+    """The split that was tested on: val where there is no test split."""
+    return result.get("split", "test")
+
+
+def _images(result):
+    return str(result["n"]) if _split(result) == "test" else f"{result['n']} of {_split(result)}"
 
 
 def _protocol(result):
