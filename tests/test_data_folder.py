@@ -174,3 +174,10 @@ def test_labels_and_files_stay_together(tmp_path):
         content, label, _ = source.fetch("train", index)
         assert decode.decode(content)[0, 0, 0] == ord("abc"[label]) == ord(source.class_names[label])
     assert isinstance(source, base.Source)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 7, 15])
+def test_short_files_without_an_ending_are_no_images(tmp_path, length):
+    picture(tmp_path / "1.png")
+    (tmp_path / "short").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1"[:length])
+    assert len(opened(tmp_path).notes) == (length < 3), "three bytes tell a JPEG"

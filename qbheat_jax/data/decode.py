@@ -49,9 +49,9 @@ def extensions():
 
 
 def recognised(head):
-    """Return whether a file that begins with these 16 bytes is an image, for files without an ending."""
+    """Return whether a file that begins with these bytes, at most 16, is an image, for files without an ending."""
     tests = (Image.OPEN[kind][1] for kind in _formats())
-    return any(test is not None and test(head) is True for test in tests)
+    return any(test is not None and test(head.ljust(16, b"\0")) is True for test in tests)
 
 
 @functools.cache
