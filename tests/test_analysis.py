@@ -5,8 +5,6 @@ import csv
 import io
 import json
 import re
-import shutil
-import subprocess
 
 import jax
 import numpy as np
@@ -16,12 +14,12 @@ from PIL import Image
 from qbheat_jax import api, cli, config, objectives, quarters, report, rng
 from qbheat_jax import heat as heat_lib
 from qbheat_jax.analysis import continued, decoded, hypothesis, maps, operators, pictures, ridge, subject, watched
-from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import UserError
 from qbheat_jax.heat import Heat
 from qbheat_jax.objectives.targets import Target
 from qbheat_jax.report import analysed
 from tests.test_report import Page
+from tests.workdirs import ANALYSED, analyse_run
 
 CELLS, HALF, WIDTH = 8, 4, 12
 SIZES = {"train": 60, "val": 20, "test": 30}
@@ -168,30 +166,11 @@ def test_statistics_are_never_the_targets_own():
     assert decoded.statistics(Target(8, True, 0.0)) == "visible"
 
 
-FIELDS = {
-    "data.source": "synthetic:128", "image_size": 32, "batch_size": 16, "total_steps": 2, "encoder.name": "pebble",
-    "decoder.width": 16, "decoder.depth": 0, "decoder.heads": 2, "heat.propagator": "exp", "heat.init_scale": 0.2,
-    "quarter.placements": "center", "norm_pix": True,
-}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def analysed_run(tmp_path_factory):
     """A run of two checkpoints, analysed by the command line in its own workdir."""
-    run, fields = tmp_path_factory.mktemp("run"), config.resolve(FIELDS)
-    batch = {"image": np.zeros((1, 32, 32, 3), np.uint8), "quarter": np.full(1, 4, np.int32)}
-    variables = jax.device_get(jax.jit(objectives.build(fields).init)(rng.root(0), batch))
-    saved = Checkpoints(run, keep=2)
-    for step in (1, 2):
-        decoder = variables["params"]["decoder"]
-        decoder = {**decoder, "heat": {name: step * a for name, a in decoder["heat"].items()}}
-        params = {**variables["params"], "decoder": decoder}
-        state = {"step": np.int32(step), **variables, "params": params, "opt_state": {}, "ema": {}}
-        saved.save(step, state, 0, config.to_json(fields))
-        saved.wait()
-    saved.close()
-    (run / "config.json").write_text(config.to_json(fields))
-    assert cli.main(["analyse", "--init", str(run), "--workdir", str(run), "--config.images", "32"]) == 0
+    run = tmp_path_factory.mktemp("run")
+    analyse_run(run)
     return run
 
 
@@ -267,7 +246,7 @@ def test_reconstructions_at_placements_not_trained_on(analysed_run):
     choice, params = model.objective.decoder.heat, model.variables["params"]["decoder"]["heat"]
     step = heat_lib.propagator(params, choice, "x", 1.0, 2)
     np.testing.assert_allclose(grid[:, :2, 2:], grid[:, :2, :2] @ step.T, atol=1e-4)
-    odd = api.Model(config.resolve({**FIELDS, "image_size": 48, "quarter.placements": "corners"}), model.variables, 2)
+    odd = api.Model(config.resolve({**ANALYSED, "image_size": 48, "quarter.placements": "corners"}), model.variables, 2)
     assert odd.anywhere().objective.decoder.placements == quarters.PLACEMENT_SETS["corners"]
 
 
@@ -276,7 +255,7 @@ def test_reconstructions_at_placements_not_trained_on(analysed_run):
     {"encoder.name": "vit_micro", "encoder.position": "learnt", "encoder.grid": 2},
 ])  # fmt: skip
 def test_pictures_while_it_trains(fields):
-    fields = config.resolve({**FIELDS, **fields, "data.eval_split": ""})
+    fields = config.resolve({**ANALYSED, **fields, "data.eval_split": ""})
     objective = objectives.build(fields)
     batch = {"image": np.zeros((1, 32, 32, 3), np.uint8), "quarter": np.full(1, 4, np.int32)}
     shown = watched.Watched(fields, objective)(jax.jit(objective.init)(rng.root(0), batch))
@@ -318,31 +297,3 @@ def test_any_encoder_and_what_is_refused(tmp_path, capsys):
         assert words in capsys.readouterr().err
     with pytest.raises(UserError, match="holds no analysis"):
         analysed.write(tmp_path / "elsewhere")
-
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
-MEASURE = """<script>addEventListener("load", () => {
-const wide = [...document.querySelectorAll("main *")].filter((e) => !e.closest(".scroll, svg, .visually-hidden")
-  && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 80));
-const broken = [...document.images].filter((i) => !i.complete || !i.naturalWidth).length;
-document.title = JSON.stringify({inner: innerWidth, page: document.documentElement.scrollWidth, wide, broken});
-})</script>"""
-
-
-@pytest.mark.skipif(
-    BROWSER is None, reason="no browser is installed: chromium-headless-shell, chromium or google-chrome"
-)
-@pytest.mark.parametrize("width", [375, 1440])
-def test_in_a_browser(analysed_run, tmp_path, width):
-    """Nothing is wider than the window, every picture loads, and the console stays silent."""
-    copy = tmp_path / "page.html"
-    copy.write_text((analysed_run / "analysis" / "index.html").read_text().replace("</body>", f"{MEASURE}</body>"))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-    options += [f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    command = [BROWSER, *options, copy.as_uri()]
-    got = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    measured = json.loads(
-        re.search(r"<title>(\{.*?\})</title>", got.stdout)[1].replace("&lt;", "<").replace("&gt;", ">")
-    )
-    assert measured == {"inner": width, "page": width, "wide": [], "broken": 0}
-    assert "CONSOLE" not in got.stderr
