@@ -219,11 +219,14 @@ def test_a_run_is_analysed(analysed_run):
     moving = Image.open(folder / "spread.png")
     assert moving.n_frames == decoded.FRAMES
     moving.seek(moving.n_frames - 1)
-    np.testing.assert_array_equal(np.asarray(moving.convert("RGB")), np.asarray(Image.open(folder / "spread_end.png")))
+    still = np.asarray(Image.open(folder / "spread_end.png"))
+    np.testing.assert_array_equal(np.asarray(moving.convert("RGBA")), still)
+    gaps = still[0, :, 3] == 0  # on a light page and on a dark one
+    assert gaps.sum() == 3 * 4 * len(still) // 32 and (still[:, ~gaps, 3] == 255).all()
     for name in ("features", "placements", "beyond"):
         Image.open(folder / f"{name}.png").load()
 
-    shown = 6 * (3 + 5) + 4 * (1 + 9) + 4 + 1
+    shown = 6 * (3 + 5) + 4 * (1 + 9) + 4 + 2
     page, text = check(folder / "index.html", shown)
     for row in result["rows"]:
         if (row["test"], row["predictor"], row["encoder"]) == ("quarter", "fitted", "trained"):
@@ -273,7 +276,7 @@ def test_pictures_while_it_trains(fields):
 def test_the_report_takes_it(analysed_run):
     images = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3), np.uint8)
     path = report.write(analysed_run, images=report.Sample(images, tuple("abcd"), "test"))
-    page, text = check(path, 4 * 4 + 3 + 6 * (3 + 5) + 4 * (1 + 9) + 4 + 1)
+    page, text = check(path, 4 * 4 + 3 + 6 * (3 + 5) + 4 * (1 + 9) + 4 + 2)
     assert 'href="#analysis"' in text and "put to the test" in page.text
 
 
