@@ -54,7 +54,7 @@ globalThis.checks = (() => {
       return faults;
     },
 
-    // Texts, and marks of charts, that are too faint; apart from grid lines and from areas along a line of their own.
+    // Texts, and marks of charts and their keys, that are too faint; apart from grid lines and from areas along a line of their own.
     faint() {
       const faults = [];
       const look = (e, least, colours) => {
@@ -77,7 +77,17 @@ globalThis.checks = (() => {
         const { fill, fillOpacity, stroke, strokeOpacity } = style(e);
         look(e, 3, [[fill, fillOpacity], [stroke, strokeOpacity]].filter(([colour]) => colour !== grid));
       }
+      for (const e of document.querySelectorAll(".key")) {
+        const { borderColor, outlineColor, outlineStyle } = style(e);
+        look(e, 3, [[borderColor, 1], [outlineStyle === "none" ? "none" : outlineColor, 1]]);
+      }
       return faults;
+    },
+
+    // Rows of tables that have no header of their own.
+    headless() {
+      const rows = [...document.querySelectorAll("tbody tr")].filter((row) => !row.querySelector("th[scope]"));
+      return rows.map((row) => `headless: ${name(row)}`);
     },
 
     // Numbers all that can be operated or scrolled, in the order of the page -> [{name, kind}, ...].

@@ -233,6 +233,13 @@ def test_a_run_is_analysed(analysed_run):
             assert f"{row['r2']:.2f}".replace("-", "\u2212") in page.text
     assert "un-normalised with the mean and deviation that were predicted" in page.text
     assert text.count(" *</figcaption>") == 4 * 8 and "<figcaption>centre</figcaption>" in text
+    alts = [image["alt"] for image in page.all("img") if "reconstruction" in image["alt"]]
+    assert len(alts) == len(set(alts)) == 4 * 9
+    # Nothing moves before a reader asks for it.
+    moving = [b"acTL" in base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', text)]
+    unasked = re.sub(r"<details>.*?</details>", "", text, flags=re.S)
+    still = [b"acTL" in base64.b64decode(data) for data in re.findall(r'"data:image/png;base64,([^"]+)"', unasked)]
+    assert sum(moving) == 1 and sum(still) == 0
     embedded = re.search(r'download="analysis.csv" href="data:text/csv;base64,([^"]+)"', text)[1]
     assert base64.b64decode(embedded).decode() == (folder / "analysis.csv").read_text()
 

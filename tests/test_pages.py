@@ -140,6 +140,7 @@ def sight_faults(window):
         *page.evaluate("(width) => checks.layout(width)", window.width),
         *page.evaluate("() => checks.images()"),
         *page.evaluate("() => checks.faint()"),
+        *page.evaluate("() => checks.headless()"),
         *axe_faults(page),
     ]
 
@@ -208,6 +209,7 @@ WRONG = """<!DOCTYPE html><html><head><title>Wrong</title><meta name="viewport" 
 <p style="color: #999">faint</p><img src="data:image/png;base64,AAAA" alt="torn"><img src="http://127.0.0.1:9/a.png" alt="">
 <figure class="chart"><svg role="img" aria-label="a"><text y="20" style="fill: #999">t</text>
 <path d="M0 0H9" fill="none" stroke="#ccc"/></svg></figure>
+<i class="key" style="border: 2px solid #ccc"></i><table><tbody><tr><td>1</td></tr></tbody></table>
 <a href="#nowhere">jump</a> <a href="#wrong" style="outline: none" id="wrong">here</a>
 <div style="width: 99px; overflow-x: auto"><div style="width: 999px">rest</div></div>
 <script>console.error("said"); addEventListener("load", () => { throw Error("thrown") })</script></main></body></html>"""
@@ -221,7 +223,7 @@ def test_what_is_wrong_is_found(opened, tmp_path):
     for fault in (
         "wide: the page", 'wide: <div style="width: 2000px', 'cut off: <div style="width: 3em', 'broken: <img src="data:',
         'broken: <img src="http:', "faint: 2.85: <text", "faint: 1.61: <path", "faint: 2.85: <p ", "html-has-lang: ",
-        "color-contrast: ",
+        "color-contrast: ", "faint: 1.61: <i", "headless: <tr",
     ):  # fmt: skip
         assert fault in found
     assert window.foreign() == ["http://127.0.0.1:9/a.png"]

@@ -299,6 +299,18 @@ def test_charts_take_the_colours_of_the_page():
     assert figures._INK not in svg and "font-family" not in svg
 
 
+def test_steps_and_epochs_are_whole():
+    """Where an axis counts, no tick of it is a fraction; the other axes of these charts are of numbers from 100 on."""
+    nothing, points = ([], []), ([20, 21], [100, 300])
+    for svg in (
+        figures.losses(points, nothing, nothing, nothing),
+        figures.precisions({"AP": points}),
+        figures.accuracies([([20, 21], [1.0, 3.0])], [], None, "lin"),
+    ):
+        ticks = [float(text) for text in re.findall(r">([\d.]+)</text>", svg)]
+        assert {20, 21} <= set(ticks) and all(tick.is_integer() for tick in ticks)
+
+
 @pytest.mark.parametrize(
     "value, text",
     [(1500, "1,500"), (0.00015, "0.00015"), (1.5e-5, "1.5 \u00d7 10\u207b\u2075"), (None, words.NONE),
