@@ -13,7 +13,8 @@ globalThis.checks = (() => {
     return numbers.length < 4 ? [...numbers, 1] : numbers;
   };
   const luminance = ([red, green, blue]) => {
-    const [r, g, b] = [red, green, blue].map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = [red, green, blue].map((v) => linear(v / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const ground = (e) => {
@@ -40,7 +41,8 @@ globalThis.checks = (() => {
       });
       const cut = all.filter((e) => ["hidden", "clip"].includes(style(e).overflowX) && overflows(e));
       const page = document.documentElement.scrollWidth > width || innerWidth !== width;
-      return [...out.map((e) => `wide: ${name(e)}`), ...cut.map((e) => `cut off: ${name(e)}`), ...(page ? ["wide: the page"] : [])];
+      const faults = [...out.map((e) => `wide: ${name(e)}`), ...cut.map((e) => `cut off: ${name(e)}`)];
+      return page ? [...faults, "wide: the page"] : faults;
     },
 
     // Images that do not load, those in drawings among them.
@@ -54,7 +56,7 @@ globalThis.checks = (() => {
       return faults;
     },
 
-    // Texts, and marks of charts and their keys, that are too faint; apart from grid lines and from areas along a line of their own.
+    // Texts, and marks of charts and keys, that are too faint. Grid lines do not count, nor areas with a line of their own.
     faint() {
       const faults = [];
       const look = (e, least, colours) => {
@@ -94,8 +96,8 @@ globalThis.checks = (() => {
     stops() {
       const operated = "a[href], summary, button, input, select, textarea, audio, video, [tabindex], [contenteditable]";
       const wide = (e) => scrolls(e) && overflows(e);
-      const stops = [...document.body.querySelectorAll("*")].filter((e) => e.checkVisibility() && (e.matches(operated) || wide(e)));
-      return stops.map((e, n) => {
+      const visible = [...document.body.querySelectorAll("*")].filter((e) => e.checkVisibility());
+      return visible.filter((e) => e.matches(operated) || wide(e)).map((e, n) => {
         e.dataset.stop = n;
         // Chromium lets Tab reach what scrolls by itself, which other browsers do not.
         const kind = wide(e) ? (e.tabIndex < 0 ? "unfocusable" : "scroll") : e.matches("summary") ? "summary" : "other";
