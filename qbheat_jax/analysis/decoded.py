@@ -66,7 +66,9 @@ def animated(shown, gap=4, scale=2):
 
     frames = []
     for images in shown:
-        padded = np.pad(images, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+        # Transparent between the images, as the page below may be light or dark.
+        opaque = np.concatenate([images, np.full_like(images[..., :1], 255)], -1)
+        padded = np.pad(opaque, ((0, 0), (0, 0), (0, gap), (0, 0)))
         row = Image.fromarray(np.concatenate(list(padded), 1)[:, :-gap])
         frames.append(row.resize((row.width * scale, row.height * scale), Image.Resampling.NEAREST))
     durations = [_FIRST, *[_BETWEEN] * (len(frames) - 2), _LAST]

@@ -70,6 +70,7 @@ def losses(train, val, variance, rate):
             axes[1, 0].set_ylabel("rate")
             axes[1, 0].ticklabel_format(axis="y", style="plain")
             axes[1, 0].locator_params(axis="y", nbins=3)
+        axes[-1, 0].locator_params(axis="x", integer=True)
         axes[-1, 0].set_xlabel("step")
         figure.align_ylabels()
         return _inline(figure, "loss")
@@ -88,6 +89,7 @@ def accuracies(ours, random, chance, name, method="QB-Heat"):
         if chance is not None:
             axes.axhline(100 * chance, color=_GREY, linestyle=(0, (4, 3)), linewidth=1.4, label="chance")
         axes.set_ylim(bottom=0)
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("epoch")
         axes.set_ylabel("held-out top-1, %")
         _legend(axes)
@@ -183,6 +185,7 @@ def precisions(series):
         for (name, points), colour in zip(series.items(), (_WARM, _COOL, _GREY)):
             axes.plot(*points, color=colour, marker="o", markersize=4, label=name)
         axes.set_ylim(bottom=0)
+        axes.locator_params(axis="x", integer=True)
         axes.set_xlabel("step")
         axes.set_ylabel("average precision")
         _legend(axes)
@@ -196,7 +199,7 @@ def recalls(curves):
         mean = np.mean(list(curves.values()), 0)
         recall = np.linspace(0, 1, len(mean))
         for values in curves.values():
-            axes.plot(recall, values, color=_COOL, linewidth=0.8, alpha=0.6 if len(curves) < 20 else 0.25)
+            axes.plot(recall, values, color=_COOL, linewidth=0.8, alpha=0.75 if len(curves) < 20 else 0.25)
         axes.plot(recall, mean, color=_WARM, linewidth=2.4, label="mean of the classes")
         axes.set_ylim(0, 1.02)
         axes.set_xlim(0, 1)
@@ -231,7 +234,10 @@ def dots(rows, name, figure_name="top-1"):
         axes = figure.subplots()
         for y, (_, kind, values) in enumerate(rows):
             values = 100 * np.asarray(values)
-            axes.scatter(values, np.full(len(values), y), s=34, color=KINDS[kind], alpha=0.6, linewidths=0, zorder=3)
+            axes.scatter(
+                values, np.full(len(values), y), s=34, facecolors=(KINDS[kind], 0.4), edgecolors=KINDS[kind],
+                linewidths=1.0, zorder=3,
+            )  # fmt: skip
             if len(values):
                 axes.plot([values.mean()] * 2, [y - 0.3, y + 0.3], color=KINDS[kind], linewidth=1.8)
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
@@ -257,6 +263,8 @@ def against(points, label, name, figure_name="top-1"):
         costs = [point[2] for point in points]
         if max(costs) > 10 * min(costs):
             axes.set_xscale("log")
+        else:
+            axes.locator_params(axis="x", nbins=5)
         axes.margins(x=0.7 if many else 0.2, y=0.1)
         axes.set_xlabel(label)
         axes.set_ylabel(f"{figure_name}, %")
