@@ -23,7 +23,7 @@ LIMIT = 120
 def run(place, count, until, report):
     """Try `count` inputs, of each kind in turn; stop at the time `until`. report(kind, what, wrong)."""
     base = _base(place)
-    worker, made = Worker(), place / "input"
+    worker, made = Worker(place), place / "input"
     kinds = itertools.cycle((_image, _folder, _image, _annotations, _weights, _checkpoint, _config, _words))
     for number, kind in zip(range(count), kinds):
         if time.monotonic() > until:
@@ -51,8 +51,8 @@ def _not_copied(folder, names):
 class Worker:
     """The process that runs the commands; a new one where it hangs or dies."""
 
-    def __init__(self):
-        self._process = None
+    def __init__(self, home):
+        self._process, self._home = None, str(home)
 
     def judge(self, arguments):
         """Why a command did not end as it should, or None."""
@@ -78,7 +78,7 @@ class Worker:
         return None
 
     def _begin(self):
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUTF8": "1"}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUTF8": "1", "HOME": self._home}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.campaign.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True, cwd=runs.ROOT, env=environment,
@@ -221,8 +221,8 @@ def _folder(draw, folder, base):
 
 
 _ODD = (
-    None, True, False, 0, -1, 1.5, 1e400, 2**70, "", " ", "7", "64.0", "nan", "x", [], [1], {}, {"id": 1}, float("nan"), "../..",
-    "a\0b", "\ud800",
+    None, True, False, 0, -1, 1.5, 1e400, 2**70, "", " ", "7", "64.0", "nan", "x", [], [1], {}, {"id": 1}, float("nan"),
+    "../..", "a\0b", "\ud800",
 )  # fmt: skip
 
 
@@ -234,7 +234,8 @@ def _annotations(draw, folder, base):
         "images": [{"id": n, "file_name": f"{n}.png", "width": 48, "height": 40} for n in range(3)],
         "categories": [{"id": n, "name": f"kind {n}"} for n in range(2)],
         "annotations": [
-            {"id": n, "image_id": n % 3, "category_id": n % 2, "bbox": [n, n, 9, 9], "area": 81, "iscrowd": 0} for n in range(5)
+            {"id": n, "image_id": n % 3, "category_id": n % 2, "bbox": [n, n, 9, 9], "area": 81, "iscrowd": 0}
+            for n in range(5)
         ],
     }
     for _ in range(draw.choice((1, 1, 2, 4))):
@@ -280,11 +281,15 @@ def _checkpoint(draw, folder, base):
     return ["export", "--from", str(workdir), "--to", str(folder / "out.npz")]
 
 
-_VALUES = ("0", "-1", "nan", "1e99", "''", "None", "True", "[]", "{}", "'x'", "(1, 2)", "2**70", "object()", "1/0", "b'x'", "0.5")
+_VALUES = (
+    "0", "-1", "nan", "1e99", "''", "None", "True", "[]", "{}", "'x'", "(1, 2)", "2**70", "object()", "1/0", "b'x'",
+    "0.5",
+)  # fmt: skip
 _FIELDS = (
-    "seed", "image_size", "batch_size", "total_steps", "learning_rate", "warmup", "data", "encoder", "encoder.name", "heat.depth",
-    "data.source", "data.processes", "data.crop_scale", "mesh", "mesh.fsdp", "dtype", "objective", "keep", "init", "total_epochs",
-    "log_every", "quarter.placements", "decoder.width", "decoder.heads", "no_such_field", "clip_norm", "accumulate", "norm_pix",
+    "seed", "image_size", "batch_size", "total_steps", "learning_rate", "warmup", "data", "encoder", "encoder.name",
+    "heat.depth", "data.source", "data.processes", "data.crop_scale", "mesh", "mesh.fsdp", "dtype", "objective", "keep",
+    "init", "total_epochs", "log_every", "quarter.placements", "decoder.width", "decoder.heads", "no_such_field",
+    "clip_norm", "accumulate", "norm_pix",
 )  # fmt: skip
 
 
@@ -305,10 +310,11 @@ def _config(draw, folder, base):
 
 
 _WORDS = (
-    "pretrain", "probe", "finetune", "detect", "compare", "port", "export", "classify", "analyse", "report", "preflight", "doctor",
-    "--config", "--workdir", "--init", "--from", "--to", "--arch", "--data", "--config.seed", "--config.total_steps=1", "--top",
-    "--config.", "--config.data.source", "--batch-size", "--image-size", "", "x", "0", "-1", "nan", "~", "/dev/null", "/", "random",
-    "--help", "--no-such-flag", "folder:", "synthetic", "coco:a,b", "configs/lin.py", "mobilenet_v2", "a\0b", "é\n", "--coordinator",
+    "pretrain", "probe", "finetune", "detect", "compare", "port", "export", "classify", "analyse", "report",
+    "preflight", "doctor", "--config", "--workdir", "--init", "--from", "--to", "--arch", "--data", "--config.seed",
+    "--config.total_steps=1", "--top", "--config.", "--config.data.source", "--batch-size", "--image-size", "", "x",
+    "0", "-1", "nan", "~", "/dev/null", "random", "--help", "--no-such-flag", "folder:", "synthetic", "coco:a,b",
+    "configs/lin.py", "mobilenet_v2", "a\0b", "é\n", "--coordinator",
 )  # fmt: skip
 
 
