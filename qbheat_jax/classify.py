@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import api, data, outcome
+from qbheat_jax import api, atomic, data, outcome
 from qbheat_jax.data import decode, files
 from qbheat_jax.errors import UserError
 from qbheat_jax.port import labels
@@ -220,6 +220,6 @@ def _make(workdir):
 def _write(workdir, result):
     path = epath.Path(workdir) / "result.json"
     try:
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        atomic.write(path, json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error

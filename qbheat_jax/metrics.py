@@ -10,6 +10,8 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
+from qbheat_jax import atomic
+
 log = logging.getLogger("qbheat")
 
 
@@ -29,7 +31,7 @@ class Writer:
             return
         kept = [line for line in read(workdir) if line["step"] <= first_step] if first_step else []
         self._text = "".join(json.dumps(line) + "\n" for line in kept)
-        self._path.write_text(self._text)
+        atomic.write(self._path, self._text)
         # Objects of a bucket cannot be added to, only written as a whole.
         self._file = None if "://" in str(self._path) else self._path.open("a")
         if "tensorflow" in sys.modules:

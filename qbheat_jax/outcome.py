@@ -7,6 +7,7 @@ import sys
 import jax
 from etils import epath
 
+from qbheat_jax import atomic
 from qbheat_jax.port import labels
 
 
@@ -32,4 +33,4 @@ def save(workdir, result, class_names):
     """WORKDIR/result.json, and the names of what it tells apart; by process 0 alone."""
     if jax.process_index() == 0:
         labels.save(workdir, [(name, name) for name in class_names])
-        (epath.Path(workdir) / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        atomic.write(epath.Path(workdir) / "result.json", json.dumps(result, indent=2) + "\n")

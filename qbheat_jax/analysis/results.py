@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 
+from qbheat_jax import atomic
 from qbheat_jax.errors import UserError
 from qbheat_jax.report.analysed import FOLDER
 
@@ -34,7 +35,7 @@ def write(path, result, arrays, pictures):
         (path / "pictures.npz").write_bytes(buffer.getvalue())
         for name, picture in pictures.items():
             (path / f"{name}.png").write_bytes(picture)
-        (path / "analysis.json").write_text(json.dumps(result) + "\n")
+        atomic.write(path / "analysis.json", json.dumps(result) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 

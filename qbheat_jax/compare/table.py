@@ -10,7 +10,7 @@ import statistics
 import jax
 
 import qbheat_jax
-from qbheat_jax import metrics, outcome
+from qbheat_jax import atomic, metrics, outcome
 from qbheat_jax.compare import cells
 from qbheat_jax.compare import plan as plan_lib
 from qbheat_jax.config import DETECT
@@ -88,9 +88,7 @@ def write(result, workdir):
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         for name, content in (("table.md", markdown(result)), ("result.json", json.dumps(result, indent=2) + "\n")):
-            part = workdir / f".{name}.part"
-            part.write_text(content)
-            part.replace(workdir / name)
+            atomic.write(workdir / name, content)
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
 

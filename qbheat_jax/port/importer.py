@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from qbheat_jax import api, objectives
+from qbheat_jax import api, atomic, objectives
 from qbheat_jax import config as config_lib
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import RUN_FAILED, UserError
@@ -170,7 +170,7 @@ def _write(workdir, config, leaves, provenance):
             log.info("%s holds this port already", workdir)
             return
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+        atomic.write(workdir / "provenance.json", json.dumps(provenance, indent=1) + "\n")
         if (workdir / "checkpoints").exists():
             (workdir / "checkpoints").rmtree()
         variables = _nested(leaves)
@@ -186,7 +186,7 @@ def _write(workdir, config, leaves, provenance):
             labels.write(workdir, config.head.classes)
         model = api.Model(config, variables, 0)
         card.write(workdir / "README.md", card.text(config.encoder.name, model, _origin(provenance), _usage(workdir)))
-        (workdir / "config.json").write_text(text)
+        atomic.write(workdir / "config.json", text)
     except OSError as error:
         raise UserError(f"--to {workdir} cannot be written: {error.strerror or error}", exit_code=RUN_FAILED) from error
 

@@ -7,6 +7,7 @@ import re
 import numpy as np
 from etils import epath
 
+from qbheat_jax import atomic
 from qbheat_jax.errors import UserError
 
 log = logging.getLogger("qbheat")
@@ -34,7 +35,7 @@ def save(workdir, classes):
     path = epath.Path(workdir) / FILE
     text = "".join(f"{' '.join(key.split())}\t{' '.join(name.split())}\n" for key, name in classes)
     try:
-        path.write_text(text)
+        atomic.write(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 

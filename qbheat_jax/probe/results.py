@@ -2,8 +2,8 @@
 
 import json
 
+from qbheat_jax import atomic, metrics
 from qbheat_jax import config as config_lib
-from qbheat_jax import metrics
 from qbheat_jax.errors import UserError
 
 
@@ -21,12 +21,12 @@ def write(workdir, config, result, curve):
     """WORKDIR/config.json, metrics.jsonl (curve: the chosen head's lines) and, last, result.json."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(config_lib.to_json(config))
+        atomic.write(workdir / "config.json", config_lib.to_json(config))
         writer = metrics.Writer(workdir)
         for line in curve:
             writer.write(line["step"], {name: value for name, value in line.items() if name != "step"})
         writer.close()
-        (workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        atomic.write(workdir / "result.json", json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
 

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from qbheat_jax import atomic
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import figures, gather, tiles, words
 from qbheat_jax.report.template import template
@@ -60,8 +61,8 @@ def write(folder):
         raise UserError(f"{folder} holds no analysis: there is no analysis.json in it that can be read")
     page = template("analysis_page.html.j2").render(analysis=found, shown=gather.shown(folder))
     try:
-        (folder / "index.html").write_text(page, encoding="utf-8")
-        (folder / "spectra.svg").write_text(figures.alone(found["operators"]["svg"]), encoding="utf-8")
+        atomic.write(folder / "index.html", page)
+        atomic.write(folder / "spectra.svg", figures.alone(found["operators"]["svg"]))
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     return folder / "index.html"

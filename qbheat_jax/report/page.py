@@ -3,7 +3,7 @@
 import pathlib
 import statistics
 
-from qbheat_jax import quarters, trees
+from qbheat_jax import atomic, quarters, trees
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import analysed, facts, figures, gather, operator_facts, probes, sample, tiles, words
 from qbheat_jax.report.template import template
@@ -31,7 +31,7 @@ def write(workdir, model=None, images=None):
     path = pathlib.Path(run.path) / "report" / "index.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        atomic.write(path, text)
         if context["blocks"]:
             made = {block["quarter"]: block["made"] for block in context["blocks"]}
             tiles.sheet(context["sample"].images[:SHEET], made).save(path.with_name("reconstructions.png"))

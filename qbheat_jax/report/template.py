@@ -1,5 +1,6 @@
 """The pages' templates, which all begin with base.html.j2 and its style sheet, and how pages are written."""
 
+from qbheat_jax import atomic
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import words
 
@@ -26,9 +27,7 @@ def save(path, page):
     """Writes a page, whole at any time, and the folder it lies in -> its path. UserError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
+        atomic.write(path, page)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path

@@ -1,0 +1,25 @@
+"""Small files that are whole at any time, whenever the process that writes them is killed."""
+
+import os
+
+from etils import epath
+
+from qbheat_jax import paths
+
+
+def write(path, content):
+    """Write text (as UTF-8) or bytes beside `path`, then move them over it; a bucket's objects are whole by themselves.
+
+    Raises:
+      OSError: the disk refuses; what was at `path` is left as it was.
+    """
+    path, data = epath.Path(path), content.encode() if isinstance(content, str) else content
+    if paths.remote(path):
+        path.write_bytes(data)
+        return
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
