@@ -100,7 +100,7 @@ def test_arrays_of_another_layout_and_empty_ones(tmp_path, micro):
     head = "classifier.classifier.1.weight"
     assert "transposed" in refused(saved(tmp_path / "net.npz", {**micro, head: micro[head].T}))
     empty = {name: np.zeros(0, np.float32) for name in micro}
-    assert "is empty" in refused(saved(tmp_path / "net.npz", empty))
+    assert "empty arrays" in refused(saved(tmp_path / "net.npz", empty))
     for shape in ((), (0,), (10,), (0, micro[head].shape[1])):  # nothing that can be told of the classifier
         message = refused(saved(tmp_path / "net.npz", {**micro, head: np.zeros(shape, np.float32)}))
         assert "--head drop" in message and "--classes 0" not in message
@@ -132,6 +132,7 @@ HARMLESS = {
     "array": np.arange(3),
     "names": np.array(["cat", "dog"]),
     "scalar": np.float32(3.5),
+    "generator": np.random.RandomState(0).get_state()[1],
 }
 
 
@@ -177,7 +178,7 @@ def test_what_may_not_be_built_comes_with_a_command_that_saves_the_weights(tmp_p
     path = tmp_path / "it's the last.ckpt"
     torch.save(lightning(torch, thing), path, _use_new_zipfile_serialization=zipped)
     message = refused(path)
-    assert "nothing in it was run" in message and "if you trust it" in message
+    assert "nothing in it was run" in message and "only if you trust it" in message
     here = pathlib.Path(__file__).parent  # where the class of the file is
     run_command_of(message, PYTHONPATH=f"{here}{os.pathsep}{here.parent}")
     provenance = port.port(tmp_path / "it's the last.weights.pth", "micro", tmp_path / "to", classes=10)
@@ -267,5 +268,18 @@ def test_odd_files_that_hold_none(tmp_path, torch, micro):
     assert "models, names" in refused(tmp_path / "list.pth")
     torch.save({}, tmp_path / "list.pth")
     assert "nothing" in refused(tmp_path / "list.pth")
+    torch.save({"a": torch.ones(2).to("meta")}, tmp_path / "list.pth")
+    assert "meta" in refused(tmp_path / "list.pth")
+    os.mkfifo(tmp_path / "pipe.pth")
+    assert "no ordinary file" in refused(tmp_path / "pipe.pth")
+    assert "no ordinary file" in str(pytest.raises(UserError, files.read, "/dev/zero").value)
     (tmp_path / "gone.pth").symlink_to(tmp_path / "nowhere.pth")
     assert "no such file" in refused(tmp_path / "gone.pth")
+
+
+def test_a_classifier_beside_the_prefix_is_not_one_below_it(tmp_path, torch, micro):
+    head = [name for name in micro if name.startswith("classifier.")]
+    arrays = {name if name in head else f"backbone.{name}": array for name, array in micro.items()}
+    assert "no classifier below backbone.: pass --head drop" in refused(saved(tmp_path / "net.npz", arrays))
+    provenance = port.port(tmp_path / "net.npz", "micro", tmp_path / "to", head="drop")
+    assert provenance["wrappers"] == ["backbone."] and set(provenance["dropped"]) == set(head)

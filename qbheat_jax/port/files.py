@@ -24,6 +24,7 @@ log = logging.getLogger("qbheat")
 # What a file begins with. PyTorch's legacy format is a row of pickles, the first of them this number.
 _ZIP = b"PK\x03\x04"
 _LEGACY = re.compile(rb"\x80.\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")  # gz, bz2, xz, zst, 7z, rar
 _PICKLE = re.compile(rb"\x80[\x01-\x05]", re.DOTALL)
 
 _SAFETENSORS = {
@@ -67,6 +68,8 @@ def recognise(path):
     if path.is_dir():
         raise UserError(f"{path} is a directory: name the file of weights in it{_such_as(path)}")
     try:
+        if path.exists() and not path.is_file():  # a pipe, which can be read once, or a device
+            raise UserError(f"{path} is no ordinary file: name one")
         with path.open("rb") as file:
             head, size = file.read(1024), path.stat().st_size
     except FileNotFoundError:
@@ -126,13 +129,17 @@ def _what(head):
         return "it is a web page, or XML (the download went wrong)"
     if head.startswith(b"\x93NUMPY"):
         return "it is a single numpy array"
-    if head[:2] in (b"\x1f\x8b", b"BZ") or head[257:262] == b"ustar":
+    if head.startswith(_PACKED) or head[257:262] == b"ustar":
         return "it is an archive (unpack it first)"
+    if head.startswith(b"\x89HDF"):
+        return "it is an HDF5 file, such as Keras saves"
     if head.lstrip()[:1] == b"{":
         return "it is JSON, and no index of a checkpoint's parts"
     try:
         text = head[:512].decode()
     except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
         return f"it begins with {head[:8].hex(' ')}, which is no known format"
     return f"it is a text file that begins with {text.split(chr(10))[0][:40]!r}"
 
@@ -211,6 +218,8 @@ def _as_numpy(tree, torch, path):
         return tree
     if tree.is_quantized or tree.layout != torch.strided:
         raise UserError(f"{path} holds quantised or sparse tensors: save it in float32 or float16")
+    if tree.is_meta:
+        raise UserError(f"{path} holds tensors without numbers (of the device meta): save the model after it is loaded")
     try:
         if tree.dtype == torch.bfloat16:
             return tree.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)

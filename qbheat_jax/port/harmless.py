@@ -36,7 +36,7 @@ _NAMES = {
         for function in (np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0])
     },
 }
-_DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool", "<U1", "S1")
+_DTYPES = np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?SU"
 
 # As `torch.serialization.safe_globals` takes them.
 CLASSES = [
@@ -44,6 +44,6 @@ CLASSES = [
     types.SimpleNamespace,
     np.ndarray,
     np.dtype,
-    *(type(np.dtype(name)) for name in _DTYPES),
+    *{type(np.dtype(code)) for code in _DTYPES},
     *((kind, name) for name, kind in _NAMES.items()),
 ]

@@ -32,7 +32,9 @@ def refusal(path, message, advice):
     if b"torch.nn.modules" in pickled:
         what = "holds a whole pickled model, which runs code when it is opened"
     command = (
-        "" if _hostile(operations) else f"; if you trust it, since this runs its code: {_command(path, operations)}"
+        ""
+        if _hostile(operations)
+        else f"; only if you trust it, this runs its code and saves that: {_command(path, operations)}"
     )
     return f"{path} {what}{asked}: it was refused, and nothing in it was run; {advice}{command}"
 

@@ -129,13 +129,16 @@ def _empty(found):
     if not empty:
         return ""
     others = f" and {len(empty) - 1} more" if empty[1:] else ""
-    return f"{empty[0]}{others} is empty, as DeepSpeed's ZeRO-3 saves it: gather the weights first (zero_to_fp32.py)"
+    return (
+        f"it holds empty arrays ({empty[0]}{others}), as DeepSpeed's ZeRO-3 saves them: gather them (zero_to_fp32.py)"
+    )
 
 
 def _head(plan, found, config, table, wrappers):
     held = [name for name in found if table.is_head(name)]
     if not held:
-        return "there is no classifier in it: pass --head drop"
+        where = f"below {wrappers[-1]}" if wrappers and wrappers[-1].endswith(".") else "in it"
+        return f"there is no classifier {where}: pass --head drop"
     if transposed := _transposed(plan):
         return transposed
     if "MoCo's encoder_q." in wrappers or {"fc.0.weight", "fc.2.weight"} <= set(held):
