@@ -130,6 +130,7 @@ HARMLESS = {
     "space": types.SimpleNamespace(lr=0.1),
     "set": {1, 2},
     "array": np.arange(3),
+    "columns": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
     "names": np.array(["cat", "dog"]),
     "scalar": np.float32(3.5),
     "generator": np.random.RandomState(0).get_state()[1],
@@ -146,6 +147,30 @@ def test_plain_data_beside_the_weights_is_built(tmp_path, torch, zipped, name):
     kept = read["hyper_parameters"][name]
     assert np.array_equal(kept, HARMLESS[name]) if isinstance(kept, np.ndarray) else kept == HARMLESS[name]
     assert not isinstance(kept, pathlib.Path)  # which could reach the disk
+
+
+class Crafted:
+    """Unpickled by numpy, an array or a scalar of objects, whose pointers are the bytes of the file."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __reduce__(self):
+        if self.kind == "scalar":
+            return np.float64(0).__reduce__()[0], (np.dtype("O"), b"\1" * 8)
+        if self.kind == "array":
+            function, arguments, _ = np.zeros(1).__reduce__()
+            return function, arguments, (1, (1,), np.dtype("O"), False, b"\1" * 8)
+        return np.ndarray, ((1,), np.dtype("O"), b"\1" * 8)
+
+
+@LEGACY
+@pytest.mark.parametrize("kind", ["scalar", "array", "buffer"])
+def test_no_object_is_made_of_bytes(tmp_path, torch, zipped, kind):
+    tree = {"state_dict": {"a": torch.ones(1), "b": Crafted(kind)}}
+    torch.save(tree, tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError):
+        files.read(tmp_path / "net.pth")
 
 
 def renamed(path, old, new):

@@ -214,6 +214,8 @@ def _check_sums(path):
 def _as_numpy(tree, torch, path):
     if isinstance(tree, dict):
         return {str(key): _as_numpy(value, torch, path) for key, value in tree.items()}
+    if isinstance(tree, harmless.Array):
+        return tree.array
     if not isinstance(tree, torch.Tensor):
         return tree
     if tree.is_quantized or tree.layout != torch.strided:
