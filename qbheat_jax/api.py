@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import logging
 
 import jax
@@ -130,15 +131,48 @@ def _checked(images):
 
 
 def read_config(directory):
-    """The config of a workdir. Raises UserError where there is none that can be read."""
+    """The config of a workdir. UserError where none can be read, or where its checkpoints are of another."""
     directory = paths.expand(directory, "a run's directory")
     path = epath.Path(directory) / "config.json"
     if not path.exists():
         raise UserError(f"{directory} holds no run: there is no config.json in it")
     try:
-        return config_lib.from_json(path.read_text())
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{directory} holds no run that can be read: config.json is no text file") from error
+    _check_carried(directory, text)
+    try:
+        return config_lib.from_json(text)
     except UserError as error:
         raise UserError(f"{directory} holds no run that can be read: {error}") from error
+
+
+def _check_carried(directory, text):
+    """UserError where a config.json is not what the newest checkpoint carries, in more than how a run is watched."""
+    if not (epath.Path(directory) / "checkpoints").exists():
+        return
+    saved = Checkpoints(directory)
+    try:
+        steps, carried = saved.steps(), saved.config()
+    finally:
+        saved.close()
+    if not steps:
+        return
+    if not carried:
+        raise UserError(
+            f"{directory}: none of its checkpoints {steps} says of what config it is: its config is lost or damaged"
+        )
+    try:
+        differ = config_lib.differing(carried, json.loads(text))
+    except (ValueError, AttributeError):  # no JSON, or no dict: `from_json` says so
+        return
+    if differ:
+        key, old, new = differ[0]
+        more = f" ({len(differ) - 1} more fields differ)" if differ[1:] else ""
+        raise UserError(
+            f"{directory}: config.json says {key}={new!r}, and its checkpoint was made with {key}={old!r}{more}: put that "
+            "back"
+        )
 
 
 def load(directory):

@@ -114,8 +114,14 @@ class Checkpoints:
         raise UserError(f"{self.directory}: there is no checkpoint that can be read")
 
     def _checked(self, step, shapes):
-        """(state, data record) of one checkpoint, typed and sharded as `shapes`; ValueError where bits have changed."""
-        items = self._restore(step, state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore())
+        """(state, data record) of one checkpoint, typed and sharded as `shapes`.
+
+        ValueError where bits have changed, or where it does not say what config its state is of.
+        """
+        json_restore = ocp.args.JsonRestore()
+        items = self._restore(step, state=ocp.args.StandardRestore(shapes), data=json_restore, config=json_restore)
+        if not items["config"]:
+            raise ValueError("its config is missing")
         if _bits(items["state"]) != items["data"]["bits"]:
             raise ValueError("what was read is not what was written")
         return items["state"], items["data"]

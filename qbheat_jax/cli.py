@@ -185,8 +185,8 @@ def port(arguments, overrides):
     _no_overrides("port", overrides)
     a = arguments
     port.port(
-        a.source, a.arch, a.to, key=a.key, head=a.head, classes=a.classes, stride=a.stride, image_size=a.image_size,
-        pixels=a.pixels,
+        a.source, a.arch, a.to, key=a.key, prefix=a.prefix, head=a.head, classes=a.classes, stride=a.stride,
+        image_size=a.image_size, pixels=a.pixels,
     )  # fmt: skip
     print(a.to)
 
@@ -342,10 +342,12 @@ def _parser():
     command = add(port, "read a checkpoint of PyTorch's names into a workdir that every command takes")
     command.add_argument("--arch", required=True, metavar="NAME", help="an encoder, such as resnet50")
     command.add_argument(
-        "--from", required=True, metavar="FILE", dest="source", help=".safetensors, .npz, .pth, .pt or .bin"
+        "--from", required=True, metavar="FILE", dest="source",
+        help=".safetensors, .npz, .pth, .pt, .bin, or the .index.json of a checkpoint in parts",
     )
     command.add_argument("--to", required=True, metavar="DIR", help="a new workdir")
     command.add_argument("--key", metavar="KEY", help="which dict of the file to take, such as state_dict_ema")
+    command.add_argument("--prefix", metavar="NAME.", help="which names to take, such as student.backbone.")
     command.add_argument("--head", default="keep", metavar="keep|drop", help="its classifier (default: keep)")
     command.add_argument("--classes", type=int, default=1000, metavar="N", help="the classifier's (default: 1000)")
     command.add_argument(

@@ -438,13 +438,26 @@ def from_json(text, fields=None):
 
 
 def differing(saved, config, fields=None):
-    """Where a saved config (dict) differs from a config in more than how it is watched -> [(key, saved, now), ...]."""
+    """Where a saved config differs from another in more than how it is watched -> [(key, saved, now), ...].
+
+    Both are configs or dicts. A duration counts by the unit it is given in: None stands for one that is in another.
+    """
     # Both as JSON gives them back: a saved list was a tuple.
-    old, new = flatten(saved), flatten(json.loads(to_json(config)))
-    # A field that is newer than what was saved had its default then.
-    defaults = {name: field.default for name, field in (fields or table(new)).items()}
-    old = json.loads(json.dumps(defaults)) | old
-    return [(k, old.get(k), new[k]) for k in new if not k.startswith(RESUMABLE) and new[k] != old.get(k)]
+    dicts = (given if isinstance(given, dict) else given.to_dict() for given in (saved, config))
+    old, new = (flatten(json.loads(json.dumps(given))) for given in dicts)
+    fields = fields or table(new)
+    old, new = (_completed(given, fields) for given in (old, new))
+    keys = [key for key in {**new, **old} if not key.startswith(RESUMABLE)]
+    return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+
+
+def _completed(given, fields):
+    """{dotted key: value} in the table's order, with the defaults of fields that are newer than what was saved."""
+    values = {}
+    for name, field in fields.items():
+        spelt = (name, *(f"{name}_{unit}" for unit in UNITS)) if field.duration else (name,)
+        values |= {key: given[key] for key in spelt if key in given} or {name: json.loads(json.dumps(field.default))}
+    return values
 
 
 def read(path):

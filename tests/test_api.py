@@ -1,5 +1,8 @@
 """`qbheat_jax.load`: a ported classifier's features, logits and position codes, and what is refused."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -112,3 +115,66 @@ def test_a_run_of_another_shape_to_start_from_is_refused(small_config, tmp_path,
     monkeypatch.setattr(pretrain, "starting_encoder", lambda config: wrong)
     with pytest.raises(UserError, match="the weights to start from are of another model: .* of params"):
         pretrain.run(small_config({"init": "somewhere"}), tmp_path / "run")
+
+
+# --- config.json is what the checkpoint was made with ----------------------------------------------------------------
+
+
+def edited(workdir, **fields):
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(config | fields))
+    return workdir
+
+
+@pytest.mark.parametrize(
+    "field, value, old",
+    [
+        ("image_size", 64, 32),
+        ("pixels", "lite", "half"),
+        ("head", {"classes": 5}, 7),
+        ("objective", "qbheat", "classifier"),
+        ("encoder", {"name": "micro"}, "pebble"),
+    ],
+)
+@pytest.mark.parametrize("read", [api.load, api.read_config])
+def test_a_config_that_was_edited_is_refused(classifier, tmp_path, read, field, value, old):
+    workdir = edited(shutil.copytree(classifier[0], tmp_path / "run"), **{field: value})
+    with pytest.raises(UserError) as caught:
+        read(workdir)
+    now = next(iter(value.values())) if isinstance(value, dict) else value
+    assert caught.value.exit_code == 2
+    assert f"{field}" in str(caught.value) and f"={now!r}" in str(caught.value) and f"={old!r}" in str(caught.value)
+
+
+def test_a_field_that_was_taken_out_of_config_json_is_one_that_was_edited(classifier, tmp_path):
+    workdir = shutil.copytree(classifier[0], tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    del config["pixels"]
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="pixels='imagenet'.*pixels='half'"):
+        api.load(workdir)
+
+
+@pytest.mark.parametrize("damage", ["lost", "empty", "torn"])
+@pytest.mark.parametrize("read", [api.load, api.read_config])
+def test_a_checkpoint_that_lost_its_config_is_refused(classifier, tmp_path, read, damage):
+    workdir = shutil.copytree(classifier[0], tmp_path / "run")
+    there = workdir / "checkpoints" / "0" / "config"
+    if damage == "torn":
+        for file in there.iterdir():
+            file.write_text(file.read_text()[:20])
+    else:
+        shutil.rmtree(there)
+        if damage == "empty":
+            there.mkdir()
+    with pytest.raises(UserError, match=r"checkpoints \[0\].*config") as caught:
+        read(workdir)
+    assert caught.value.exit_code == 2
+
+
+def test_a_file_that_is_no_text_is_no_config(classifier, tmp_path):
+    workdir = shutil.copytree(classifier[0], tmp_path / "run")
+    for content in (b"\xff\xfe\x00", b"[1, 2]", b"{"):
+        (workdir / "config.json").write_bytes(content)
+        with pytest.raises(UserError, match="holds no run that can be read"):
+            api.load(workdir)

@@ -1,6 +1,7 @@
 """The commands about weights: port, classify, export, and a ported checkpoint as --init of probe and pretrain."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -102,3 +103,39 @@ def test_a_ported_checkpoint_is_probed_and_pre_trained_from(capsys, one_device, 
     # A workdir of weights is not one to train in, nor one that a report is made of.
     assert "config" in refused(capsys, *arguments[:-1], ported, *fields)
     assert "holds ported weights, not a run" in refused(capsys, "report", "--workdir", ported)
+
+
+def test_every_command_refuses_a_workdir_whose_config_was_edited(capsys, ported, small_config_file, tmp_path):
+    workdir, new = shutil.copytree(ported, tmp_path / "edited"), ("--workdir", tmp_path / "new")
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps(config | {"image_size": 32}))
+    (tmp_path / "image.png").write_bytes(b"")
+    for command in (
+        ("export", "--from", workdir, "--to", tmp_path / "net.npz"),
+        ("classify", "--init", workdir, tmp_path / "image.png"),
+        ("probe", "--config", CONFIGS / "photos_lin.py", "--init", workdir, *new, "--config.data.source", "synthetic:64"),
+        ("finetune", "--config", CONFIGS / "photos_finetune.py", "--init", workdir, *new),
+        ("detect", "--config", CONFIGS / "detect" / "scenes.py", "--init", workdir, *new),
+        ("pretrain", "--config", small_config_file, "--init", workdir, *new),
+        ("analyse", "--init", workdir, *new, "--data", "synthetic:64"),
+        ("report", "--workdir", workdir),
+    ):
+        error = refused(capsys, *command)
+        assert "image_size=32" in error and "image_size=64" in error, command
+    assert not (tmp_path / "net.npz").exists()
+
+
+def test_a_prefix_is_taken_off_and_given(capsys, weights, tmp_path):
+    arrays = dict(np.load(weights))
+    both = {f"teacher.{name}": array for name, array in arrays.items()}
+    both |= {f"student.{name}": array + 1 for name, array in arrays.items()}
+    np.savez(tmp_path / "both.npz", **both)
+    port = ("port", "--arch", "former_micro", "--from", tmp_path / "both.npz", "--classes", 3)
+    for name, prefix, more in (("teacher", (), 0), ("student", ("--prefix", "student."), 1)):
+        code, _, err = qbheat(capsys, *port, "--to", tmp_path / name, *prefix)
+        assert code == 0, err
+        provenance = json.loads((tmp_path / name / "provenance.json").read_text())
+        assert provenance["wrappers"] == [f"{name}."] and len(provenance["dropped"]) == len(arrays)
+        kernel = api.load(tmp_path / name).variables["params"]["encoder"]["stem"]["conv"]["kernel"]
+        np.testing.assert_array_equal(kernel, arrays["stem.0.weight"].transpose(2, 3, 1, 0) + more)
+    assert "--prefix trunk.: " in refused(capsys, *port, "--to", tmp_path / "x", "--prefix", "trunk.")

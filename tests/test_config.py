@@ -1,5 +1,6 @@
 """Configs: defaults resolve, files and the command line are read, and every mistake is one sentence that helps."""
 
+import json
 import math
 
 import ml_collections
@@ -407,3 +408,26 @@ def test_odd_text_is_refused(tmp_path, text):
 def test_numpy_scalars_are_numbers(key, value):
     found = config_lib.flatten(config_lib.resolve(BASE | {key: value}))[key]
     assert found == value and type(found) is kind(PRETRAIN[key])
+
+
+@pytest.mark.parametrize(
+    "saved, now, differs",
+    [
+        ({}, {}, []),
+        ({"warmup": 3}, {"warmup": 4}, [("warmup", 3, 4)]),
+        ({"warmup_epochs": 1.0}, {}, [("warmup", None, PRETRAIN["warmup"].default), ("warmup_epochs", 1.0, None)]),
+        ({}, {"warmup_epochs": 1.0}, [("warmup", PRETRAIN["warmup"].default, None), ("warmup_epochs", None, 1.0)]),
+        ({"warmup_epochs": 1.0}, {"warmup_epochs": 2.0}, [("warmup_epochs", 1.0, 2.0)]),
+        ({"log_every": 5}, {"log_every_epochs": 1.0}, []),
+        ({"data.crop_scale": (0.5, 1.0)}, {"data.crop_scale": [0.5, 1.0]}, []),
+    ],
+)
+def test_configs_differ_by_value_and_unit(saved, now, differs):
+    saved, now = (config_lib.resolve(BASE | given) for given in (saved, now))
+    as_json = json.loads(config_lib.to_json(saved))
+    found = config_lib.differing(as_json, now)
+    assert sorted(found) == differs and found == config_lib.differing(as_json, now.to_dict())
+    # Fields that are newer than what was saved had their default, and those that are gone are not asked for.
+    for name in ("ema", "heat"):
+        as_json.pop(name)
+    assert config_lib.differing(as_json | {"gone": 1}, now) == found

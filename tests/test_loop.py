@@ -159,6 +159,32 @@ def test_all_checkpoints_damaged_is_an_error(whole, small_config, tmp_path):
     assert caught.value.exit_code == 1
 
 
+def test_a_checkpoint_that_lost_its_config_is_passed_over(whole, small_config, tmp_path, caplog):
+    import shutil
+
+    shutil.copytree(whole[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6" / "config")
+    assert api.load(tmp_path / "run").step == 4
+    assert "checkpoint 6 is damaged" in caplog.text
+    for step in (2, 4):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step) / "config")
+    with pytest.raises(UserError, match=r"none of the checkpoints \[2, 4, 6\] can be read"):
+        pretrain.run(small_config(), tmp_path / "run")
+
+
+def test_how_a_run_is_watched_may_differ_from_its_checkpoint(whole, small_config, tmp_path):
+    import shutil
+
+    shutil.copytree(whole[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"log_every": 7, "keep": 1}))
+    assert api.load(tmp_path / "run").config.log_every == 7
+    path.write_text(json.dumps(config | {"learning_rate": 0.5}))
+    with pytest.raises(UserError, match=r"learning_rate=0.5, .* learning_rate=0.01"):
+        api.load(tmp_path / "run")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(small_config, tmp_path):
     config = small_config(total_steps=20, learning_rate=1e38, log_every=5, checkpoint_every=5)
     with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; .*lower learning_rate") as caught:

@@ -110,7 +110,7 @@ def test_another_architecture_is_recognised(file, arch):
 def test_what_is_none_of_them_says_so():
     assert "none of the architectures that are known" in said({"w": (3, 3), "b": (3,)}, "resnet18")
     moved = {f"trunk.{name}": shape for name, shape in file_of("resnet18").items()}
-    assert "every name in it begins with trunk., which is no wrapper" in said(moved, "resnet18")
+    assert "every name in it begins with trunk.: pass --prefix trunk." in said(moved, "resnet18")
 
 
 def test_the_classifier_is_the_cause_if_all_else_fits():

@@ -4,12 +4,10 @@ safetensors and npz are read without PyTorch; PyTorch's own files (zip and legac
 builds tensors and plain containers and refuses everything else.
 """
 
-import argparse
 import hashlib
 import logging
 import pathlib
 import pickle
-import pickletools
 import re
 import warnings
 import zipfile
@@ -19,12 +17,14 @@ import ml_dtypes
 import numpy as np
 
 from qbheat_jax.errors import UserError
+from qbheat_jax.port import harmless, resave, shards
 
 log = logging.getLogger("qbheat")
 
 # What a file begins with. PyTorch's legacy format is a row of pickles, the first of them this number.
 _ZIP = b"PK\x03\x04"
 _LEGACY = re.compile(rb"\x80.\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")  # gz, bz2, xz, zst, 7z, rar
 _PICKLE = re.compile(rb"\x80[\x01-\x05]", re.DOTALL)
 
 _SAFETENSORS = {
@@ -33,16 +33,27 @@ _SAFETENSORS = {
 }  # fmt: skip
 
 _ADVICE = "save model.state_dict(), a dict of tensors, with torch.save or as .safetensors"
+# What files of weights are called, those first that say most.
+_ENDINGS = (".index.json", ".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 
 
 def read(path):
     """A file of weights -> (tree, format): str-keyed dicts, numpy arrays, and whatever else a checkpoint holds.
 
-    Arrays keep the type they are stored in. Format: "safetensors", "npz", "PyTorch zip" or "PyTorch legacy". UserError,
-    one sentence, for anything that is not a whole file of weights.
+    Arrays keep the type they are stored in. Format: "safetensors", "npz", "PyTorch zip" or "PyTorch legacy"; of an index
+    file, whose parts are read from beside it, theirs and "index". UserError, one sentence, for anything that is not a whole
+    file of weights.
     """
     path = pathlib.Path(path)
     kind = recognise(path)
+    if kind == "index":
+        return shards.read(path, _read)
+    shards.check_whole(path)
+    return _read(path, kind)
+
+
+def _read(path, kind=None):
+    kind = kind or recognise(path)
     reader = {"safetensors": _safetensors, "npz": _npz}.get(kind, _torch)
     tree = reader(path)
     if not isinstance(tree, dict):
@@ -52,11 +63,13 @@ def read(path):
 
 
 def recognise(path):
-    """The format of a file, by its content. UserError, with what it is instead, where it is none of the four."""
+    """The format of a file, by its content, or "index". UserError, with what it is instead, where it is none."""
     path = pathlib.Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a directory: name the file of weights in it")
+        raise UserError(f"{path} is a directory: name the file of weights in it{_such_as(path)}")
     try:
+        if path.exists() and not path.is_file():  # a pipe, which can be read once, or a device
+            raise UserError(f"{path} is no ordinary file: name one")
         with path.open("rb") as file:
             head, size = file.read(1024), path.stat().st_size
     except FileNotFoundError:
@@ -74,11 +87,20 @@ def recognise(path):
             f"{path} is a plain pickle, which can run code when it is opened: it was refused, and nothing in it was run; "
             f"{_ADVICE}"
         )
+    if shards.is_index(path, head):
+        return "index"
     if head[8:9] == b"{":
         if 8 + int.from_bytes(head[:8], "little") > size:
             raise UserError(f"{path} is truncated, or not a safetensors file: its header is longer than the file")
         return "safetensors"
     raise UserError(f"{path} holds no weights: {_what(head)}; .safetensors, .npz and PyTorch's files are accepted")
+
+
+def _such_as(directory):
+    """The files of weights in a directory, in words; "" where there are none."""
+    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    held = [name for ending in _ENDINGS for name in names if name.endswith(ending)]
+    return f", such as {' or '.join(held[:3])}" if held else ""
 
 
 def _kind_of_zip(path):
@@ -94,7 +116,8 @@ def _kind_of_zip(path):
     if names and all(name.endswith(".npy") for name in names):
         return "npz"
     raise UserError(
-        f"{path} is a zip archive, but neither PyTorch's nor .npz: it holds {', '.join(names[:3]) or 'nothing'}"
+        f"{path} is a zip archive, but neither PyTorch's nor .npz: it holds {', '.join(names[:3]) or 'nothing'}; unpack it "
+        "if the weights are in it"
     )
 
 
@@ -106,11 +129,17 @@ def _what(head):
         return "it is a web page, or XML (the download went wrong)"
     if head.startswith(b"\x93NUMPY"):
         return "it is a single numpy array"
-    if head[:2] in (b"\x1f\x8b", b"BZ") or head[257:262] == b"ustar":
+    if head.startswith(_PACKED) or head[257:262] == b"ustar":
         return "it is an archive (unpack it first)"
+    if head.startswith(b"\x89HDF"):
+        return "it is an HDF5 file, such as Keras saves"
+    if head.lstrip()[:1] == b"{":
+        return "it is JSON, and no index of a checkpoint's parts"
     try:
         text = head[:512].decode()
     except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
         return f"it begins with {head[:8].hex(' ')}, which is no known format"
     return f"it is a text file that begins with {text.split(chr(10))[0][:40]!r}"
 
@@ -153,11 +182,11 @@ def _torch(path):
     if zipfile.is_zipfile(path):
         _check_sums(path)
     try:
-        # Beside the weights, training scripts save their arguments and numpy's numbers, neither of which run anything.
-        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings(action="ignore"):
-            tree = torch.load(path, map_location="cpu", weights_only=True)
+        safe, quiet = torch.serialization.safe_globals(harmless.CLASSES), warnings.catch_warnings(action="ignore")
+        with safe, quiet, path.open("rb") as file:  # by its name alone it might be taken for another format
+            tree = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(_refusal(path, str(error))) from error
+        raise UserError(resave.refusal(path, str(error), _ADVICE)) from error
     except Exception as error:  # RuntimeError, EOFError, and whatever a torn pickle makes of itself
         raise UserError(f"{path} is truncated or damaged: {_brief(error)}") from error
     return _as_numpy(tree, torch, path)
@@ -182,52 +211,17 @@ def _check_sums(path):
         raise UserError(f"{path} is damaged: {damaged[0]} in it is not what was written")
 
 
-def _harmless():
-    scalar = np.float64(0).__reduce__()[0]
-    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")]
-    return [argparse.Namespace, np.dtype, *dtypes, scalar, (scalar, "numpy.core.multiarray.scalar")]
-
-
-def _refusal(path, message):
-    """The sentence for a file that asks for more than tensors and plain containers, or whose pickle is broken."""
-    try:
-        pickled = _pickle_of(path)
-        for _ in pickletools.genops(pickled):  # reads the operations, and carries out none
-            pass
-    except Exception:
-        return f"{path} is truncated or damaged: its pickle breaks off"
-    what, asked = "is pickled in a way that can run code when it is opened", ""
-    if match := re.search(r"GLOBAL ([\w.]+)", message):
-        what, asked = "would run code when it is opened", f" (it asks for {match.group(1)})"
-    if b"torch.nn.modules" in pickled:
-        what = "holds a whole pickled model, which runs code when it is opened"
-    return f"{path} {what}{asked}: it was refused, and nothing in it was run; {_ADVICE}"
-
-
-def _pickle_of(path):
-    """The bytes of the pickle that holds a PyTorch file's object."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
-    with path.open("rb") as file:
-        for _ in range(3):  # a legacy file's first three: its magic number, its version, the machine's byte order
-            for _ in pickletools.genops(file):
-                pass
-        start = file.tell()
-        for _ in pickletools.genops(file):
-            pass
-        end = file.tell()
-        file.seek(start)
-        return file.read(end - start)
-
-
 def _as_numpy(tree, torch, path):
     if isinstance(tree, dict):
         return {str(key): _as_numpy(value, torch, path) for key, value in tree.items()}
+    if isinstance(tree, harmless.Array):
+        return tree.array
     if not isinstance(tree, torch.Tensor):
         return tree
     if tree.is_quantized or tree.layout != torch.strided:
         raise UserError(f"{path} holds quantised or sparse tensors: save it in float32 or float16")
+    if tree.is_meta:
+        raise UserError(f"{path} holds tensors without numbers (of the device meta): save the model after it is loaded")
     try:
         if tree.dtype == torch.bfloat16:
             return tree.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)

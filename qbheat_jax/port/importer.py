@@ -15,7 +15,7 @@ from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.images import PIXELS
 from qbheat_jax.models import registry, vit
-from qbheat_jax.port import card, files, labels, names, strict, tables, wrappers
+from qbheat_jax.port import card, files, labels, names, shards, strict, tables, wrappers
 
 log = logging.getLogger("qbheat")
 
@@ -23,13 +23,15 @@ log = logging.getLogger("qbheat")
 IMAGE_SIZE = 224
 
 
-def port(source, arch, workdir, *, key=None, head="keep", classes=1000, stride=0, image_size=0, pixels=""):
+def port(source, arch, workdir, *, key=None, prefix=None, head="keep", classes=1000, stride=0, image_size=0, pixels=""):
     """A file of weights -> a workdir that every command takes -> its provenance.json, as a dict.
 
-    source: .safetensors, .npz, or PyTorch's .pth, .pt, .bin. arch: an encoder of the registry. key: the dict inside the
-    file to take, where it holds several. head: "keep" takes its classifier of `classes` classes, "drop" leaves it.
-    stride: as of registry.encoder. image_size: pixels a side, 0 for what the weights were made for; a learnt position
-    code is resampled to another, with a notice. pixels: one of images.PIXELS; "" for the architecture's usual one.
+    source: .safetensors, .npz, PyTorch's .pth, .pt, .bin, or the index of a checkpoint in parts. arch: an encoder of the
+    registry. key: the dict inside the file to take, where it holds several. prefix: of the names to take, where they begin
+    otherwise than the architecture's and in no way that is known, or in two ways. head: "keep" takes its classifier of
+    `classes` classes, "drop" leaves it. stride: as of registry.encoder. image_size: pixels a side, 0 for what the weights
+    were made for; a learnt position code is resampled to another, with a notice. pixels: one of images.PIXELS; "" for the
+    architecture's usual one.
 
     UserError, one sentence, for a file that cannot be read or does not fit name by name, before anything is written; and
     for a workdir that holds anything but this port. Nothing in the file is ever run.
@@ -41,7 +43,7 @@ def port(source, arch, workdir, *, key=None, head="keep", classes=1000, stride=0
     workdir = epath.Path(workdir)
     _check_free(workdir)
     tree, kind = files.read(source)
-    held = wrappers.unwrap(tree, source, key)
+    held = wrappers.unwrap(tree, source, key, prefix, arch)
     for notice in held.notices:
         log.info("%s", notice)
     found = {name: tuple(array.shape) for name, array in held.arrays.items()}
@@ -56,6 +58,7 @@ def port(source, arch, workdir, *, key=None, head="keep", classes=1000, stride=0
         "source": os.path.basename(source),
         "sha256": files.sha256(source),
         "bytes": os.path.getsize(source),
+        **_parts(source),
         "format": kind,
         "stored_as": stored_as,
         "wrappers": list(held.wrappers),
@@ -73,6 +76,12 @@ def port(source, arch, workdir, *, key=None, head="keep", classes=1000, stride=0
     _report(provenance)
     _write(workdir, config, leaves, provenance)
     return provenance
+
+
+def _parts(source):
+    """Of a checkpoint in parts, what tells each of them; {} for one file."""
+    parts = shards.parts(source)
+    return {"parts": {part.name: files.sha256(part) for part in parts}} if parts else {}
 
 
 def _config(arch, options, classes, stride, image_size, pixels):

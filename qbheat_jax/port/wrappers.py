@@ -9,11 +9,17 @@ import re
 import numpy as np
 
 from qbheat_jax.errors import UserError
+from qbheat_jax.port import kinds, prefixes
 
 # Keys under which training scripts keep the state dict, the usual ones first: of several the first is taken.
 KEYS = ("state_dict", "model", "state_dict_ema", "model_ema", "model_state_dict", "model_state", "net", "network")
-# Prefixes that wrappers of modules put before every name (DataParallel, torch.compile, Lightning).
-PREFIXES = ("module.", "_orig_mod.", "model.")
+# Prefixes that wrappers of modules put before every name (DataParallel, torch.compile, Lightning, FSDP).
+PREFIXES = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.")
+# What wrappers of a module's parts put into the midst of names.
+_INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+# Dicts beside the weights' in which no encoder is looked for.
+_BESIDE = re.compile(r"optim|sched|scaler")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +32,12 @@ class Method:
     drop: str
 
 
+# Heads of SwAV, SimCLR, Barlow Twins, BYOL, DINO and their like.
+_HEADS = r"(projector|predictor|projection_head|prediction_head|prototypes|head\.mlp|head\.last_layer)"
 METHODS = (
     Method("MoCo", r"encoder_q\..+", "encoder_q.", r"encoder_k\..+|queue|queue_ptr"),
     Method("MAE", r"mask_token|decoder_blocks\..+", "", r"mask_token|decoder_.+"),
+    Method("the pre-training method", rf"{_HEADS}\..+", "", rf"{_HEADS}\..+"),
 )
 
 
@@ -46,33 +55,73 @@ class Unwrapped:
     notices: tuple = ()
 
 
-def unwrap(tree, source, key=None):
-    """What `files.read` returns -> Unwrapped. `key`: the dict to take, dots between levels; None: by the rules above."""
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """One wrapper, and what it leaves: `arrays` by shorter names, `dropped` names, a `notice` or ""."""
+
+    wrapper: str
+    arrays: dict
+    dropped: list = dataclasses.field(default_factory=list)
+    notice: str = ""
+
+
+def unwrap(tree, source, key=None, prefix=None, arch=None):
+    """What `files.read` returns -> Unwrapped.
+
+    key: the dict to take, dots between levels; None: by the rules above. prefix: of the names to take; None: the one below
+    which an encoder is found, if it is not the names' own. arch: the encoder looked for; None: any that is known.
+    """
     wrappers, notices = [], []
     for step in key.split(".") if key else ():
         tree = _pick(tree, step, key, source)
         wrappers.append(step)
-    while held := [name for name in KEYS if isinstance(tree.get(name), dict) and tree[name]]:
+    while held := [name for name in KEYS if isinstance(tree.get(name), dict) and _flat(tree[name])]:
         if len(held) > 1:
             others = " or ".join(f"--key {'.'.join([*wrappers, name])}" for name in held[1:])
             notices.append(f"{source} holds {' and '.join(held)}: {held[0]} is taken ({others} takes the other)")
         wrappers.append(held[0])
         tree = tree[held[0]]
     key = ".".join(wrappers)
-    if not any(isinstance(value, np.ndarray) for value in tree.values()):
-        raise UserError(
-            f"{source} holds no weights by a name that is known: it has {_listed(tree)}; pick one with --key"
-        )
-    arrays = {name: value for name, value in tree.items() if isinstance(value, np.ndarray)}
-    dropped = [name for name in tree if name not in arrays]
-    arrays = _without_prefixes(arrays, wrappers)
-    for method in METHODS:
-        if any(re.fullmatch(method.sign, name) for name in arrays):
-            arrays, left = _encoder_of(method, arrays)
-            dropped += left
-            wrappers.append(f"{method.name}'s {method.prefix or 'checkpoint'}")
-            arrays = _without_prefixes(arrays, wrappers)
+    arrays = _weights(tree, source, prefix, arch)
+    dropped = [name for name in tree if not any(held == name or held.startswith(f"{name}.") for held in arrays)]
+    asked = f"{prefix.rstrip('.')}." if prefix else ""
+    while layer := _outermost(arrays, source, asked, arch):
+        wrappers.append(layer.wrapper)
+        arrays = layer.arrays
+        dropped += layer.dropped
+        notices += [layer.notice] if layer.notice else []
+        asked = "" if layer.wrapper == asked else asked
+    if asked:
+        raise UserError(f"--prefix {asked}: no name in {source} begins so; they begin with {_beginnings(arrays)}")
     return Unwrapped(arrays, tuple(wrappers), tuple(dropped), key, tuple(notices))
+
+
+def _weights(tree, source, prefix, arch):
+    """{name: array} of a dict, or of all dicts in it, dots between levels, where the encoder lies in one of those."""
+    arrays = {name: value for name, value in tree.items() if isinstance(value, np.ndarray)}
+    every = _flat({name: value for name, value in tree.items() if not _BESIDE.search(name)})
+    if len(every) > len(arrays) and (prefix or (not _found(arrays, arch) and _found(every, arch))):
+        return every
+    if arrays:
+        return arrays
+    if cause := kinds.told(tree) or kinds.told(_flat(tree)):
+        raise UserError(f"{source} does not hold a model's weights: {cause}")
+    raise UserError(f"{source} holds no weights by a name that is known: it has {_listed(tree)}; pick one with --key")
+
+
+def _flat(tree, above=""):
+    """{name: array} of the arrays in nested dicts."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{above}{name}."))
+        elif isinstance(value, np.ndarray):
+            flat[above + name] = value
+    return flat
+
+
+def _found(arrays, arch):
+    return prefixes.find({name: array.shape for name, array in arrays.items()}, arch)
 
 
 def _pick(tree, step, key, source):
@@ -86,17 +135,32 @@ def _listed(tree):
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "") or "nothing"
 
 
-def _without_prefixes(arrays, wrappers):
-    while True:
-        prefix = next((p for p in PREFIXES if arrays and all(name.startswith(p) for name in arrays)), None)
-        if prefix is None:
-            return arrays
-        wrappers.append(prefix)
-        arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
+def _beginnings(arrays):
+    return _listed(dict.fromkeys(f"{name.partition('.')[0]}." if "." in name else name for name in arrays))
+
+
+def _outermost(arrays, source, asked, arch):
+    """The outermost wrapper of names as a _Layer; None where they have none. `asked`: the user's prefix, "" for none."""
+    if asked and any(name.startswith(asked) for name in arrays):
+        return _Layer(asked, *prefixes.below(arrays, asked))
+    for prefix in PREFIXES:
+        if arrays and all(name.startswith(prefix) for name in arrays):
+            return _Layer(prefix, *prefixes.below(arrays, prefix))
+    if inner := sorted({match for name in arrays for match in _INNER.findall(name)}):
+        return _Layer(" and ".join(f"{name}." for name in inner), {_INNER.sub("", n): a for n, a in arrays.items()})
+    methods = [m for m in METHODS if any(re.fullmatch(m.sign, name) for name in arrays)]
+    for method in methods:
+        if method.prefix:
+            return _encoder_of(method, arrays)
+    found = [] if asked else _found(arrays, arch)
+    if found and "" not in found:
+        prefix, notice = prefixes.choose(found, source)
+        return _Layer(prefix, *prefixes.below(arrays, prefix), notice)
+    return _encoder_of(methods[0], arrays) if methods else None
 
 
 def _encoder_of(method, arrays):
-    """-> ({name without the method's prefix: array}, names dropped)."""
+    """The _Layer of a pre-training method."""
     dropped = [name for name in arrays if re.fullmatch(method.drop, name)]
     kept = {name.removeprefix(method.prefix): array for name, array in arrays.items() if name not in set(dropped)}
-    return kept, dropped
+    return _Layer(f"{method.name}'s {method.prefix or 'checkpoint'}", kept, dropped)

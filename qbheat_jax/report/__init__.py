@@ -1,7 +1,8 @@
 """One self-contained HTML page about a run: pictures, curves, probes, what A and B learnt, how to repeat it."""
 
+from qbheat_jax import api
 from qbheat_jax.config import DETECTORS
-from qbheat_jax.report import detection, gather, page
+from qbheat_jax.report import detection, page
 from qbheat_jax.report.sample import Sample
 
 __all__ = ["Sample", "write"]
@@ -9,6 +10,6 @@ __all__ = ["Sample", "write"]
 
 def write(workdir, model=None, images=None):
     """The page of a run, as of `page.write`, or of a detector -> its path. Raises UserError where there is neither."""
-    if gather.read_config(workdir).objective in DETECTORS:
+    if api.read_config(workdir).objective in DETECTORS:
         return detection.write(workdir)
     return page.write(workdir, model, images)

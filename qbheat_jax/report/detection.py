@@ -4,8 +4,8 @@ import pathlib
 
 import numpy as np
 
+from qbheat_jax import api, data, metrics
 from qbheat_jax import config as config_lib
-from qbheat_jax import data, metrics
 from qbheat_jax.data import decode, examples
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import facts, figures, gather, tiles, words
@@ -25,7 +25,7 @@ def write(workdir):
 
 def _context(workdir):
     """Everything that the template names."""
-    config = gather.read_config(workdir)
+    config = api.read_config(workdir)
     found = {name: gather.read_json(workdir / f"{name}.json") for name in ("result", "detections", "curves")}
     result = found["result"]
     if not result or "AP" not in result or found["detections"] is None or found["curves"] is None:

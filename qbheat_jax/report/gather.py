@@ -7,8 +7,7 @@ import pathlib
 import statistics
 from typing import Any
 
-from qbheat_jax import config as config_lib
-from qbheat_jax import metrics
+from qbheat_jax import api, metrics
 from qbheat_jax.errors import UserError
 
 # What `init` of a probe's result may say besides the directory of a run.
@@ -94,20 +93,9 @@ def series(lines, name, start=0):
     return [step for step, _ in points], [value for _, value in points]
 
 
-def read_config(workdir):
-    """The config of a workdir. Raises UserError where it holds no run."""
-    path = pathlib.Path(workdir)
-    if not (path / "config.json").is_file():
-        raise UserError(f"--workdir {workdir} holds no run: there is no config.json in it")
-    try:
-        return config_lib.from_json((path / "config.json").read_text())
-    except UserError as error:
-        raise UserError(f"--workdir {workdir} holds no run that can be read: {error}") from error
-
-
 def read(workdir):
     """WORKDIR -> Run. Raises UserError where it holds no run that was pre-trained."""
-    path, config = pathlib.Path(workdir), read_config(workdir)
+    path, config = pathlib.Path(workdir), api.read_config(workdir)
     if config.objective == "classifier":
         raise UserError(f"--workdir {workdir} holds ported weights, not a run: there is nothing to report")
     if config.objective == "finetune":

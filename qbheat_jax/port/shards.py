@@ -1,0 +1,98 @@
+"""Checkpoints in several parts: read through the index file that lists them; a part by itself is refused."""
+
+import json
+import pathlib
+import re
+import shlex
+
+from qbheat_jax.errors import UserError
+
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{2,})-of-(?P<count>\d{2,})(?P<ending>\..+)?")
+
+
+def is_index(path, head):
+    """Whether a file that begins with `head` is an index: JSON with a weight_map, {name of an array: its file}."""
+    return head.lstrip()[:1] == b"{" and b"\0" not in head[:8] and isinstance(_loaded(path).get("weight_map"), dict)
+
+
+def parts(path):
+    """The files, in order, that an index file lists; [] for any other file."""
+    path = pathlib.Path(path)
+    with path.open("rb") as file:
+        head = file.read(16)
+    return [path.with_name(name) for name in _names(path, _weight_map(path))] if is_index(path, head) else []
+
+
+def read(path, reader):
+    """An index file -> (tree, format), as `reader` of each of its parts gives them. UserError for one that is not there."""
+    places = _weight_map(path)
+    tree, formats = {}, set()
+    files = _names(path, places)
+    missing = [name for name in files if not path.with_name(name).exists()]
+    if missing:
+        raise UserError(
+            f"{path} lists {len(files)} parts, and {', '.join(missing[:3])} is not beside it"
+            f"{f' ({len(missing)} are not)' if missing[1:] else ''}: fetch all of them into {path.parent}"
+        )
+    for name in files:
+        part, kind = reader(path.with_name(name))
+        formats.add(kind)
+        lacking = [array for array, place in places.items() if place == name and array not in part]
+        if lacking:
+            raise UserError(
+                f"{path} says that {lacking[0]} is in {name}, which does not hold it: fetch that file again"
+            )
+        tree |= {array: part[array] for array, place in places.items() if place == name}
+    return tree, f"{' and '.join(sorted(formats))}, {len(files)} parts by index"
+
+
+def check_whole(path):
+    """UserError for a file whose name says that it is one part of several."""
+    match = _PART.fullmatch(path.name)
+    if not match or int(match["count"]) < 2:
+        return
+    ending = match["ending"] or ""
+    index = path.with_name(f"{match['stem']}{ending}.index.json")
+    part = f"{path} is part {int(match['number'])} of {int(match['count'])} of a checkpoint"
+    if index.exists():
+        raise UserError(f"{part}: name the index of all of them, {index}")
+    raise UserError(
+        f"{part}: fetch {index.name}, which lists them, and all parts into {path.parent} and name that, or join them: "
+        f"{_command(path, match)}"
+    )
+
+
+def _command(path, match):
+    """A shell command that joins the parts that lie beside one into a file of their own."""
+    ending = match["ending"] or ""
+    load, save = "torch.load(f, map_location='cpu', weights_only=True)", "torch.save(x, sys.argv[1])"
+    if ending == ".safetensors":
+        load, save = "s.load_file(f)", "s.save_file(x, sys.argv[1])"
+    library = "import safetensors.torch as s" if ending == ".safetensors" else "import torch"
+    code = f"import sys; {library}; x = {{k: v for f in sys.argv[2:] for k, v in {load}.items()}}; {save}"
+    target = shlex.quote(str(path.with_name(f"{match['stem']}{ending}")))
+    prefix, suffix = (
+        shlex.quote(text) for text in (f"{path.parent}/{match['stem']}-", f"-of-{match['count']}{ending}")
+    )
+    return f'python -c "{code}" {target} {prefix}*{suffix}'
+
+
+def _loaded(path):
+    try:
+        loaded = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _weight_map(path):
+    return _loaded(path)["weight_map"]
+
+
+def _names(path, places):
+    """The names of an index file's parts. UserError for one that is no plain name, or none at all."""
+    names = sorted({str(name) for name in places.values()})
+    strange = [name for name in names if pathlib.PurePath(name).name != name]
+    if strange or not names:
+        raise UserError(f"{path} lists {strange[0] if strange else 'no parts'}: it takes names of files beside it")
+    return names
