@@ -154,6 +154,11 @@ def test_hyper_parameters_by_the_name_of_a_model_are_passed_over():
     assert value(held) == 1 and held.wrappers == ("net",)
 
 
+def test_a_dict_by_any_name_holds_an_encoder():
+    held = unwrap({"optimized": {"backbone": encoder(1)}, "optimizer": {"backbone": encoder(2)}}, "net.pth")
+    assert value(held) == 1 and held.wrappers == ("optimized.backbone.",) and held.dropped == ("optimizer",)
+
+
 def test_no_word_that_is_taken_out_of_the_midst_of_names_is_an_architectures():
     for arch in ("resnet18", "vit_ti", "mobilenet_v2", "efficientnet_lite0", "mobile_former_26m"):
         assert tables.of(arch) and not any("_module" in name or "_orig" in name for name in file_of(arch))

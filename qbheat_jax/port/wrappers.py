@@ -19,7 +19,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.")
 _INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 # Dicts beside the weights' in which no encoder is looked for.
-_BESIDE = re.compile(r"optim|sched|scaler")
+_BESIDE = re.compile(r"optimizer|scheduler|scaler")
 
 
 @dataclasses.dataclass(frozen=True)
