@@ -41,7 +41,7 @@ def gather(plan, workdir, failures):
         "seeds": list(plan.seeds),
         "probes": {name: config.get("protocol") or config.objective for name, config in plan.probes.items()},
         "detectors": _detectors(plan),
-        "figures": _figures_in_words(plan),
+        "figures": _figures_in_words(plan, found),
         "finished": all(cell["state"] == "done" for cell in found),
         "warnings": warnings(plan),
         "methods": methods,
@@ -61,11 +61,12 @@ def _data(plan):
     return (probed or trained)[0].data.source
 
 
-def _figures_in_words(plan):
+def _figures_in_words(plan, found):
     """What the columns of the probes say."""
+    tested = " and ".join(sorted({cell["split"] for cell in found if "split" in cell})) or "test"
     parts = [f"AP of {name} on {source}" for name, source in _detectors(plan).items()]
     if len(parts) < len(plan.probes):
-        parts.insert(0, f"Top-1 on test images of {_data(plan)}")
+        parts.insert(0, f"Top-1 on {tested} images of {_data(plan)}")
     return ", ".join(parts)
 
 
@@ -102,7 +103,8 @@ def _cell(cell, found, workdir, failures):
         return {**entry, "state": "not run" if cell.encoder in failures else "waiting"}
     if cell.probe:
         figures = ("AP", "AP50", "AP75", "n", "seconds") if cell.detects else ("top1", "top5", "n", "chance", "seconds")
-        return {**entry, "state": "done", **{key: found[key] for key in figures}}
+        split = {} if cell.detects else {"split": found.get("split", "test")}
+        return {**entry, "state": "done", **{key: found[key] for key in figures}, **split}
     # A run that was stopped and went on has the seconds since its last start alone: at that speed, the whole took this.
     run, rate = found["steps_run"], found["images_per_second"]
     seconds = cell.method.examples / rate if run else None

@@ -40,6 +40,7 @@ def tables(groups, method):
             {
                 "protocol": protocol,
                 "data": data if several else "",
+                "split": " and ".join(sorted({p.result.get("split", "test") for g in here for p in g.probes})),
                 "about": words.PROTOCOLS.get(protocol, ""),
                 "rows": [_row(g, random, best, method) for g in here] + _chance(here),
                 "random": random,
