@@ -107,8 +107,11 @@ def test_another_run_in_the_workdir_is_refused(whole, small_config):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_a_damaged_newest_checkpoint_falls_back(whole, small_config, tmp_path, damage, caplog):
+def test_a_damaged_newest_checkpoint_falls_back(whole, small_config, tmp_path, damage, caplog, monkeypatch):
     import shutil
+
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
 
     shutil.copytree(whole[0], tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "6" / "state"
@@ -126,6 +129,7 @@ def test_a_damaged_newest_checkpoint_falls_back(whole, small_config, tmp_path, d
     assert "checkpoint 6 is damaged" in caplog.text
     assert summary["step"] == 6
     jax.tree.map(np.testing.assert_array_equal, variables(whole[0]), variables(tmp_path / "run"))
+    assert not unraisable, "no tracebacks of reads that nobody waited for"
 
 
 def test_loading_too_finds_out_bits_that_changed(whole, tmp_path, monkeypatch, caplog):
