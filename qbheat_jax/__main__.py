@@ -2,13 +2,15 @@
 
 import sys
 
-from qbheat_jax import cli, machine
+from qbheat_jax import cli, ending, machine
 
 
 def start():
     """Runs the command of this process's arguments -> exit code."""
     machine.tune_malloc()
-    return cli.main()
+    with ending.Program() as program:
+        program.code = cli.main()
+    return program.code
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ WORKDIR/checkpoints/STEP/ holds all that is needed to go on. Each carries a sum 
 a file damaged on disk is found out when it is read, and the checkpoint before it is taken instead.
 """
 
+import asyncio
+import contextlib
 import json
 import logging
 
@@ -136,7 +138,8 @@ class Checkpoints:
             self._manager.close()
 
     def _restore(self, step, **items):
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
+        with _loops_that_end_tidily():
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _set_aside(self, step, error):
         log.warning("checkpoint %s is damaged (%s): taking the one before it", step, _brief(error))
@@ -147,6 +150,32 @@ class Checkpoints:
             (self.directory / str(step)).rename(target)
         distributed.barrier("set aside")
         self._manager.reload()
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that sees its tasks to their end before it closes."""
+
+    def close(self):
+        if not self.is_closed() and not self.is_running():
+            pending = asyncio.all_tasks(self)
+            if pending:
+                self.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        super().close()
+
+
+@contextlib.contextmanager
+def _loops_that_end_tidily():
+    """Have event loops that begin meanwhile be a `_Loop`.
+
+    When one array of a checkpoint cannot be read, orbax closes its loop while others are still being read. tensorstore then
+    reports each of these to a closed loop, with a traceback on stderr.
+    """
+    before = asyncio.new_event_loop
+    asyncio.new_event_loop = _Loop
+    try:
+        yield
+    finally:
+        asyncio.new_event_loop = before
 
 
 def _brief(error):

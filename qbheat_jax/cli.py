@@ -11,8 +11,8 @@ import os
 import re
 import sys
 
-from qbheat_jax import __version__, machine, paths
-from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
+from qbheat_jax import __version__, ending, machine, paths
+from qbheat_jax.errors import CLOSED, PREEMPTED, RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
 
@@ -25,21 +25,26 @@ def main(argv=None):
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.INFO)
     try:
-        argv, overrides = split_overrides(argv)
-        arguments = _with_paths(_parser().parse_args(argv))
-        machine.expect_no_tpu()
-        machine.expect_no_gpu()
-        machine.tune_gpu()
-        if getattr(arguments, "workdir", None):
-            from qbheat_jax import compiled
+        try:
+            argv, overrides = split_overrides(argv)
+            arguments = _with_paths(_parser().parse_args(argv))
+            machine.expect_no_tpu()
+            machine.expect_no_gpu()
+            machine.tune_gpu()
+            if getattr(arguments, "workdir", None):
+                from qbheat_jax import compiled
 
-            compiled.keep(arguments.workdir)
-        arguments.command(arguments, overrides)
+                compiled.keep(arguments.workdir)
+            arguments.command(arguments, overrides)
+        except SystemExit as end:  # argparse's, which has printed what it was asked for
+            if end.code:
+                raise
+        ending.flush()
         return 0
     except UserError as error:
         return _fail(error, error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last checkpoint", RUN_FAILED)
+        return _fail(ending.INTERRUPTED, RUN_FAILED)
     except MemoryError as error:
         return _fail(f"out of memory: {error}", RUN_FAILED)
     except Exception as error:
@@ -77,7 +82,9 @@ def _with_paths(arguments):
 
 
 def _fail(message, code):
-    print(f"qbheat: {message}" if code == PREEMPTED else f"qbheat: error: {message}", file=sys.stderr)
+    if code == CLOSED:
+        return code
+    ending.tell(f"qbheat: {message}" if code == PREEMPTED else f"qbheat: error: {message}")
     if os.environ.get("QBHEAT_DEBUG"):
         log.exception("traceback, because QBHEAT_DEBUG is set")
     return code
@@ -103,7 +110,7 @@ def pretrain(arguments, overrides):
     from qbheat_jax.train import profile
 
     traced = profile.parse(arguments.profile_steps) if arguments.profile_steps is not None else None
-    distributed.start(arguments.coordinator, arguments.processes, arguments.process)
+    distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
     if arguments.init:
         overrides = [*overrides, ("init", arguments.init)]
     summary = pretrain.run(config.load(arguments.config, overrides), arguments.workdir, traced)
@@ -142,14 +149,14 @@ def probe(arguments, overrides):
         c, init = pairs[n]
         results[n] = probe.run(c, arguments.workdir if len(pairs) == 1 else folders[n], init, store)
         log.info("%s", probe.line(results[n]))
-    print(probe.table([results[n] for n in range(len(pairs))]))
+    ending.say(probe.table([results[n] for n in range(len(pairs))]))
 
 
 def finetune(arguments, overrides):
     from qbheat_jax import config, distributed, finetune
     from qbheat_jax.probe import line
 
-    distributed.start(arguments.coordinator, arguments.processes, arguments.process)
+    distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
     fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.FINETUNE)
     result = finetune.run(fields, arguments.workdir)
     log.info("%s", line(result))
@@ -159,7 +166,7 @@ def finetune(arguments, overrides):
 def detect(arguments, overrides):
     from qbheat_jax import config, detect, distributed
 
-    distributed.start(arguments.coordinator, arguments.processes, arguments.process)
+    distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
     fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.DETECT)
     result = detect.run(fields, arguments.workdir)
     log.info("%s", detect.line(result))
@@ -170,7 +177,7 @@ def compare(arguments, overrides):
     from qbheat_jax import compare
 
     result = compare.run(compare.read(arguments.config, overrides), arguments.workdir)
-    print(compare.text(result))
+    ending.say(compare.text(result))
     failed = [cell["path"] for cell in result["cells"] if cell["state"] == "failed"]
     if failed:
         raise UserError(
@@ -210,13 +217,13 @@ def classify(arguments, overrides):
         given = [f"--{name}" for name in ("split", "workdir", "tfds_dir") if getattr(a, name)]
         if given:
             raise UserError(f"{given[0].replace('_', '-')} goes with --data: images are classified one by one")
-        print(classify.text(classify.images(a.init, a.images, a.top, a.image_size)))
+        ending.say(classify.text(classify.images(a.init, a.images, a.top, a.image_size)))
         return
     result = classify.dataset(
         a.init, a.data, a.split, a.batch_size, a.workdir, a.image_size, a.tfds_dir, a.max_bad_fraction
     )  # fmt: skip
     log.info("%s", classify.line(result))
-    print(json.dumps(result))
+    ending.say(json.dumps(result))
 
 
 def _no_overrides(command, overrides):
@@ -231,7 +238,7 @@ def preflight(arguments, overrides):
     a = arguments
     save = a.json or (os.path.join(a.workdir, "preflight.json") if a.workdir else None)
     result = preflight.run(a.config, overrides, a.topology, find_batch=a.find_batch, save=save)
-    print(text(result))
+    ending.say(text(result))
     if result["error"]:
         raise UserError(f"{a.config} does not compile for {a.topology}: {result['error']}", exit_code=RUN_FAILED)
     if result["fits"] is False:
@@ -250,8 +257,11 @@ def analyse(arguments, overrides):
         overrides = [*overrides, ("data.source", arguments.data)]
     fields = config.resolve(config.parse(overrides, config.ANALYSE), config.ANALYSE)
     folder, result = analysis.run(fields, arguments.workdir, arguments.init)
-    print(analysis.text(result))
-    print(analysed.write(folder))
+    try:
+        page = analysed.write(folder)
+    finally:  # the figures are there also where the page is not
+        ending.say(analysis.text(result))
+    ending.say(page)
 
 
 def bench(arguments, overrides):
@@ -264,19 +274,27 @@ def bench(arguments, overrides):
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     if given.get("peers") == ("none",):
         given["peers"] = ()
-    bench.run(Options(**given), lambda result: print(table.newest(result), flush=True))
+
+    def show(result):
+        try:
+            ending.say(table.newest(result))
+        except ending.Ended:
+            if not arguments.json:  # else it is the file that is wanted
+                raise
+
+    bench.run(Options(**given), show)
 
 
 def report(arguments, _):
     from qbheat_jax import report
 
-    print(report.write(arguments.workdir))
+    ending.say(report.write(arguments.workdir))
 
 
 def doctor(arguments, _):
     from qbheat_jax import doctor
 
-    print(doctor.describe_data(arguments.data, arguments.tfds_dir) if arguments.data else doctor.describe())
+    ending.say(doctor.describe_data(arguments.data, arguments.tfds_dir) if arguments.data else doctor.describe())
 
 
 def _add_processes(command):
@@ -285,6 +303,7 @@ def _add_processes(command):
     )
     command.add_argument("--processes", metavar="N", help="how many processes make the run")
     command.add_argument("--process", metavar="I", help="which of them this is, from 0")
+    command.add_argument("--wait", metavar="SECONDS", help="how long they wait for each other at the start (default: 300)")
 
 
 def _parser():

@@ -2,20 +2,23 @@
 
 Exit codes of the command line: 0 done; 1 (RUN_FAILED) the run failed; 2 (BAD_INPUT) the user's input is wrong; 143
 (PREEMPTED) the run was stopped by SIGTERM after it had saved all it had done, so that the same command goes on from there
-with nothing lost. 143 is 128 + 15, what a shell makes of a process that SIGTERM ended: to schedulers it is no success, and
-those that restart what was preempted restart it.
+with nothing lost; 141 (CLOSED) the reader of stdout went away (`qbheat ... | head`), all results are on disk.
+143 is 128 + 15, what a shell makes of a process that SIGTERM ended: to schedulers it is no success, and those that restart
+what was preempted restart it. Where there is nothing to save, SIGTERM does end the process. 141 is the same for SIGPIPE.
 """
 
 BAD_INPUT = 2
 RUN_FAILED = 1
 PREEMPTED = 143
+CLOSED = 141
 
 
 class UserError(Exception):
     """Shown as one line, without a traceback; the process exits with `exit_code`.
 
     `exit_code` is `BAD_INPUT` (2) where the user's input is wrong, `RUN_FAILED` (1) where a run that was rightly asked for
-    could not go on (a loss that is not finite, a full disk), and `PREEMPTED` (143) where it was stopped.
+    could not go on (a loss that is not finite, a full disk), `PREEMPTED` (143) where it was stopped, and `CLOSED` (141)
+    where nobody reads its output.
     """
 
     def __init__(self, message, *, exit_code=BAD_INPUT):

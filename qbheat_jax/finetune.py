@@ -1,6 +1,5 @@
 """Fine-tuning: encoder and classifier trained together from end to end, through the one training loop, tested once."""
 
-import json
 import re
 
 import jax
@@ -13,6 +12,7 @@ from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import scores, splits
 from qbheat_jax.probe.devices import pmap_batches
+from qbheat_jax.train import lock
 
 # Parameters that come before all blocks of an encoder, whatever architecture it is.
 _FIRST = ("patch_embed", "class_token", "pos_embed", "stem", "tokens", "conv1", "bn1")
@@ -42,34 +42,36 @@ def run(config, workdir):
             source.check_labelled(config.data.eval_split, known)
     start = from_init.start(model)
 
-    summary = loop.train(
-        config, workdir, objective, shown, evaluators, start, lambda params: factors(params, config.layer_decay)
-    )
-    path = epath.Path(workdir) / "result.json"
-    if not summary["steps_run"] and path.exists():
-        return json.loads(path.read_text())
-    tuned = api.load(workdir)
-    accuracy = Accuracy(tuned.objective, source, test, config)
-    tested = accuracy(tuned.variables)
-    result = {
-        "protocol": "finetune",
-        "init": config.init,
-        "data": source.spec,
-        "top1": tested[f"{test}/top1"],
-        "top5": tested[f"{test}/top5"],
-        "n": accuracy.n,
-        "split": test,
-        "seed": config.seed,
-        "fraction": config.data.fraction,
-        "classes": config.head.classes,
-        "chance": accuracy.chance,
-        "holdout_top1": summary.get(f"{config.data.eval_split}/top1"),
-        "n_train": shown.splits[config.data.split],
-        "hparams": {name: config[name] for name in ("learning_rate", "weight_decay", "layer_decay", "mixup", "cutmix")},
-        **outcome.trained(config, summary),
-    }
-    outcome.save(workdir, result, source.class_names)
-    return result
+    with lock.held(workdir):
+        summary = loop.train(
+            config, workdir, objective, shown, evaluators, start, lambda params: factors(params, config.layer_decay)
+        )
+        path = epath.Path(workdir) / "result.json"
+        finished = outcome.finished(path, summary)
+        if finished is not None:
+            return finished
+        tuned = api.load(workdir)
+        accuracy = Accuracy(tuned.objective, source, test, config)
+        tested = accuracy(tuned.variables)
+        result = {
+            "protocol": "finetune",
+            "init": config.init,
+            "data": source.spec,
+            "top1": tested[f"{test}/top1"],
+            "top5": tested[f"{test}/top5"],
+            "n": accuracy.n,
+            "split": test,
+            "seed": config.seed,
+            "fraction": config.data.fraction,
+            "classes": config.head.classes,
+            "chance": accuracy.chance,
+            "holdout_top1": summary.get(f"{config.data.eval_split}/top1"),
+            "n_train": shown.splits[config.data.split],
+            "hparams": {name: config[name] for name in ("learning_rate", "weight_decay", "layer_decay", "mixup", "cutmix")},
+            **outcome.trained(config, summary),
+        }
+        outcome.save(workdir, result, source.class_names)
+        return result
 
 
 def factors(params, decay):

@@ -1,6 +1,7 @@
 """The one training loop: mesh, data, model, shard, restore, step, log, evaluate, save."""
 
 import collections
+import contextlib
 import logging
 import math
 import time
@@ -9,9 +10,9 @@ import jax
 import numpy as np
 from etils import epath
 
+from qbheat_jax import atomic, distributed, flops, metrics, objectives, optim, quarters, rng, sharding, trees
 from qbheat_jax import config as config_lib
 from qbheat_jax import data as data_lib
-from qbheat_jax import distributed, flops, metrics, objectives, optim, quarters, rng, sharding, trees
 from qbheat_jax import state as state_lib
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.data import device_cache
@@ -59,6 +60,7 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
 
     # Restore
     step, position = 0, 0
+    told = any((workdir / name).exists() for name in ("summary.json", "result.json"))  # by an earlier run, of its end
     restored = saved.restore(state)
     if restored:
         step, state, position = restored
@@ -74,43 +76,70 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
         config, source, mesh, position, bad, objectives.views(objective)
     )  # first, since it may bring tensorflow for TensorBoard
     writer, progress = metrics.Writer(workdir, step), metrics.Progress(step, steps, config.batch_size)
-    history, stopping, stop = _History(workdir, begin), distributed.Stopping(), False
+    history, stopping, stop = _History(workdir, begin), None, False
     trace = profile.Trace(workdir, traced, begin, steps)
+
+    def report():
+        means = history.means()
+        rates = progress.report(step, means["loss"])
+        line = {**means, **rates, "learning_rate": float(schedule(step - 1))}
+        writer.write(step, {f"train/{name}": value for name, value in line.items()})
+        bad.check()
+
+    def save():
+        history.check()
+        saved.save(step, state, position, config_lib.to_json(config))
+        history.saved = step
+
+    def evaluate():
+        figures = {name: value for e in evaluators for name, value in e(state.variables()).items()}
+        log.info("step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
+        writer.write(step, figures)
+        return figures
+
     try:
-        while step < steps and not stop:
-            # Step
-            trace.begin(step, state)
-            with progress.waiting(history.busy):
-                batch = next(batches)
-            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
-                state, step_metrics = step_fn(state, batch)
-            step, position = step + 1, position + config.batch_size
-            history.add(step, step_metrics)
-            progress.advance(step)
-            trace.end(step, state)
-            stop = stopping.asked() and step < steps
+        try:
+            while step < steps and not stop:
+                # Step
+                trace.begin(step, state)
+                with progress.waiting(history.busy), stopping.idle() if stopping else contextlib.nullcontext():
+                    batch = next(batches)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                    state, step_metrics = step_fn(state, batch)
+                step, position = step + 1, position + config.batch_size
+                history.add(step, step_metrics)
+                # Before the first step is done there is nothing to save, and SIGTERM simply ends the process.
+                stopping = stopping or distributed.Stopping()
+                progress.advance(step)
+                trace.end(step, state)
+                stop = stopping.asked() and step < steps
 
-            # Log
-            if due("log_every", step) or stop:
-                means = history.means()
-                rates = progress.report(step, means["loss"])
-                line = {**means, **rates, "learning_rate": float(schedule(step - 1))}
-                writer.write(step, {f"train/{name}": value for name, value in line.items()})
-                bad.check()
+                # Log
+                if due("log_every", step) and not stop:
+                    report()
 
-            # Evaluate
-            if due("eval_every", step) and evaluators and not stop:
-                evaluated = {name: value for e in evaluators for name, value in e(state.variables()).items()}
-                log.info("step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in evaluated.items()))
-                writer.write(step, evaluated)
-            if pictures and due("images_every", step) and not stop:
-                writer.show(step, pictures(state.variables()))
+                # Save
+                if due("checkpoint_every", step) and not stop:
+                    save()
+                if step == steps:  # What is left can be done again: SIGTERM simply ends the process.
+                    saved.wait()
+                    stopping.close()
 
-            # Save
-            if due("checkpoint_every", step) or stop:
-                history.check()
-                saved.save(step, state, position, config_lib.to_json(config))
-                history.saved = step
+                # Evaluate
+                with stopping.idle():
+                    if due("eval_every", step) and evaluators and not stop:
+                        evaluated = evaluate()
+                    if pictures and due("images_every", step) and not stop:
+                        writer.show(step, pictures(state.variables()))
+        except distributed.Stopped:
+            stop = True
+        if stop:
+            if history.unseen():
+                report()
+            if history.saved < step:
+                save()
+        if begin == steps and evaluators and not told:  # an earlier run was ended between its last step and its figures
+            evaluated = evaluate()
         saved.wait()
     finally:
         batches.close()
@@ -118,7 +147,8 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
         writer.close()
         progress.close()
         saved.close()
-        stopping.close()
+        if stopping:
+            stopping.close()
     if stop:
         raise UserError(
             f"stopped by SIGTERM at step {step} of {steps}, which is saved: the same command goes on from there",
@@ -166,7 +196,7 @@ def claim(workdir, config, saved=None):
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            (workdir / "config.json").write_text(config_lib.to_json(config))
+            atomic.write(workdir / "config.json", config_lib.to_json(config))
         except OSError as error:
             raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
 
@@ -199,6 +229,10 @@ class _History:
 
     def add(self, step, values):
         self._pending.append((step, values))
+
+    def unseen(self):
+        """Whether there were steps since the last call of `means`."""
+        return bool(self._pending or self._looked)
 
     def busy(self):
         """Whether the device is not yet done with the last step."""

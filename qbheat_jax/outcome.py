@@ -16,6 +16,17 @@ def command():
     return shlex.join(["qbheat", *sys.argv[1:]])
 
 
+def finished(path, summary):
+    """Return what a run that was finished before this process began has written to `path`, or None.
+
+    None too where the file is not there or is torn: it is then written anew.
+    """
+    try:
+        return None if summary["steps_run"] else json.loads(epath.Path(path).read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def trained(config, summary):
     """The last fields of a result: of the encoder, and of the training as `loop.train` summed it up."""
     return {

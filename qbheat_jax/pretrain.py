@@ -7,11 +7,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import api, data, loop, objectives, optim, outcome, quarters, sharding, state
+from qbheat_jax import api, atomic, data, loop, objectives, optim, outcome, quarters, sharding, state
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import UserError
 from qbheat_jax.port import labels
+from qbheat_jax.train import lock
 
 log = logging.getLogger("qbheat")
 
@@ -28,16 +29,18 @@ def run(config, workdir, traced=None):
         start = objective.started(start)
     evaluators = [Validation(config, objective, source)] if config.data.eval_split in source.splits else []
     watched = pictures(config, objective, source)
-    summary = loop.train(config, workdir, objective, source, evaluators, start, pictures=watched, traced=traced)
-    if config.objective == "supervised" and jax.process_index() == 0:
-        labels.save(workdir, [(name, name) for name in source.classes(config.data.split)])
-    path = epath.Path(workdir) / "summary.json"
-    if not summary["steps_run"] and path.exists():
-        return json.loads(path.read_text())
-    summary["command"] = outcome.command()
-    if jax.process_index() == 0:
-        path.write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
+    with lock.held(workdir):
+        summary = loop.train(config, workdir, objective, source, evaluators, start, pictures=watched, traced=traced)
+        if config.objective == "supervised" and jax.process_index() == 0:
+            labels.save(workdir, [(name, name) for name in source.classes(config.data.split)])
+        path = epath.Path(workdir) / "summary.json"
+        finished = outcome.finished(path, summary)
+        if finished is not None:
+            return finished
+        summary["command"] = outcome.command()
+        if jax.process_index() == 0:
+            atomic.write(path, json.dumps(summary, indent=2) + "\n")
+        return summary
 
 
 def prepare(config):

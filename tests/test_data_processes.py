@@ -73,7 +73,7 @@ def test_evaluation_fills_its_last_batch(folder):
 def test_a_process_that_dies_ends_the_run_in_a_line(folder):
     iterator = data.train_batches(folder, processes=2, **HOW)
     next(iterator)
-    for process in list(iterator._work.decoders._pool._processes.values()):
+    for process in iterator._work.decoders.processes:
         os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(UserError, match="a process that decodes images has died.*data.processes") as caught:
         for _ in range(100):
@@ -89,7 +89,7 @@ from qbheat_jax import data
 if __name__ == "__main__":
     iterator = data.train_batches(data.open_source(sys.argv[1]), processes=2, **eval(sys.argv[2]))
     next(iterator)
-    print(*iterator._work.decoders._pool._processes, flush=True)
+    print(*(p.pid for p in iterator._work.decoders.processes), flush=True)
     time.sleep(100)
 """
 
@@ -102,6 +102,7 @@ def test_processes_end_with_the_run_that_is_killed(folder, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
     )
     numbers = [int(number) for number in run.stdout.readline().split()]

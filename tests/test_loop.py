@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import sys
 
 import jax
@@ -99,6 +100,13 @@ def test_a_finished_run_is_left_alone(whole, small_config):
     assert json.loads((workdir / "summary.json").read_text())["val/loss"] > 0
 
 
+def test_a_run_that_was_ended_before_its_figures_makes_up_for_them(whole, small_config, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    summary = pretrain.run(small_config(), tmp_path / "run")
+    assert summary["steps_run"] == 0 and summary["val/loss"] == whole[1]["val/loss"]
+
+
 def test_another_run_in_the_workdir_is_refused(whole, small_config):
     with pytest.raises(UserError, match=r"holds another run, with learning_rate=0.01 \(now 0.5\)"):
         pretrain.run(small_config(learning_rate=0.5), whole[0])
@@ -107,8 +115,9 @@ def test_another_run_in_the_workdir_is_refused(whole, small_config):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_a_damaged_newest_checkpoint_falls_back(whole, small_config, tmp_path, damage, caplog):
-    import shutil
+def test_a_damaged_newest_checkpoint_falls_back(whole, small_config, tmp_path, damage, caplog, monkeypatch):
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
 
     shutil.copytree(whole[0], tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "6" / "state"
@@ -126,12 +135,11 @@ def test_a_damaged_newest_checkpoint_falls_back(whole, small_config, tmp_path, d
     assert "checkpoint 6 is damaged" in caplog.text
     assert summary["step"] == 6
     jax.tree.map(np.testing.assert_array_equal, variables(whole[0]), variables(tmp_path / "run"))
+    assert not unraisable, "no tracebacks of reads that nobody waited for"
 
 
 def test_loading_too_finds_out_bits_that_changed(whole, tmp_path, monkeypatch, caplog):
     """A checkpoint that reads without complaint, but not as it was written, is passed over by `load` as by the loop."""
-    import shutil
-
     shutil.copytree(whole[0], tmp_path / "run")
     original = Checkpoints._restore
 
@@ -149,8 +157,6 @@ def test_loading_too_finds_out_bits_that_changed(whole, tmp_path, monkeypatch, c
 
 
 def test_all_checkpoints_damaged_is_an_error(whole, small_config, tmp_path):
-    import shutil
-
     shutil.copytree(whole[0], tmp_path / "run")
     for step in (2, 4, 6):
         shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step) / "state")

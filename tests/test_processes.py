@@ -1,6 +1,7 @@
 """Runs of several processes through the command line: killed and started again, stopped by SIGTERM, resumed elsewhere."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +20,8 @@ import pytest
 from qbheat_jax import config as config_lib
 from qbheat_jax import distributed, loop, metrics, pretrain, sharding
 from qbheat_jax.checkpoint import Checkpoints
-from qbheat_jax.errors import PREEMPTED, UserError
+from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
+from qbheat_jax.train import rendezvous
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -185,48 +188,167 @@ def test_sigterm_saves_and_the_next_start_loses_nothing(whole, tmp_path, monkeyp
     assert_same_curve(tmp_path, whole)
 
 
-def test_which_processes_there_are(monkeypatch):
-    joined = []
-    monkeypatch.setattr(distributed, "_join", lambda *arguments: joined.append(arguments))
-    for name in (*distributed.VARIABLES.values(), "SLURM_STEP_NODELIST", "SLURM_NTASKS", "TPU_WORKER_HOSTNAMES"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture
+def joined(monkeypatch):
+    """The arguments of every `distributed._join`, in an environment that tells of no other process."""
+    calls = []
+    monkeypatch.setattr(distributed, "_join", lambda *arguments: calls.append(arguments))
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "TPU_WORKER")) or name in distributed.VARIABLES.values():
+            monkeypatch.delenv(name)
+    return calls
+
+
+def test_which_processes_there_are(monkeypatch, joined):
     distributed.start()
     distributed.start("host:1234", "1", "0")
     assert joined == [], "one process alone needs nobody"
     distributed.start("host:1234", "4", "3")
-    distributed.start("auto")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "0")
-    distributed.start("host:1234")
+    distributed.start("host:1234", wait="7.5")
+    assert joined == [("host:1234", 4, 3, None, distributed.WAIT), ("host:1234", 2, 0, None, 7.5)]
     monkeypatch.delenv("JAX_NUM_PROCESSES")
     monkeypatch.delenv("JAX_PROCESS_ID")
-    monkeypatch.setenv("SLURM_NTASKS", "16")
-    distributed.start()  # an allocation, outside of srun: this process alone
-    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[1-2]")
-    distributed.start()
-    assert joined == [("host:1234", 4, 3), (), ("host:1234", 2, 0), ()]
-    monkeypatch.delenv("SLURM_NTASKS")
     assert not distributed.several({"TPU_WORKER_HOSTNAMES": "localhost"})
     assert distributed.several({"TPU_WORKER_HOSTNAMES": "a,b"}) and distributed.several({"OMPI_COMM_WORLD_SIZE": "2"})
+    with pytest.raises(UserError) as caught:
+        distributed.start("auto")  # there is nothing here that tells
+    assert caught.value.exit_code == RUN_FAILED
 
     for words, arguments in (
-        (r"needs --processes \(or JAX_NUM_PROCESSES\) and --process \(or JAX_PROCESS_ID\) too", ("host:1234", None, None)),
+        (
+            r"needs --processes \(or JAX_NUM_PROCESSES\) and --process \(or JAX_PROCESS_ID\) too",
+            ("host:1234", None, None),
+        ),
         ("--process 4 is not accepted: it takes HOST:PORT of process 0", ("host:1234", "4", "4")),
         ("--coordinator host --processes 2", ("host", "2", "0")),
         ("--processes two", ("host:1", "two", "0")),
+        ("--wait soon", ("host:1", "2", "0", "soon")),
+        ("--wait -1", ("host:1", "2", "0", "-1")),
     ):
         with pytest.raises(UserError, match=words):
             distributed.start(*arguments)
 
 
-def test_processes_that_cannot_meet_are_one_line(monkeypatch):
+def test_slurm_counts_the_tasks_of_the_step(monkeypatch, joined):
+    def set_all(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+
+    set_all(NTASKS="4", JOB_ID="9", PROCID="0", LOCALID="0")
+    distributed.start()  # an allocation, outside of srun
+    set_all(STEP_NODELIST="node[1-2]", STEP_NUM_TASKS="1")
+    distributed.start()  # an interactive step: a shell in an allocation of four tasks
+    distributed.start("auto")
+    assert joined == []
+    set_all(STEP_NUM_TASKS="2", PROCID="1", LOCALID="1")
+    distributed.start()
+    address, *others = joined.pop()
+    assert address.startswith("node1:") and others == [2, 1, [1], distributed.WAIT]
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def connected(address):
+    """A connection to who listens there, or will."""
+    for _ in range(100):
+        try:
+            return socket.create_connection(rendezvous._split(address))
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("nobody listens")
+
+
+def meet(address, count, numbers, seconds):
+    """{number: what became of it}, of processes that are threads here."""
+    found = {}
+
+    def run(number):
+        try:
+            found[number] = rendezvous.meet(address, count, number, seconds)
+        except UserError as error:
+            found[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return found
+
+
+def test_all_processes_meet_whatever_else_comes_by():
+    address, found = free_address(), {}
+    host = threading.Thread(target=lambda: found.update(meet(address, 3, (0,), 60)))
+    host.start()
+    connected(address).sendall(b"GET / HTTP/1.1\r\n\r\n")
+    assert meet(address, 3, (2, 1), 60) == {1: None, 2: None}
+    host.join()
+    assert found == {0: None}
+    assert meet(address, 2, (0, 1), 60) == {0: None, 1: None}, "the port is free again at once"
+
+
+@pytest.mark.parametrize("there, missing", [((0,), "processes 1, 2"), ((1,), "process 0"), ((0, 2), "process 1")])
+def test_who_does_not_come_is_named(there, missing, caplog):
+    caplog.set_level(logging.INFO, "qbheat")
+    found = meet(free_address(), 3, there, 1.0)
+    assert set(found) == set(there)
+    for error in found.values():
+        assert missing in str(error) and error.exit_code == RUN_FAILED
+    assert all(f"process {number}" in caplog.text for number in there), "who waits says so"
+
+
+def test_two_of_one_number_and_other_counts_are_refused():
+    address = free_address()
+    host = threading.Thread(target=lambda: found.update(meet(address, 3, (0,), 4.0)))
+    found = {}
+    host.start()
+    first = connected(address)
+    first.sendall(b'{"qbheat": 1, "of": 3}\n')
+    time.sleep(0.2)
+    assert "another number" in str(meet(address, 3, (1,), 60)[1])
+    wrong = meet(address, 5, (4,), 60)[4]
+    assert wrong.exit_code == RUN_FAILED and "4 of 5" in str(wrong)
+    first.close()  # and one that has gone again counts no more
+    host.join()
+    assert "processes 1, 2" in str(found[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments, environment", [
+    (("--processes", "2", "--process", "0"), {}),
+    (("--processes", "2", "--process", "1"), {}),
+    ((), {"SLURM_JOB_ID": "9", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+          "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": "4"}),
+])  # fmt: skip
+def test_a_process_that_waits_in_vain_ends_in_a_line(small_config_file, tmp_path, arguments, environment):
+    if arguments:
+        arguments = ("--coordinator", free_address(), *arguments)
+    got = subprocess.run(
+        [sys.executable, "-m", "qbheat_jax", "pretrain", "--config", str(small_config_file), "--workdir",
+         str(tmp_path / "run"), *arguments, "--wait", "2"],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=120,
+    )  # fmt: skip
+    lines = got.stderr.strip().splitlines()
+    assert got.returncode == RUN_FAILED and lines[-1].startswith("qbheat: error: ") and "Traceback" not in got.stderr
+    assert sum("error" in line for line in lines) == 1 and any("wait" in line for line in lines[:-1])
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_cannot_join_are_one_line(monkeypatch):
     def unreachable(*_):
         raise RuntimeError("DEADLINE_EXCEEDED: no answer\nmore")
 
+    monkeypatch.setattr(rendezvous, "meet", lambda *_: None)
     monkeypatch.setattr(jax.distributed, "initialize", unreachable)
     with pytest.raises(UserError, match=r"cannot be joined at host:1 \(DEADLINE_EXCEEDED: no answer\)") as caught:
         distributed.start("host:1", "2", "0")
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == RUN_FAILED
 
 
 def test_rows_of_a_batch():

@@ -12,6 +12,7 @@ from qbheat_jax.analysis import continued, decoded, hypothesis, maps, operators,
 from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import sample
+from qbheat_jax.train import lock
 
 __all__ = ["run", "text"]
 
@@ -40,6 +41,13 @@ def run(config, workdir, init):
     chosen = subject.roles(source, config.images, config.seed)
     folder = results.folder(workdir, init)
     results.make(folder)
+    with lock.held(folder):
+        return folder, _analysed(config, init, given, source, chosen, folder, started)
+
+
+def _analysed(config, init, given, source, chosen, folder, started):
+    """The result, written to the folder with all that goes with it."""
+    frozen = given.frozen
     read = {
         role: subject.read(source, split, rows, config, frozen.image_size) for role, (split, rows) in chosen.items()
     }
@@ -89,7 +97,7 @@ def run(config, workdir, init):
         "command": outcome.command(),
     }
     results.write(folder, result, arrays, sheets)
-    return folder, result
+    return result
 
 
 class _Field:

@@ -13,6 +13,7 @@ from qbheat_jax.compare import cells, table
 from qbheat_jax.errors import PREEMPTED, UserError
 from qbheat_jax.probe.encode import POOLED
 from qbheat_jax.report import comparison
+from qbheat_jax.train import lock
 
 log = logging.getLogger("qbheat")
 
@@ -25,11 +26,16 @@ def run(plan, workdir):
     tries it again. Raises UserError where WORKDIR holds cells of another config, before anything is run, and where it is
     stopped by SIGTERM, with all saved.
     """
-    workdir, failures = epath.Path(workdir), {}
     if jax.process_count() > 1:
         raise UserError(
             f"a comparison runs in one process, on all devices of one machine; {jax.process_count()} were started"
         )
+    with lock.held(workdir):
+        return _filled(plan, epath.Path(workdir))
+
+
+def _filled(plan, workdir):
+    failures = {}
     cells.claim(plan.cells(), workdir)
     for line in table.warnings(plan):
         log.warning("%s", line)

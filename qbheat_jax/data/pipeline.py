@@ -5,6 +5,8 @@ their examples are put in their places in the batch. What an example looks like 
 `processes` the threads only wait for these.
 """
 
+import collections
+import concurrent.futures
 import os
 import threading
 import weakref
@@ -17,6 +19,9 @@ from qbheat_jax.data.cpu_tensorflow import tf, untuned
 from qbheat_jax.data.jpeg import jpeg_window
 from qbheat_jax.data.processes import Decoders
 from qbheat_jax.errors import RUN_FAILED, UserError
+
+# Seconds given to tensorflow's threads to end.
+_PATIENCE = 5.0
 
 
 class TensorflowBatches(Batches):
@@ -37,11 +42,11 @@ class TensorflowBatches(Batches):
     def _next(self):
         if not self._running:
             raise StopIteration
+        # tensorflow begins when it is first asked. It then works ahead, so that it need not be asked to make a batch.
+        asked = _asked(self._running[0]) if self.position == self.plan.start else None
+        self._work.wait((self.position - self.plan.start) // self.plan.batch_size)
         try:
-            last = int(next(self._running[0]).numpy()[-1])
-        except StopIteration:
-            self._work.reraise()
-            raise
+            last = int((asked.result() if asked else next(self._running[0])).numpy()[-1])
         except tf.errors.OpError:
             self._work.reraise()  # Our own error, rather than tensorflow's account of it.
             raise
@@ -51,11 +56,31 @@ class TensorflowBatches(Batches):
         self._close()
 
 
+def _asked(iterator):
+    """A future of the iterator's next item."""
+    future = concurrent.futures.Future()
+
+    def ask():
+        try:
+            future.set_result(next(iterator))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=ask, name="qbheat-first-batch", daemon=True).start()
+    return future
+
+
 def _stop(work, running):
-    work.stop.set()
+    work.end()
+    # tensorflow ends once all that its threads have begun is done, and a disk that does not answer leaves that undone.
+    iterators = running[:]
     running.clear()
-    if work.decoders:
-        work.decoders.close()
+    thread = threading.Thread(target=iterators.clear, daemon=True)
+    try:
+        thread.start()
+        thread.join(_PATIENCE)
+    except RuntimeError:  # no thread begins while the interpreter ends
+        iterators.clear()
 
 
 def _dataset(work, workers, prefetch):
@@ -83,8 +108,8 @@ class _Work:
     def __init__(self, plan, decoders):
         self.plan, self.decoders = plan, decoders
         self.stop = threading.Event()
-        # Arrays of the batches that are being made, by their number.
-        self.batches, self._lock = {}, threading.Lock()
+        # Arrays of the batches that are being made, and how many of their chunks are done, by their number.
+        self.batches, self._done, self._lock = {}, collections.Counter(), threading.Condition()
         self._error = None
         # Examples of a stream on their way from the reader to the threads that decode them, by chunk.
         self._read = {}
@@ -93,15 +118,47 @@ class _Work:
         if self._error is not None:
             raise self._error
 
+    def wait(self, number):
+        """Until batch `number` is there or never will be. Unlike a wait for tensorflow, a signal's handler can end it.
+
+        Raises what went wrong in its making.
+        """
+        if self.plan.batches is not None and number >= self.plan.batches:
+            return
+        whole = self.plan.slices.per_batch
+        with self._lock:
+            self._lock.wait_for(lambda: self._done[number] == whole or self._error or self.stop.is_set())
+            if self._done.pop(number, 0) < whole:
+                self.reraise()
+
+    def end(self):
+        self.stop.set()
+        if self.decoders:
+            self.decoders.close()
+        with self._lock:
+            self._lock.notify_all()
+
     def make(self, j):
-        """Fills in the examples of chunk j, an int64, which comes back."""
+        """Fills in the examples of chunk j, an int64, which comes back.
+
+        An error is kept for `wait`: raised here, it would be logged by tensorflow, once for each chunk on its way.
+        """
         try:
-            if not self.stop.is_set():
+            if not (self.stop.is_set() or self._error):
                 self._make(int(j))
-            return j
+                number = int(j) // self.plan.slices.per_batch
+                with self._lock:
+                    self._done[number] += 1
+                    if self._done[number] == self.plan.slices.per_batch:
+                        self._lock.notify_all()
         except BaseException as error:
+            self._failed(error)
+        return j
+
+    def _failed(self, error):
+        with self._lock:
             self._error = self._error or error
-            raise
+            self._lock.notify_all()
 
     def _make(self, j):
         plan = self.plan
@@ -159,11 +216,11 @@ class _Work:
         except tf.errors.OpError as error:  # A file that is gone, or a record that fails its checksum.
             reason = " ".join((error.message or type(error).__name__).split())[:300]
             message = f"data.source='{self.plan.source.spec}' cannot be read: {reason}"
-            self._error = UserError(message, exit_code=RUN_FAILED)
-            raise self._error from error
-        except BaseException as error:
-            self._error = self._error or error
-            raise
+            failure = UserError(message, exit_code=RUN_FAILED)
+            failure.__cause__ = error
+            self._failed(failure)
+        except Exception as error:
+            self._failed(error)
 
     def _open(self, epoch, first):
         plan = self.plan

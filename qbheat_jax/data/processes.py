@@ -11,7 +11,7 @@ import os
 import queue
 import signal
 import threading
-from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+import traceback
 
 import numpy as np
 
@@ -25,6 +25,8 @@ _ENCODED = 160 * 1024
 class Decoders:
     """`count` processes that make chunks of `chunk` examples of a `Recipe`.
 
+    Each has a pipe of its own, so that one which is killed is noticed at once and holds no lock that others wait for.
+
     `ahead`: how many chunks can be asked for at a time, one in the work of each process and one waiting for it.
     """
 
@@ -34,10 +36,19 @@ class Decoders:
         context = multiprocessing.get_context("spawn")  # neither jax nor tensorflow outlives a fork
         memory = context.RawArray("B", self.ahead * layout.size)
         self._slots = [layout.slot(memory, k) for k in range(self.ahead)]
-        self._free = queue.SimpleQueue()
+        self._free, self._idle = queue.SimpleQueue(), queue.SimpleQueue()  # slots; pipes of processes, None at the end
         for k in range(self.ahead):
             self._free.put(k)
-        self._pool = ProcessPoolExecutor(count, context, _begin, (recipe, layout, memory))
+        self.processes = []
+        atexit.register(self.close)  # before multiprocessing's own, which would wait for the processes
+        for _ in range(count):
+            pipe, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, recipe, layout, memory), daemon=True)
+            with _signals_kept_from_children():
+                process.start()
+            theirs.close()  # so that the death of the process closes the pipe
+            self.processes.append(process)
+            self._idle.put(pipe)
 
     def build(self, fetch, epochs, indices, bad, out):
         """As `examples.build`, in another process. Raises UserError where one has died."""
@@ -45,23 +56,52 @@ class Decoders:
         number = self._free.get()
         try:
             encoded, made = self._slots[number]
-            task = (number, epochs, indices, _put(items, encoded))
-            for name, reason in self._pool.submit(_work, *task).result():
+            for name, reason in self._ask((number, epochs, indices, _put(items, encoded))):
                 bad.add(name, reason)
             for key, array in made.items():
                 out[key][:] = array
-        except BrokenProcessPool as error:
+        finally:
+            self._free.put(number)
+
+    def _ask(self, task):
+        """What the next idle process answers."""
+        pipe = self._idle.get()
+        try:
+            if pipe is None:
+                raise EOFError
+            pipe.send(task)
+            failed, answer = pipe.recv()
+        except (EOFError, OSError) as error:
+            self.close()
             raise UserError(
                 "a process that decodes images has died, perhaps for want of memory: start again, with fewer of them "
                 "(data.processes) or none",
                 exit_code=RUN_FAILED,
             ) from error
-        finally:
-            self._free.put(number)
+        self._idle.put(pipe)
+        if failed:
+            raise RuntimeError(f"in a process that decodes images: {answer}")
+        return answer
 
     def close(self):
-        """Ends the processes; what was asked for and not begun is cancelled."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the processes, and whatever waits for them."""
+        atexit.unregister(self.close)
+        self._idle.put(None)
+        for process in self.processes:
+            process.kill()  # they heed nothing less, and have nothing to tidy up
+
+
+@contextlib.contextmanager
+def _signals_kept_from_children():
+    """Block what stops a run, in processes started meanwhile too: these end when the run has no more use for them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Layout:
@@ -112,15 +152,11 @@ class _Noted(list):
         self.append((str(name), str(reason)))
 
 
-def _begin(recipe, layout, memory):
-    """Makes this process ready: it has nothing to say to signals, and ends with the one that began it, however that ends."""
-    global _make
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _serve(pipe, recipe, layout, memory):
+    """Makes chunks until this process is killed, or the one that began it ends, however that ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from qbheat_jax.data.jpeg import jpeg_window
 
-    atexit.register(os._exit, 0)  # at once: tensorflow would take its time, and there is nothing to tidy up
     blank = recipe.empty(layout.chunk)
 
     def make(number, epochs, indices, items):
@@ -140,14 +176,18 @@ def _begin(recipe, layout, memory):
             made[key][~made["mask"]] = blank[key][0]
         return list(bad)
 
-    _make = make
+    with contextlib.suppress(EOFError, OSError):  # of a pipe whose other end is gone
+        while True:
+            task = pipe.recv()
+            try:
+                answer = False, make(*task)
+            except Exception:
+                answer = True, traceback.format_exc()
+            pipe.send(answer)
+    os._exit(1)  # at once: tensorflow would take its time, and there is nothing to tidy up
 
 
 def _end_with_parent():
     with contextlib.suppress(Exception):
         multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def _work(*task):
-    return _make(*task)

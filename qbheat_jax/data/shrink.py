@@ -72,7 +72,8 @@ def _ahead(function, items, workers):
         while waiting:
             yield waiting.popleft().result()
     finally:
-        executor.shutdown(cancel_futures=True)
+        # Without a wait for threads that a disk keeps waiting: there is something to wait for after an error alone.
+        executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _stream(source, split, rows):

@@ -5,10 +5,11 @@ import json
 import jax
 from etils import epath
 
-from qbheat_jax import api, data, from_init, loop, objectives, outcome, trees
+from qbheat_jax import api, atomic, data, from_init, loop, objectives, outcome, trees
 from qbheat_jax import config as config_lib
 from qbheat_jax.detect.evaluate import AveragePrecision
 from qbheat_jax.errors import UserError
+from qbheat_jax.train import lock
 
 __all__ = ["checked", "line", "run"]
 
@@ -26,28 +27,30 @@ def run(config, workdir):
     measured = config.data.eval_split in source.splits
     evaluators = [AveragePrecision(objective, source, config.data.eval_split, config)] if measured else []
 
-    summary = loop.train(
-        config, workdir, objective, source, evaluators, from_init.start(model), lambda params: factors(params, config)
-    )
-    path = epath.Path(workdir) / "result.json"
-    if not summary["steps_run"] and path.exists():
-        return json.loads(path.read_text())
-    found = _measured(evaluators[0], workdir) if measured else None
-    result = {
-        "protocol": config.objective,
-        "init": config.init,
-        "data": source.spec,
-        **(found.figures if measured else {}),
-        "per_class": found.per_class if measured else {},
-        "n": found.n if measured else 0,
-        "seed": config.seed,
-        "frozen": not config.tune,
-        "n_train": source.splits[config.data.split],
-        "hparams": {name: config[name] for name in ("learning_rate", "weight_decay", "batch_size")},
-        **outcome.trained(config, summary),
-    }
-    outcome.save(workdir, result, source.class_names)
-    return result
+    with lock.held(workdir):
+        summary = loop.train(
+            config, workdir, objective, source, evaluators, from_init.start(model), lambda params: factors(params, config)
+        )
+        path = epath.Path(workdir) / "result.json"
+        finished = outcome.finished(path, summary)
+        if finished is not None:
+            return finished
+        found = _measured(evaluators[0], workdir) if measured else None
+        result = {
+            "protocol": config.objective,
+            "init": config.init,
+            "data": source.spec,
+            **(found.figures if measured else {}),
+            "per_class": found.per_class if measured else {},
+            "n": found.n if measured else 0,
+            "seed": config.seed,
+            "frozen": not config.tune,
+            "n_train": source.splits[config.data.split],
+            "hparams": {name: config[name] for name in ("learning_rate", "weight_decay", "batch_size")},
+            **outcome.trained(config, summary),
+        }
+        outcome.save(workdir, result, source.class_names)
+        return result
 
 
 def line(result):
@@ -94,5 +97,5 @@ def _measured(precision, workdir):
     if jax.process_index() == 0:
         rounded = {name: [round(p, 4) for p in values] for name, values in precision.curves.items()}
         for name, found in (("detections", precision.detections), ("curves", rounded)):
-            (epath.Path(workdir) / f"{name}.json").write_text(json.dumps(found) + "\n")
+            atomic.write(epath.Path(workdir) / f"{name}.json", json.dumps(found) + "\n")
     return precision

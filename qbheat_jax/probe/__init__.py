@@ -17,6 +17,7 @@ from qbheat_jax.probe.cache import Store
 from qbheat_jax.probe.encode import POOLED, Encoding
 from qbheat_jax.probe.features import standard
 from qbheat_jax.probe.results import line, name, table, write
+from qbheat_jax.train import lock
 
 __all__ = ["Store", "line", "name", "run", "table"]
 
@@ -44,10 +45,26 @@ def run(config, workdir, init, store=None):
     source.check_labels("train", test)
     if "val" in source.splits and source.labels("val") is not None:
         source.check_labelled("val", source.labels("val"))
-    classes = len(source.class_names)
+    with lock.held(workdir):
+        figures, rates, curve = _probed(config, frozen, source, test, store or Store(workdir / "features"))
+        result = {
+            "protocol": config.protocol,
+            "init": str(init),
+            "data": source.spec,
+            **figures,
+            **frozen.description,
+            "seconds": time.perf_counter() - started,
+            "encode_images_per_second": rates,
+            "command": outcome.command(),
+        }
+        write(workdir, config, result, curve)
+    return result
 
+
+def _probed(config, frozen, source, test, store):
+    """(figures of the result, images encoded a second, curve of the chosen head)."""
+    classes = len(source.class_names)
     cached = [s for s in source.splits if s in ("train", "val", test) and not (s == "train" and config.augment)]
-    store = store or Store(workdir / "features")
     encoding = Encoding(frozen, config, store, sum(source.splits[s] for s in cached))
     recipe = None if config.protocol == "knn" else _recipe(config, classes, encoding.shape[-1])
     examples = (_augmented if config.augment else _cached)(encoding, frozen, source, test, config)
@@ -57,10 +74,7 @@ def run(config, workdir, init, store=None):
         features = features.standardised(*examples.standard)
     rank = method.ranks(features)
 
-    result = {
-        "protocol": config.protocol,
-        "init": str(init),
-        "data": source.spec,
+    figures = {
         **{key: float(value) for key, value in scores.top(rank, classes).items()},
         "n": len(features),
         "split": test,
@@ -72,13 +86,8 @@ def run(config, workdir, init, store=None):
         "n_train": len(examples.both if config.refit else examples.train),
         "n_holdout": len(examples.holdout),
         "hparams": method.hparams,
-        **frozen.description,
-        "seconds": time.perf_counter() - started,
-        "encode_images_per_second": encoding.rates,
-        "command": outcome.command(),
     }
-    write(workdir, config, result, method.curve)
-    return result
+    return figures, encoding.rates, method.curve
 
 
 @dataclasses.dataclass(frozen=True)
