@@ -172,6 +172,13 @@ def first(function):
     return result
 
 
+def agreed(value):
+    """Return process 0's `value`, a bool, in every process."""
+    if jax.process_count() == 1:
+        return bool(value)
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
 def barrier(name):
     """Until all processes are here."""
     if jax.process_count() > 1:

@@ -60,7 +60,6 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
 
     # Restore
     step, position = 0, 0
-    told = any((workdir / name).exists() for name in ("summary.json", "result.json"))  # by an earlier run, of its end
     restored = saved.restore(state)
     if restored:
         step, state, position = restored
@@ -98,6 +97,10 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
         return figures
 
     try:
+        if begin and evaluators and due("eval_every", begin):  # an earlier process may have been ended within it
+            evaluated = metrics.figures(workdir, begin)
+            if distributed.agreed(not evaluated):
+                evaluated = evaluate()
         try:
             while step < steps and not stop:
                 # Step
@@ -118,19 +121,16 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
                 if due("log_every", step) and not stop:
                     report()
 
-                # Save
-                if due("checkpoint_every", step) and not stop:
-                    save()
-                if step == steps:  # What is left can be done again: SIGTERM simply ends the process.
-                    saved.wait()
-                    stopping.close()
-
                 # Evaluate
                 with stopping.idle():
                     if due("eval_every", step) and evaluators and not stop:
                         evaluated = evaluate()
                     if pictures and due("images_every", step) and not stop:
                         writer.show(step, pictures(state.variables()))
+
+                # Save
+                if due("checkpoint_every", step) and not stop:
+                    save()
         except distributed.Stopped:
             stop = True
         if stop:
@@ -138,8 +138,6 @@ def train(config, workdir, objective, source, evaluators=(), start=None, factors
                 report()
             if history.saved < step:
                 save()
-        if begin == steps and evaluators and not told:  # an earlier run was ended between its last step and its figures
-            evaluated = evaluate()
         saved.wait()
     finally:
         batches.close()

@@ -69,6 +69,15 @@ class Writer:
                 self._board.close()
 
 
+def figures(workdir, step):
+    """Return what evaluations said at a step, {"val/loss": ...}; {} where there was none."""
+    found = {}
+    for line in read(workdir):
+        if line["step"] == step:
+            found |= {name: value for name, value in line.items() if name != "step" and not name.startswith("train/")}
+    return found
+
+
 def read(workdir):
     """The lines of WORKDIR/metrics.jsonl as dicts; a line that a killed process tore is left out."""
     path = epath.Path(workdir) / "metrics.jsonl"

@@ -20,14 +20,22 @@ from tests.conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
 
-# The command `qbheat` with the tests' encoders. Decoding processes import this file too.
+# The command `qbheat` with the tests' encoders, and a disk that stops to answer for one image once the file HANG is there.
+# Decoding processes import this file too.
 COMMAND = """
-import os, sys
+import os, sys, time
 if __name__ == "__main__":
     flags = os.environ["XLA_FLAGS"]
     from tests import conftest
     os.environ["XLA_FLAGS"] = flags
     from qbheat_jax import __main__
+    from qbheat_jax.data import files
+    read = files.read
+    def held(path, most=-1):
+        while path.endswith("00.jpg") and os.path.exists(os.environ["HANG"]):
+            time.sleep(60)
+        return read(path, most)
+    files.read = held
     sys.exit(__main__.start())
 """
 LONG = {"total_steps": 100000, "checkpoint_every": 100000, "log_every": 20, "decoder.depth": 0, "data.eval_split": ""}
@@ -60,6 +68,7 @@ def start(tmp_path):
             node[leaf] = value
         (tmp_path / "config.py").write_text(f"def get_config():\n    return {nested!r}\n")
         environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+        environment["HANG"] = str(tmp_path / "hang")
         command = [sys.executable, str(tmp_path / "command.py"), "pretrain"]
         arguments = ["--config", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]
         with open(tmp_path / "log", "w") as log:
@@ -98,11 +107,9 @@ def decoders(process):
     return found
 
 
-def hang(images, tmp_path, process):
+def hang(tmp_path, process):
     """Has a read never end, of an image that comes by in every epoch, and waits until the run waits for it."""
-    path = images / "train" / "a" / "00.jpg"
-    os.mkfifo(images / "fifo")
-    os.replace(images / "fifo", path)
+    (tmp_path / "hang").touch()
     before = None
     while before != (before := steps(tmp_path)):
         time.sleep(1.5)
@@ -168,7 +175,7 @@ def test_signals_while_a_file_cannot_be_read(start, images, tmp_path, processes)
     until(lambda: len(steps(tmp_path)) > 3, process)
     children = decoders(process)
     assert len(children) == processes
-    hang(images, tmp_path, process)
+    hang(tmp_path, process)
     process.terminate()
     assert process.wait(20) == PREEMPTED
     assert not [child for child in children if Path(f"/proc/{child}").exists()]

@@ -100,11 +100,26 @@ def test_a_finished_run_is_left_alone(whole, small_config):
     assert json.loads((workdir / "summary.json").read_text())["val/loss"] > 0
 
 
-def test_a_run_that_was_ended_before_its_figures_makes_up_for_them(whole, small_config, tmp_path):
-    shutil.copytree(whole[0], tmp_path / "run")
-    (tmp_path / "run" / "summary.json").unlink()
-    summary = pretrain.run(small_config(), tmp_path / "run")
-    assert summary["steps_run"] == 0 and summary["val/loss"] == whole[1]["val/loss"]
+@pytest.mark.parametrize("last", [4, 6])
+def test_figures_that_an_ended_process_owed_are_made_up_for(small_config, tmp_path, monkeypatch, last):
+    """SIGTERM within an evaluation leaves a checkpoint without its figures: in the middle of a run, and at its end."""
+    config = small_config(eval_every=2)
+    with monkeypatch.context() as patch:
+        if last < 6:
+            stop_after(patch, last)
+            with pytest.raises(Killed):
+                pretrain.run(config, tmp_path)
+        else:
+            pretrain.run(config, tmp_path)
+    step = Checkpoints(tmp_path).steps()[-1]
+    lines = metrics.read(tmp_path)
+    owed = [line for line in lines if line["step"] == step and "val/loss" in line]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line not in owed))
+    (tmp_path / "summary.json").unlink(missing_ok=True)
+    summary = pretrain.run(config, tmp_path)
+    told = [line for line in metrics.read(tmp_path) if "val/loss" in line]
+    assert [line["step"] for line in told] == [2, 4, 6] and told[step // 2 - 1] == owed[0]
+    assert summary["val/loss"] == told[-1]["val/loss"]
 
 
 def test_another_run_in_the_workdir_is_refused(whole, small_config):
