@@ -70,7 +70,7 @@ _NO_PATHS = ("random", "pixels", "histogram")
 
 def _with_paths(arguments):
     """Expand every path that was given, by the rule of `paths`. A data source expands its own."""
-    given = {name: value for name, value in vars(arguments).items() if name in _PATHS and value not in (None, [])}
+    given = {name: value for name, value in vars(arguments).items() if name in _PATHS and isinstance(value, (str, list))}
     if not given.get("tfds_dir"):
         given.pop("tfds_dir", None)  # its default
     for name, value in given.items():
