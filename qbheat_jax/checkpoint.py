@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,7 @@ class Checkpoints:
 
     def __init__(self, workdir, keep=3):
         self.directory = epath.Path(workdir) / "checkpoints"
+        self._loops, self._writes = contextlib.ExitStack(), False
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
         with _disk(self.directory):
             self._manager = ocp.CheckpointManager(
@@ -58,6 +61,9 @@ class Checkpoints:
     def save(self, step, state, position, config_json):
         """Starts writing; the arrays are copied first, so the state may be donated at once."""
         record = {"position": int(position), "bits": _bits(state)}
+        if not self._writes:  # from now on in threads of orbax, until this is closed
+            self._writes = True
+            self._loops.enter_context(_tidy_loops)
         with _disk(self.directory):
             self._manager.save(
                 step,
@@ -134,11 +140,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self):
-        with _disk(self.directory):
+        with self._loops, _disk(self.directory):
             self._manager.close()
 
     def _restore(self, step, **items):
-        with _loops_that_end_tidily():
+        with _tidy_loops:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _set_aside(self, step, error):
@@ -163,19 +169,39 @@ class _Loop(asyncio.SelectorEventLoop):
         super().close()
 
 
-@contextlib.contextmanager
-def _loops_that_end_tidily():
-    """Have event loops that begin meanwhile be a `_Loop`.
+class _TidyLoops:
+    """Within it, event loops that begin are a `_Loop`. It may be entered several times, in any order.
 
-    When one array of a checkpoint cannot be read, orbax closes its loop while others are still being read. tensorstore then
-    reports each of these to a closed loop, with a traceback on stderr.
+    When one array of a checkpoint cannot be read or written, orbax closes its loop while others are still on their way.
+    tensorstore then reports each of these to a closed loop, with a traceback on stderr.
     """
-    before = asyncio.new_event_loop
-    asyncio.new_event_loop = _Loop
-    try:
-        yield
-    finally:
-        asyncio.new_event_loop = before
+
+    def __init__(self):
+        self._within, self._before, self._lock = 0, None, threading.Lock()
+
+    def __enter__(self):
+        with self._lock:
+            self._within += 1
+            if self._within == 1:
+                self._before, asyncio.new_event_loop = asyncio.new_event_loop, _Loop
+        return self
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                asyncio.new_event_loop = self._before
+
+
+_tidy_loops = _TidyLoops()
+
+
+def _is_no_failure_of_orbax(record):
+    """Whether a record of the log may be shown: what orbax's threads fail of is raised, and told, here."""
+    return not (record.exc_info and "orbax" in record.pathname) or bool(os.environ.get("QBHEAT_DEBUG"))
+
+
+logging.getLogger("absl").addFilter(_is_no_failure_of_orbax)
 
 
 def _brief(error):
@@ -185,7 +211,10 @@ def _brief(error):
 class _disk:
     """Turns what a file system refuses (full, read-only, no permission) into one line and exit code 1."""
 
-    WORDS = ("no space left", "disk quota", "read-only file system", "permission denied", "resource_exhausted")
+    WORDS = (
+        "no space left", "file too large", "disk quota", "read-only file system",
+        "permission denied", "resource_exhausted",
+    )
 
     def __init__(self, directory):
         self.directory = directory

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -58,7 +59,7 @@ def start(tmp_path):
     (tmp_path / "command.py").write_text(COMMAND)
     running = []
 
-    def run(**fields):
+    def run(prepare=None, **fields):
         nested = {}
         for key, value in {**SMALL, **LONG, **fields}.items():
             *parents, leaf = key.split(".")
@@ -72,7 +73,9 @@ def start(tmp_path):
         command = [sys.executable, str(tmp_path / "command.py"), "pretrain"]
         arguments = ["--config", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]
         with open(tmp_path / "log", "w") as log:
-            running.append(subprocess.Popen([*command, *arguments], env=environment, cwd=ROOT, stderr=log))
+            running.append(
+                subprocess.Popen([*command, *arguments], env=environment, cwd=ROOT, stderr=log, preexec_fn=prepare)
+            )
         return running[-1]
 
     yield run
@@ -137,6 +140,18 @@ def test_a_full_stdout_is_one_line():
         )
     assert got.returncode == RUN_FAILED
     assert got.stderr == "qbheat: error: stdout cannot be written: No space left on device\n"
+
+
+def test_a_checkpoint_that_the_disk_refuses_is_one_line(start, tmp_path):
+    """A limit on the size of files stands in for a full disk: the threads of orbax fail, and many of them at once."""
+    process = start(
+        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+        **{"total_steps": 4, "checkpoint_every": 1, "data.source": "synthetic:64"},
+    )
+    assert process.wait(120) == RUN_FAILED
+    log = (tmp_path / "log").read_text()
+    errors = [line for line in log.splitlines() if line.startswith("qbheat: error")]
+    assert len(errors) == 1 and "cannot be written" in errors[0] and "Traceback" not in log
 
 
 STUCK = """

@@ -13,7 +13,7 @@ _MIB = 1 << 20
 def run(place, until, report):
     """Try every fault once; stop at the time `until`. report(kind, what, wrong)."""
     whole = runs.expected(place)
-    for fault in (_devices, _damaged, _disks):
+    for fault in (_devices, _disks, _damaged):
         fault(place, whole, until, report)
 
 
@@ -38,7 +38,8 @@ def _damaged(place, whole, until, report):
     run.kill()
     kept = run.workdir.with_name("kept")
     shutil.move(run.workdir, kept)
-    newest = max((kept / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    whole_ones = (path for path in (kept / "checkpoints").iterdir() if path.name.isdigit())
+    newest = max(whole_ones, key=lambda path: int(path.name))
     files = sorted(path.relative_to(kept) for path in newest.rglob("*") if path.is_file())
     files += [path.relative_to(kept) for path in (kept / "metrics.jsonl", kept / "config.json")]
     draw = runs.seeded("damaged")
@@ -107,18 +108,21 @@ def _disks(place, whole, until, report):
         try:
             report("disk", kind, _on_disk(disk, kind, whole, draw))
         finally:
-            subprocess.run(["umount", "-l", disk], check=True)
+            while os.path.ismount(disk):
+                subprocess.run(["umount", "-l", disk], check=True)
 
 
 def _on_disk(disk, kind, whole, draw):
-    run = runs.Run(disk.parent, "disk/run")
-    run._log, run._config = disk.parent / "disk.log", run._config
+    run = runs.Run(disk, "run", log=disk.parent / "disk.log")
     run.start()
     if kind == "read-only":
         run.until_random(draw)
-        # A file system with files open for writing refuses; a bind of it does not.
-        subprocess.run(["mount", "-o", "remount,ro", disk], capture_output=True)
+        # Files that are open for writing keep a disk from becoming read-only, but not from being seen so by what comes after.
+        subprocess.run(["mount", "--bind", disk, disk], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
     codes, wrong = run.wait(), None
+    if kind == "read-only":
+        subprocess.run(["umount", disk], check=True)
     subprocess.run(["mount", "-o", "remount,rw,size=2g", disk], check=True)
     if codes != [0] and codes not in ([1], [2]):
         wrong = f"it ended with {codes}"
@@ -126,7 +130,9 @@ def _on_disk(disk, kind, whole, draw):
         wrong = wrong or "it did not end with one sentence"
     if "Traceback" in run.log():
         wrong = wrong or "a traceback was printed"
-    return _told(wrong or _ended(run, whole), run)
+    wrong = _told(wrong or _ended(run, whole), run)
+    run.remove()
+    return wrong
 
 
 def _told(wrong, run):

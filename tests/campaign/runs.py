@@ -29,10 +29,10 @@ class Run:
     processes: how many make the run; workers: decoding processes of each; devices: virtual CPU devices of each.
     """
 
-    def __init__(self, place, name, processes=1, workers=0, devices=1, steps=STEPS):
+    def __init__(self, place, name, processes=1, workers=0, devices=1, steps=STEPS, log=None):
         self.workdir, self.processes, self.devices = Path(place) / name, processes, devices
-        self._log, self._steps = Path(place) / f"{name}.log", steps
-        self._config = Path(place) / "config.py"
+        self._log = log or Path(place) / f"{name}.log"
+        self._config = self._log.with_name("config.py")
         self._config.write_text(f"def get_config():\n    return {CONFIG!r}\n")
         self._overrides = ["--config.total_steps", str(steps), "--config.data.processes", str(workers)]
         self.children = []
