@@ -1,5 +1,6 @@
 """Small files that are whole at any time, whenever the process that writes them is killed."""
 
+import contextlib
 import os
 
 from etils import epath
@@ -22,4 +23,5 @@ def write(path, content):
         part.write_bytes(data)
         os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a disk that has become read-only
+            part.unlink(missing_ok=True)

@@ -45,6 +45,9 @@ def main(argv=None):
         return _fail(error, error.exit_code)
     except KeyboardInterrupt:
         return _fail(ending.INTERRUPTED, RUN_FAILED)
+    except OSError as error:  # a disk that has become read-only, a folder that is gone
+        reason = error.strerror or error
+        return _fail(f"{error.filename}: {reason}" if error.filename else reason, RUN_FAILED)
     except MemoryError as error:
         return _fail(f"out of memory: {error}", RUN_FAILED)
     except Exception as error:

@@ -285,6 +285,7 @@ def test_interruption_and_lack_of_memory_are_one_line(capsys, monkeypatch):
         (KeyboardInterrupt(), "interrupted"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"), "smaller batch_size"),
         (OSError(28, "No space left on device"), "No space left"),
+        (OSError(30, "Read-only file system", "run/metrics.jsonl"), "run/metrics.jsonl: Read-only file system"),
     ):
 
         def fail(*_, error=error):
