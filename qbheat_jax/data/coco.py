@@ -5,22 +5,18 @@
 
 What is wrong with a file is refused where it may hide more, see `coco_file`. What can be repaired is, and is counted in one
 line of the log: images without a file are left out, boxes are cut at their image's border, and boxes without a width or
-height, or wholly outside, are dropped. `repairs` has the counts.
+height, or wholly outside, are dropped. `repairs` has the counts, `notes` says them.
 
 EXIF may say that an image is to be turned. Its boxes are of the upright image where the annotated width and height are
 those of the upright image, or of both; they are of the image as stored where only that has the annotated size, and such an
 image is then not turned.
 """
 
-import logging
-
 import numpy as np
 
 from qbheat_jax import paths
 from qbheat_jax.data import base, boxes, coco_file, decode, files
 from qbheat_jax.errors import UserError
-
-_log = logging.getLogger("qbheat")
 
 SPLITS = ("train", "val", "test")
 # Bytes at a file's head that are looked through for EXIF when the source is opened: it comes first.
@@ -42,7 +38,7 @@ class Coco(base.Source):
                 f"data.source='{spec}' is not understood: write coco:IMAGES_DIR,ANNOTATIONS.json, once for train or more "
                 "often for train, val and test, all with commas between"
             )
-        self._folders, self._truth, self.repairs, named = {}, {}, {}, {}
+        self._folders, self._truth, self.repairs, named, notes = {}, {}, {}, {}, []
         for split, folder, path in zip(SPLITS, parts[::2], parts[1::2]):
             place = f"data.source='{spec}': {path}"
             self._folders[split] = paths.expand(folder, f"data.source='{spec}'")
@@ -52,12 +48,13 @@ class Coco(base.Source):
             for what, count in self.repairs[split].items():
                 if count:
                     first = f" (first: {paths.printable(missing[0])})" if what == "images without a file" else ""
-                    _log.warning("%s: %d %s%s", place, count, what, first)
-            _tell_turned(place, self._folders[split], self._truth[split]["images"])
+                    notes.append(f"{place}: {count} {what}{first}")
+            notes += _turned_images(place, self._folders[split], self._truth[split]["images"])
             named[split] = [(c["id"], c["name"]) for c in self._truth[split]["categories"]]
             if named[split] != named["train"]:
                 raise UserError(f"{place} has other categories than {parts[1]}: both need the same ids and names")
         super().__init__(spec, {s: len(t["images"]) for s, t in self._truth.items()}, [name for _, name in named["train"]])
+        self.notes = tuple(notes)
         self._boxes = {split: _boxes(truth) for split, truth in self._truth.items()}
 
     def boxes(self, split, index):
@@ -103,21 +100,25 @@ def _files(place, folder):
     return lambda name: name in names or ("/" in name and files.there(files.join(folder, name)))
 
 
-def _tell_turned(place, folder, images):
-    """Warn once of the images that EXIF turns, with how many boxes are taken to be of the stored image."""
+def _turned_images(place, folder, images):
+    """A list with a sentence on the images that EXIF turns, and of which image their boxes are taken to be; [] without any.
+
+    Nothing is looked at in a bucket, which would take a request for each image; the rule is the same.
+    """
     if paths.remote(folder):
-        return  # a request for each; the rule is the same
+        return []
     upright, stored, first = 0, 0, None
     for image in images:
         number = _turned(files.join(folder, image["file_name"]), (image["height"], image["width"]))
         if number is not None:
             upright, stored, first = upright + (number > 1), stored + (number == 1), first or image["file_name"]
-    if first:
-        _log.warning(
-            "%s: EXIF turns %d images (first: %s): the boxes of %d are taken to be of the upright image, those of %d, whose "
-            "annotated size is only that of the stored one, of the image as stored",
-            place, upright + stored, paths.printable(first), upright, stored,
-        )  # fmt: skip
+    if not first:
+        return []
+    return [
+        f"{place}: EXIF turns {upright + stored} images (first: {paths.printable(first)}): the boxes of {upright} are taken to "
+        f"be of the upright image, those of {stored}, whose annotated size is only that of the stored one, of the image as "
+        "stored"
+    ]
 
 
 def _turned(path, size):

@@ -7,6 +7,8 @@ from qbheat_jax.data.synthetic import Synthetic
 from qbheat_jax.errors import UserError
 
 _log = logging.getLogger("qbheat")
+# Notes that the log has already: a source may be opened several times in a process.
+_told = set()
 
 ACCEPTED = (
     "'photos', 'tfds:NAME[/CONFIG]', 'folder:PATH', 'coco:IMAGES_DIR,ANNOTATIONS.json', 'scenes' or 'scenes:N', 'synthetic' "
@@ -23,7 +25,9 @@ def open_source(spec, *, image_size=64, tfds_dir=""):
     """
     source = _opened(str(spec), image_size, paths.expand(tfds_dir, "data.tfds_dir") if tfds_dir else "")
     for note in source.notes:
-        _log.warning("%s", note)
+        if note not in _told:
+            _told.add(note)
+            _log.warning("%s", note)
     return source
 
 
