@@ -10,13 +10,6 @@ from tests.campaign import runs
 _MIB = 1 << 20
 
 
-def run(place, until, report):
-    """Try every fault once; stop at the time `until`. report(kind, what, wrong)."""
-    whole = runs.expected(place)
-    for fault in (_devices, _disks, _damaged):
-        fault(place, whole, until, report)
-
-
 def _ended(run, whole, rtol=0.0):
     """Why a run that is started again does not end well with that curve, or None."""
     run.start()
@@ -29,8 +22,12 @@ def _ended(run, whole, rtol=0.0):
         return str(error)
 
 
-def _damaged(place, whole, until, report):
-    """Every file of the newest checkpoint torn, bit-flipped, emptied and removed: the one before it is taken."""
+def damage(place, until, report):
+    """Tear, flip a bit of, empty and remove every file of the newest checkpoint: the one before it is taken.
+
+    Like the other faults it stops at the time `until`, and calls report(kind, what, wrong) after each try.
+    """
+    whole = runs.expected(place)
     run = runs.Run(place, "damaged")
     run.start()
     while run.running() and run.lines() < 10:
@@ -74,28 +71,29 @@ def _damage(path, kind, draw):
     path.write_bytes(data)
 
 
-def _devices(place, whole, until, report):
-    """A run goes on with 8, 4, 1 and 8 devices, killed between; sums are taken in another order, so nearly the same curve."""
+def devices(place, until, report):
+    """Go on with 8, 4, 1 and 8 devices, killed between. Sums are taken in another order, so the curve is nearly the same."""
+    whole = runs.expected(place)
     run, wrong = runs.Run(place, "devices"), None
-    for devices, lines in ((8, 6), (4, 12), (1, 18)):
-        run.devices = devices
+    for count, lines in ((8, 6), (4, 12), (1, 18)):
+        run.devices = count
         run.start()
         end = time.monotonic() + runs.LIMIT
         while run.running() and run.lines() < lines and time.monotonic() < end:
             time.sleep(0.02)
-        wrong = wrong or (None if run.running() else f"with {devices} devices it ended early")
+        wrong = wrong or (None if run.running() else f"with {count} devices it ended early")
         run.kill()
     run.devices = 8
     report("other devices", "8, 4, 1, 8", _told(wrong or _ended(run, whole, rtol=1e-3), run))
     run.remove()
 
 
-def _disks(place, whole, until, report):
-    """A disk of its own that fills up, or becomes read-only, at a random moment; with room again the run goes on."""
+def disks(place, until, report):
+    """Train on a disk that fills up, or becomes read-only, at a random moment; with room again the run goes on."""
     if os.geteuid() or not shutil.which("mount"):
         print("no disk of its own can be made: that takes root", flush=True)
         return
-    draw = runs.seeded("disks")
+    whole, draw = runs.expected(place), runs.seeded("disks")
     for kind in ("full", "read-only") * 6:
         if time.monotonic() > until:
             return
