@@ -113,7 +113,8 @@ class Checkpoints:
         here = SingleDeviceSharding(jax.local_devices()[0])
         for step in reversed(self.steps() if step is None else [step]):
             try:
-                written = self._manager.item_metadata(step)["state"].tree
+                with _tidy_loops:
+                    written = self._manager.item_metadata(step)["state"].tree
                 shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), written)
                 state, _ = self._checked(step, shapes)
                 return step, {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
