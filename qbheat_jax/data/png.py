@@ -17,10 +17,11 @@ def without_metadata(data):
     while begin + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, begin)
         end = begin + 12 + length
-        if kind in _METADATA:
-            room -= length
-        if kind not in _METADATA or (room >= 0 and not _compressed(kind, bytes(view[begin + 8 : end - 4]))):
+        if kind not in _METADATA:
             kept.append(view[begin:end])
+        elif length <= room and not _compressed(kind, bytes(view[begin + 8 : end - 4])):
+            kept.append(view[begin:end])
+            room -= length
         begin = end
     return b"".join(kept) if sum(map(len, kept)) < len(data) else data
 
