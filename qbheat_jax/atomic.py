@@ -8,6 +8,21 @@ from etils import epath
 from qbheat_jax import paths
 
 
+@contextlib.contextmanager
+def replacing(path):
+    """Give a path beside `path` to write to, which is moved over it at the end of the `with` block if all went well.
+
+    path: epath or pathlib, on a disk.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):  # of a disk that has become read-only
+            part.unlink(missing_ok=True)
+
+
 def write(path, content):
     """Write text (as UTF-8) or bytes beside `path`, then move them over it; a bucket's objects are whole by themselves.
 
@@ -18,10 +33,5 @@ def write(path, content):
     if paths.remote(path):
         path.write_bytes(data)
         return
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         part.write_bytes(data)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):  # of a disk that has become read-only
-            part.unlink(missing_ok=True)

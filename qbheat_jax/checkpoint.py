@@ -4,12 +4,9 @@ WORKDIR/checkpoints/STEP/ holds all that is needed to go on. Each carries a sum 
 a file damaged on disk is found out when it is read, and the checkpoint before it is taken instead.
 """
 
-import asyncio
 import contextlib
 import json
 import logging
-import os
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +15,8 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from qbheat_jax import distributed, trees
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.errors import RUN_FAILED, UserError, first_line
+from qbheat_jax.train.orbax_threads import tidy_loops
 
 log = logging.getLogger("qbheat")
 
@@ -63,7 +61,7 @@ class Checkpoints:
         record = {"position": int(position), "bits": _bits(state)}
         if not self._writes:  # from now on in threads of orbax, until this is closed
             self._writes = True
-            self._loops.enter_context(_tidy_loops)
+            self._loops.enter_context(tidy_loops)
         with _disk(self.directory):
             self._manager.save(
                 step,
@@ -83,7 +81,7 @@ class Checkpoints:
             try:
                 return self._restore(step, config=ocp.args.JsonRestore())["config"]
             except Exception as error:
-                log.warning("checkpoint %s: its config cannot be read (%s)", step, _brief(error))
+                log.warning("checkpoint %s: its config cannot be read (%s)", step, first_line(error))
         return None
 
     def restore(self, state):
@@ -113,13 +111,13 @@ class Checkpoints:
         here = SingleDeviceSharding(jax.local_devices()[0])
         for step in reversed(self.steps() if step is None else [step]):
             try:
-                with _tidy_loops:
+                with tidy_loops:
                     written = self._manager.item_metadata(step)["state"].tree
                 shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), written)
                 state, _ = self._checked(step, shapes)
                 return step, {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
             except Exception as error:
-                log.warning("checkpoint %s is damaged (%s): it is passed over", step, _brief(error))
+                log.warning("checkpoint %s is damaged (%s): it is passed over", step, first_line(error))
         raise UserError(f"{self.directory}: there is no checkpoint that can be read")
 
     def _checked(self, step, shapes):
@@ -145,11 +143,11 @@ class Checkpoints:
             self._manager.close()
 
     def _restore(self, step, **items):
-        with _tidy_loops:
+        with tidy_loops:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _set_aside(self, step, error):
-        log.warning("checkpoint %s is damaged (%s): taking the one before it", step, _brief(error))
+        log.warning("checkpoint %s is damaged (%s): taking the one before it", step, first_line(error))
         if jax.process_index() == 0:
             target = self.directory / f"damaged_{step}"
             if target.exists():
@@ -157,56 +155,6 @@ class Checkpoints:
             (self.directory / str(step)).rename(target)
         distributed.barrier("set aside")
         self._manager.reload()
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that sees its tasks to their end before it closes."""
-
-    def close(self):
-        if not self.is_closed() and not self.is_running():
-            pending = asyncio.all_tasks(self)
-            if pending:
-                self.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-        super().close()
-
-
-class _TidyLoops:
-    """Within it, event loops that begin are a `_Loop`. It may be entered several times, in any order.
-
-    When one array of a checkpoint cannot be read or written, orbax closes its loop while others are still on their way.
-    tensorstore then reports each of these to a closed loop, with a traceback on stderr.
-    """
-
-    def __init__(self):
-        self._within, self._before, self._lock = 0, None, threading.Lock()
-
-    def __enter__(self):
-        with self._lock:
-            self._within += 1
-            if self._within == 1:
-                self._before, asyncio.new_event_loop = asyncio.new_event_loop, _Loop
-        return self
-
-    def __exit__(self, *_):
-        with self._lock:
-            self._within -= 1
-            if not self._within:
-                asyncio.new_event_loop = self._before
-
-
-_tidy_loops = _TidyLoops()
-
-
-def _is_no_failure_of_orbax(record):
-    """Whether a record of the log may be shown: what orbax's threads fail of is raised, and told, here."""
-    return not (record.exc_info and "orbax" in record.pathname) or bool(os.environ.get("QBHEAT_DEBUG"))
-
-
-logging.getLogger("absl").addFilter(_is_no_failure_of_orbax)
-
-
-def _brief(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 class _disk:
@@ -225,4 +173,4 @@ class _disk:
 
     def __exit__(self, kind, error, _):
         if error is not None and (isinstance(error, OSError) or any(w in str(error).lower() for w in self.WORDS)):
-            raise UserError(f"{self.directory} cannot be written: {_brief(error)}", exit_code=RUN_FAILED) from error
+            raise UserError(f"{self.directory} cannot be written: {first_line(error)}", exit_code=RUN_FAILED) from error

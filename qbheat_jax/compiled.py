@@ -8,6 +8,8 @@ import platform
 import jax
 from etils import epath
 
+from qbheat_jax import paths
+
 NAME = ".compiled"
 
 
@@ -18,7 +20,7 @@ def keep(workdir):
     """
     if jax.config.jax_compilation_cache_dir:
         return
-    workdir = epath.Path(workdir) if "://" in str(workdir) else epath.Path(os.path.abspath(workdir))
+    workdir = epath.Path(workdir) if paths.remote(workdir) else epath.Path(os.path.abspath(workdir))
     above = [folder / NAME for folder in workdir.parents]
     place = next((folder for folder in above if folder.exists()), above[0])
     jax.config.update("jax_compilation_cache_dir", str(place / _processor()))

@@ -13,6 +13,11 @@ PREEMPTED = 143
 CLOSED = 141
 
 
+def first_line(error, most=200):
+    """The first line of what an error says, at most so many characters of it; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 class UserError(Exception):
     """Shown as one line, without a traceback; the process exits with `exit_code`.
 

@@ -37,9 +37,7 @@ def run(config, workdir):
     evaluators = []
     if config.data.eval_split in source.splits and config.data.eval_split not in (test, config.data.split):
         evaluators = [Accuracy(objective, source, config.data.eval_split, config)]
-        known = source.labels(config.data.eval_split)
-        if known is not None:  # before an hour of training
-            source.check_labelled(config.data.eval_split, known)
+        source.check_labelled(config.data.eval_split)
     start = from_init.start(model)
 
     with lock.held(workdir):
@@ -153,9 +151,7 @@ def _training_images(source, config):
     if config.data.fraction < 1:
         rows = splits.few(splits.labels(source, split), config.data.fraction, config.seed)
         source = splits.Subset(source, {config.data.split: [(split, rows)]})
-    known = source.labels(split)
-    if known is not None:
-        source.check_labelled(split, known)
+    source.check_labelled(split)
     n = source.splits[config.data.split]
     if n < config.batch_size:
         raise UserError(

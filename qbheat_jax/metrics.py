@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from qbheat_jax import atomic
+from qbheat_jax import atomic, paths
 
 log = logging.getLogger("qbheat")
 
@@ -33,7 +33,7 @@ class Writer:
         self._text = "".join(json.dumps(line) + "\n" for line in kept)
         atomic.write(self._path, self._text)
         # Objects of a bucket cannot be added to, only written as a whole.
-        self._file = None if "://" in str(self._path) else self._path.open("a")
+        self._file = None if paths.remote(self._path) else self._path.open("a")
         if "tensorflow" in sys.modules:
             from clu import metric_writers
 

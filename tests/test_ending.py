@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -24,8 +23,10 @@ ROOT = Path(__file__).parent.parent
 # The command `qbheat` with the tests' encoders, and a disk that stops to answer for one image once the file HANG is there.
 # Decoding processes import this file too.
 COMMAND = """
-import os, sys, time
+import os, resource, sys, time
 if __name__ == "__main__":
+    largest = int(os.environ["LARGEST"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     flags = os.environ["XLA_FLAGS"]
     from tests import conftest
     os.environ["XLA_FLAGS"] = flags
@@ -59,7 +60,7 @@ def start(tmp_path):
     (tmp_path / "command.py").write_text(COMMAND)
     running = []
 
-    def run(prepare=None, **fields):
+    def run(largest=-1, **fields):
         nested = {}
         for key, value in {**SMALL, **LONG, **fields}.items():
             *parents, leaf = key.split(".")
@@ -69,13 +70,11 @@ def start(tmp_path):
             node[leaf] = value
         (tmp_path / "config.py").write_text(f"def get_config():\n    return {nested!r}\n")
         environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
-        environment["HANG"] = str(tmp_path / "hang")
+        environment |= {"HANG": str(tmp_path / "hang"), "LARGEST": str(largest)}
         command = [sys.executable, str(tmp_path / "command.py"), "pretrain"]
         arguments = ["--config", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]
         with open(tmp_path / "log", "w") as log:
-            running.append(
-                subprocess.Popen([*command, *arguments], env=environment, cwd=ROOT, stderr=log, preexec_fn=prepare)
-            )
+            running.append(subprocess.Popen([*command, *arguments], env=environment, cwd=ROOT, stderr=log))
         return running[-1]
 
     yield run
@@ -144,10 +143,7 @@ def test_a_full_stdout_is_one_line():
 
 def test_a_checkpoint_that_the_disk_refuses_is_one_line(start, tmp_path):
     """A limit on the size of files stands in for a full disk: the threads of orbax fail, and many of them at once."""
-    process = start(
-        lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-        **{"total_steps": 4, "checkpoint_every": 1, "data.source": "synthetic:64"},
-    )
+    process = start(20_000, **{"total_steps": 4, "checkpoint_every": 1, "data.source": "synthetic:64"})
     assert process.wait(120) == RUN_FAILED
     log = (tmp_path / "log").read_text()
     errors = [line for line in log.splitlines() if line.startswith("qbheat: error")]

@@ -84,8 +84,14 @@ class Source:
                 f"({len(b)}): {'; '.join(parts)}: both splits need the same class names"
             )
 
-    def check_labelled(self, split, labels):
-        """Raise UserError where one of the labels (int [n], of images of the split) is -1; say of which class they are."""
+    def check_labelled(self, split, labels=None):
+        """Raise UserError where one of the labels (int [n], of images of the split) is -1; say of which class they are.
+
+        Without labels those that the source knows are looked at, before anything is read.
+        """
+        labels = self.labels(split) if labels is None else labels
+        if labels is None:
+            return
         count = int((np.asarray(labels) < 0).sum())
         if not count:
             return

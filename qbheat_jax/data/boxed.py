@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qbheat_jax.data import augment, decode
-from qbheat_jax.data.examples import MEAN_GREY, Recipe, as_rgb, empty
+from qbheat_jax.data.examples import MEAN_GREY, Recipe, empty, pixels
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BoxRecipe(Recipe):
         return functools.partial(self._put, out, k, data, label, epoch, index)
 
     def _put(self, out, k, data, label, epoch, index):
-        image = as_rgb(data) if isinstance(data, np.ndarray) else decode.decode(data, label.size)
+        image = pixels(data, label.size)
         if image.shape[:2] != label.size:
             have, said = ("{} x {}".format(*size[::-1]) for size in (image.shape[:2], label.size))
             raise decode.BadImage(f"it is {have} pixels and annotated as {said}")

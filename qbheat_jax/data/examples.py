@@ -98,6 +98,11 @@ class Recipe:
         return quarter.draw(self.seed, epochs if self.train else np.zeros_like(epochs), indices, self.placements)
 
 
+def pixels(content, size=None):
+    """What a source fetches, encoded bytes or decoded pixels -> uint8[H, W, 3]. `size`: as of `decode.decode`."""
+    return as_rgb(content) if isinstance(content, np.ndarray) else decode.decode(content, size)
+
+
 def as_rgb(array):
     """Decoded pixels uint8[H, W], uint8[H, W, 1] or uint8[H, W, 3] -> uint8[H, W, 3]. Raises `decode.BadImage`."""
     if array.ndim == 2:

@@ -52,7 +52,7 @@ def _small(row, fetch, limit):
     label, name = -1, f"example {row}"
     try:
         content, label, name = fetch()
-        image = examples.as_rgb(content) if isinstance(content, np.ndarray) else decode.decode(content)
+        image = examples.pixels(content)
         return Small(row, *image.shape[:2], label, shrink(image, limit), name)
     except (decode.BadImage, OSError) as error:
         name, reason = getattr(error, "filename", None) or name, getattr(error, "strerror", None) or error

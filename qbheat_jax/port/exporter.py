@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from qbheat_jax import api, trees
+from qbheat_jax import api, atomic, trees
 from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.layers import sincos_2d
@@ -92,11 +92,10 @@ def _save(path, arrays, suffix, config):
 
 def _atomically(target, write):
     """`write(path)` beside the target, then moved over it."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        os.replace(part, target)
+        with atomic.replacing(target) as part:
+            write(part)
     except UserError:
         raise
     except Exception as error:  # safetensors has an error of its own around the system's
@@ -105,9 +104,6 @@ def _atomically(target, write):
         reason = os.strerror(error.errno) if getattr(error, "errno", None) else str(error)
         reason = f"{target.parent} is a file" if isinstance(error, FileExistsError) else reason
         raise UserError(f"{target} cannot be written: {reason}", exit_code=RUN_FAILED) from error
-    finally:
-        if part.exists():
-            part.unlink()
 
 
 def _card(target, model, directory, facts):

@@ -16,7 +16,7 @@ import zlib
 import ml_dtypes
 import numpy as np
 
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, first_line
 from qbheat_jax.port import harmless, resave, shards
 
 log = logging.getLogger("qbheat")
@@ -171,7 +171,7 @@ def _npz(path):
                 f"{path} holds pickled objects, which can run code when they are opened: it was refused, and nothing in "
                 "it was run; save arrays of numbers alone"
             ) from None
-        raise UserError(f"{path} is truncated or damaged: {_brief(error)}") from error
+        raise UserError(f"{path} is truncated or damaged: {first_line(error, 160)}") from error
 
 
 def _torch(path):
@@ -188,7 +188,7 @@ def _torch(path):
     except pickle.UnpicklingError as error:
         raise UserError(resave.refusal(path, str(error), _ADVICE)) from error
     except Exception as error:  # RuntimeError, EOFError, and whatever a torn pickle makes of itself
-        raise UserError(f"{path} is truncated or damaged: {_brief(error)}") from error
+        raise UserError(f"{path} is truncated or damaged: {first_line(error, 160)}") from error
     return _as_numpy(tree, torch, path)
 
 
@@ -228,10 +228,6 @@ def _as_numpy(tree, torch, path):
         return tree.detach().numpy()
     except TypeError:
         raise UserError(f"{path} holds tensors of {tree.dtype}: save it in float32 or float16") from None
-
-
-def _brief(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def sha256(path):

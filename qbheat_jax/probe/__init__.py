@@ -43,8 +43,8 @@ def run(config, workdir, init, store=None):
     source = data.open_source(frozen.source, image_size=frozen.image_size, tfds_dir=config.data.tfds_dir)
     test = splits.test_split(source)
     source.check_labels("train", test)
-    if "val" in source.splits and source.labels("val") is not None:
-        source.check_labelled("val", source.labels("val"))
+    if "val" in source.splits:
+        source.check_labelled("val")
     with lock.held(workdir):
         figures, rates, curve = _probed(config, frozen, source, test, store or Store(workdir / "features"))
         result = {

@@ -17,7 +17,7 @@ import socket
 import numpy as np
 
 import qbheat_jax
-from qbheat_jax import trees
+from qbheat_jax import paths, trees
 from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.probe.features import Features
 
@@ -71,7 +71,7 @@ class Store:
         return sum(features.parts[0].nbytes for _, (features, _) in self._memory.values())
 
     def _file(self, name, about, n, shape, make):
-        if "://" in self._directory:
+        if paths.remote(self._directory):
             raise UserError(
                 f"the features take more memory than config field cache_gib allows, and files of them cannot be mapped "
                 f"in {self._directory}: take a --workdir on this machine, raise cache_gib, or take fewer images"

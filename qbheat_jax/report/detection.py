@@ -90,8 +90,7 @@ def _cards(source, config, truth, detections):
         image = truth["images"][index]
         try:
             pixels, _, _ = source.fetch(split, index)
-            size = image["height"], image["width"]
-            pixels = examples.as_rgb(pixels) if isinstance(pixels, np.ndarray) else decode.decode(pixels, size)
+            pixels = examples.pixels(pixels, (image["height"], image["width"]))
         except (OSError, decode.BadImage):
             continue  # skipped in the measuring too
         known = [a for a in truth["annotations"] if a["image_id"] == image["id"] and not a.get("iscrowd")]

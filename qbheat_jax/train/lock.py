@@ -13,8 +13,8 @@ import socket
 import threading
 import time
 
-from qbheat_jax import distributed
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax import distributed, paths
+from qbheat_jax.errors import RUN_FAILED, UserError, first_line
 
 try:
     import fcntl
@@ -47,7 +47,7 @@ def held(workdir):
 def _take(workdir):
     """Take the lock, and return the function that gives it back."""
     try:
-        return _bucket(workdir) if "://" in workdir else _flock(workdir)
+        return _bucket(workdir) if paths.remote(workdir) else _flock(workdir)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"--workdir {workdir} cannot be written: {reason}", exit_code=RUN_FAILED) from error
@@ -86,7 +86,7 @@ def _bucket(workdir):
     try:
         store = tensorstore.KvStore.open(workdir.rstrip("/") + "/").result()
     except ValueError as error:  # tensorstore knows no such buckets
-        _warn(workdir, _first_line(error))
+        _warn(workdir, first_line(error, 300))
         return None
     return _Beating(workdir, store).release
 
@@ -109,7 +109,7 @@ class _Beating:
             if not self._write():
                 raise _refusal(workdir, self._store.read(FILE).result().value)
         except (ValueError, RuntimeError) as error:  # of tensorstore: a bucket that is not there, or not ours
-            raise OSError(_first_line(error)) from error
+            raise OSError(first_line(error, 300)) from error
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="qbheat-lock", daemon=True)
         self._thread.start()
@@ -153,17 +153,13 @@ class _Beating:
                     return
                 self._generation = now.stamp.generation  # our own, of which the bucket's answer was lost
             except (ValueError, RuntimeError) as error:
-                log.warning("%s: the lock could not be written (%s)", self._workdir, _first_line(error))
+                log.warning("%s: the lock could not be written (%s)", self._workdir, first_line(error, 300))
 
 
 def _leave(error):
     """End the process at once: two runs would destroy each other's checkpoints."""
     log.error("%s; this run held it before, was not heard of for %g s, and ends", error, MISSED * BEAT)
     os._exit(RUN_FAILED)
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _holder():

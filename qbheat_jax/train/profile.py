@@ -13,6 +13,7 @@ import time
 import jax
 from etils import epath
 
+from qbheat_jax import paths
 from qbheat_jax.errors import UserError
 
 log = logging.getLogger("qbheat")
@@ -75,7 +76,7 @@ class Trace:
         if self._between and step == self._between[0]:
             jax.block_until_ready(state)
             # The profiler writes to disks alone.
-            self._local = tempfile.mkdtemp() if "://" in str(self._folder) else str(self._folder)
+            self._local = tempfile.mkdtemp() if paths.remote(self._folder) else str(self._folder)
             start(self._local)
             self._started = time.perf_counter()
 
