@@ -72,7 +72,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["qbheat_jax", "qbheat_jax.*"]),
-    package_data={"qbheat_jax.report": ["*.j2"], "qbheat_jax.port": ["*.tsv"]},
+    package_data={"qbheat_jax.report": ["*.j2"], "qbheat_jax.data": ["*.tsv"]},
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["qbheat = qbheat_jax.__main__:start"]},

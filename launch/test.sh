@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests, in .venv, from any directory. Arguments go to pytest: `bash launch/test.sh tests/test_heat.py -k exp`.
+# Runs the tests, in .venv, from any directory. Arguments go to pytest: `bash launch/test.sh tests/test_ops_heat.py -k exp`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 use_venv test

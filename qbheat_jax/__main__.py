@@ -2,13 +2,14 @@
 
 import sys
 
-from qbheat_jax import cli, ending, machine
+from qbheat_jax import cli, console
+from qbheat_jax.train import runtime
 
 
 def start():
     """Runs the command of this process's arguments -> exit code."""
-    machine.tune_malloc()
-    with ending.Program() as program:
+    runtime.tune_malloc()
+    with console.Program() as program:
         program.code = cli.main()
     return program.code
 

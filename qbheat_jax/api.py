@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from etils import epath
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import objectives, paths, quarters
-from qbheat_jax.checkpoint import Checkpoints
+from qbheat_jax import methods, paths
+from qbheat_jax.data import labels
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import vit
-from qbheat_jax.port import labels
+from qbheat_jax.ops import quarters
+from qbheat_jax.train.checkpoint import Checkpoints
 
 log = logging.getLogger("qbheat")
 
@@ -29,7 +30,7 @@ class Model:
 
     def __init__(self, config, variables, step, classes=None):
         self.config, self.variables, self.step, self.classes = config, variables, step, classes
-        self.objective = objectives.build(config)
+        self.objective = methods.build(config)
 
     @property
     def encoder(self):

@@ -11,8 +11,9 @@ import os
 import re
 import sys
 
-from qbheat_jax import __version__, ending, machine, paths
+from qbheat_jax import __version__, console, paths
 from qbheat_jax.errors import CLOSED, PREEMPTED, RUN_FAILED, UserError
+from qbheat_jax.train import runtime
 
 log = logging.getLogger("qbheat")
 
@@ -28,23 +29,23 @@ def main(argv=None):
         try:
             argv, overrides = split_overrides(argv)
             arguments = _with_paths(_parser().parse_args(argv))
-            machine.expect_no_tpu()
-            machine.expect_no_gpu()
-            machine.tune_gpu()
+            runtime.expect_no_tpu()
+            runtime.expect_no_gpu()
+            runtime.tune_gpu()
             if getattr(arguments, "workdir", None):
-                from qbheat_jax import compiled
+                from qbheat_jax.train import compilation_cache
 
-                compiled.keep(arguments.workdir)
+                compilation_cache.keep(arguments.workdir)
             arguments.command(arguments, overrides)
         except SystemExit as end:  # argparse's, which has printed what it was asked for
             if end.code:
                 raise
-        ending.flush()
+        console.flush()
         return 0
     except UserError as error:
         return _fail(error, error.exit_code)
     except KeyboardInterrupt:
-        return _fail(ending.INTERRUPTED, RUN_FAILED)
+        return _fail(console.INTERRUPTED, RUN_FAILED)
     except OSError as error:  # a disk that has become read-only, a folder that is gone
         reason = error.strerror or error
         return _fail(f"{error.filename}: {reason}" if error.filename else reason, RUN_FAILED)
@@ -87,7 +88,7 @@ def _with_paths(arguments):
 def _fail(message, code):
     if code == CLOSED:
         return code
-    ending.tell(f"qbheat: {message}" if code == PREEMPTED else f"qbheat: error: {message}")
+    console.tell(f"qbheat: {message}" if code == PREEMPTED else f"qbheat: error: {message}")
     if os.environ.get("QBHEAT_DEBUG"):
         log.exception("traceback, because QBHEAT_DEBUG is set")
     return code
@@ -109,8 +110,9 @@ def split_overrides(argv):
 
 
 def pretrain(arguments, overrides):
-    from qbheat_jax import config, distributed, pretrain
-    from qbheat_jax.train import profile
+    from qbheat_jax import config
+    from qbheat_jax.tasks import pretrain
+    from qbheat_jax.train import distributed, profile
 
     traced = profile.parse(arguments.profile_steps) if arguments.profile_steps is not None else None
     distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
@@ -122,21 +124,22 @@ def pretrain(arguments, overrides):
 
 def probe(arguments, overrides):
     """Every config with every init. One pair's result is in WORKDIR; several are in WORKDIR/PROTOCOL-INIT each."""
-    from qbheat_jax import config, probe
+    from qbheat_jax import config
     from qbheat_jax.probe.encode import POOLED
-    from qbheat_jax.probe.encoders import TRIVIAL
+    from qbheat_jax.probe.encoders import NO_ENCODER
+    from qbheat_jax.tasks import probe
 
     configs = [config.load(path, overrides, config.PROBE) for path in arguments.config]
     pairs = [
         (c, init)
         for c, init in itertools.product(configs, arguments.init)
-        if c.protocol in POOLED or init not in TRIVIAL
+        if c.protocol in POOLED or init not in NO_ENCODER
     ]
     if not pairs:
         raise UserError(
             f"--init {' '.join(arguments.init)} has one feature vector an image: it takes protocol='lin' or 'knn'"
         )
-    runs = [init for init in arguments.init if init != "random" and init not in TRIVIAL]
+    runs = [init for init in arguments.init if init != "random" and init not in NO_ENCODER]
     names = {init: init if init not in runs else "run" for init in arguments.init}
     if len(runs) > 1:
         names.update({init: os.path.basename(os.path.normpath(init)) for init in runs})
@@ -147,17 +150,19 @@ def probe(arguments, overrides):
     def cells_first(n):  # of each init, since their means then need not be encoded again
         return arguments.init.index(pairs[n][1]), pairs[n][0].protocol in POOLED
 
-    results, store = {}, probe.Store(os.path.join(arguments.workdir, "features"))
+    results, store = {}, probe.FeatureCache(os.path.join(arguments.workdir, "features"))
     for n in sorted(range(len(pairs)), key=cells_first):
         c, init = pairs[n]
         results[n] = probe.run(c, arguments.workdir if len(pairs) == 1 else folders[n], init, store)
         log.info("%s", probe.line(results[n]))
-    ending.say(probe.table([results[n] for n in range(len(pairs))]))
+    console.say(probe.table([results[n] for n in range(len(pairs))]))
 
 
 def finetune(arguments, overrides):
-    from qbheat_jax import config, distributed, finetune
-    from qbheat_jax.probe import line
+    from qbheat_jax import config
+    from qbheat_jax.tasks import finetune
+    from qbheat_jax.tasks.probe import line
+    from qbheat_jax.train import distributed
 
     distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
     fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.FINETUNE)
@@ -167,7 +172,9 @@ def finetune(arguments, overrides):
 
 
 def detect(arguments, overrides):
-    from qbheat_jax import config, detect, distributed
+    from qbheat_jax import config
+    from qbheat_jax.tasks import detect
+    from qbheat_jax.train import distributed
 
     distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
     fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.DETECT)
@@ -180,7 +187,7 @@ def compare(arguments, overrides):
     from qbheat_jax import compare
 
     result = compare.run(compare.read(arguments.config, overrides), arguments.workdir)
-    ending.say(compare.text(result))
+    console.say(compare.text(result))
     failed = [cell["path"] for cell in result["cells"] if cell["state"] == "failed"]
     if failed:
         raise UserError(
@@ -210,7 +217,7 @@ def export(arguments, overrides):
 
 
 def classify(arguments, overrides):
-    from qbheat_jax import classify
+    from qbheat_jax.tasks import classify
 
     _no_overrides("classify", overrides)
     a = arguments
@@ -220,13 +227,13 @@ def classify(arguments, overrides):
         given = [f"--{name}" for name in ("split", "workdir", "tfds_dir") if getattr(a, name)]
         if given:
             raise UserError(f"{given[0].replace('_', '-')} goes with --data: images are classified one by one")
-        ending.say(classify.text(classify.images(a.init, a.images, a.top, a.image_size)))
+        console.say(classify.text(classify.images(a.init, a.images, a.top, a.image_size)))
         return
     result = classify.dataset(
         a.init, a.data, a.split, a.batch_size, a.workdir, a.image_size, a.tfds_dir, a.max_bad_fraction
     )  # fmt: skip
     log.info("%s", classify.line(result))
-    ending.say(json.dumps(result))
+    console.say(json.dumps(result))
 
 
 def _no_overrides(command, overrides):
@@ -235,13 +242,13 @@ def _no_overrides(command, overrides):
 
 
 def preflight(arguments, overrides):
-    from qbheat_jax import preflight
-    from qbheat_jax.preflight.report import text
+    from qbheat_jax.tools import preflight
+    from qbheat_jax.tools.preflight.text import text
 
     a = arguments
     save = a.json or (os.path.join(a.workdir, "preflight.json") if a.workdir else None)
     result = preflight.run(a.config, overrides, a.topology, find_batch=a.find_batch, save=save)
-    ending.say(text(result))
+    console.say(text(result))
     if result["error"]:
         raise UserError(f"{a.config} does not compile for {a.topology}: {result['error']}", exit_code=RUN_FAILED)
     if result["fits"] is False:
@@ -254,23 +261,23 @@ def preflight(arguments, overrides):
 
 def analyse(arguments, overrides):
     from qbheat_jax import analysis, config
-    from qbheat_jax.report import analysed
+    from qbheat_jax.report import analysis_page
 
     if arguments.data:
         overrides = [*overrides, ("data.source", arguments.data)]
     fields = config.resolve(config.parse(overrides, config.ANALYSE), config.ANALYSE)
     folder, result = analysis.run(fields, arguments.workdir, arguments.init)
     try:
-        page = analysed.write(folder)
+        page = analysis_page.write(folder)
     finally:  # the figures are there also where the page is not
-        ending.say(analysis.text(result))
-    ending.say(page)
+        console.say(analysis.text(result))
+    console.say(page)
 
 
 def bench(arguments, overrides):
-    from qbheat_jax import bench
-    from qbheat_jax.bench import table
-    from qbheat_jax.bench.options import Options
+    from qbheat_jax.tools import bench
+    from qbheat_jax.tools.bench import table
+    from qbheat_jax.tools.bench.options import Options
 
     _no_overrides("bench", overrides)
     given = {name: value for name, value in vars(arguments).items() if name != "command" and value is not None}
@@ -280,8 +287,8 @@ def bench(arguments, overrides):
 
     def show(result):
         try:
-            ending.say(table.newest(result))
-        except ending.Ended:
+            console.say(table.newest(result))
+        except console.Ended:
             if not arguments.json:  # else it is the file that is wanted
                 raise
 
@@ -291,13 +298,13 @@ def bench(arguments, overrides):
 def report(arguments, _):
     from qbheat_jax import report
 
-    ending.say(report.write(arguments.workdir))
+    console.say(report.write(arguments.workdir))
 
 
 def doctor(arguments, _):
-    from qbheat_jax import doctor
+    from qbheat_jax.tools import doctor
 
-    ending.say(doctor.describe_data(arguments.data, arguments.tfds_dir) if arguments.data else doctor.describe())
+    console.say(doctor.describe_data(arguments.data, arguments.tfds_dir) if arguments.data else doctor.describe())
 
 
 def _add_processes(command):

@@ -20,8 +20,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from qbheat_jax import heat, images, quarters
 from qbheat_jax.errors import UserError
+from qbheat_jax.ops import heat, images, quarters
 
 DETECTORS = ("dense", "detr")
 UNITS = ("epochs", "examples", "percent")

@@ -17,20 +17,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax import api, classify, detect, finetune, optim, pretrain, rng, state
+from qbheat_jax import api, rng
 from qbheat_jax import config as config_lib
-from qbheat_jax import probe as probe_lib
-from qbheat_jax.analysis import subject, watched
-from qbheat_jax.checkpoint import _bit_sums
+from qbheat_jax.analysis import image_summaries
+from qbheat_jax.analysis import target as target_lib
 from qbheat_jax.data import device_cache
-from qbheat_jax.detect.evaluate import AveragePrecision
-from qbheat_jax.models import detr, layers, mobile_former, mobilenet, registry
+from qbheat_jax.eval.detections import AveragePrecision
+from qbheat_jax.models import detr_detector, layers, mobile_former, mobilenet, registry
 from qbheat_jax.models.resnet import ResNet
 from qbheat_jax.models.vit import ViT
-from qbheat_jax.preflight import compile as compile_lib
-from qbheat_jax.preflight import topology
-from qbheat_jax.probe import encode, encoders, fit, neighbours
+from qbheat_jax.probe import encode, encoders, fit, knn
 from qbheat_jax.report import tiles
+from qbheat_jax.tasks import classify, detect, finetune, pretrain
+from qbheat_jax.tasks import probe as probe_lib
+from qbheat_jax.tools.preflight import compile as compile_lib
+from qbheat_jax.tools.preflight import topology
+from qbheat_jax.train import optim, state
+from qbheat_jax.train.checkpoint import _bit_sums
 
 GPU, TPU = "h100:1", "v5e:1x1"
 
@@ -137,10 +140,10 @@ def _train(devices, encoder, objective, options):
     made = config(encoder, objective, **options)
     multipliers = None
     if objective == "finetune":
-        multipliers = functools.partial(finetune.factors, decay=made.layer_decay)
+        multipliers = functools.partial(finetune.lr_multipliers, decay=made.layer_decay)
     elif objective in config_lib.DETECTORS:
-        multipliers = functools.partial(detect.factors, config=made)
-    yield compile_lib.build(made, devices, factors=multipliers).trace().lower()
+        multipliers = functools.partial(detect.lr_multipliers, config=made)
+    yield compile_lib.build(made, devices, lr_multipliers=multipliers).trace().lower()
 
 
 # --- Other programs --------------------------------------------------------------------------------------------------
@@ -204,18 +207,18 @@ def _evaluate(devices, encoder):
     shapes = _Shapes(config(encoder, "qbheat", image_size=128, **{"data.source": "synthetic:8"}), devices)
     validation = pretrain.Validation(shapes.config, shapes.objective, None)
     yield validation._step.lower(shapes.variables, shapes.batch)
-    yield watched.Watched(shapes.config, shapes.objective)._compute.lower(shapes.variables)
+    yield image_summaries.ImageSummaries(shapes.config, shapes.objective)._compute.lower(shapes.variables)
 
 
 def _analyse(devices, encoder):
     """What an analysis runs on the devices: maps, the learnt operator's steps and grids, reconstructions."""
     shapes = _Shapes(config(encoder, "qbheat", image_size=128), devices)
     frozen = encoders._encoder(shapes.objective.encoder, shapes.objective.pixels, None, 128, "", encoder)
-    yield subject._encode.lower(frozen.features, shapes.encoder, shapes.images())
+    yield target_lib._encode.lower(frozen.features, shapes.encoder, shapes.images())
     decoder = shapes.objective.decoder
     heat, width = shapes.variables["params"]["decoder"]["heat"], shapes.objective.encoder.width
-    yield subject._carry.lower(heat, decoder.heat, shapes.array(4096, width), "x-", 1, 4)
-    yield subject._extrapolate.lower(heat, decoder.heat, shapes.array(32, 4, 4, width), 4)
+    yield target_lib._carry.lower(heat, decoder.heat, shapes.array(4096, width), "x-", 1, 4)
+    yield target_lib._extrapolate.lower(heat, decoder.heat, shapes.array(32, 4, 4, width), 4)
     placed = shapes.array(32, dtype=jnp.int32)
     yield shapes.model._reconstruct.lower(shapes.variables, shapes.images(), placed, True)
     pixels = shapes.array(32, 128, 128, 3), shapes.array(32, 128, 128, dtype=bool)
@@ -253,7 +256,7 @@ def _probe(devices, encoder):
         scorer = fit._scorer(recipe.head, tuple(devices))
         yield scorer.lower(shapes.copies(shapes.put(params)), shapes.array(1, 32, *encoding.shape))
     bank = {"unit": shapes.array(1, 4096, 96), "counts": shapes.array(1, 4096, dtype=bool)}
-    yield neighbours.searcher(264).lower(bank, shapes.array(1, 32, 96))
+    yield knn.searcher(264).lower(bank, shapes.array(1, 32, 96))
 
 
 def _cache(devices, encoder):
@@ -372,7 +375,7 @@ def compile_cell(name, kernels):
 def main(kernels):
     # Here and not where they are defined: the tests that import this module know the registry as it is.
     registry.ENCODERS.update(ENCODERS)
-    detr.SIZES.update(_DETR_SIZES)
+    detr_detector.SIZES.update(_DETR_SIZES)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:

@@ -11,13 +11,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qbheat_jax import api, cli, config, objectives, quarters, report, rng
-from qbheat_jax import heat as heat_lib
-from qbheat_jax.analysis import continued, decoded, hypothesis, maps, operators, pictures, ridge, subject, watched
+from qbheat_jax import api, cli, config, methods, report, rng
+from qbheat_jax.analysis import (
+    decoder_images,
+    extrapolation_test,
+    hypothesis,
+    image_summaries,
+    maps,
+    operators,
+    pictures,
+    ridge,
+    target,
+)
 from qbheat_jax.errors import UserError
-from qbheat_jax.heat import Heat
-from qbheat_jax.objectives.targets import Target
-from qbheat_jax.report import analysed
+from qbheat_jax.methods.common.targets import Target
+from qbheat_jax.ops import heat as heat_lib
+from qbheat_jax.ops import quarters
+from qbheat_jax.ops.heat import Heat
+from qbheat_jax.report import analysis_page
 from tests.test_report import Page
 from tests.workdirs import ANALYSED, analyse_run
 
@@ -110,10 +121,10 @@ def test_quarters_of_a_known_field_are_continued(fields, known):
         placed = np.full(len(visible), quarter, np.int32)
         return np.asarray(heat_lib.extrapolate(params, Heat("power"), visible, placed, (quarter,)))
 
-    rows = continued.Continuation(whole, seen, None, learnt).rows(seed=0)
+    rows = extrapolation_test.ExtrapolationTest(whole, seen, None, learnt).rows(seed=0)
     assert {(r["direction"], r["distance"]) for r in rows} == {
         *(("x+", 1.0), ("y+", 1.0), ("x+", 0.5), ("x-", 0.5), ("y+", 0.5), ("y-", 0.5)),
-        *((part, None) for part in continued.PARTS),
+        *((part, None) for part in extrapolation_test.PARTS),
     }
     by = {name: [row["r2"] for row in rows if row["predictor"] == name] for name in ("learnt", "fitted", "copy")}
     assert min(by["fitted"]) > 0.999 and min(by["copy"][:-3]) < 0
@@ -136,18 +147,18 @@ def test_what_is_tested_on_is_never_fitted_on():
     class Source:
         spec, splits = "folder:x", {"all": 100}
 
-    chosen = subject.roles(Source, 1000, seed=0)
+    chosen = target.roles(Source, 1000, seed=0)
     rows = np.concatenate([rows for _, rows in chosen.values()])
     assert [len(r) for _, r in chosen.values()] == [50, 25, 25] and len(set(rows.tolist())) == 100
     Source.splits = {"train": 100, "test": 9}
-    chosen = subject.roles(Source, 40, seed=0)
+    chosen = target.roles(Source, 40, seed=0)
     assert {role: (split, len(r)) for role, (split, r) in chosen.items()} == {
         "train": ("train", 40), "val": ("train", 20), "test": ("test", 9)
     }  # fmt: skip
     assert not set(chosen["train"][1]) & set(chosen["val"][1])
     Source.splits = {"train": 3}
     with pytest.raises(UserError, match="too few"):
-        subject.roles(Source, 10, seed=0)
+        target.roles(Source, 10, seed=0)
 
 
 def test_pictures():
@@ -161,9 +172,9 @@ def test_pictures():
 
 
 def test_statistics_are_never_the_targets_own():
-    assert decoded.statistics(Target(8)) == "none"
-    assert decoded.statistics(Target(8, True, 1.0)) == "predicted"
-    assert decoded.statistics(Target(8, True, 0.0)) == "visible"
+    assert decoder_images.statistics(Target(8)) == "none"
+    assert decoder_images.statistics(Target(8, True, 1.0)) == "predicted"
+    assert decoder_images.statistics(Target(8, True, 0.0)) == "visible"
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +228,7 @@ def test_a_run_is_analysed(analysed_run):
     assert set(result["operators"]) == {"fitted", "learnt"}
 
     moving = Image.open(folder / "spread.png")
-    assert moving.n_frames == decoded.FRAMES
+    assert moving.n_frames == decoder_images.FRAMES
     moving.seek(moving.n_frames - 1)
     still = np.asarray(Image.open(folder / "spread_end.png"))
     np.testing.assert_array_equal(np.asarray(moving.convert("RGBA")), still)
@@ -266,9 +277,9 @@ def test_reconstructions_at_placements_not_trained_on(analysed_run):
 ])  # fmt: skip
 def test_pictures_while_it_trains(fields):
     fields = config.resolve({**ANALYSED, **fields, "data.eval_split": ""})
-    objective = objectives.build(fields)
+    objective = methods.build(fields)
     batch = {"image": np.zeros((1, 32, 32, 3), np.uint8), "quarter": np.full(1, 4, np.int32)}
-    shown = watched.Watched(fields, objective)(jax.jit(objective.init)(rng.root(0), batch))
+    shown = image_summaries.ImageSummaries(fields, objective)(jax.jit(objective.init)(rng.root(0), batch))
     sizes = {name: picture.shape for name, picture in shown.items()}
     assert all(picture.dtype == np.uint8 and picture.std() > 1 for picture in shown.values())
     rows, pair = 6 * 102 - 6, {"reconstructions": (6 * 102 - 6, 2 * 102 - 6, 3), "spectra": (480, 480, 3)}
@@ -306,4 +317,4 @@ def test_any_encoder_and_what_is_refused(tmp_path, capsys):
         assert cli.main(["analyse", "--init", init, "--workdir", str(tmp_path / "no"), *more]) == 2
         assert words in capsys.readouterr().err
     with pytest.raises(UserError, match="holds no analysis"):
-        analysed.write(tmp_path / "elsewhere")
+        analysis_page.write(tmp_path / "elsewhere")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import qbheat_jax
-from qbheat_jax import api, objectives, pretrain, rng
+from qbheat_jax import api, methods, rng
 from qbheat_jax import config as config_lib
-from qbheat_jax.checkpoint import Checkpoints
 from qbheat_jax.errors import UserError
+from qbheat_jax.tasks import pretrain
+from qbheat_jax.train.checkpoint import Checkpoints
 
 VIT = {"encoder.name": "vit_ti", "encoder.class_token": True, "encoder.position": "learnt", "encoder.grid": 2}
 
@@ -20,7 +21,7 @@ def make_workdir(path, fields):
     """A ported workdir with random weights -> (its path, the variables)."""
     config = config_lib.resolve({"objective": "classifier", "image_size": 32, **fields}, config_lib.CLASSIFIER)
     batch = {"image": np.zeros((1, 32, 32, 3), np.uint8)}
-    variables = jax.jit(objectives.build(config).init)(rng.root(0), batch)
+    variables = jax.jit(methods.build(config).init)(rng.root(0), batch)
     saved = Checkpoints(path)
     state = {"step": np.int32(0), **variables, "opt_state": {}, "ema": {}}
     saved.save(0, state, 0, config_lib.to_json(config))

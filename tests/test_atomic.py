@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from qbheat_jax import atomic, metrics
+from qbheat_jax import atomic
+from qbheat_jax.train import metrics
 
 
 def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):

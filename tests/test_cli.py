@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qbheat_jax import cli, machine, metrics
+from qbheat_jax import cli
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import sample
+from qbheat_jax.train import metrics, runtime
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -86,7 +87,7 @@ print(os.environ.get(machine.TUNABLES), *sys.argv[1:], *sys.warnoptions)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="options of glibc")
 def test_a_process_starts_anew_to_tune_malloc_once():
     def lines(*vendors, **environment):
-        kept = {name: value for name, value in os.environ.items() if name != machine.TUNABLES}
+        kept = {name: value for name, value in os.environ.items() if name != runtime.TUNABLES}
         command = [sys.executable, "-W", "ignore::UserWarning", "-c", RESTARTED, "two words", *vendors]
         got = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**kept, **environment})
         assert got.returncode == 0, got.stderr
@@ -96,8 +97,8 @@ def test_a_process_starts_anew_to_tune_malloc_once():
     assert first == second, "under the same number"
     chosen, words = last.split(" ", 1)
     assert words == "two words 0x8086 ignore::UserWarning"
-    assert chosen.split(":") == [f"glibc.malloc.{name}={value}" for name, value in machine.MALLOC.items()]
-    for chosen, vendors, environment in (("None", [machine.NVIDIA], {}), ("", [], {machine.TUNABLES: ""})):
+    assert chosen.split(":") == [f"glibc.malloc.{name}={value}" for name, value in runtime.MALLOC.items()]
+    for chosen, vendors, environment in (("None", [runtime.NVIDIA], {}), ("", [], {runtime.TUNABLES: ""})):
         _, last = lines(*vendors, **environment)
         assert last == " ".join([chosen, "two words", *vendors, "ignore::UserWarning"])
 
@@ -291,8 +292,8 @@ def test_interruption_and_lack_of_memory_are_one_line(capsys, monkeypatch):
         def fail(*_, error=error):
             raise error
 
-        monkeypatch.setattr("qbheat_jax.doctor.describe", fail)
+        monkeypatch.setattr("qbheat_jax.tools.doctor.describe", fail)
         assert words in refused(capsys, "doctor", code=1)
-    monkeypatch.setattr("qbheat_jax.doctor.describe", lambda: 1 / 0)
+    monkeypatch.setattr("qbheat_jax.tools.doctor.describe", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # a bug of ours is not dressed up as the user's
         cli.main(["doctor"])

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from qbheat_jax import cli, compare, detect, pretrain, probe
+from qbheat_jax import cli, compare
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import PREEMPTED, UserError
-from qbheat_jax.report import comparison, figures
+from qbheat_jax.report import charts, comparison_page
+from qbheat_jax.tasks import detect, pretrain, probe
 from tests.conftest import leave_one_device
 from tests.workdirs import COMPARISON, comparison_config
 
@@ -163,7 +164,7 @@ def test_what_fails_is_shown_and_the_rest_goes_on(config_file, tmp_path, monkeyp
     monkeypatch.setattr(pretrain, "run", train)
     monkeypatch.setattr(probe, "run", look)
     for chart in ("dots", "against"):  # drawn for every encoder of two comparisons, and not what this is about
-        monkeypatch.setattr(figures, chart, lambda *_: "")
+        monkeypatch.setattr(charts, chart, lambda *_: "")
     command = ["compare", "--config", config_file, "--workdir", str(tmp_path)]
     assert cli.main(command) == 1
     captured = capsys.readouterr()
@@ -271,5 +272,5 @@ def test_a_detector_is_one_more_evaluation(config_file, tmp_path, monkeypatch, o
 def test_a_page_before_anything_is_finished(config_file, tmp_path):
     from qbheat_jax.compare import table
 
-    context = comparison.context(table.gather(compare.read(config_file), tmp_path, {}))
+    context = comparison_page.context(table.gather(compare.read(config_file), tmp_path, {}))
     assert context["done"] == 0 and context["charts"] == [] and context["headlines"] == []

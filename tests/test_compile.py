@@ -15,8 +15,8 @@ import sys
 
 import pytest
 
-from qbheat_jax.preflight import topology
-from qbheat_jax.preflight.process import explain
+from qbheat_jax.tools.preflight import topology
+from qbheat_jax.tools.preflight.process import explain
 from tests import compile_cells
 
 ROOT = pathlib.Path(__file__).parents[1]

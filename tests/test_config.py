@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import heat, objectives, quarters
+from qbheat_jax import methods
 from qbheat_jax.config import PRETRAIN, PROBE
 from qbheat_jax.errors import BAD_INPUT, UserError
+from qbheat_jax.ops import heat, quarters
 
 BASE = {"total_steps": 10}
 FIELDS = [(name, key) for name, fields in (("PRETRAIN", PRETRAIN), ("PROBE", PROBE)) for key in fields]
@@ -76,7 +77,7 @@ def test_choices_are_those_of_the_code_that_takes_them():
 def test_choices_build(placements, dtype):
     encoder = {"encoder.name": "resnet18", "encoder.stride": 16, "image_size": 64}
     given = BASE | encoder | {"quarter.placements": placements, "dtype": dtype}
-    objective = objectives.build(config_lib.resolve(given))
+    objective = methods.build(config_lib.resolve(given))
     assert objective.decoder.placements == quarters.PLACEMENT_SETS[placements]
 
 

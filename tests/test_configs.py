@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import from_init, objectives, optim, quarters
+from qbheat_jax import methods
 from qbheat_jax.config import DETECT, FINETUNE, PRETRAIN, PROBE
 from qbheat_jax.models import registry
+from qbheat_jax.ops import quarters
 from qbheat_jax.probe import encode
+from qbheat_jax.tasks import pretrained
+from qbheat_jax.train import optim
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "configs").glob("*.py"), *(ROOT / "configs" / "detect").glob("*.py")])
@@ -49,10 +52,10 @@ def check(command, path, changes=()):
     if command == "pretrain":
         if config.objective == "supervised":
             config = config_lib.load(path, [*changes, ("head.classes", "10")], PRETRAIN)
-        objectives.build(config)
+        methods.build(config)
     elif command == "detect":
         fields = {"encoder.name": config.encoder.name or "mobilenet_v2", "image_size": config.image_size or 256}
-        objectives.build(from_init.with_fields(config, {**fields, "detector.classes": 3}, DETECT))
+        methods.build(pretrained.with_fields(config, {**fields, "detector.classes": 3}, DETECT))
     elif config.encoder.name:  # otherwise --init brings it
         assert config.encoder.name in registry.names()
     return config
@@ -104,6 +107,6 @@ def test_the_lengths_of_imagenet(path, epochs):
     steps = optim.total_steps(config, IMAGENET)
     assert steps == epochs * IMAGENET // config.batch_size
     assert 0 < optim.duration(config, "warmup", steps, IMAGENET) < steps / 2
-    cells = config.image_size // objectives.build(config).encoder.stride
+    cells = config.image_size // methods.build(config).encoder.stride
     quarters.check_grid(cells, cells, quarters.PLACEMENT_SETS[config.quarter.placements])
     assert cells == 16 and config.dtype == "bfloat16"

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qbheat_jax import cli, data, doctor
-from qbheat_jax.data import base, decode, files
+from qbheat_jax import cli, data
+from qbheat_jax.data import decode
+from qbheat_jax.data.sources import base, files
 from qbheat_jax.errors import UserError
+from qbheat_jax.tools import doctor
 
 
 def picture(path, value=100):
@@ -45,7 +47,7 @@ def test_splits_by_their_usual_names(tmp_path, names, splits):
 @pytest.mark.parametrize(
     "names, words",
     [
-        (("train_images", "test_images"), "train_images"),
+        (("train_images", "test_ops_images"), "train_images"),
         (("Trainset", "holdout"), "Trainset"),
         (("fold1/train", "fold2/train"), "fold1"),
         (("Train", "train"), "Train"),

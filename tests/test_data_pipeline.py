@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from qbheat_jax import data
-from qbheat_jax.data import augment, decode, order, photos, quarter
-from qbheat_jax.data.examples import MEAN_GREY
+from qbheat_jax.data import augment, decode, order, placement
+from qbheat_jax.data.sources import photos
+from qbheat_jax.data.specs.image import MEAN_GREY
 from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.ops.quarters import PLACEMENT_SETS
 from qbheat_jax.probe import splits
-from qbheat_jax.quarters import PLACEMENT_SETS
 
 EVAL = {"image_size": 32, "seed": 0, "placements": (0, 2, 4, 6, 8)}
 TRAIN = {**EVAL, "split": "train", "crop_scale": (0.2, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": True}
@@ -218,15 +219,15 @@ def test_the_order_of_a_huge_epoch_takes_no_memory():
 
 @pytest.mark.parametrize("placements", PLACEMENT_SETS.values(), ids=PLACEMENT_SETS)
 def test_placements_are_drawn_from_the_asked_set_all_of_them_and_evenly(placements):
-    drawn = quarter.draw(0, 3, np.arange(9000), placements)
+    drawn = placement.draw(0, 3, np.arange(9000), placements)
     assert drawn.dtype == np.int32
     values, counts = np.unique(drawn, return_counts=True)
     assert (
         tuple(values) == placements and (np.abs(counts - 9000 / len(placements)) < 0.12 * 9000 / len(placements)).all()
     )
-    assert quarter.draw(0, 3, 17, placements) == drawn[17]
+    assert placement.draw(0, 3, 17, placements) == drawn[17]
     if len(placements) > 1:
-        assert (quarter.draw(0, 4, np.arange(9000), placements) != drawn).any()
+        assert (placement.draw(0, 4, np.arange(9000), placements) != drawn).any()
 
 
 @pytest.mark.parametrize("spec", ["photos", "synthetic:8000"])
@@ -245,7 +246,7 @@ def test_evaluation_is_in_order_and_padded(spec):
         np.testing.assert_array_equal(batch["label"][:real], source.labels("test")[start : start + real])
     same(batches[:3], batches[3:])
     np.testing.assert_array_equal(
-        joined(batches[:3], "quarter")[:1000], quarter.draw(0, 0, np.arange(1000), EVAL["placements"])
+        joined(batches[:3], "quarter")[:1000], placement.draw(0, 0, np.arange(1000), EVAL["placements"])
     )
 
 
@@ -500,9 +501,9 @@ def test_tfds_resumes_and_shares(toy):
 def test_tfds_mocked(random_access, monkeypatch):
     import tensorflow_datasets as tfds
 
-    from qbheat_jax.data import tfds_source
+    from qbheat_jax.data.sources import tfds as tfds_lib
 
-    monkeypatch.setattr(tfds_source, "_has_random_access", lambda info: random_access)
+    monkeypatch.setattr(tfds_lib, "_has_random_access", lambda info: random_access)
     with tfds.testing.mock_data(num_examples=12):
         source = data.open_source("tfds:cifar10")
         assert source.splits["train"] == 12 and source.random_access is random_access

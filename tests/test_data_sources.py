@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from qbheat_jax import data
-from qbheat_jax.data import decode, photos
+from qbheat_jax.data import decode
+from qbheat_jax.data.sources import photos
 from qbheat_jax.errors import UserError
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from qbheat_jax import machine, objectives, optim
-from qbheat_jax.bench import training
+from qbheat_jax import methods
 from qbheat_jax.models import kernels, layers
+from qbheat_jax.tools.bench import training
+from qbheat_jax.train import optim, runtime
 
 
 def normal(seed, *shape):
@@ -152,16 +153,16 @@ def test_norm_of_rows():
 
 def test_gpu_flags_leave_the_users_own(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true --xla_a=1")
-    assert machine.gpu_flags() == "--xla_gpu_enable_triton_gemm=true --xla_a=1"
+    assert runtime.gpu_flags() == "--xla_gpu_enable_triton_gemm=true --xla_a=1"
     monkeypatch.delenv("XLA_FLAGS")
-    assert machine.gpu_flags() == "--xla_gpu_enable_triton_gemm=false"
+    assert runtime.gpu_flags() == "--xla_gpu_enable_triton_gemm=false"
 
 
-@pytest.mark.parametrize("vendor, changed", [(machine.NVIDIA, True), (machine.AMD, False)])
+@pytest.mark.parametrize("vendor, changed", [(runtime.NVIDIA, True), (runtime.AMD, False)])
 def test_only_a_gpu_of_nvidias_changes_flags(vendor, changed, monkeypatch):
-    monkeypatch.setattr(machine, "vendors", lambda: {vendor})
+    monkeypatch.setattr(runtime, "vendors", lambda: {vendor})
     monkeypatch.setenv("XLA_FLAGS", "")
-    machine.tune_gpu()
+    runtime.tune_gpu()
     assert bool(os.environ["XLA_FLAGS"]) == changed
 
 
@@ -169,7 +170,7 @@ def test_only_a_gpu_of_nvidias_changes_flags(vendor, changed, monkeypatch):
 def test_a_whole_step_in_the_forms_of_cuda(encoder, small_config, monkeypatch):
     """Loss and gradients, float32, of a model in which every choice by platform falls on CUDA's form, cuDNN's apart."""
     config = small_config({"encoder.name": encoder, "quarter.placements": "corners", "image_size": 64, "batch_size": 4})
-    objective = objectives.build(config)
+    objective = methods.build(config)
     batch = training.noise(config)
     variables = jax.jit(objective.init)(jax.random.key(0), batch)
 

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 from qbheat_jax.models import layers
-from qbheat_jax.sharding import AXES
+from qbheat_jax.train.sharding import AXES
 
 
 def normal(seed, *shape):

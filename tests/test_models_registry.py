@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from qbheat_jax.errors import UserError
-from qbheat_jax.images import PIXELS
 from qbheat_jax.models import registry
 from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.mobile_former import VARIANTS, MobileFormerHead
+from qbheat_jax.ops.images import PIXELS
 from tests.conftest import TESTS_OWN
 
 MOBILE_FORMERS = [f"mobile_former_{v}" for v in VARIANTS]

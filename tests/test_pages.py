@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from qbheat_jax import compare, report
 from qbheat_jax import config as config_lib
 from qbheat_jax.compare import table
-from qbheat_jax.report import comparison
+from qbheat_jax.report import comparison_page
 from tests import workdirs
 
 CHECKS = Path(__file__).with_name("page_checks.js")
@@ -53,7 +53,7 @@ def written(tmp_path_factory):
     workdirs.compared(plan, place["comparison"])
     failures = {"masked/seed-0": "the loss is nan at step 2"}
     for name, failed in (("comparison", {}), ("comparison-begun", failures)):
-        pages[name] = comparison.write(table.gather(plan, place[name], failed), place[name])
+        pages[name] = comparison_page.write(table.gather(plan, place[name], failed), place[name])
     return pages
 
 

@@ -13,10 +13,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import loop, objectives, rng, sharding, state, trees
+from qbheat_jax import device_mesh, methods, pytree, rng
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import kernels, layers, registry, resnet
-from qbheat_jax.models.grouped import Grouped
+from qbheat_jax.models.ghost_batch_norm import GhostBatchNorm
+from qbheat_jax.train import loop, sharding, state
 from tests.conftest import SMALL, Pebble
 
 
@@ -47,7 +48,7 @@ MESHES = ((8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 8, 1))
 
 
 def mesh_of(data=1, fsdp=1, model=1):
-    return sharding.make_mesh(dict(zip(sharding.AXES, (data, fsdp, model))), jax.devices()[: data * fsdp * model])
+    return device_mesh.make_mesh(dict(zip(device_mesh.AXES, (data, fsdp, model))), jax.devices()[: data * fsdp * model])
 
 
 def config_of(encoder, **fields):
@@ -59,12 +60,12 @@ def config_of(encoder, **fields):
 def born(encoder):
     """The state that every run of an encoder begins with, on one device: to make it anew on each mesh takes a while."""
     config = config_of(encoder)
-    return state.create(objectives.build(config), OPTIMIZER, loop.batch_shapes(config), rng.root(3), mesh_of())[0]
+    return state.create(methods.build(config), OPTIMIZER, loop.batch_shapes(config), rng.root(3), mesh_of())[0]
 
 
 def parts_of(config, mesh):
     """(objective, state, the compiled step, a batch on the mesh)."""
-    objective, key, shapes = objectives.build(config), rng.root(config.seed), loop.batch_shapes(config)
+    objective, key, shapes = methods.build(config), rng.root(config.seed), loop.batch_shapes(config)
     shardings = sharding.shardings(born(config.encoder.name), mesh)
     # Through the host: a state that shared buffers with `born` would be donated with them.
     current = jax.device_put(jax.device_get(born(config.encoder.name)), shardings)
@@ -76,7 +77,7 @@ def parts_of(config, mesh):
         "label": np.zeros(config.batch_size, np.int32),
         "mask": np.arange(config.batch_size) > 2,
     }
-    batch = sharding.put_batch(batch, mesh)
+    batch = device_mesh.put_batch(batch, mesh)
     return objective, current, step.lower(current, batch).compile(QUICKLY), batch
 
 
@@ -93,7 +94,7 @@ def trained(config, mesh, steps=2):
 def assert_same(got, expected, atol=2e-6):
     np.testing.assert_allclose(got[0], expected[0], rtol=5e-6)
     trees_of = [(s.params, s.batch_stats) for _, s in (got, expected)]
-    for (name, a), (_, b) in zip(*map(trees.names, trees_of)):
+    for (name, a), (_, b) in zip(*map(pytree.names, trees_of)):
         np.testing.assert_allclose(a, b, atol=atol, rtol=1e-5, err_msg=name)
 
 
@@ -117,7 +118,7 @@ def test_any_mesh_trains_as_one_device_does(alone, axes, monkeypatch):
     encoder, expected = alone
     got = trained(config_of(encoder), mesh_of(*axes))
     assert_same(got, expected)
-    specs = {name: leaf.sharding.spec for name, leaf in trees.names(got[1])}
+    specs = {name: leaf.sharding.spec for name, leaf in pytree.names(got[1])}
     split = {axis: [n for n, spec in specs.items() if axis in spec] for axis in ("fsdp", "model")}
     for part in ("params/encoder", "params/decoder", "mu/encoder", "nu/decoder"):
         assert any(part in name for name in split["fsdp"]) == (axes[1] > 1)
@@ -146,9 +147,9 @@ def collectives(config, mesh):
 def test_parameters_are_gathered_one_at_a_time(monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 16)
     found, current = collectives(config_of("vit_micro"), mesh_of(1, 8, 1))
-    kernels = [leaf.size for name, leaf in trees.names(current.params) if name.endswith("kernel")]
+    kernels = [leaf.size for name, leaf in pytree.names(current.params) if name.endswith("kernel")]
     gathered = [size for kind, size in found if kind == "all-gather"]
-    assert max(gathered) == max(kernels) < trees.count(current.params) / 3
+    assert max(gathered) == max(kernels) < pytree.count(current.params) / 3
     assert sum(size in kernels for size in gathered) >= len(kernels)
     # Gradients are summed over the devices: scattered, or (on a CPU) whole.
     assert sum(size for kind, size in found if kind in ("all-reduce", "reduce-scatter")) >= sum(kernels) / 8
@@ -212,7 +213,7 @@ def test_every_encoder_recomputes_its_blocks(name):
     images = jnp.zeros((2, 32, 32, 3))
     plain, remat = (registry.encoder(name, remat=policy) for policy in ("none", "dots_saveable"))
     shapes = [jax.eval_shape(e.init, jax.random.key(0), images) for e in (plain, remat)]
-    assert trees.differences(*shapes) == []
+    assert pytree.differences(*shapes) == []
 
     def text(encoder):
         def total(variables):
@@ -227,7 +228,7 @@ def test_batch_norm_by_groups():
     pebble, images = Pebble(), jax.random.normal(jax.random.key(0), (8, 16, 16, 3))
     variables = pebble.init(jax.random.key(1), images)
     train = functools.cache(lambda m: jax.jit(lambda images: m.apply(variables, images, True, mutable=["batch_stats"])))
-    (got, out), updated = train(Grouped(pebble, 2))(images)
+    (got, out), updated = train(GhostBatchNorm(pebble, 2))(images)
     halves = [train(pebble)(half) for half in (images[:4], images[4:])]
     np.testing.assert_allclose(got, jnp.concatenate([features for (features, _), _ in halves]), atol=1e-6)
     assert out["conv"].shape == got.shape
@@ -235,7 +236,7 @@ def test_batch_norm_by_groups():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), updated, mean)
     whole, _ = train(pebble)(images)
     assert float(jnp.abs(whole[0] - got).max()) > 1e-2, "groups of other images are normalised in another way"
-    evaluated = Grouped(pebble, 2).apply(variables, images)[0]
+    evaluated = GhostBatchNorm(pebble, 2).apply(variables, images)[0]
     np.testing.assert_array_equal(evaluated, pebble.apply(variables, images)[0])
 
 
@@ -247,7 +248,7 @@ def test_batch_norm_groups_need_no_communication_where_each_device_has_its_own()
     global_sums, current = reduced(1)
     own, _ = reduced(8)
     # On the way no statistics are waited for; what running averages need goes along with the gradients at the end.
-    statistics = trees.count(current.batch_stats)
+    statistics = pytree.count(current.batch_stats)
     assert statistics == 32 and statistics in global_sums and statistics not in own
     assert len(own) < len(global_sums) and sum(own) <= sum(global_sums)
 
@@ -264,15 +265,15 @@ def test_what_cannot_be_split_is_refused():
     says("remat='all' is not accepted: it takes one of 'none', 'nothing_saveable'", remat="all")
     says("mesh.model=-1 is not accepted: .* when mesh.data is -1", **{"mesh.model": -1})
     with pytest.raises(UserError, match=r"batch_size=16 .* multiple of the mesh's 8 devices times accumulate=4, 32"):
-        sharding.check_batch(16, objectives.build(config_of("pebble")), mesh_of(8), 4)
+        sharding.check_batch(16, methods.build(config_of("pebble")), mesh_of(8), 4)
     with pytest.raises(UserError, match=r"batch_size=18 .* multiple of the mesh's 4 devices along data and fsdp"):
-        sharding.check_batch(18, objectives.build(config_of("vit_micro")), mesh_of(2, 2, 2))
-    sharding.check_batch(20, objectives.build(config_of("vit_micro")), mesh_of(2, 2, 2))
+        sharding.check_batch(18, methods.build(config_of("vit_micro")), mesh_of(2, 2, 2))
+    sharding.check_batch(20, methods.build(config_of("vit_micro")), mesh_of(2, 2, 2))
     with pytest.raises(UserError, match=r"batch_size=20 .* multiple of the mesh's 8 devices$"):
-        sharding.check_batch(20, objectives.build(config_of("pebble")), mesh_of(2, 2, 2))
+        sharding.check_batch(20, methods.build(config_of("pebble")), mesh_of(2, 2, 2))
     with pytest.raises(UserError, match=r"mesh.model=8 is not accepted: the encoder has 2 attention heads"):
-        sharding.check_heads(objectives.build(config_of("vit_micro")), mesh_of(1, 1, 8))
-    objective, mesh = objectives.build(config_of("pebble")), mesh_of(4, 1, 2)
+        sharding.check_heads(methods.build(config_of("vit_micro")), mesh_of(1, 1, 8))
+    objective, mesh = methods.build(config_of("pebble")), mesh_of(4, 1, 2)
     shapes = jax.eval_shape(objective.init, jax.random.key(0), loop.batch_shapes(config_of("pebble")))
     with pytest.raises(UserError, match="mesh.model=2 is not accepted: this model has no transformer blocks"):
         sharding.check_split(sharding.shardings(shapes, mesh), mesh)

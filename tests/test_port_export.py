@@ -13,9 +13,9 @@ from safetensors.numpy import load_file
 
 import qbheat_jax
 from qbheat_jax import config as config_lib
-from qbheat_jax import objectives, port, trees
-from qbheat_jax.checkpoint import Checkpoints
+from qbheat_jax import methods, port, pytree
 from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.train.checkpoint import Checkpoints
 from tests.test_port_workdir import micro_vit, saved, state_dict  # noqa: F401
 
 
@@ -34,7 +34,7 @@ def run_of(config, directory):
         "image": np.zeros((1, config.image_size, config.image_size, 3), np.uint8),
         "quarter": np.zeros(1, np.int32),
     }
-    shapes = jax.eval_shape(lambda: objectives.build(config).init(jax.random.key(0), batch))
+    shapes = jax.eval_shape(lambda: methods.build(config).init(jax.random.key(0), batch))
     random = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: random.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
     text = config_lib.to_json(config)
@@ -66,7 +66,7 @@ def test_there_and_back_and_there_again(workdir, tmp_path):
     for name in ("net.npz", "net.safetensors"):
         again = tmp_path / f"again-{name}"
         port.port(tmp_path / "out" / name, "micro", again, classes=10, image_size=32)
-        before, after = (dict(trees.names(qbheat_jax.load(path).variables)) for path in (workdir, again))
+        before, after = (dict(pytree.names(qbheat_jax.load(path).variables)) for path in (workdir, again))
         assert equal(before, after)
 
 
@@ -78,7 +78,7 @@ def test_the_encoder_of_a_pretraining_run(small_config, tmp_path, monkeypatch):
     assert not any("heat" in name or "pixels" in name for name in names)
     port.port(tmp_path / "net.safetensors", "micro", tmp_path / "back", head="drop", image_size=32)
     model, back = qbheat_jax.load(run), qbheat_jax.load(tmp_path / "back")
-    assert equal(*(dict(trees.names(m.encoder_variables)) for m in (model, back)))
+    assert equal(*(dict(pytree.names(m.encoder_variables)) for m in (model, back)))
     assert "checkpoint 3" in (tmp_path / "README.md").read_text()
     assert "--head drop" in (tmp_path / "README.md").read_text()
 

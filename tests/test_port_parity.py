@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 
 import qbheat_jax
 from qbheat_jax import port
-from qbheat_jax.bench import peers
 from qbheat_jax.models import registry
 from qbheat_jax.models.mobile_former import Variant
+from qbheat_jax.tools.bench import peers
 
 DATA = pathlib.Path(__file__).parent / "data"
 
@@ -93,7 +93,7 @@ def test_parity_with_pytorch_and_back(name, tmp_path):
     port.port(path, name, tmp_path / "in")
     model = qbheat_jax.load(tmp_path / "in")
     apply = forward(model)
-    # ResNet-18 and EfficientNet-Lite0 at 224 are left to ResNet-50 and, in test_classify.py, to real weights.
+    # ResNet-18 and EfficientNet-Lite0 at 224 are left to ResNet-50 and, in test_tasks_classify.py, to real weights.
     for size in ((96, 160),) if name in ("resnet18", "efficientnet_lite0") else ((224, 224), (96, 160)):
         images = np.random.default_rng(2).normal(size=(2, *size, 3)).astype(np.float32)
         with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 import qbheat_jax
-from qbheat_jax import port, trees
+from qbheat_jax import port, pytree
 from qbheat_jax.errors import UserError
 from qbheat_jax.port import files, shards
 from tests.test_port_workdir import state_dict
@@ -58,7 +58,7 @@ def test_parts_are_read_through_their_index(tmp_path, arrays):
     assert provenance["parts"] == {path.name: files.sha256(path) for path in sorted(tmp_path.glob("*.safetensors"))}
     assert provenance == port.port(index, "micro", tmp_path / "to", classes=10, image_size=32)
     model = qbheat_jax.load(tmp_path / "to")
-    assert trees.count(model.variables) == sum(array.size for array in arrays.values())
+    assert pytree.count(model.variables) == sum(array.size for array in arrays.values())
 
 
 def test_parts_of_pytorch_too(tmp_path, arrays):

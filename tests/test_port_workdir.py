@@ -10,7 +10,7 @@ import safetensors.numpy
 
 import qbheat_jax
 from qbheat_jax import config as config_lib
-from qbheat_jax import port, trees
+from qbheat_jax import port, pytree
 from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.resnet import ResNet
@@ -74,7 +74,7 @@ def test_everything_is_in_the_workdir(tmp_path, micro):
     model = qbheat_jax.load(workdir)
     assert model.config.objective == "classifier" and model.config.encoder.name == "micro"
     assert model.config.image_size == 48 and model.config.head.classes == 10 and model.class_names is None
-    table, found = tables.of("micro"), dict(trees.names(model.variables))
+    table, found = tables.of("micro"), dict(pytree.names(model.variables))
     for path, name in table.torch_names(found).items():
         assert np.array_equal(names.to_torch(path, np.asarray(found[path])), micro[name]), name
     logits = model.logits(np.zeros((2, 48, 48, 3), np.uint8))
@@ -112,7 +112,7 @@ def test_types_become_float32(tmp_path, micro, caplog):
     assert provenance["stored_as"] == "bfloat16, float16"
     assert "stored as bfloat16, float16 are kept exactly, as float32" in caplog.text
     model = qbheat_jax.load(tmp_path / "to")
-    assert {str(leaf.dtype) for _, leaf in trees.names(model.variables)} == {"float32"}
+    assert {str(leaf.dtype) for _, leaf in pytree.names(model.variables)} == {"float32"}
     kernel = model.variables["params"]["encoder"]["stem"]["conv"]["kernel"]
     assert np.array_equal(np.transpose(kernel, (3, 2, 0, 1)), halves["stem.0.weight"].astype(np.float32))
     ported(tmp_path, {**micro, "tokens.weight": micro["tokens.weight"].astype(np.float64)}, to="double", classes=10)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import data, pretrain, probe
+from qbheat_jax import data
 from qbheat_jax.errors import UserError
 from qbheat_jax.models.heads import BlockHead, LinearHead
-from qbheat_jax.probe import devices, encoders, fit, scores
+from qbheat_jax.probe import encoders, fit, pmap, scores
 from qbheat_jax.probe.features import Features, standard
+from qbheat_jax.tasks import pretrain, probe
 from tests.probe_data import Blobs, config, tiny
 
 
@@ -28,7 +29,7 @@ def test_pmap_batches_gives_each_row_once_for_any_split(monkeypatch, count, batc
     monkeypatch.setattr(jax, "local_devices", lambda: chosen)
     rows = np.arange(41 * 3, dtype=np.float32).reshape(41, 3)
     weights = {"w": np.full((3,), 2.0, np.float32)}
-    parts = devices.pmap_batches(devices.pmap(lambda v, x: (x * v["w"]).sum(-1)), weights, devices.slices(rows, batch))
+    parts = pmap.pmap_batches(pmap.pmap(lambda v, x: (x * v["w"]).sum(-1)), weights, pmap.slices(rows, batch))
     np.testing.assert_array_equal(np.concatenate(list(parts)), (rows * 2).sum(-1))
 
 

@@ -8,10 +8,11 @@ import socket
 import numpy as np
 import pytest
 
-from qbheat_jax import data, probe
+from qbheat_jax import data
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import cache, encode, encoders, features
 from qbheat_jax.probe.features import Features
+from qbheat_jax.tasks import probe
 from tests.probe_data import Blobs, config, tiny
 
 ABOUT = {"split": "train", "weights": "abc"}
@@ -36,7 +37,7 @@ def get(store, about=ABOUT, make=None, in_memory=False, gib=1.0):
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_features_are_made_once(tmp_path, in_memory):
-    store, seen = cache.Store(tmp_path), []
+    store, seen = cache.FeatureCache(tmp_path), []
     first, index, encoded = get(store, make=made(missing=(2, 7), seen=seen), in_memory=in_memory)
     assert encoded and first.in_memory == in_memory
     again, _, encoded = get(store, make=made(seen=seen), in_memory=in_memory)
@@ -49,16 +50,16 @@ def test_features_are_made_once(tmp_path, in_memory):
 
 
 def test_files_outlive_the_process_and_are_of_one_thing_alone(tmp_path):
-    get(cache.Store(tmp_path))
-    assert get(cache.Store(tmp_path))[2] is False
+    get(cache.FeatureCache(tmp_path))
+    assert get(cache.FeatureCache(tmp_path))[2] is False
     for other in ({"weights": "abd"}, {"split": "test"}, {"step": 3}):
-        assert get(cache.Store(tmp_path), ABOUT | other)[2] is True
+        assert get(cache.FeatureCache(tmp_path), ABOUT | other)[2] is True
     assert not any(str(path.name).startswith(".") for path in tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", ["about", "labels", "features", "short"])
 def test_a_damaged_cache_is_made_anew(tmp_path, damage):
-    get(cache.Store(tmp_path))
+    get(cache.FeatureCache(tmp_path))
     place = next(tmp_path.iterdir())
     if damage == "short":
         content = (place / "features.npy").read_bytes()
@@ -67,7 +68,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path, damage):
         (place / "about.json").write_text(json.dumps(ABOUT | {"weights": "of another"}))
     else:
         (place / f"{damage}.npy").unlink()
-    found, _, encoded = get(cache.Store(tmp_path))
+    found, _, encoded = get(cache.FeatureCache(tmp_path))
     assert encoded
     np.testing.assert_array_equal(found.take(np.arange(10))[:, 1], np.arange(10))
 
@@ -81,19 +82,19 @@ def test_a_killed_run_leaves_nothing_that_is_taken_for_a_cache(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(cache.shutil, "rmtree", lambda *a, **k: None)
         with pytest.raises(KeyboardInterrupt):
-            get(cache.Store(tmp_path), make=killed)
+            get(cache.FeatureCache(tmp_path), make=killed)
     left = list(tmp_path.iterdir())
     assert len(left) == 1 and left[0].name.endswith(".part")
     dead = left[0].with_name(left[0].name.replace(f".{os.getpid()}.", ".999999999."))
     left[0].rename(dead)
     elsewhere = tmp_path / dead.name.replace(socket.gethostname(), "another-machine")
     elsewhere.mkdir()
-    assert get(cache.Store(tmp_path))[2] is True
+    assert get(cache.FeatureCache(tmp_path))[2] is True
     assert not dead.exists() and elsewhere.exists()
 
 
 def test_memory_holds_what_was_used_last(tmp_path):
-    store, seen = cache.Store(tmp_path), []
+    store, seen = cache.FeatureCache(tmp_path), []
     two = 2 * 10 * 3 * 4 / 2**30
     for name in ("a", "b", "a", "c", "a", "b"):
         get(store, ABOUT | {"weights": name}, made(seen=seen), True, two)
@@ -102,10 +103,10 @@ def test_memory_holds_what_was_used_last(tmp_path):
 
 def test_files_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="cannot be mapped in gs://bucket"):
-        get(cache.Store("gs://bucket"))
+        get(cache.FeatureCache("gs://bucket"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written") as caught:
-        get(cache.Store(tmp_path / "file"))
+        get(cache.FeatureCache(tmp_path / "file"))
     assert caught.value.exit_code == 1
 
 
@@ -113,13 +114,13 @@ def test_the_fingerprint_is_of_all_that_features_depend_on(tmp_path):
     """Anything that changes features makes a cache of its own; what is the head's affair does not."""
     seen = []
 
-    class Watched(cache.Store):
+    class ImageSummaries(cache.FeatureCache):
         def get(self, about, *args, **more):
             seen.append(json.dumps(about, sort_keys=True))
             return super().get(about, *args, **more)
 
     def fingerprint(frozen=None, source=None, split="train", **fields):
-        encode.Encoding(frozen or tiny(), config(**fields), Watched(tmp_path), 200)(source or Blobs(), split)
+        encode.Encoding(frozen or tiny(), config(**fields), ImageSummaries(tmp_path), 200)(source or Blobs(), split)
         return seen[-1]
 
     plain = fingerprint()
@@ -156,8 +157,8 @@ def test_a_probe_from_files_gives_the_number_of_one_from_memory(monkeypatch, tmp
 
 
 def test_the_mean_over_cells_is_not_encoded_where_the_cells_are_kept(tmp_path):
-    store, frozen, source = cache.Store(tmp_path), tiny(), Blobs()
-    plain, index = encode.Encoding(frozen, config(), cache.Store(tmp_path), 200)(source, "test")
+    store, frozen, source = cache.FeatureCache(tmp_path), tiny(), Blobs()
+    plain, index = encode.Encoding(frozen, config(), cache.FeatureCache(tmp_path), 200)(source, "test")
     encode.Encoding(frozen, config(protocol="tran-1", head__pool=2), store, 200)(source, "test")
     encoding = encode.Encoding(frozen, config(), store, 200)
     encoding.mapped = None  # nothing is encoded
@@ -172,7 +173,7 @@ def test_the_mean_over_cells_is_not_encoded_where_the_cells_are_kept(tmp_path):
 
 def test_cells_that_cannot_be_pooled_so(tmp_path):
     with pytest.raises(UserError, match=r"head.pool=3 is not accepted: it takes a divisor of the map's 4 x 4 cells"):
-        encode.Encoding(tiny(), config(protocol="tran-1", head__pool=3), cache.Store(tmp_path), 200)
+        encode.Encoding(tiny(), config(protocol="tran-1", head__pool=3), cache.FeatureCache(tmp_path), 200)
 
 
 def test_blocks_of_joined_files_are_taken_in_order(tmp_path):

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import data, probe
-from qbheat_jax.data.base import ArraySource, Source
+from qbheat_jax import data
+from qbheat_jax.data.sources.base import ArraySource, Source
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import splits
+from qbheat_jax.tasks import probe
 
 
 def probe_config(**fields):

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import distributed, loop, metrics, pretrain, sharding
-from qbheat_jax.checkpoint import Checkpoints
+from qbheat_jax import device_mesh
 from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
-from qbheat_jax.train import rendezvous
+from qbheat_jax.tasks import pretrain
+from qbheat_jax.train import distributed, loop, metrics, rendezvous
+from qbheat_jax.train.checkpoint import Checkpoints
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
@@ -352,10 +353,10 @@ def test_processes_that_cannot_join_are_one_line(monkeypatch):
 
 
 def test_rows_of_a_batch():
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "model": 2})
-    np.testing.assert_array_equal(sharding.rows(mesh, 16), np.arange(16))
+    mesh = device_mesh.make_mesh({"data": 2, "fsdp": 2, "model": 2})
+    np.testing.assert_array_equal(device_mesh.rows(mesh, 16), np.arange(16))
     batch = {"label": np.arange(16, dtype=np.int32)}
-    placed = sharding.put_batch(batch, mesh)["label"]
+    placed = device_mesh.put_batch(batch, mesh)["label"]
     np.testing.assert_array_equal(placed, batch["label"])
     assert {shard.data.shape for shard in placed.addressable_shards} == {(4,)}, "devices along model hold the same rows"
     assert loop.batch_shapes(config_of())["label"].shape == (16,)

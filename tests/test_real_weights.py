@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from qbheat_jax import api, classify, port
+from qbheat_jax import api, port
 from qbheat_jax.errors import UserError
+from qbheat_jax.tasks import classify
 
 torch = pytest.importorskip("torch")
 

@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import quarters, report
+from qbheat_jax import report
 from qbheat_jax.errors import UserError
-from qbheat_jax.report import figures, gather, sample, tiles, words
+from qbheat_jax.ops import quarters
+from qbheat_jax.report import charts, load_run, sample, tiles
+from qbheat_jax.report import text as text_lib
 from tests.workdirs import (
     CHANNELS,
     SIZE,
@@ -138,15 +140,15 @@ def test_numbers_are_those_of_the_files(workdir):
     table = rows(workdir / "report" / "index.html")
     ours = next(row for row in table if row[0].startswith("QB-Heat") and "81.2" in row[1])
     assert ours[0] == "QB-Heat (best)"
-    assert ours[1:6] == [words.percent(0.8123), "+15.1", words.percent(0.977), "1,000", "0"]
+    assert ours[1:6] == [text_lib.percent(0.8123), "+15.1", text_lib.percent(0.977), "1,000", "0"]
     assert ours[6].replace("\u00a0", " ") == "learning rate 0.3"
     found = {row[0]: row for row in table}
-    assert found["random initialisation"][1:3] == [words.percent(0.6612), words.NONE]
-    assert found["raw pixels, no encoder"][1:3] == [words.percent(0.3021), "\u221235.9"]
-    assert found["colour histogram, no encoder"][1] == words.percent(0.4911)
-    assert found["chance"][1] == words.percent(0.05)
-    assert any(row[1:2] == [words.percent(0.85, np.std([0.84, 0.86], ddof=1))] and row[5] == "0, 1" for row in table)
-    for text in ("0.247", "0.987", "3 min 21 s", "432", "567", words.percent(0.0421), "15.1 points ahead of"):
+    assert found["random initialisation"][1:3] == [text_lib.percent(0.6612), text_lib.NONE]
+    assert found["raw pixels, no encoder"][1:3] == [text_lib.percent(0.3021), "\u221235.9"]
+    assert found["colour histogram, no encoder"][1] == text_lib.percent(0.4911)
+    assert found["chance"][1] == text_lib.percent(0.05)
+    assert any(row[1:2] == [text_lib.percent(0.85, np.std([0.84, 0.86], ddof=1))] and row[5] == "0, 1" for row in table)
+    for text in ("0.247", "0.987", "3 min 21 s", "432", "567", text_lib.percent(0.0421), "15.1 points ahead of"):
         assert text in page.text, text
     assert "40 steps of 16 images, about 2 passes over 320 images" in page.text
 
@@ -171,7 +173,7 @@ def test_every_placement_is_shown(bare, placements):
     write_config(bare, **{"quarter.placements": placements})
     page = build(bare)
     for quarter in quarters.PLACEMENT_SETS[placements]:
-        assert f"Visible: {words.placement(quarter)}" in page.text
+        assert f"Visible: {text_lib.placement(quarter)}" in page.text
 
 
 def test_missing_parts_are_left_out(bare):
@@ -188,7 +190,7 @@ def test_torn_and_foreign_files_are_left_out(bare):
     write_json(bare / "probe" / "plain" / "result.json", {"protocol": "lin", "init": "random", "top1": 0.5})
     (bare / "summary.json").write_text("{")
     page = build(bare)
-    assert words.percent(0.5) in page.text and "left no accuracy curves" in page.text
+    assert text_lib.percent(0.5) in page.text and "left no accuracy curves" in page.text
 
 
 def test_images_that_cannot_be_opened_are_named(bare):
@@ -204,7 +206,7 @@ def test_probes_of_another_run_and_on_other_data_stand_apart(workdir, tmp_path_f
     add_probe(workdir, "lin-data", "lin", "/moved/away", 0.4, data="folder:x")
     page = build(workdir)
     assert f"QB-Heat, run {other.name}" in page.text
-    groups = {(g.protocol, g.data, g.features): g.mean("top1") for g in gather.read(workdir).groups()}
+    groups = {(g.protocol, g.data, g.features): g.mean("top1") for g in load_run.read(workdir).groups()}
     assert groups["lin", "photos", "QB-Heat"] == 0.8123 and groups["lin", "folder:x", "QB-Heat"] == 0.4
 
 
@@ -273,7 +275,7 @@ def test_reconstruction_in_chunks_of_one_size():
 def test_every_operator_is_described(bare, propagator, directions):
     import jax
 
-    from qbheat_jax import heat
+    from qbheat_jax.ops import heat
 
     choice = heat.Heat(propagator, directions, init_scale=0.3)
     config = make_config(**{"heat.propagator": propagator, "heat.directions": directions})
@@ -282,7 +284,7 @@ def test_every_operator_is_described(bare, propagator, directions):
     model.variables["params"]["decoder"]["heat"] = heat.init(jax.random.key(0), CHANNELS, choice)
     page = Page(report.write(bare, model=model, images=make_images()).read_text())
     expected = float(heat.describe(model.variables["params"]["decoder"]["heat"], choice)["norm/x+"])
-    assert words.number(expected) in page.text
+    assert text_lib.number(expected) in page.text
     assert ("A\u2212, to the left" in page.text) == (directions == "untied")
 
 
@@ -293,19 +295,19 @@ def test_untrained_operator_has_no_correlation(bare):
 
 
 def test_charts_take_the_colours_of_the_page():
-    svg = figures.losses(([1, 2], [1.0, 0.5]), ([2], [0.6]), ([], []), ([], []))
+    svg = charts.losses(([1, 2], [1.0, 0.5]), ([2], [0.6]), ([], []), ([], []))
     assert svg.startswith("<svg") and "var(--warm)" in svg and "http" not in svg
     assert "predicting the mean" not in svg  # nothing was logged of it
-    assert figures._INK not in svg and "font-family" not in svg
+    assert charts._INK not in svg and "font-family" not in svg
 
 
 def test_steps_and_epochs_are_whole():
     """Where an axis counts, no tick of it is a fraction; the other axes of these charts are of numbers from 100 on."""
     nothing, points = ([], []), ([20, 21], [100, 300])
     for svg in (
-        figures.losses(points, nothing, nothing, nothing),
-        figures.precisions({"AP": points}),
-        figures.accuracies([([20, 21], [1.0, 3.0])], [], None, "lin"),
+        charts.losses(points, nothing, nothing, nothing),
+        charts.precisions({"AP": points}),
+        charts.accuracies([([20, 21], [1.0, 3.0])], [], None, "lin"),
     ):
         ticks = [float(text) for text in re.findall(r">([\d.]+)</text>", svg)]
         assert {20, 21} <= set(ticks) and all(tick.is_integer() for tick in ticks)
@@ -313,16 +315,16 @@ def test_steps_and_epochs_are_whole():
 
 @pytest.mark.parametrize(
     "value, text",
-    [(1500, "1,500"), (0.00015, "0.00015"), (1.5e-5, "1.5 \u00d7 10\u207b\u2075"), (None, words.NONE),
-     (float("nan"), words.NONE), (-0.5, "\u22120.5"), (539.81, "540"), (0.0, "0")],
+    [(1500, "1,500"), (0.00015, "0.00015"), (1.5e-5, "1.5 \u00d7 10\u207b\u2075"), (None, text_lib.NONE),
+     (float("nan"), text_lib.NONE), (-0.5, "\u22120.5"), (539.81, "540"), (0.0, "0")],
 )  # fmt: skip
 def test_numbers_for_people(value, text):
-    assert words.number(value) == text
+    assert text_lib.number(value) == text
 
 
 def test_words():
-    assert words.points(-0.012) == "\u22121.2" and words.ahead(-0.012) == "1.2 points behind"
-    assert [words.duration(s) for s in (3.21, 51.3, 184, 5000)] == ["3.2 s", "51 s", "3 min 4 s", "1 h 23 min"]
-    assert [words.millions(n) for n in (12, 84210, 5812345)] == ["12", "84.2 thousand", "5.81 million"]
-    story = " ".join(words.story(make_config(warmup_epochs=2.0, ema=0.99), 40, {}, None))
+    assert text_lib.points(-0.012) == "\u22121.2" and text_lib.ahead(-0.012) == "1.2 points behind"
+    assert [text_lib.duration(s) for s in (3.21, 51.3, 184, 5000)] == ["3.2 s", "51 s", "3 min 4 s", "1 h 23 min"]
+    assert [text_lib.millions(n) for n in (12, 84210, 5812345)] == ["12", "84.2 thousand", "5.81 million"]
+    story = " ".join(text_lib.story(make_config(warmup_epochs=2.0, ema=0.99), 40, {}, None))
     assert "reached after 2 epochs" in story and "decay 0.99" in story

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from qbheat_jax import loop, objectives, optim, rng, state, trees
-from qbheat_jax.train import initial
+from qbheat_jax import methods, pytree, rng
+from qbheat_jax.train import initial, loop, optim, state
 
 
 def primitives(jaxpr):
@@ -20,14 +20,14 @@ def primitives(jaxpr):
 
 
 def leaves(tree):
-    return {name: np.asarray(x) for name, x in trees.names(tree)}
+    return {name: np.asarray(x) for name, x in pytree.names(tree)}
 
 
 @pytest.mark.parametrize("encoder", ["micro", "vit_micro", "resnet18"])
 def test_no_forward_pass_and_one_draw(encoder, small_config):
     config = small_config({"encoder.name": encoder, "image_size": 128})
     optimizer = optim.adamw(config, lambda n: 1e-3)
-    make = state.initialiser(objectives.build(config), optimizer, loop.batch_shapes(config))
+    make = state.initialiser(methods.build(config), optimizer, loop.batch_shapes(config))
     found = list(primitives(jax.make_jaxpr(make)(rng.root(0))))
     assert found.count("random_bits") == 1
     assert not {"dot_general", "conv_general_dilated", "reduce_window_max", "exp"} & set(found)
@@ -35,7 +35,7 @@ def test_no_forward_pass_and_one_draw(encoder, small_config):
 
 def test_distributions_are_those_of_the_modules(small_config):
     config = small_config({"encoder.name": "vit_micro", "decoder.width": 64, "decoder.heads": 4})
-    objective = objectives.build(config)
+    objective = methods.build(config)
     batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in loop.batch_shapes(config).items()}
     own = leaves(objective.init(rng.root(1), batch))
     ours = leaves(jax.jit(initial.in_one_draw(objective.init))(rng.root(1), batch))

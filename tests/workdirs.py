@@ -6,10 +6,11 @@ import types
 import jax
 import numpy as np
 
-from qbheat_jax import cli, data, images, objectives, quarters, report, rng
+from qbheat_jax import cli, data, methods, report, rng
 from qbheat_jax import config as config_lib
-from qbheat_jax.checkpoint import Checkpoints
-from qbheat_jax.detect import coco_eval
+from qbheat_jax.eval import average_precision
+from qbheat_jax.ops import images, quarters
+from qbheat_jax.train.checkpoint import Checkpoints
 
 SIZE, CHANNELS = 32, 8
 
@@ -126,7 +127,7 @@ def analyse_run(workdir):
     """Makes a run of two checkpoints in a workdir, and analyses it there by the command line."""
     fields = config_lib.resolve(ANALYSED)
     batch = {"image": np.zeros((1, SIZE, SIZE, 3), np.uint8), "quarter": np.full(1, 4, np.int32)}
-    variables = jax.device_get(jax.jit(objectives.build(fields).init)(rng.root(0), batch))
+    variables = jax.device_get(jax.jit(methods.build(fields).init)(rng.root(0), batch))
     saved = Checkpoints(workdir, keep=2)
     for step in (1, 2):
         decoder = variables["params"]["decoder"]
@@ -156,7 +157,7 @@ def detector(workdir, source="scenes:64"):
         }
         for n, a in enumerate(truth["annotations"]) if n % 3 < 2
     ]  # fmt: skip
-    figures, per_class, curves = coco_eval.measure(truth, found, [image["id"] for image in truth["images"]])
+    figures, per_class, curves = average_precision.measure(truth, found, [image["id"] for image in truth["images"]])
     result = {
         **figures, "per_class": per_class, "protocol": "dense", "init": "random", "encoder": "pebble", "frozen": True,
         "data": source, "step": 40, "n_train": 64, "n": len(truth["images"]), "seconds": 12.0, "skipped_files": 3,

@@ -7,12 +7,22 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import data, outcome
-from qbheat_jax.analysis import continued, decoded, hypothesis, maps, operators, pictures, results, subject
-from qbheat_jax.checkpoint import Checkpoints
+from qbheat_jax import data
+from qbheat_jax.analysis import (
+    decoder_images,
+    extrapolation_test,
+    hypothesis,
+    maps,
+    operators,
+    outputs,
+    pictures,
+    target,
+)
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import sample
+from qbheat_jax.tasks import results as results_lib
 from qbheat_jax.train import lock
+from qbheat_jax.train.checkpoint import Checkpoints
 
 __all__ = ["run", "text"]
 
@@ -23,7 +33,7 @@ WIDEST = 128
 # Images shown as features, and as what the decoder makes of them (as many in each picture: one program does for all).
 _SHOWN, _DECODED = 6, 4
 
-text = results.text
+text = outputs.text
 
 
 def run(config, workdir, init):
@@ -35,12 +45,12 @@ def run(config, workdir, init):
     started, workdir = time.perf_counter(), epath.Path(workdir)
     if jax.process_count() > 1:
         raise UserError(f"an analysis runs in one process; {jax.process_count()} were started")
-    given = subject.open_subject(init, config)
+    given = target.open_subject(init, config)
     frozen = given.frozen
     source = data.open_source(frozen.source, image_size=frozen.image_size, tfds_dir=config.data.tfds_dir)
-    chosen = subject.roles(source, config.images, config.seed)
-    folder = results.folder(workdir, init)
-    results.make(folder)
+    chosen = target.roles(source, config.images, config.seed)
+    folder = outputs.folder(workdir, init)
+    outputs.make(folder)
     with lock.held(folder):
         return folder, _analysed(config, init, given, source, chosen, folder, started)
 
@@ -49,7 +59,7 @@ def _analysed(config, init, given, source, chosen, folder, started):
     """The result, written to the folder with all that goes with it."""
     frozen = given.frozen
     read = {
-        role: subject.read(source, split, rows, config, frozen.image_size) for role, (split, rows) in chosen.items()
+        role: target.read(source, split, rows, config, frozen.image_size) for role, (split, rows) in chosen.items()
     }
     images = {role: pair[0] for role, pair in read.items()}
     log.info("%s", ", ".join(f"{len(x)} images of {chosen[role][0]} for {role}" for role, x in images.items()))
@@ -91,12 +101,12 @@ def _analysed(config, init, given, source, chosen, folder, started):
         "placements": [int(q) for q in field.placements],
         "reconstructed": [int(q) for q in arrays.get("reconstructed_at", ())],
         "no_quarters": field.no_quarters,
-        "statistics": decoded.statistics(frozen.model.objective.target) if continues else None,
+        "statistics": decoder_images.statistics(frozen.model.objective.target) if continues else None,
         "animated": given.heat[1].propagator if continues else None,
         "seconds": time.perf_counter() - started,
-        "command": outcome.command(),
+        "command": results_lib.command(),
     }
-    results.write(folder, result, arrays, sheets)
+    outputs.write(folder, result, arrays, sheets)
     return result
 
 
@@ -116,12 +126,12 @@ class _Field:
         if channels > WIDEST:
             self.basis, self.kept = maps.principal(self.whole["train"], WIDEST)[1:]
         self.dimension = maps.effective_dimension(self.whole["train"])
-        self.placements, self.no_quarters = subject.placements(given, height, width)
+        self.placements, self.no_quarters = target.placements(given, height, width)
         self.continuation = None
         if self.placements:
             crops = {q: {role: given.quarter_maps(x, q) for role, x in images.items()} for q in self.placements}
             learnt = given.continued if given.heat is not None else None
-            self.continuation = continued.Continuation(self.whole, crops, self.basis, learnt)
+            self.continuation = extrapolation_test.ExtrapolationTest(self.whole, crops, self.basis, learnt)
 
     def learnt(self, direction, k):
         """As `hypothesis.steps` takes it."""
@@ -205,16 +215,16 @@ def _continued(field, chosen, colours, arrays):
 def _decoded(model, images, order, arrays, sheets):
     """Adds what the decoder of a run makes of some images: arrays for the page, sheets as PNGs, the animation."""
     few = images[order[:_DECODED]]
-    placed = decoded.placements(model, few)
+    placed = decoder_images.placements(model, few)
     arrays["originals"], arrays["reconstructed"] = few, np.stack([placed[q] for q in placed], 1)
     arrays["reconstructed_at"] = np.array(list(placed))
     columns = [[few[i], *arrays["reconstructed"][i]] for i in range(len(few))]
     sheets["placements"] = pictures.sheet(columns)
-    arrays["beyond"] = decoded.beyond(model, few)
+    arrays["beyond"] = decoder_images.beyond(model, few)
     sheets["beyond"] = pictures.sheet([list(arrays["beyond"])], tile=2 * 96)
     if model.objective.decoder.heat.propagator == "power":
         return
     allowed = model.objective.decoder.placements
     turns = np.array([allowed[i % len(allowed)] for i in range(len(few))], np.int32)
-    shown = decoded.spreading(model, few, turns)
-    sheets["spread"], sheets["spread_end"] = decoded.animated(shown, scale=max(1, 160 // few.shape[1]))
+    shown = decoder_images.spreading(model, few, turns)
+    sheets["spread"], sheets["spread_end"] = decoder_images.animated(shown, scale=max(1, 160 // few.shape[1]))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from qbheat_jax import heat
+from qbheat_jax.ops import heat
 
 # Maps fitted over one cell are an operator of this kind: P = I + A / n, n cells to half an image.
 FITTED = heat.Heat("power")

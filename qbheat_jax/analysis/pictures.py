@@ -5,8 +5,8 @@ import io
 
 import numpy as np
 
-from qbheat_jax import quarters
 from qbheat_jax.analysis import maps
+from qbheat_jax.ops import quarters
 
 # Colours from 0 to 1 (an error from none to twice that of the mean map) and from -1 to 1 (likeness).
 _HEAT = np.array([(22, 20, 40), (120, 28, 92), (226, 88, 34), (252, 240, 190)], np.float64)

@@ -23,14 +23,16 @@ import re
 from typing import Any
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import data, detect, optim, pretrain, sharding
+from qbheat_jax import data, device_mesh
 from qbheat_jax.config import DETECT, DETECTORS, PRETRAIN, PROBE
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import splits
 from qbheat_jax.probe.encode import POOLED
-from qbheat_jax.probe.encoders import TRIVIAL
+from qbheat_jax.probe.encoders import NO_ENCODER
+from qbheat_jax.tasks import detect, pretrain
+from qbheat_jax.train import optim, sharding
 
-BASELINES = ("random", *TRIVIAL)
+BASELINES = ("random", *NO_ENCODER)
 KEYS = ("seeds", "pretrain", "all", "methods", "probes", "probe", "baselines")
 _NAME = re.compile(r"\w[\w+-]*")
 
@@ -95,7 +97,7 @@ class Plan:
             self._cells(method, seed)
             for seed in self.seeds
             for method in self.methods
-            if method.name not in TRIVIAL or seed == self.seeds[0]  # of features that no seed changes one is enough
+            if method.name not in NO_ENCODER or seed == self.seeds[0]  # of features that no seed changes one is enough
         ]
 
     def cells(self):
@@ -105,7 +107,7 @@ class Plan:
         place = f"{method.name}/seed-{seed}"
         cells = [Cell(method, seed, "", place, _seeded(method.config, seed, PRETRAIN))] if method.config else []
         for name, config in self.probes.items():
-            if method.name not in TRIVIAL or config.get("protocol") in POOLED:
+            if method.name not in NO_ENCODER or config.get("protocol") in POOLED:
                 cells.append(Cell(method, seed, name, f"{place}/probe/{name}", _seeded(config, seed, table_of(config))))
         return cells
 
@@ -152,7 +154,7 @@ def _method(name, own, base, shared, folder):
     images = source.splits[config.data.split]
     steps = optim.total_steps(config, images)
     optim.schedule(config, steps, images)
-    sharding.check_batch(config.batch_size, objective, sharding.make_mesh(config.mesh))
+    sharding.check_batch(config.batch_size, objective, device_mesh.make_mesh(config.mesh))
     examples = steps * config.batch_size
     return Method(name, config, own, steps, examples, examples / images)
 

@@ -8,11 +8,11 @@ import shutil
 import jax
 from etils import epath
 
-from qbheat_jax import detect, from_init, pretrain, probe
 from qbheat_jax.compare import cells, table
 from qbheat_jax.errors import PREEMPTED, UserError
 from qbheat_jax.probe.encode import POOLED
-from qbheat_jax.report import comparison
+from qbheat_jax.report import comparison_page
+from qbheat_jax.tasks import detect, pretrain, pretrained, probe
 from qbheat_jax.train import lock
 
 log = logging.getLogger("qbheat")
@@ -45,7 +45,7 @@ def _filled(plan, workdir):
         todo = [cell for cell in encoder if cells.result(cell, workdir) is None]
         if not todo:
             continue
-        store = probe.Store(workdir / todo[0].encoder / "probe" / "features")
+        store = probe.FeatureCache(workdir / todo[0].encoder / "probe" / "features")
         for cell in sorted(todo, key=_order):
             if todo[0].probe == "" and todo[0].path in failures:
                 break  # there is no encoder to probe
@@ -73,7 +73,7 @@ def _run(cell, workdir, store):
             return None
         init = str(workdir / cell.encoder) if cell.method.config is not None else cell.method.name
         if cell.detects:
-            found = detect.run(from_init.with_fields(cell.config, {"init": init}, cell.table), folder)
+            found = detect.run(pretrained.with_fields(cell.config, {"init": init}, cell.table), folder)
             log.info("%s", detect.line(found))
         else:
             log.info("%s", probe.line(probe.run(cell.config, folder, init, store)))
@@ -95,7 +95,7 @@ def _written(plan, workdir, failures):
 
 def _page(result, workdir):
     try:
-        comparison.write(result, workdir)
+        comparison_page.write(result, workdir)
     except UserError as error:  # matplotlib and jinja2 are an extra; the figures are there without them
         log.warning("there is no page: %s", error)
 

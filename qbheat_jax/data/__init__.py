@@ -4,7 +4,7 @@ A batch is a dict of numpy arrays, this process's share of a global batch:
 
     image    uint8[B, S, S, 3]
     image2   uint8[B, S, S, 3]   another random crop of the same example, only where two views are asked for
-    quarter  int32[B]   index of the visible block's placement, 0..8 (see qbheat_jax.quarters)
+    quarter  int32[B]   index of the visible block's placement, 0..8 (see qbheat_jax.ops.quarters)
     label    int32[B]   -1 where there is none
     mask     bool[B]    False for padding and for images that could not be decoded
     index    int32[B]   number of the example in its split, -1 for padding
@@ -13,12 +13,12 @@ A batch is a dict of numpy arrays, this process's share of a global batch:
 With a `device_cache.DeviceCache` it is the global batch instead, its arrays on the cache's mesh, and needs no tensorflow.
 """
 
-from qbheat_jax.data.bad import BadFiles
+from qbheat_jax.data.bad_files import BadFiles
 from qbheat_jax.data.batches import NumpyBatches, PlainBatches, Plan
-from qbheat_jax.data.boxed import BoxRecipe
-from qbheat_jax.data.examples import Recipe
 from qbheat_jax.data.sources import describe, open_source
-from qbheat_jax.data.synthetic import Synthetic
+from qbheat_jax.data.sources.synthetic import Synthetic
+from qbheat_jax.data.specs.boxes import BoxRecipe
+from qbheat_jax.data.specs.image import Recipe
 from qbheat_jax.errors import UserError
 
 __all__ = ["BadFiles", "describe", "eval_batches", "open_source", "train_batches"]
@@ -48,7 +48,7 @@ def train_batches(
     cache=None,
     rows=None,
 ):
-    """Endless iterator over this process's training batches: `rows` (int[n]) of the global ones, `sharding.rows`, or without
+    """Endless iterator over this process's training batches: `rows` (int[n]) of the global ones, `device_mesh.rows`, or without
     them the `process_index`-th of `process_count` equal parts.
 
     Every epoch shows every example once, in an order of its own; the stream of examples is a pure function of

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from qbheat_jax.data import augment
-from qbheat_jax.data.bad import BadFiles
-from qbheat_jax.data.examples import build, empty
+from qbheat_jax.data.bad_files import BadFiles
 from qbheat_jax.data.order import Order, Slices
+from qbheat_jax.data.specs.image import build, empty
 from qbheat_jax.errors import UserError
 
 # Examples that one call of the pipeline makes in a row: enough to make Python's overhead small, few enough that

@@ -21,12 +21,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from qbheat_jax import resample, sharding
+from qbheat_jax import device_mesh
 from qbheat_jax.data import shrink
 from qbheat_jax.data.batches import Batches
-from qbheat_jax.data.examples import MEAN_GREY
-from qbheat_jax.data.synthetic import Synthetic
+from qbheat_jax.data.sources.synthetic import Synthetic
+from qbheat_jax.data.specs.image import MEAN_GREY
 from qbheat_jax.errors import UserError
+from qbheat_jax.ops import resample
 
 _log = logging.getLogger("qbheat")
 
@@ -59,7 +60,7 @@ class DeviceCache:
         self.source, self.split, self.mesh = source, source.split(split), mesh
         self.cache_size, self.cache_gib, self.workers = cache_size, cache_gib, workers
         self.n = source.splits[self.split]
-        self._sharding = NamedSharding(mesh, sharding.BATCH)  # devices along `model` hold the same images
+        self._sharding = NamedSharding(mesh, device_mesh.BATCH)  # devices along `model` hold the same images
         self._devices = mesh.shape["data"] * mesh.shape["fsdp"]
         self._images = None  # uint32[rows, k, 128] on the mesh, see `_pack`; rows are a multiple of the devices
         self._shape = None  # (3, h, w) of each
@@ -89,10 +90,10 @@ class DeviceCache:
             "mask": real & self._good[rows],
             "index": indices.astype(np.int32),
         }
-        batch = sharding.put_batch(local, self.mesh, batch_size)
+        batch = device_mesh.put_batch(local, self.mesh, batch_size)
         for view, name in enumerate(recipe.images):
             shown = (rows.astype(np.int32), *self._draw(recipe, epochs, rows, view))
-            shown = (sharding.put(x, self.mesh, batch_size) for x in shown)
+            shown = (device_mesh.put(x, self.mesh, batch_size) for x in shown)
             batch[name] = _grey_where_masked(self.crop(*shown, recipe.image_size), batch["mask"])
         return batch
 
@@ -229,7 +230,7 @@ def _unpack(words, shape):
 
 @functools.partial(jax.jit, static_argnames=("mesh", "shape", "size"))
 def _crop(images, rows, boxes, flips, *, mesh, shape, size):
-    axes = sharding.BATCH[0]
+    axes = device_mesh.BATCH[0]
 
     def local(images, *examples):
         def some(examples):
@@ -243,7 +244,7 @@ def _crop(images, rows, boxes, flips, *, mesh, shape, size):
         chunks = jax.lax.map(some, [x.reshape(count // chunk, chunk, *x.shape[1:]) for x in examples])
         return chunks.reshape(count, *chunks.shape[2:])
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(sharding.BATCH,) * 4, out_specs=sharding.BATCH)(images, rows, boxes, flips)
+    return jax.shard_map(local, mesh=mesh, in_specs=(device_mesh.BATCH,) * 4, out_specs=device_mesh.BATCH)(images, rows, boxes, flips)
 
 
 def _fetch(images, rows, axes):

@@ -13,11 +13,11 @@ import weakref
 
 import numpy as np
 
-from qbheat_jax.data import examples
 from qbheat_jax.data.batches import Batches
 from qbheat_jax.data.cpu_tensorflow import tf, untuned
 from qbheat_jax.data.jpeg import jpeg_window
 from qbheat_jax.data.processes import Decoders
+from qbheat_jax.data.specs import image
 from qbheat_jax.errors import RUN_FAILED, UserError
 
 # Seconds given to tensorflow's threads to end.
@@ -180,7 +180,7 @@ class _Work:
         if self.decoders:
             self.decoders.build(fetch, epochs, indices, plan.bad, self._place(j))
         else:
-            examples.build(plan.recipe, fetch, epochs, indices, plan.bad, jpeg_window, self._place(j))
+            image.build(plan.recipe, fetch, epochs, indices, plan.bad, jpeg_window, self._place(j))
 
     def _place(self, j):
         """Where the examples of chunk j go: views of its batch's arrays."""

@@ -15,7 +15,8 @@ import traceback
 
 import numpy as np
 
-from qbheat_jax.data import decode, examples
+from qbheat_jax.data import decode
+from qbheat_jax.data.specs import image
 from qbheat_jax.errors import RUN_FAILED, UserError
 
 # Bytes of memory shared for the encoded files of a chunk, for each of its images; what does not fit goes through a pipe.
@@ -171,7 +172,7 @@ def _serve(pipe, recipe, layout, memory):
         bad = _Noted()
         for key in blank.keys() - recipe.images:
             made[key][:] = blank[key]
-        examples.build(recipe, fetch, epochs, indices, bad, jpeg_window, made)
+        image.build(recipe, fetch, epochs, indices, bad, jpeg_window, made)
         for key in recipe.images:
             made[key][~made["mask"]] = blank[key][0]
         return list(bad)

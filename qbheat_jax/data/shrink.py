@@ -8,7 +8,8 @@ import os
 import numpy as np
 from PIL import Image
 
-from qbheat_jax.data import decode, examples
+from qbheat_jax.data import decode
+from qbheat_jax.data.specs import image as image_lib
 from qbheat_jax.errors import RUN_FAILED, UserError
 
 
@@ -52,7 +53,7 @@ def _small(row, fetch, limit):
     label, name = -1, f"example {row}"
     try:
         content, label, name = fetch()
-        image = examples.pixels(content)
+        image = image_lib.pixels(content)
         return Small(row, *image.shape[:2], label, shrink(image, limit), name)
     except (decode.BadImage, OSError) as error:
         name, reason = getattr(error, "filename", None) or name, getattr(error, "strerror", None) or error

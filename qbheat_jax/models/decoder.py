@@ -5,8 +5,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from qbheat_jax import heat as heat_lib
 from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, remat, sincos_2d
+from qbheat_jax.ops import heat as heat_lib
 
 
 class HeatDecoder(nn.Module):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 
-def flat_dot(x, kernel, dimension_numbers, precision=None, preferred_element_type=None):
+def matmul_2d(x, kernel, dimension_numbers, precision=None, preferred_element_type=None):
     """The `dot_general` of `Dense`: x [..., C] times kernel [C, F] -> [..., F], as one product of two matrices.
 
     XLA's CPU backend takes half the time for its gradient then; on others it is the same.
@@ -345,11 +345,11 @@ def _sloped(x, a1, a2):
 
 def _slope(x, a1, a2):
     """The larger of both slopes where x is positive and the smaller elsewhere, [B, H, W, C]."""
-    above, below = (_by_itself(a)[:, None, None] for a in (jnp.maximum(a1, a2), jnp.minimum(a1, a2)))
+    above, below = (_fusion_barrier(a)[:, None, None] for a in (jnp.maximum(a1, a2), jnp.minimum(a1, a2)))
     return jnp.where(x > 0, above, below)
 
 
-def _by_itself(x):
+def _fusion_barrier(x):
     """x [..., C], finite, as a product with the identity: XLA's CPU backend takes what is elementwise into the pass over a map
     that reads it, and so computes it anew for every cell; it stops at a product.
     """

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax.models.kernels import attention, conv, depthwise_conv, dynamic_relu, flat_dot, strided
+from qbheat_jax.models.kernels import attention, conv, depthwise_conv, dynamic_relu, matmul_2d, strided
 
 
 def conv_init(key, shape, dtype=jnp.float32):
@@ -97,9 +97,9 @@ def channel_shuffle(x, groups):
 
 
 class Dense(nn.Dense):
-    """A linear layer over the last axis of a map or of tokens, see `flat_dot`."""
+    """A linear layer over the last axis of a map or of tokens, see `matmul_2d`."""
 
-    dot_general: Any = flat_dot
+    dot_general: Any = matmul_2d
 
 
 class Conv(nn.Module):
@@ -130,7 +130,7 @@ class Conv(nn.Module):
             # takes 15 times as long for the gradient to the kernel.
             x = strided(x, self.stride)
             if self.groups == 1:
-                return flat_dot(x, kernel[0, 0], None)
+                return matmul_2d(x, kernel[0, 0], None)
             x = x.reshape(*x.shape[:-1], self.groups, channels // self.groups)
             kernel = kernel.reshape(channels // self.groups, self.groups, -1)
             return jnp.einsum("bhwgi,igo->bhwgo", x, kernel).reshape(*x.shape[:3], self.features)
@@ -348,12 +348,12 @@ class Projections(nn.Module):
 
     @staticmethod
     def _together(x, kernel, bias):
-        return jnp.split(flat_dot(x, kernel, None) + bias, 3, axis=-1)
+        return jnp.split(matmul_2d(x, kernel, None) + bias, 3, axis=-1)
 
     @staticmethod
     def _apart(x, kernel, bias):
         kernel, bias = (p.reshape(*p.shape[:-1], 3, x.shape[-1]) for p in (kernel, bias))
-        return [flat_dot(x, kernel[:, n], None) + bias[n] for n in range(3)]
+        return [matmul_2d(x, kernel[:, n], None) + bias[n] for n in range(3)]
 
 
 def _splits_heads():

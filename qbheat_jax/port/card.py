@@ -2,7 +2,7 @@
 
 import re
 
-from qbheat_jax import trees
+from qbheat_jax import pytree
 
 LICENCE = "Licence: (to be filled in; the weights' own, which is not this package's)"
 
@@ -36,7 +36,7 @@ def classes(config):
 
 def parameters(params):
     """Numbers in the encoder and, where there is one, its classifier."""
-    return sum(trees.count(params[part]) for part in ("encoder", "head") if part in params)
+    return sum(pytree.count(params[part]) for part in ("encoder", "head") if part in params)
 
 
 def write(path, card):

@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from qbheat_jax import api, atomic, trees
+from qbheat_jax import api, atomic, pytree
 from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.layers import sincos_2d
@@ -57,7 +57,7 @@ def torch_arrays(model):
     config = model.config
     leaves = {
         path: np.asarray(leaf)
-        for path, leaf in trees.names(model.variables)
+        for path, leaf in pytree.names(model.variables)
         if path.split("/")[1] in ("encoder", "head")
     }
     named = tables.of(config.encoder.name).torch_names(leaves)

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from qbheat_jax import api, atomic, objectives
+from qbheat_jax import api, atomic, methods
 from qbheat_jax import config as config_lib
-from qbheat_jax.checkpoint import Checkpoints
+from qbheat_jax.data import labels
 from qbheat_jax.errors import RUN_FAILED, UserError
-from qbheat_jax.images import PIXELS
 from qbheat_jax.models import registry, vit
-from qbheat_jax.port import card, files, labels, names, shards, strict, tables, wrappers
+from qbheat_jax.ops.images import PIXELS
+from qbheat_jax.port import card, files, names, shards, strict, tables, wrappers
+from qbheat_jax.train.checkpoint import Checkpoints
 
 log = logging.getLogger("qbheat")
 
@@ -99,7 +100,7 @@ def _config(arch, options, classes, stride, image_size, pixels):
         },
         config_lib.CLASSIFIER,
     )
-    objectives.build(config)  # what does not go together is refused here
+    methods.build(config)  # what does not go together is refused here
     return config
 
 
@@ -125,10 +126,10 @@ def _converted(plan, arrays, source):
 
 def _resampled(config, leaves, image_size):
     """(config, leaves, what was done) for another image size, which a learnt position code must be fitted to."""
-    cell = objectives.build(config).encoder.stride
+    cell = methods.build(config).encoder.stride
     fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size, "encoder.grid": image_size // cell}
     sized = config_lib.resolve(fields, config_lib.CLASSIFIER)
-    objectives.build(sized)
+    methods.build(sized)
     old, new = ((c.encoder.grid,) * 2 for c in (config, sized))
     path = "params/encoder/pos_embed"
     words = (

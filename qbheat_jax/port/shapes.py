@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import objectives, trees
+from qbheat_jax import methods, pytree
 
 
 def of(config):
@@ -17,7 +17,7 @@ def of(config):
     )
     if not config.head.classes:
         return encoder
-    head = objectives.build(config).head
+    head = methods.build(config).head
     made = jax.eval_shape(lambda features, out: head.init(jax.random.key(0), features, out, False), *outputs)
     return {**encoder, **_paths(made, "head")}
 
@@ -25,7 +25,7 @@ def of(config):
 @functools.lru_cache(maxsize=64)
 def _encoder(text):
     """(paths and shapes, what the encoder returns) of a config as text."""
-    encoder = objectives.build(config_lib.from_json(text)).encoder
+    encoder = methods.build(config_lib.from_json(text)).encoder
     side = encoder.stride  # one cell is enough: no variable's shape depends on the image's
 
     def init():
@@ -36,5 +36,5 @@ def _encoder(text):
 
 
 def _paths(variables, part):
-    paths = ((name.split("/", 1), leaf) for name, leaf in trees.names(variables))
+    paths = ((name.split("/", 1), leaf) for name, leaf in pytree.names(variables))
     return {f"{collection}/{part}/{rest}": tuple(leaf.shape) for (collection, rest), leaf in paths}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from qbheat_jax import data
-from qbheat_jax.probe.devices import pmap_batches
+from qbheat_jax.probe.pmap import pmap_batches
 
 
 class Augmented:

@@ -17,7 +17,7 @@ import socket
 import numpy as np
 
 import qbheat_jax
-from qbheat_jax import paths, trees
+from qbheat_jax import paths, pytree
 from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.probe.features import Features
 
@@ -27,14 +27,14 @@ log = logging.getLogger("qbheat")
 def weights_digest(variables):
     """SHA-256 of the names, shapes and bits of all arrays of a tree."""
     digest = hashlib.sha256()
-    for name, leaf in trees.names(variables):
+    for name, leaf in pytree.names(variables):
         leaf = np.ascontiguousarray(leaf)
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
         digest.update(leaf.tobytes())
     return digest.hexdigest()
 
 
-class Store:
+class FeatureCache:
     """Encoded splits by what they are of (`about`, a dict of JSON). One store may serve many probes.
 
     directory: where files go. Memory holds the splits used last, at most `cache_gib` of them.
@@ -62,10 +62,10 @@ class Store:
             self._memory.popitem(last=False)
         return *entry, True
 
-    def kept(self, about, apart_from):
+    def lookup(self, about, ignore):
         """(Features, index) in memory of what differs from `about` in nothing but that key, or None."""
-        wanted = {"version": qbheat_jax.__version__, **about, apart_from: None}
-        return next((entry for other, entry in self._memory.values() if {**other, apart_from: None} == wanted), None)
+        wanted = {"version": qbheat_jax.__version__, **about, ignore: None}
+        return next((entry for other, entry in self._memory.values() if {**other, ignore: None} == wanted), None)
 
     def _bytes(self):
         return sum(features.parts[0].nbytes for _, (features, _) in self._memory.values())

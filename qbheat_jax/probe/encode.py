@@ -6,11 +6,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from qbheat_jax import data, sharding
+from qbheat_jax import data, device_mesh
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import cache
-from qbheat_jax.probe.devices import pmap, pmap_batches
+from qbheat_jax.probe.pmap import pmap, pmap_batches
 
 # Protocols that see the mean over the cells; the others see the cells.
 POOLED = ("lin", "knn")
@@ -60,7 +60,7 @@ class Encoding:
             "pool": self._pool,
         }
         # The mean over the cells need not be encoded where another probe left the cells in memory.
-        cells = None if self._pool else self._store.kept(about, apart_from="pool")
+        cells = None if self._pool else self._store.lookup(about, ignore="pool")
         features, index, made = self._store.get(
             about, source.splits[split], self.shape,
             lambda: _means(*cells) if cells else self.batches(source, split),
@@ -77,7 +77,7 @@ class Encoding:
         """Yields (features [n, ...], labels int32 [n], index int32 [n]); images that cannot be read are left out."""
         config, taken = self._config, []
         # On one device, which takes batches of any size.
-        alone = sharding.make_mesh({"data": 1, "fsdp": 1}, jax.local_devices()[:1])
+        alone = device_mesh.make_mesh({"data": 1, "fsdp": 1}, jax.local_devices()[:1])
         batches = data.eval_batches(
             source, split=split, batch_size=config.batch_size, image_size=self._frozen.image_size, seed=config.seed,
             placements=(0,), workers=config.data.workers, processes=config.data.processes, prefetch=config.data.prefetch,

@@ -7,15 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qbheat_jax import api, objectives, rng
+from qbheat_jax import api, methods, rng
 from qbheat_jax.errors import UserError
-from qbheat_jax.images import Pixels
+from qbheat_jax.ops.images import Pixels
 
-TRIVIAL = ("pixels", "histogram")
+NO_ENCODER = ("pixels", "histogram")
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen:
+class FrozenEncoder:
     """`features(variables, images uint8 [B, H, W, 3]) -> float32 [B, h, w, C]`, of images of `image_size` pixels a side.
 
     encoder: the module; model: the `api.Model` that it is of. Both None where there is none.
@@ -32,20 +32,20 @@ class Frozen:
 
 def open_init(init, config):
     """--init DIR | random | pixels | histogram -> Frozen. The probe config fills in what the init leaves open."""
-    if init in TRIVIAL or init == "random":
+    if init in NO_ENCODER or init == "random":
         if not config.data.source or not config.image_size:
             raise UserError(
                 f"--init {init} brings no images: config fields data.source={config.data.source!r} and "
                 f"image_size={config.image_size} must both be set"
             )
-        if init in TRIVIAL:
+        if init in NO_ENCODER:
             features = {"pixels": pixels, "histogram": histogram}[init]
-            return Frozen(
+            return FrozenEncoder(
                 lambda _, images: features(images), {}, config.image_size, config.data.source, {"encoder": init}
             )
         if not config.encoder.name:
             raise UserError("--init random: config field encoder.name is empty; it takes a name of models.registry")
-        encoder = objectives.build_encoder(config)
+        encoder = methods.build_encoder(config)
         _check_size(encoder, config.image_size, config.encoder.name)
         variables = untrained(encoder, config.image_size, config.seed)
         return _encoder(encoder, Pixels(), variables, config.image_size, config.data.source, config.encoder.name)
@@ -54,7 +54,7 @@ def open_init(init, config):
     source = config.data.source or trained.get("data", {}).get("source")
     if not source:
         raise UserError(f"--init {init} brings no images: config field data.source={config.data.source!r} must be set")
-    _check_size(objectives.build_encoder(trained), size, trained.encoder.name)
+    _check_size(methods.build_encoder(trained), size, trained.encoder.name)
     model = api.load(init).sized(size)
     name, kept = trained.encoder.name, model.objective.pixels
     return _encoder(model.encoder, kept, model.encoder_variables, size, source, name, model)
@@ -70,7 +70,7 @@ def _encoder(encoder, pixels, variables, image_size, source, name, model=None):
         return encoder.apply(variables, pixels.normalise(images))[0].astype(jnp.float32)
 
     about = {"encoder": name, "step": None if model is None else model.step}
-    return Frozen(features, variables, image_size, source, about, encoder, model)
+    return FrozenEncoder(features, variables, image_size, source, about, encoder, model)
 
 
 def _check_size(encoder, image_size, name):

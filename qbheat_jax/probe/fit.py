@@ -10,9 +10,9 @@ import numpy as np
 import optax
 
 from qbheat_jax import rng as rng_lib
-from qbheat_jax.optim import decay_mask
 from qbheat_jax.probe import scores
-from qbheat_jax.probe.devices import pmap, pmap_batches, slices
+from qbheat_jax.probe.pmap import pmap, pmap_batches, slices
+from qbheat_jax.train.optim import decay_mask
 
 
 @dataclasses.dataclass(frozen=True)

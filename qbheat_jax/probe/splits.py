@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from qbheat_jax.data import base
+from qbheat_jax.data.sources import base
 from qbheat_jax.errors import UserError
 
 

@@ -2,7 +2,7 @@
 
 from qbheat_jax import api
 from qbheat_jax.config import DETECTORS
-from qbheat_jax.report import detection, page
+from qbheat_jax.report import detection_page, run_page
 from qbheat_jax.report.sample import Sample
 
 __all__ = ["Sample", "write"]
@@ -11,5 +11,5 @@ __all__ = ["Sample", "write"]
 def write(workdir, model=None, images=None):
     """The page of a run, as of `page.write`, or of a detector -> its path. Raises UserError where there is neither."""
     if api.read_config(workdir).objective in DETECTORS:
-        return detection.write(workdir)
-    return page.write(workdir, model, images)
+        return detection_page.write(workdir)
+    return run_page.write(workdir, model, images)

@@ -2,7 +2,8 @@
 
 import math
 
-from qbheat_jax.report import figures, gather, words
+from qbheat_jax.report import charts as charts_lib
+from qbheat_jax.report import load_run, text
 
 
 def charts(groups, method):
@@ -10,10 +11,10 @@ def charts(groups, method):
     made = []
     for protocol, data in dict.fromkeys((g.protocol, g.data) for g in groups):
         here = [g for g in groups if (g.protocol, g.data) == (protocol, data)]
-        ours, random = (_curves(here, name) for name in (method, gather.BASELINES["random"]))
+        ours, random = (_curves(here, name) for name in (method, load_run.BASELINES["random"]))
         if ours or random:
             chance = next((g.mean("chance") for g in here if g.values("chance")), None)
-            svg = figures.accuracies(ours, random, chance, f"{len(made)}", method)
+            svg = charts_lib.accuracies(ours, random, chance, f"{len(made)}", method)
             made.append({"protocol": protocol, "data": data, "svg": svg, "seeds": max(len(ours), len(random))})
     return made
 
@@ -33,7 +34,7 @@ def tables(groups, method):
     made = []
     for protocol, data in dict.fromkeys((g.protocol, g.data) for g in groups):
         here = [g for g in groups if (g.protocol, g.data) == (protocol, data)]
-        random = next((g.mean("top1") for g in here if g.features == gather.BASELINES["random"]), None)
+        random = next((g.mean("top1") for g in here if g.features == load_run.BASELINES["random"]), None)
         ours = next((g for g in here if g.features == method), None)
         best = max(g.mean("top1") for g in here)
         made.append(
@@ -41,7 +42,7 @@ def tables(groups, method):
                 "protocol": protocol,
                 "data": data if several else "",
                 "split": " and ".join(sorted({p.result.get("split", "test") for g in here for p in g.probes})),
-                "about": words.PROTOCOLS.get(protocol, ""),
+                "about": text.PROTOCOLS.get(protocol, ""),
                 "rows": [_row(g, random, best, method) for g in here] + _chance(here),
                 "random": random,
                 "ours": _row(ours, random, best, method) if ours else None,
@@ -56,7 +57,7 @@ def detections(groups):
     for group in groups:
         alike = [g.mean("AP") for g in groups if (g.protocol, g.data) == (group.protocol, group.data)]
         figures = {name: (group.mean(name), group.spread(name)) for name in ("AP", "AP50", "AP75")}
-        seeds = ", ".join(dict.fromkeys(str(p.result.get("seed", words.NONE)) for p in group.probes))
+        seeds = ", ".join(dict.fromkeys(str(p.result.get("seed", text.NONE)) for p in group.probes))
         best = len(alike) > 1 and group.mean("AP") == max(alike)
         rows.append({"group": group, "figures": figures, "seeds": seeds, "best": best})
     return rows
@@ -64,7 +65,7 @@ def detections(groups):
 
 def _row(group, random, best, method):
     top1, counts = group.mean("top1"), sorted({int(n) for n in group.values("n")})
-    against = None if random is None or group.features == gather.BASELINES["random"] else top1 - random
+    against = None if random is None or group.features == load_run.BASELINES["random"] else top1 - random
     return {
         "features": group.features,
         "ours": group.features == method or group.features.startswith(f"{method}, "),
@@ -74,7 +75,7 @@ def _row(group, random, best, method):
         "top5_spread": group.spread("top5"),
         "against": against,
         "best": top1 == best,
-        "n": ", ".join(words.number(n) for n in counts),
+        "n": ", ".join(text.number(n) for n in counts),
         "runs": len(group.probes),
         "error": math.sqrt(top1 * (1 - top1) / counts[0]) if counts and counts[0] else None,
         "seeds": ", ".join(dict.fromkeys(str(p.result.get("seed", "\u2013")) for p in group.probes)),
@@ -96,5 +97,5 @@ def _hparams(group):
     chosen = {}
     for probe in group.probes:
         for key, value in (probe.result.get("hparams") or {}).items():
-            chosen.setdefault(key.replace("_", "\u00a0"), []).append(words.setting(value))
+            chosen.setdefault(key.replace("_", "\u00a0"), []).append(text.setting(value))
     return "; ".join(f"{key}\u00a0{' / '.join(dict.fromkeys(values))}" for key, values in chosen.items())

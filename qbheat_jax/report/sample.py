@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from qbheat_jax import data, quarters
-from qbheat_jax.data import examples
-from qbheat_jax.data.bad import BadFiles
+from qbheat_jax import data
+from qbheat_jax.data.bad_files import BadFiles
+from qbheat_jax.data.specs import image
+from qbheat_jax.ops import quarters
 
 # How many images the mean errors are taken over.
 POOL = 64
@@ -80,12 +81,12 @@ def _picked(source, split, config):
     if labels is not None:
         order = order[distinct_first(np.asarray(labels)[order])]
     indices = order[:POOL].astype(np.int64)
-    recipe = examples.Recipe(config.image_size, config.seed, _placements(config), False)
+    recipe = image.Recipe(config.image_size, config.seed, _placements(config), False)
 
     def fetch(_, index):
         return source.fetch(split, index)
 
-    return examples.build(recipe, fetch, np.zeros_like(indices), indices, BadFiles(1.0, len(indices)))
+    return image.build(recipe, fetch, np.zeros_like(indices), indices, BadFiles(1.0, len(indices)))
 
 
 def _first(source, split, config):

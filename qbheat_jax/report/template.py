@@ -2,7 +2,7 @@
 
 from qbheat_jax import atomic
 from qbheat_jax.errors import UserError
-from qbheat_jax.report import words
+from qbheat_jax.report import text
 
 
 def template(file):
@@ -19,7 +19,7 @@ def template(file):
         undefined=jinja2.StrictUndefined,
     )
     for name in ("number", "percent", "points", "duration", "ahead"):
-        environment.filters[name] = getattr(words, name)
+        environment.filters[name] = getattr(text, name)
     return environment.get_template(file)
 
 

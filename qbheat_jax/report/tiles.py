@@ -6,13 +6,13 @@ import io
 import jax
 import numpy as np
 
-from qbheat_jax import harmonic, quarters
-from qbheat_jax import images as images_lib
+from qbheat_jax.ops import images as images_lib
+from qbheat_jax.ops import poisson, quarters
 
 # Up to this many pixels a side images are kept exactly (PNG); larger ones as JPEG, scaled down to the second number.
 _EXACT, _LARGEST = 96, 256
 _CHUNK = 32
-_settle = jax.jit(harmonic.settle)
+_settle = jax.jit(poisson.solve)
 
 
 def reconstruct(model, images, quarter, blend=True):
@@ -21,7 +21,7 @@ def reconstruct(model, images, quarter, blend=True):
 
 
 def settled(images, quarter):
-    """The guess of the heat equation on pixels (`harmonic.settle`), which learns nothing: uint8[N, H, W, 3] -> uint8."""
+    """The guess of the heat equation on pixels (`harmonic.solve`), which learns nothing: uint8[N, H, W, 3] -> uint8."""
     known = ~quarters.masked(*images.shape[1:3])[quarter]
     made = _chunked(images, lambda chunk: _settle(chunk.astype(np.float32), np.broadcast_to(known, chunk.shape[:3])))
     return made.round().clip(0, 255).astype(np.uint8)

@@ -13,8 +13,9 @@ import socket
 import threading
 import time
 
-from qbheat_jax import distributed, paths
+from qbheat_jax import paths
 from qbheat_jax.errors import RUN_FAILED, UserError, first_line
+from qbheat_jax.train import distributed
 
 try:
     import fcntl

@@ -11,8 +11,8 @@ import sys
 import time
 
 from qbheat_jax import __version__
-from qbheat_jax import machine as machine_lib
 from qbheat_jax.tools.gpu_check import FULL, PARTS, TINY, crew, job, text
+from qbheat_jax.train import runtime as runtime_lib
 
 # What the machine itself is asked takes a while, since jax has to start.
 FACTS_SECONDS = 60
@@ -84,7 +84,7 @@ def _environment(out, tiny):
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(out / "compiled_torch"))
     if not tiny:
         environment["JAX_PLATFORMS"] = "cuda,cpu"
-        environment["XLA_FLAGS"] = machine_lib.gpu_flags()  # as the command line sets them
+        environment["XLA_FLAGS"] = runtime_lib.gpu_flags()  # as the command line sets them
     return environment
 
 
@@ -108,7 +108,7 @@ def _machine(out, environment, tiny):
 def _facts():
     import jax
 
-    from qbheat_jax.report.facts import versions
+    from qbheat_jax.report.environment import versions
 
     device = jax.devices()[0]
     packages = "jax jaxlib flax optax orbax-checkpoint numpy torch triton".split()
@@ -118,7 +118,7 @@ def _facts():
         "devices": len(jax.devices()),
         "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
         "driver": _driver(),
-        "cores": machine_lib.cores(),
+        "cores": runtime_lib.cores(),
         "python": sys.version.split()[0],
         "versions": {"qbheat_jax": __version__, **dict(versions(packages))},
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
@@ -145,8 +145,8 @@ def _part(name, seconds, result, out, environment, arguments):
     entry = {"question": part.question, "limit": seconds, "seconds": 0.0, "passed": None, "jobs": {}}
     result["parts"][name] = entry
     # What is timed has its turn, but what is compiled beside it still shares the GPU on which kernels are tried out.
-    parallel = arguments.jobs or (max(1, min(3, machine_lib.cores() // 4)) if part.timed else machine_lib.cores())
-    environment = {**environment, "OMP_NUM_THREADS": str(max(1, machine_lib.cores() // parallel))}  # of PyTorch
+    parallel = arguments.jobs or (max(1, min(3, runtime_lib.cores() // 4)) if part.timed else runtime_lib.cores())
+    environment = {**environment, "OMP_NUM_THREADS": str(max(1, runtime_lib.cores() // parallel))}  # of PyTorch
 
     def told(which, outcome):
         entry["jobs"][which] = outcome

@@ -49,6 +49,6 @@ def replace(path, text):
 
 def losses(workdir):
     """The losses of a run's metrics.jsonl, in order."""
-    from qbheat_jax import metrics  # brings jax, which a job sets up first
+    from qbheat_jax.train import metrics  # brings jax, which a job sets up first
 
     return [line["train/loss"] for line in metrics.read(workdir) if "train/loss" in line]

@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 
-from qbheat_jax import cli, metrics
+from qbheat_jax import cli
 from qbheat_jax.tools.gpu_check import tiny
+from qbheat_jax.train import metrics
 
 
 def main():

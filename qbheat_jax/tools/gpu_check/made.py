@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from qbheat_jax import trees
-from qbheat_jax.bench import timing, training
-from qbheat_jax.preflight import compile as compile_lib
+from qbheat_jax import pytree
+from qbheat_jax.tools.bench import timing, training
+from qbheat_jax.tools.preflight import compile as compile_lib
 
 
 def variables(shapes):
@@ -19,7 +19,7 @@ def variables(shapes):
     rounding turns some of them over, and gradients of two correct programs differ by as much as they are large.
     """
     draw = np.random.default_rng(0)
-    norms = {name.rpartition("/")[0] for name, _ in trees.names(shapes.get("batch_stats", {}))}
+    norms = {name.rpartition("/")[0] for name, _ in pytree.names(shapes.get("batch_stats", {}))}
 
     def leaf(name, shape):
         size, (parent, _, last) = shape.shape, name.partition("/")[2].rpartition("/")
@@ -35,7 +35,7 @@ def variables(shapes):
                 values = 1 + values
         return values.astype(np.float32)
 
-    return trees.map_with_names(leaf, shapes)
+    return pytree.map_with_names(leaf, shapes)
 
 
 @dataclasses.dataclass

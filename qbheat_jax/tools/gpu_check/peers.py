@@ -5,9 +5,9 @@ import statistics
 
 import jax
 
-from qbheat_jax import optim
-from qbheat_jax.bench import options, peers, timing
+from qbheat_jax.tools.bench import options, peers, timing
 from qbheat_jax.tools.gpu_check import made
+from qbheat_jax.train import optim
 
 # How far the losses of the same weights and images may be apart, over their size: far more than rounding in bfloat16.
 SAME = 0.05
@@ -55,7 +55,7 @@ def run(job):
 
 def _peer(name, way, config, step):
     """(send, wait) of PyTorch's step with the same weights and batch, called once already, which compiles it."""
-    from qbheat_jax.bench.peers import running
+    from qbheat_jax.tools.bench.peers import running
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     model = peers.load(peers.build(step.objective.encoder, config.head.classes), name, step.variables)

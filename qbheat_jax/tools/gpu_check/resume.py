@@ -10,10 +10,10 @@ import sys
 import jax
 import numpy as np
 
-from qbheat_jax import trees
-from qbheat_jax.checkpoint import Checkpoints
+from qbheat_jax import pytree
 from qbheat_jax.tools.gpu_check import TINY_ENCODER
 from qbheat_jax.tools.gpu_check.job import losses
+from qbheat_jax.train.checkpoint import Checkpoints
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
@@ -97,7 +97,7 @@ def differences(one, other):
     (step, a), (other_step, b) = (Checkpoints(workdir).restore_variables() for workdir in (one, other))
     if step != other_step:
         return {"problem": f"it ends at step {other_step}, not {step}"}
-    pairs = [(np.asarray(x), np.asarray(y)) for (_, x), (_, y) in zip(trees.names(a), trees.names(b), strict=True)]
+    pairs = [(np.asarray(x), np.asarray(y)) for (_, x), (_, y) in zip(pytree.names(a), pytree.names(b), strict=True)]
     scaled = [np.abs(x - y).max() / max(np.abs(x).max(), 1e-30) for x, y in pairs]
     ends = [losses(workdir)[-1] for workdir in (one, other)]
     return {

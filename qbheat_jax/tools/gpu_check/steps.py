@@ -6,9 +6,9 @@ import statistics
 import jax
 
 from qbheat_jax import config as config_lib
-from qbheat_jax.bench import timing
-from qbheat_jax.preflight import chips, products
+from qbheat_jax.tools.bench import timing
 from qbheat_jax.tools.gpu_check import made
+from qbheat_jax.tools.preflight import chips, matmul_flops
 from qbheat_jax.train import profile
 
 SHOWN = 20
@@ -26,7 +26,7 @@ def run(job):
     config = config_lib.resolve(fields)
     job.save(doing="compiling the step")
     step = made.step(config)
-    counts = products.by_type(step.traced.jaxpr)
+    counts = matmul_flops.by_type(step.traced.jaxpr)
     job.save(
         doing="timing",
         batch=batch,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax import trees
+from qbheat_jax import pytree
 from qbheat_jax.models import registry
 from qbheat_jax.tools.gpu_check import made
 
@@ -90,7 +90,7 @@ def compare(true, other):
 
 
 def _flat(tree):
-    return np.concatenate([np.ravel(np.float64(leaf)) for _, leaf in trees.names(tree)])
+    return np.concatenate([np.ravel(np.float64(leaf)) for _, leaf in pytree.names(tree)])
 
 
 def wrong(errors, dtype):

@@ -1,0 +1,134 @@
+"""What the operator is for, tested: the map of a whole image from the map of its visible quarter, encoded alone."""
+
+import dataclasses
+
+import numpy as np
+
+from qbheat_jax.analysis import maps, ridge
+from qbheat_jax.ops import quarters
+
+# The parts of the grid that figures are given for, beside each single direction and distance.
+PARTS = ("visible", "diagonal", "hidden")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where each cell of the grid comes from under one placement.
+
+    rows int32[h], columns int32[w]: the visible cell; steps float32 [h, w, 2]: how far it is to the right and down from
+    there, in half images.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    steps: np.ndarray
+
+    @classmethod
+    def of(cls, height, width, quarter):
+        (rows, down), (columns, right) = (
+            quarters.sources(n, place) for n, place in zip((height, width), quarters.split(quarter))
+        )
+        return cls(rows, columns, np.stack(np.broadcast_arrays(right[None, :], down[:, None]), -1))
+
+    def copied(self, visible):
+        """Each cell of the grid as a copy of the one it comes from: [N, h/2, w/2, C] -> [N, h, w, C]."""
+        return visible[:, self.rows][:, :, self.columns]
+
+    def cells(self, part):
+        """bool [h, w]: "visible", "diagonal", "hidden" (all that is), or those a step (axis, signed distance) away."""
+        right, down = self.steps[..., 0], self.steps[..., 1]
+        if part == "hidden":
+            return (right != 0) | (down != 0)
+        if part == "visible":
+            return (right == 0) & (down == 0)
+        if part == "diagonal":
+            return (right != 0) & (down != 0)
+        axis, distance = part
+        return (right == (distance if axis == "x" else 0)) & (down == (distance if axis == "y" else 0))
+
+
+def whole_steps(placements):
+    """[(axis, signed distance), ...] that some placement needs."""
+    return [(axis, d) for axis, along in (("x", 1), ("y", 0)) for d in quarters.steps(placements, along)]
+
+
+class ExtrapolationTest:
+    """Grids made from quarters by copying, by fitted maps and, where there is one, by the learnt operator.
+
+    whole: {role: [N, h, w, C]}; quarter_maps: {placement: {role: [N, h/2, w/2, C]}}; basis: as of `maps.departures`.
+    learnt(visible [N, h/2, w/2, C], placement) -> [N, h, w, C], or None. All grids are departures from the mean over the
+    training images, that of the same cell under the same placement: each predictor is given the mean map.
+    """
+
+    def __init__(self, whole, quarter_maps, basis=None, learnt=None):
+        height, width = whole["train"].shape[1:3]
+        self.placements = {q: Placement.of(height, width, q) for q in quarter_maps}
+        self.target = maps.departures(whole, basis)
+        self._copied = {
+            q: {role: self.placements[q].copied(z) for role, z in maps.departures(parts, basis).items()}
+            for q, parts in quarter_maps.items()
+        }
+        self._fitted = self._fit()
+        self._learnt = {}
+        if learnt is not None:
+            for q, parts in quarter_maps.items():
+                made = {role: learnt(parts[role], q) for role in ("train", "test")}
+                self._learnt[q] = maps.departures(made, basis)["test"]
+
+    def _fit(self):
+        """{(axis, distance): (map [K, K], strength)}, each over all placements that take this step."""
+        fitted = {}
+        for step in whole_steps(self.placements):
+            moments = {}
+            for role in ("train", "val"):
+                parts = [
+                    ridge.Moments.of(self._copied[q][role][:, cells], self.target[role][:, cells])
+                    for q, placement in self.placements.items()
+                    if (cells := placement.cells(step)).any()
+                ]
+                moments[role] = sum(parts[1:], parts[0])
+            fitted[step] = ridge.fit(moments["train"], moments["val"])
+        return fitted
+
+    @property
+    def predictors(self):
+        return ("learnt", "fitted", "copy") if self._learnt else ("fitted", "copy")
+
+    def grid(self, predictor, quarter):
+        """The grids of the test images that a predictor makes of their quarters, [N, h, w, K]; visible cells as they are."""
+        if predictor == "learnt":
+            return self._learnt[quarter]
+        made = self._copied[quarter]["test"]
+        if predictor == "copy":
+            return made
+        made, steps = made.copy(), self.placements[quarter].steps
+        for along, axis in enumerate("xy"):
+            for (a, distance), (m, _) in self._fitted.items():
+                if a == axis:
+                    cells = steps[..., along] == distance
+                    made[:, cells] = made[:, cells] @ m.T
+        return made
+
+    def rows(self, seed):
+        """Rows of figures for each predictor: by direction and distance, on the diagonal, and on all hidden cells.
+
+        And of copying on the visible cells: how alike a quarter is when it is encoded alone and within the whole.
+        """
+        rows, target = [], self.target["test"]
+        for part in (*whole_steps(self.placements), *PARTS):
+            where = [(q, cells) for q, p in self.placements.items() if (cells := p.cells(part)).any()]
+            total = sum(ridge.totals(target[:, cells]) for _, cells in where)
+            for predictor in ("copy",) if part == "visible" else self.predictors:
+                error = sum(ridge.errors(self.grid(predictor, q)[:, cells], target[:, cells]) for q, cells in where)
+                single = not isinstance(part, str)
+                rows.append(
+                    {
+                        "test": "quarter",
+                        "predictor": predictor,
+                        "direction": f"{part[0]}{'+' if part[1] > 0 else '-'}" if single else part,
+                        "distance": abs(part[1]) if single else None,
+                        **ridge.explained(error, total, seed),
+                        "ridge": self._fitted[part][1] if single and predictor == "fitted" else None,
+                    }
+                )
+        return rows

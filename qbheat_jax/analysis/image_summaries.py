@@ -1,0 +1,86 @@
+"""The same pictures while a run trains, for TensorBoard: reconstructions, features as colours, the spectra of A and B."""
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from qbheat_jax import device_mesh
+from qbheat_jax.analysis import pictures
+from qbheat_jax.errors import UserError
+from qbheat_jax.methods.qbheat import QBHeat
+from qbheat_jax.ops import heat
+from qbheat_jax.report import sample
+
+# Images in each picture.
+SHOWN = 6
+
+
+class ImageSummaries:
+    """Pictures of a run's state on the same images every time, those that its report shows.
+
+    Called with variables on the run's mesh -> {name: uint8 [H, W, 3]}. Every process of the run calls it, since its
+    variables are spread over all of them. `features`: the image, principal components of its map as colours, likeness to the
+    framed cell; of QB-Heat also the map that the decoder continues from a quarter, in the same colours, and its error.
+    QB-Heat alone: `reconstructions` at the placements trained on, `spectra` of the learnt A and B. Raises UserError where
+    there is no image.
+    """
+
+    def __init__(self, config, objective):
+        self._objective, self._images = objective, sample.draw(config).images[:SHOWN]
+        if not len(self._images):
+            raise UserError(f"images_every shows images of {config.data.source}, of which none could be read")
+        # A learnt position code for crops is too small for whole images.
+        cells = config.image_size // objective.encoder.stride
+        self._whole = config.encoder.position != "learnt" or config.encoder.grid >= cells
+        self._continues = isinstance(objective, QBHeat)
+        # Whole on every device: what is looked at is small.
+        everywhere = NamedSharding(device_mesh.make_mesh(config.mesh), PartitionSpec())
+        self._compute = jax.jit(self._arrays, out_shardings=everywhere)
+
+    def __call__(self, variables):
+        found, made = jax.device_get(self._compute(variables)), {}
+        if self._whole:
+            made["features"] = pictures.tiled(_features(self._images, found["map"], found.get("continued")))
+        if self._continues:
+            framed = map(pictures.visible_framed, found["made"], self._objective.decoder.placements)
+            made["reconstructions"] = pictures.tiled(list(zip(self._images, *framed)))
+            cells = found["continued"].shape[1] // 2
+            made["spectra"] = pictures.spectra(_spectra(found["heat"], self._objective.decoder.heat), cells)
+        return {name: np.asarray(picture) for name, picture in made.items()}
+
+    def _arrays(self, variables):
+        """What the pictures are made of: `map` [N, h, w, C], of QB-Heat also `made` [P, N, H, W, 3], `heat`.
+
+        And `continued`, as `map`, in which the placements take turns.
+        """
+        objective, images, found = self._objective, self._images, {}
+        if self._whole:
+            encoder = {name: tree["encoder"] for name, tree in variables.items() if "encoder" in tree}
+            whole, _ = objective.encoder.apply(encoder, objective.pixels.normalise(images))
+            found["map"] = whole.astype(np.float32)
+        if self._continues:
+            # All placements of all images at once: one encoder to compile.
+            count, placements = len(images), np.array(objective.decoder.placements, np.int32)
+            given = np.tile(images, (len(placements), 1, 1, 1)), np.repeat(placements, count)
+            made, grids = objective.reconstruct(variables, *given), objective.continued(variables, *given)
+            found["made"] = made.reshape(-1, *images.shape)
+            turns = np.arange(count)
+            found["continued"] = grids[count * (turns % len(placements)) + turns]
+            found["heat"] = variables["params"]["decoder"]["heat"]
+        return found
+
+
+def _features(images, whole, continued):
+    """Rows of pictures: each image and what is made of its map [h, w, C], and of the map continued from a quarter, or None."""
+    colours, mean = pictures.Colours.of(whole), whole.mean((0, 1, 2))
+    alike = [pictures.likeness_colours(*pictures.likeness(z - mean)) for z in whole]
+    columns = [images, colours(whole), alike]
+    if continued is not None:
+        errors = pictures.error(continued - mean, whole - mean)
+        columns += [colours(continued), pictures.error_colours(errors)]
+    return list(zip(*columns))
+
+
+def _spectra(params, choice):
+    """{direction: eigenvalues complex[C]} of the learnt operators."""
+    return {name: np.linalg.eigvals(np.asarray(heat.generator(params, choice, name))) for name in choice.names}

@@ -1,0 +1,199 @@
+"""A file of annotations in COCO's format, with every value checked for its meaning and written one way.
+
+What can mean one thing only is taken for that: numbers written as text or with a point ("64.0"), ids likewise, `iscrowd` that
+is null or true, an `area` that is missing or no area, a byte-order mark. What can be repaired is, and is counted. The rest is
+refused, with the image's name.
+"""
+
+import json
+import math
+
+from qbheat_jax.data.sources import files
+from qbheat_jax.errors import UserError
+from qbheat_jax.paths import printable
+
+# Beyond the border by less than this many pixels is rounding, and is not counted.
+_ROUNDING = 1.0
+
+
+def read(place, path):
+    """Return the file's dict: {"images", "categories", "annotations"}, each sorted by id and of these fields alone.
+
+    images: id, file_name str, width, height int. categories: id, name str. annotations: id (from 1), image_id, category_id,
+    bbox [left, top, width, height] float inside the image, area float, iscrowd 0 or 1. Ids of images and categories are the
+    file's own: int, or str where they are no whole numbers.
+
+    Args:
+      place: what messages begin with.
+      path: of the file, on a disk or in a bucket.
+
+    Returns:
+      (dict, counts): counts is {what was repaired: how many}.
+
+    Raises:
+      UserError: the file cannot be read, is not in COCO's format, or holds a value without a meaning.
+    """
+    truth = _lists(place, path)
+    images = _by_id(place, "images", truth["images"], _image)
+    categories = _by_id(place, "categories", truth["categories"], _category)
+    if not categories:
+        raise UserError(f"{place} has no categories")
+    names = [category["name"] for category in categories.values()]
+    for category in categories.values():  # some tools give two categories one name
+        if names.count(category["name"]) > 1:
+            category["name"] += f" ({category['id']})"
+    annotations, counts = _annotations(place, truth["annotations"], images, categories)
+    return {"images": list(images.values()), "categories": list(categories.values()), "annotations": annotations}, counts
+
+
+def _lists(place, path):
+    try:
+        truth = json.loads(files.read(path).decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"{place} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is torn or no JSON ({error}): get the file again") from error
+    if not isinstance(truth, dict) or not all(
+        isinstance(truth.get(key), list) for key in ("images", "annotations", "categories")
+    ):
+        raise UserError(f"{place} is not in COCO's format: it needs the lists images, annotations and categories")
+    return truth
+
+
+def _by_id(place, key, entries, checked):
+    """{id: entry}, ascending, of one of the lists. UserError for an entry without a field, and for an id twice."""
+    found = {}
+    for entry in entries:
+        entry = checked(f"{place}: an entry of {key}", entry if isinstance(entry, dict) else {})
+        if entry["id"] in found:
+            raise UserError(f"{place}: id {entry['id']} of {key} is there twice")
+        found[entry["id"]] = entry
+    return {n: found[n] for n in sorted(found, key=_rank)}
+
+
+def _image(place, entry):
+    number = _id(place, entry, "id")
+    place = f"{place} (id {number})"
+    name = entry.get("file_name")
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"{place} has no file_name" if name is None else f"{place} has file_name={name!r}: it takes text")
+    place = f"{place}, {printable(name)},"
+    return {"id": number, "file_name": name, "width": _side(place, entry, "width"), "height": _side(place, entry, "height")}
+
+
+def _side(place, entry, field):
+    value = _number(place, entry, field)
+    if value < 1 or value != int(value):
+        raise UserError(f"{place} has {field}={entry[field]!r}: it takes a whole number of pixels, at least 1")
+    return int(value)
+
+
+def _category(place, entry):
+    number = _id(place, entry, "id")
+    name = entry.get("name")
+    if isinstance(name, bool) or not isinstance(name, (str, int, float)) or not str(name).strip():
+        raise UserError(f"{place} (id {number}) has no name" if name is None else f"{place} (id {number}) has name={name!r}")
+    return {"id": number, "name": str(name)}
+
+
+def _annotations(place, entries, images, categories):
+    """(the annotations with boxes inside their images, {what was done: how many})."""
+    cut, none, outside, kept, seen = 0, 0, 0, [], set()
+    for place_in_list, entry in enumerate(entries, 1):
+        entry = entry if isinstance(entry, dict) else {}
+        number = _id(place, entry, "id") if entry.get("id") is not None else None
+        if number is not None and number in seen:
+            raise UserError(f"{place}: id {number} of annotations is there twice")
+        seen.add(number)
+        what = f"{place}: box {number if number is not None else f'number {place_in_list}'}"
+        image, category = _id(what, entry, "image_id"), _id(what, entry, "category_id")
+        if image not in images:
+            raise UserError(f"{what} is of image {image}, which is none of its images")
+        image = images[image]
+        what = f"{what} of {printable(image['file_name'])}"
+        if category not in categories:
+            raise UserError(f"{what} is of category {category}, which is none of its categories")
+        x, y, width, height = _bbox(what, entry)
+        crowd = _crowd(what, entry)
+        if width <= 0 or height <= 0:
+            none += 1
+            continue
+        left, top = min(max(x, 0), image["width"]), min(max(y, 0), image["height"])
+        right, bottom = min(max(x + width, 0), image["width"]), min(max(y + height, 0), image["height"])
+        if right <= left or bottom <= top:
+            outside += 1
+            continue
+        beyond = max(left - x, top - y, x + width - right, y + height - bottom)
+        cut += beyond >= _ROUNDING
+        box = [left, top, right - left, bottom - top] if beyond > 0 else [x, y, width, height]
+        kept.append({
+            "id": len(kept) + 1, "image_id": image["id"], "category_id": category, "bbox": box,
+            "area": _area(entry, box), "iscrowd": crowd,
+        })  # fmt: skip
+    return kept, {
+        "boxes cut at the border of their image": cut,
+        "boxes without a width or height dropped": none,
+        "boxes outside their image dropped": outside,
+    }
+
+
+def _bbox(what, entry):
+    box = entry.get("bbox")
+    values = [_float(value) for value in box] if isinstance(box, list) else []
+    if len(values) != 4 or None in values:
+        raise UserError(f"{what} has bbox={box!r}, not four numbers: left, top, width, height")
+    return values
+
+
+def _crowd(what, entry):
+    value = entry.get("iscrowd")
+    number = 0.0 if value is None else float(value) if isinstance(value, bool) else _float(value)
+    if number not in (0, 1):
+        raise UserError(f"{what} has iscrowd={value!r}: it takes 0 or 1")
+    return int(number)
+
+
+def _area(entry, box):
+    """The annotation's own area, which is that of an outline where there is one; the box's where it has none."""
+    value = _float(entry.get("area"))
+    return value if value is not None and value > 0 else box[2] * box[3]
+
+
+def _id(place, entry, field):
+    """An id as an int, or, where it is no whole number, as the text that it is."""
+    value = entry.get(field)
+    if value is None:
+        raise UserError(f"{place} has no {field}")
+    number = _float(value)
+    if number is not None and number == int(number) and abs(number) < 2**53:
+        return int(number)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # larger than a float can tell
+    if isinstance(value, str) and value.strip():
+        return int(value) if value.strip().isdecimal() else value
+    raise UserError(f"{place} has {field}={value!r}: it takes a whole number or text")
+
+
+def _rank(number):
+    """Order of ids: numbers, then texts."""
+    return (1, 0, number) if isinstance(number, str) else (0, number, "")
+
+
+def _number(place, entry, field):
+    if entry.get(field) is None:
+        raise UserError(f"{place} has no {field}")
+    value = _float(entry[field])
+    if value is None:
+        raise UserError(f"{place} has {field}={entry[field]!r}: it takes a number")
+    return value
+
+
+def _float(value):
+    """A finite float of a number or of text that is one, else None. True and false are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None

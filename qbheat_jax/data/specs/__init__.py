@@ -1,0 +1,1 @@
+"""How an example of a source becomes what a model takes."""

@@ -1,0 +1,87 @@
+"""Examples with boxes: scaled at random, cropped or padded to a square, mirrored; the boxes go along."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from qbheat_jax.data import augment, decode
+from qbheat_jax.data.specs.image import MEAN_GREY, Recipe, empty, pixels
+
+
+@dataclass(frozen=True)
+class BoxRecipe(Recipe):
+    """How images and their boxes become what a detector takes.
+
+    The longer side is scaled to image_size, in training times a number from the range `jitter` (its logarithm uniform):
+    large-scale jitter (arXiv 2012.07177). What then is larger than the square is cropped, anywhere in training; what is
+    smaller stands in a corner of it, in training anywhere, and the rest is grey. `flip` mirrors half of the training images.
+    `count`: boxes in a batch's list, the largest ones of an image that has more. A batch has, beside what it always has,
+
+        boxes    float32[B, count, 4]  corners in pixels of the batch's image, see qbheat_jax.ops.boxes
+        classes  int32[B, count]       -1 where the list is filled up
+        scale    float32[B, 2]         pixels of the batch's image to one of the original, down and right; outside training
+                                       both have the same top left corner
+    """
+
+    jitter: tuple = (1.0, 1.0)
+    count: int = 100
+    boxed = True
+
+    def empty(self, count):
+        return {
+            **empty(count, self.image_size),
+            "boxes": np.zeros((count, self.count, 4), np.float32),
+            "classes": np.full((count, self.count), -1, np.int32),
+            "scale": np.ones((count, 2), np.float32),
+        }
+
+    def prepare(self, out, k, data, label, epoch, index, jpeg_window=None):
+        """As `Recipe.prepare`; `label` is the example's `Boxes`. Images are decoded whole."""
+        return functools.partial(self._put, out, k, data, label, epoch, index)
+
+    def _put(self, out, k, data, label, epoch, index):
+        image = pixels(data, label.size)
+        if image.shape[:2] != label.size:
+            have, said = ("{} x {}".format(*size[::-1]) for size in (image.shape[:2], label.size))
+            raise decode.BadImage(f"it is {have} pixels and annotated as {said}")
+        scaled, offset = self.place(epoch, index, *label.size)
+        scale = np.array(scaled) / label.size
+        out["image"][k] = paste(image, scaled, offset, self.image_size)
+        boxes = label.moved(offset, scale, (self.image_size, self.image_size))
+        if self.mirrored(epoch, index):
+            out["image"][k] = augment.flip(out["image"][k])
+            boxes = boxes.flipped()
+        out["boxes"][k], out["classes"][k] = boxes.padded(self.count)
+        out["scale"][k] = scale
+        out["mask"][k] = True
+
+    def place(self, epoch, index, height, width):
+        """((height, width) that the image is scaled to, (y, x) of its top left corner: below 0 where it is cut off)."""
+        longer, factor = max(height, width), 1.0
+        draws = augment.rng(self.seed, epoch, index, "crop").random(3) if self.train else np.zeros(3)
+        if self.train:
+            low, high = np.log(self.jitter)
+            factor = float(np.exp(low + (high - low) * draws[0]))
+        scaled = tuple(max(1, round(side * factor * self.image_size / longer)) for side in (height, width))
+        return scaled, tuple(int(draw * (self.image_size - side)) for draw, side in zip(draws[1:], scaled))
+
+
+def paste(image, scaled, offset, size):
+    """uint8 [H, W, 3] scaled to `scaled` (height, width), its top left corner at `offset` (y, x) -> uint8 [size, size, 3].
+
+    Grey where there is no image. Only what is seen is scaled.
+    """
+    out = np.full((size, size, 3), MEAN_GREY, np.uint8)
+    spans = [_seen(o, s, size) for o, s in zip(offset, scaled)]
+    window = [(begin - o) * n / s for (begin, end), o, s, n in zip(spans, offset, scaled, image.shape)]
+    until = [(end - o) * n / s for (begin, end), o, s, n in zip(spans, offset, scaled, image.shape)]
+    (top, bottom), (left, right) = spans
+    box = (window[1], window[0], until[1], until[0])
+    out[top:bottom, left:right] = augment.resize_window(image, box, (bottom - top, right - left))
+    return out
+
+
+def _seen(offset, side, size):
+    """(begin, end) of the square's pixels along an axis that show something of the image."""
+    return max(0, offset), min(size, offset + side)

@@ -1,0 +1,1 @@
+"""What several methods share: targets, masks, running an encoder."""

@@ -1,0 +1,80 @@
+"""What detectors have in common: an encoder that is frozen (or not), a detector on its maps, and how both are made."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qbheat_jax.methods.common.encoding import variables as variables_of
+from qbheat_jax.models import pyramid
+from qbheat_jax.ops import images as images_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """An objective. `detector`: a linen module of {stride: map}; a subclass has `outputs_loss` and `decode`.
+
+    `tune`: gradients reach the encoder. Its batch norm and drop path are those of evaluation even then: batches of
+    detection are small. `stages`: the detector gets the encoder's intermediate maps too. `count`: detections an image.
+    """
+
+    encoder: Any
+    detector: Any
+    pixels: images_lib.Pixels = images_lib.Pixels()
+    tune: bool = False
+    stages: bool = False
+    count: int = 100
+
+    def init(self, rng, batch):
+        """Variables {"params": {"encoder", "detector"}, "batch_stats": {"encoder"} where it has any}."""
+        encoder_rng, detector_rng = jax.random.split(rng)
+        images = self.pixels.normalise(batch["image"][:1])
+        encoder = self.encoder.init(encoder_rng, images)
+        features, out = self.encoder.apply(encoder, images)
+        detector = self.detector.init(detector_rng, self._maps(features, out, images))
+        statistics = {"encoder": encoder["batch_stats"]} if "batch_stats" in encoder else {}
+        return {
+            "params": {"encoder": encoder["params"], "detector": detector["params"]},
+            "batch_stats": statistics,
+        }
+
+    def loss(self, params, mutable, batch, rng, train=True):
+        """(float32 loss, (mutable, metrics)); the same in training and evaluation.
+
+        batch: image uint8 [B, H, W, 3], boxes float32 [B, N, 4], classes int32 [B, N] (-1: none), mask bool [B].
+        """
+        del rng, train
+        if not self.tune:
+            params = {**params, "encoder": jax.lax.stop_gradient(params["encoder"])}
+        outputs = self._outputs(params, mutable, self.pixels.normalise(batch["image"]))
+        classes = jnp.where(batch["mask"][:, None], batch["classes"], -1)
+        loss, metrics = self.outputs_loss(outputs, batch["boxes"], classes, batch["mask"], batch["image"].shape[1:3])
+        return loss, (mutable, metrics)
+
+    def detections(self, variables, images):
+        """Normalised images float32 [B, H, W, 3] -> (boxes [B, count, 4] corners in pixels, scores [B, count] descending,
+        classes int32 [B, count]); score 0 where there are fewer."""
+        outputs = self._outputs(variables["params"], variables.get("batch_stats", {}), images)
+        return self.decode(outputs, images.shape[1:3])
+
+    def _outputs(self, params, mutable, images):
+        features, out = self.encoder.apply(variables_of(params, mutable), images)
+        return self.detector.apply({"params": params["detector"]}, self._maps(features, out, images))
+
+    def _maps(self, features, out, images):
+        return pyramid.maps(features, out, images.shape[1], self.stages)
+
+
+def focal(logits, targets, alpha=0.25, gamma=2.0):
+    """Focal loss (arXiv 1708.02002) of each logit, targets 0 or 1, same shape -> same shape."""
+    probability = jax.nn.sigmoid(logits)
+    miss = jnp.where(targets > 0, 1.0 - probability, probability)
+    weight = jnp.where(targets > 0, alpha, 1.0 - alpha)
+    return weight * miss**gamma * optax.sigmoid_binary_cross_entropy(logits, targets)
+
+
+def quality_focal(logits, targets, beta=2.0):
+    """Quality focal loss (arXiv 2006.04388) of each logit, targets from 0 to 1 (how well the box fits) -> same shape."""
+    return jnp.abs(jax.nn.sigmoid(logits) - targets) ** beta * optax.sigmoid_binary_cross_entropy(logits, targets)

@@ -1,0 +1,74 @@
+"""Dense detection: every cell near the middle of a box is to name its class and to give the box."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qbheat_jax.methods.common.detection import Detection, quality_focal
+from qbheat_jax.models.pyramid import locations
+from qbheat_jax.ops import boxes as geometry
+
+# A box belongs to the finest level whose stride, times this, is its longer side or more; the largest to the coarsest.
+REACH = 8.0
+# Cells count for a box up to this many strides from its middle (centre sampling).
+RADIUS = 1.5
+_BOX_WEIGHT = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense(Detection):
+    """`Detection` by a `DenseDetector`; the score of a class is how well the box fits, so no centre-ness is needed.
+
+    `candidates`: pairs of box and class that suppression looks at; `overlap`: the IoU from which it takes one out.
+    """
+
+    candidates: int = 300
+    overlap: float = 0.6
+
+    def outputs_loss(self, outputs, boxes, classes, mask, size):
+        """(loss, {"class", "box", "cells"}); losses are sums over cells, divided by the cells of boxes in the batch."""
+        logits, found = outputs
+        points, strides = locations(*size, self.detector.strides)
+        index = jax.vmap(lambda b, c: assign(points, strides, b, c, self.detector.strides))(boxes, classes)
+        own = index >= 0
+        index = jnp.maximum(index, 0)
+        wanted = jnp.take_along_axis(boxes, index[..., None], 1)
+        label = jnp.take_along_axis(classes, index, 1)
+        cells = jnp.maximum(own.sum(), 1)
+        quality = jax.lax.stop_gradient(geometry.iou(found, wanted))
+        targets = jax.nn.one_hot(label, logits.shape[-1]) * jnp.where(own, quality, 0.0)[..., None]
+        class_loss = (quality_focal(logits, targets).sum(-1) * mask[:, None]).sum() / cells
+        box_loss = jnp.where(own, 1.0 - geometry.giou(found, wanted), 0.0).sum() / cells
+        metrics = {"class": class_loss, "box": box_loss, "cells": own.sum() / jnp.maximum(mask.sum(), 1)}
+        return class_loss + _BOX_WEIGHT * box_loss, metrics
+
+    def decode(self, outputs, size):
+        """As `Detection.detections`."""
+        logits, found = outputs
+        found = jnp.clip(found, 0, np.array([size[1], size[0]] * 2, np.float32))
+
+        def one(boxes, scores):
+            return geometry.best(boxes, scores, self.count, self.candidates, self.overlap)
+
+        return jax.vmap(one)(found, jax.nn.sigmoid(logits))
+
+
+def assign(points, strides, boxes, classes, levels):
+    """Which box each cell is to give -> int32 [p], -1 for none.
+
+    points [p, 2], strides [p]: of the cells; boxes [n, 4], classes [n] (-1: none); levels: the strides there are. A cell of
+    the box's level counts where it lies in the box, at most RADIUS strides from its middle in x and in y; and the cell that
+    the middle lies in counts always, so that no box is too small to be found. Of several boxes the smallest is taken.
+    """
+    middle, size = jnp.split(geometry.centred(boxes), 2, -1)
+    limits = jnp.asarray(levels[:-1], jnp.float32) * REACH
+    level = jnp.asarray(levels, jnp.float32)[jnp.searchsorted(limits, size.max(-1))]
+    away = jnp.abs(points[:, None] - middle).max(-1)
+    edges = jnp.concatenate([points[:, None] - boxes[:, :2], boxes[:, 2:] - points[:, None]], -1)
+    near = (away < RADIUS * strides[:, None]) & (edges.min(-1) > 0)
+    holds = away <= strides[:, None] / 2
+    counts = (near | holds) & (strides[:, None] == level) & (classes >= 0)
+    area = jnp.where(counts, geometry.area(boxes), jnp.inf)
+    return jnp.where(counts.any(-1), area.argmin(-1), -1)

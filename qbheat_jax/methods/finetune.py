@@ -1,0 +1,76 @@
+"""Fine-tuning as an objective: supervised classification of mixed images (mixup, cutmix)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qbheat_jax.methods.supervised import Supervised
+
+
+def mixup(images, targets, key, alpha):
+    """Weighted means of images and targets in pairs (Zhang et al., arXiv 1710.09412).
+
+    images [B, H, W, C], targets [B, classes] -> the same shapes. One weight a batch, from Beta(alpha, alpha); image i is
+    paired with image B - 1 - i.
+    """
+    weight = jax.random.beta(key, alpha, alpha)
+
+    def mix(x):
+        return weight * x + (1.0 - weight) * x[::-1]
+
+    return mix(images), mix(targets)
+
+
+def cutmix(images, targets, key, alpha):
+    """A box of each image replaced by that of its partner (Yun et al., arXiv 1905.04899); shapes and pairs as `mixup`.
+
+    The box has the image's aspect, the share 1 - w of its area with w from Beta(alpha, alpha), and any centre; it is one box
+    a batch. Targets are weighted by the area that the box has within the image.
+    """
+    height, width = images.shape[1:3]
+    weight_key, *centres = jax.random.split(key, 3)
+    side = jnp.sqrt(1.0 - jax.random.beta(weight_key, alpha, alpha))
+
+    def inside(n, key):
+        return jnp.abs(jnp.arange(n) + 0.5 - n * jax.random.uniform(key)) < side * n / 2
+
+    box = inside(height, centres[0])[:, None] & inside(width, centres[1])
+    weight = 1.0 - box.mean()
+    images = jnp.where(box[None, :, :, None], images[::-1], images)
+    return images, weight * targets + (1.0 - weight) * targets[::-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune(Supervised):
+    """`Supervised` on images mixed by mixup and cutmix with these alphas (0: not); with both, one of them each step."""
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def loss(self, params, mutable, batch, rng, train=True):
+        """As `Supervised.loss`. Of mixed images `top1` counts the class that has most of the image."""
+        if not train or not (self.mixup or self.cutmix):
+            return super().loss(params, mutable, batch, rng, train)
+        mix_rng, which_rng, rng = jax.random.split(rng, 3)
+        classes = self.head.classes
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], classes), self.label_smoothing)
+        images = self.pixels.normalise(batch["image"])
+        images, targets = self._mix(images, targets, mix_rng, which_rng)
+        logits, mutable = self._forward(params, mutable, images, rng, True)
+        counts = (batch["mask"] & batch["mask"][::-1]).astype(jnp.float32)  # both of a pair must be images
+        weight = counts / jnp.maximum(counts.sum(), 1.0)
+        loss = (optax.softmax_cross_entropy(logits, targets) * weight).sum()
+        return loss, (mutable, {"top1": ((logits.argmax(-1) == targets.argmax(-1)) * weight).sum()})
+
+    def _mix(self, images, targets, key, which):
+        if not self.cutmix:
+            return mixup(images, targets, key, self.mixup)
+        if not self.mixup:
+            return cutmix(images, targets, key, self.cutmix)
+        return jax.lax.cond(
+            jax.random.bernoulli(which),
+            lambda: mixup(images, targets, key, self.mixup),
+            lambda: cutmix(images, targets, key, self.cutmix),
+        )

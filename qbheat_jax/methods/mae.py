@@ -1,0 +1,111 @@
+"""MAE (arXiv 2111.06377): a ViT sees a quarter of an image's cells, a small decoder predicts the others."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import random
+
+from qbheat_jax.methods.common import masks
+from qbheat_jax.methods.common.encoding import encode
+from qbheat_jax.methods.common.targets import Target
+from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, remat, sincos_2d
+from qbheat_jax.models.vit import ViT
+from qbheat_jax.ops import images as images_lib
+
+
+class MaskDecoder(nn.Module):
+    """Features of the kept cells -> `outputs` numbers for every cell of the image.
+
+    kept [B, n, C]; ranks int32 [B, cells], where in (kept, then masked) each cell of the grid is; grid (h, w); class_token
+    [B, C] or None -> float32 [B, h, w, outputs]. A learnt token stands for every masked cell, and all get a position.
+    """
+
+    outputs: int
+    width: int = 512
+    depth: int = 4
+    heads: int = 8
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, kept, ranks, grid, class_token=None, train=False):
+        batch, seen, _ = kept.shape
+        embed = Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="embed")
+        token = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.width), jnp.float32)
+        token = jnp.broadcast_to(token.astype(self.dtype), (batch, ranks.shape[1] - seen, self.width))
+        x = jnp.concatenate([embed(kept), token], 1)
+        x = jnp.take_along_axis(x, ranks[..., None], 1)
+        x = x + sincos_2d(*grid, self.width).reshape(-1, self.width).astype(self.dtype)
+        if class_token is not None:
+            x = jnp.concatenate([embed(class_token[:, None]), x], 1)
+        block = remat(TransformerBlock, self.remat)
+        for n in range(self.depth):
+            x = block(self.heads, dtype=self.dtype, name=f"block{n}")(x, train)
+        x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        x = Dense(self.outputs, dtype=jnp.float32, kernel_init=nn.initializers.xavier_uniform(), name="pixels")(x)
+        return x[:, -ranks.shape[1] :].reshape(batch, *grid, self.outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class MAE:
+    """The objective. `encoder`: a ViT, which alone can leave cells out; `target`: what each cell is to predict.
+
+    `mask_ratio`: the share of the cells that is hidden (0.75 is the paper's); the share that is kept, to the nearest
+    whole cell, is the same in every image.
+    """
+
+    encoder: ViT
+    decoder: MaskDecoder
+    target: Target
+    mask_ratio: float = 0.75
+    loss_on: str = "masked"
+    pixels: images_lib.Pixels = images_lib.Pixels()
+
+    def init(self, rng, batch):
+        """Variables {"params": {"encoder", "decoder"}, "batch_stats": {}}."""
+        keys = random.split(rng)
+        images = self.pixels.normalise(batch["image"][:1])
+        grid, keep, ranks = self.draw(None, images.shape)
+        (features, out), encoder = self.encoder.init_with_output(keys[0], images, keep=keep)
+        decoder = self.decoder.init(keys[1], features, ranks, grid, out.get("class_token"))
+        return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}, "batch_stats": {}}
+
+    def loss(self, params, mutable, batch, rng, train=True):
+        """Mean squared error (`Target.error`) over the cells asked for -> (float32 loss, (mutable, metrics)).
+
+        batch: image uint8 [B, H, W, 3], mask bool[B] (False: the example does not count). The cells come from `rng`; with
+        None, in evaluation, they are the same every time. metrics: `variance`, what predicting the mean cell of the batch
+        would cost.
+        """
+        mask_rng, encoder_rng = (None, None) if rng is None else random.split(rng)
+        images = self.pixels.normalise(batch["image"])
+        grid, keep, ranks = self.draw(mask_rng, images.shape)
+        features, out, mutable = encode(self.encoder, params, mutable, images, encoder_rng, train, keep=keep)
+        predicted = self.decoder.apply({"params": params["decoder"]}, features, ranks, grid, out.get("class_token"))
+        hidden = (ranks >= keep.shape[1]).reshape(-1, *grid)
+        cells = (hidden if self.loss_on == "masked" else jnp.ones_like(hidden)) & batch["mask"][:, None, None]
+        wanted = self.target(images)
+        loss = masks.mean_over(self.target.error(predicted, wanted), cells)
+        return loss, (mutable, {"variance": masks.variance(self.target, wanted, cells)})
+
+    def draw(self, rng, shape):
+        """(grid, keep, ranks) for images of that shape.
+
+        keep int32 [B, n]: the cells that the encoder sees. ranks int32 [B, cells]: each cell's place when the kept ones,
+        in the order of `keep`, come first; below n it is seen.
+        """
+        grid = (shape[1] // self.encoder.stride, shape[2] // self.encoder.stride)
+        ranks = masks.ranks(rng, shape[0], grid[0] * grid[1])
+        order = jnp.argsort(ranks, -1).astype(jnp.int32)
+        return grid, order[:, : kept(grid[0] * grid[1], self.mask_ratio)], ranks
+
+
+def kept(cells, ratio):
+    """How many of the cells the encoder sees.
+
+    >>> kept(196, 0.75), kept(10, 0.6)
+    (49, 4)
+    """
+    return round(cells * (1 - ratio))

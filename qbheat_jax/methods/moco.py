@@ -1,0 +1,205 @@
+"""MoCo-v2 (arXiv 1911.05722, 2003.04297): tell the other view of an image from a queue of views of other images."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from qbheat_jax.methods.common import encoding
+from qbheat_jax.methods.common.encoding import encode, pooled
+from qbheat_jax.models.layers import BatchNorm
+from qbheat_jax.ops import colour
+from qbheat_jax.ops import images as images_lib
+
+
+class Projector(nn.Module):
+    """MoCo-v2's head: two layers, the first as wide as what comes in. [B, C] -> float32 [B, width] of unit length.
+
+    `standardise`: a batch norm without gain and bias comes first (the paper has none).
+    """
+
+    width: int
+    standardise: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        if self.standardise:
+            x = BatchNorm(use_running_average=not train, use_scale=False, use_bias=False, name="norm")(x)
+        x = jax.nn.relu(nn.Dense(x.shape[-1], name="fc1")(x))
+        return l2_normalize(nn.Dense(self.width, name="fc2")(x))
+
+
+def l2_normalize(x):
+    """[..., C] scaled to length 1."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
+
+
+@dataclasses.dataclass(frozen=True)
+class Colours:
+    """MoCo-v2's augmentation after crop and flip, in its order: colour jitter, grey, blur.
+
+    `sigma`: the range of the blur's standard deviation in pixels (the paper's is 0.1 to 2, of 224 x 224 images).
+    """
+
+    jitter: colour.Jitter = colour.Jitter(0.4, 0.4, 0.4, 0.1)
+    jitter_prob: float = 0.8
+    grey_prob: float = 0.2
+    blur_prob: float = 0.5
+    sigma: tuple = (0.1, 2.0)
+
+    def __call__(self, images, rng):
+        """float32 [B, H, W, 3] on the 0..1 scale -> the same, every image by its own draws."""
+        keys = jax.random.split(rng, 3)
+        images = colour.sometimes(self.jitter, images, keys[0], self.jitter_prob)
+        images = colour.sometimes(_to_grey, images, keys[1], self.grey_prob)
+        return colour.sometimes(self._blur, images, keys[2], self.blur_prob) if self.blur_prob else images
+
+    def _blur(self, images, rng):
+        low, high = self.sigma
+        return colour.blur(images, jax.random.uniform(rng, images.shape[:1], minval=low, maxval=high), high)
+
+
+def _to_grey(images, rng):
+    return jnp.broadcast_to(colour.grey(images), images.shape)
+
+
+def ema_update(slow, fast, momentum):
+    """The momentum update, momentum * slow + (1 - momentum) * fast, of trees of float32."""
+    return jax.tree.map(lambda s, f: momentum * s + (1 - momentum) * f, slow, fast)
+
+
+def info_nce(query, key, queue, temperature):
+    """InfoNCE of every example: cross-entropy of the positive among itself and the queue.
+
+    query, key float32 [B, D], queue float32 [K, D], all of unit length -> (losses float32 [B], whether the positive is
+    the nearest bool [B]).
+    """
+    positive = (query * key).sum(-1, keepdims=True) / temperature
+    negative = query @ queue.T / temperature
+    losses = jax.nn.logsumexp(jnp.concatenate([positive, negative], -1), -1) - positive[:, 0]
+    return losses, positive[:, 0] > negative.max(-1)
+
+
+def enqueue(queue, pointer, key, mask):
+    """The queue with the batch's keys in the place of the oldest ones, and where the next batch goes.
+
+    queue [K, D], K a multiple of the batch; pointer int32; key [B, D]; mask bool[B]: False leaves the old key (an image
+    that could not be read is no negative).
+    """
+    batch = key.shape[0]
+    old = jax.lax.dynamic_slice_in_dim(queue, pointer, batch)
+    new = jnp.where(mask[:, None], key, old)
+    return jax.lax.dynamic_update_slice_in_dim(queue, new, pointer, 0), (pointer + batch) % queue.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class MoCo:
+    """The objective. A batch has two random crops of every image, `image` (the query's) and `image2` (the key's).
+
+    `encoder`: any of `models.registry`. `queue`: how many keys are kept, a multiple of the batch. `momentum`: of the
+    key encoder. `width`: numbers in a key.
+
+    What follows the parameters lives in the mutable state, and is checkpointed and sharded with it: `key_encoder`
+    {"params", "batch_stats"} and `key_projector` {"params"}, the momentum encoder; `queue` float32 [K, width];
+    `pointer` int32, where the next keys go; `steps` int32, how many were made.
+
+    Batch norm must not give the answer away: a query and its key come from one batch and the negatives from earlier
+    ones, so that keys normalised by their own batch's statistics carry a mark by which the positive is found without
+    looking at the image. MoCo shuffles the keys among GPUs, whose statistics differ. Here batch norm is over the
+    global batch, however many devices hold it, and shuffling would change nothing. Instead the key encoder normalises
+    by averages of earlier steps (EMAN, arXiv 2101.08482): its statistics follow the encoder's running ones by the
+    momentum update, as its parameters follow the parameters. A key is thus a function of its own image and of the past
+    alone, on any number of devices, and there is no mark to find. So that the averages do not hold on to the (0, 1) that
+    running statistics begin with, the momentum starts lower, at most (1 + n) / (10 + n) at step n (our choice): of parameters
+    and statistics alike, since statistics of other parameters than those that they are used with normalise nothing.
+
+    Where features of all images are nearly the same, as a small encoder's are at first, the queue's age can give the answer
+    away too: keys drift more from step to step than they differ from image to image, and the positive is the newest.
+    `Projector.standardise` makes them differ.
+    """
+
+    encoder: Any
+    projector: Projector = Projector(128)
+    queue: int = 65536
+    momentum: float = 0.999
+    temperature: float = 0.2
+    colours: Colours = Colours()
+    pixels: images_lib.Pixels = images_lib.Pixels()
+
+    views = 2
+
+    def init(self, rng, batch):
+        """Variables {"params": {"encoder", "projector"}, "batch_stats": ...}; the key encoder starts as a copy."""
+        keys = jax.random.split(rng, 3)
+        images = self.pixels.normalise(batch["image"][:1])
+        encoder = self.encoder.init(keys[0], images)
+        projector = self.projector.init(keys[1], pooled(*self.encoder.apply(encoder, images)))
+        made = {"encoder": encoder, "projector": projector}
+        params = {part: tree["params"] for part, tree in made.items()}
+        stats = {part: tree["batch_stats"] for part, tree in made.items() if "batch_stats" in tree}
+        follower = self.started({"params": params, "batch_stats": stats})["batch_stats"]
+        queue = l2_normalize(jax.random.normal(keys[2], (self.queue, self.projector.width)))
+        counters = {"pointer": jnp.zeros((), jnp.int32), "steps": jnp.zeros((), jnp.int32)}
+        return {"params": params, "batch_stats": {**follower, "queue": queue, **counters}}
+
+    def started(self, variables):
+        """Variables that some parts are to start from, with the key encoder's parts as copies of them."""
+        params, stats = variables["params"], dict(variables.get("batch_stats", {}))
+        for part in [part for part in ("encoder", "projector") if part in params]:
+            # A copy: the step donates the state, and no buffer may be donated twice.
+            stats[f"key_{part}"] = jax.tree.map(jnp.copy, encoding.variables(params, stats, part))
+        return {"params": params, "batch_stats": stats}
+
+    def loss(self, params, mutable, batch, rng, train=True):
+        """Mean InfoNCE of the examples that count -> (float32 loss, (mutable, {"top1"})).
+
+        batch: image, image2 uint8 [B, H, W, 3], mask bool[B]. One without `image2` has the same crop twice, which only
+        the colours tell apart: so it is in evaluation, where rng is None, the colours are drawn the same every time, and
+        nothing is enqueued. metrics: `top1`, how often the positive is nearer than every negative.
+        """
+        keys = jax.random.split(jax.random.key(0) if rng is None else rng, 3)
+        # Side by side on an axis of their own: along the batch, the devices would have to exchange images.
+        crops = jnp.stack([batch["image"], batch["image2" if "image2" in batch else "image"]])
+        first, second = jax.vmap(self._view)(crops, keys[:2])
+        if train:
+            mutable = self._follow(params, mutable)
+        key = jax.lax.stop_gradient(self._key(mutable, second))
+        features, out, mutable = encode(self.encoder, params, mutable, first, keys[2], train)
+        query, mutable = self._query(params, mutable, pooled(features, out), train)
+        losses, nearest = info_nce(query, key, mutable["queue"], self.temperature)
+        weight = batch["mask"].astype(jnp.float32) / jnp.maximum(batch["mask"].sum(), 1)
+        if train:
+            queue, pointer = enqueue(mutable["queue"], mutable["pointer"], key, batch["mask"])
+            mutable = {**mutable, "queue": queue, "pointer": pointer, "steps": mutable["steps"] + 1}
+        return (losses * weight).sum(), (mutable, {"top1": (nearest * weight).sum()})
+
+    def _query(self, params, mutable, features, train):
+        """(unit vectors float32 [B, width], mutable with the projector's statistics updated where it trains)."""
+        known = encoding.variables(params, mutable, "projector")
+        if not train or "projector" not in mutable:
+            return self.projector.apply(known, features), mutable
+        query, updated = self.projector.apply(known, features, True, mutable=["batch_stats"])
+        return query, {**mutable, "projector": updated["batch_stats"]}
+
+    def _view(self, images, rng):
+        """uint8 [B, H, W, 3] -> augmented and normalised."""
+        coloured = self.colours(images.astype(jnp.float32) / 255.0, rng)
+        return self.pixels.normalise(coloured * 255.0)
+
+    def _follow(self, params, mutable):
+        """The key encoder one step nearer to the encoder as it now is."""
+        params = jax.lax.stop_gradient(params)
+        steps = mutable["steps"].astype(jnp.float32)
+        momentum = jnp.minimum(self.momentum, (1 + steps) / (10 + steps))
+        followed = {
+            f"key_{part}": ema_update(mutable[f"key_{part}"], encoding.variables(params, mutable, part), momentum)
+            for part in ("encoder", "projector")
+        }
+        return {**mutable, **followed}
+
+    def _key(self, mutable, images):
+        return self.projector.apply(
+            mutable["key_projector"], pooled(*self.encoder.apply(mutable["key_encoder"], images))
+        )

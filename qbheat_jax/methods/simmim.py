@@ -1,0 +1,107 @@
+"""SimMIM-style masking (arXiv 2111.09886): the whole image with masked patches in it, and one layer that fills them in.
+
+Any encoder will do, since what is masked is masked in the pixels.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from qbheat_jax.methods.common import masks
+from qbheat_jax.methods.common.encoding import encode
+from qbheat_jax.methods.common.targets import Target
+from qbheat_jax.models.layers import Dense
+from qbheat_jax.ops import images as images_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class SimMIM:
+    """The objective. `encoder`: any of `models.registry`; `target`: what a cell is to predict, of the encoder's stride.
+
+    `mask_size`: pixels a side of what is masked at once, a multiple of the stride that divides the image (32 is the
+    paper's); `mask_ratio`: the share of these patches (0.6 is the paper's), rounded up to whole ones.
+    `error`: "l1", the mean absolute error of the plain pixels (the paper's), or "target", whatever `target` says.
+
+    The paper puts a learnt token in the place of a masked patch after the patch embedding, which only some encoders
+    have. Here every masked cell shows a learnt patch of pixels instead, the same in all; through a ViT's patch
+    embedding that is a learnt token.
+    """
+
+    encoder: Any
+    target: Target
+    mask_size: int = 32
+    mask_ratio: float = 0.6
+    error: str = "l1"
+    loss_on: str = "masked"
+    pixels: images_lib.Pixels = images_lib.Pixels()
+
+    def init(self, rng, batch):
+        """Variables {"params": {"encoder", "predictor", "mask"}, "batch_stats": {"encoder"}}."""
+        keys = jax.random.split(rng)
+        images = self.pixels.normalise(batch["image"][:1])
+        encoder = self.encoder.init(keys[0], images)
+        features, _ = self.encoder.apply(encoder, images)
+        size = self.encoder.stride
+        params = {
+            "encoder": encoder["params"],
+            "predictor": self._predictor.init(keys[1], features)["params"],
+            "mask": {"patch": jnp.zeros((size, size, 3))},
+        }
+        stats = {"encoder": encoder["batch_stats"]} if "batch_stats" in encoder else {}
+        return {"params": params, "batch_stats": stats}
+
+    def loss(self, params, mutable, batch, rng, train=True):
+        """The mean error over the cells asked for -> (float32 loss, (mutable, metrics)).
+
+        batch: image uint8 [B, H, W, 3], mask bool[B] (False: the example does not count). Masks come from `rng`; with
+        None, in evaluation, they are the same every time. metrics: with error "target" `variance`, what predicting the
+        mean cell of the batch would cost.
+        """
+        mask_rng, encoder_rng = (None, None) if rng is None else jax.random.split(rng)
+        images = self.pixels.normalise(batch["image"])
+        masked = self.masked(mask_rng, images.shape)
+        features, _, mutable = encode(
+            self.encoder, params, mutable, self.replaced(params, images, masked), encoder_rng, train
+        )
+        predicted = self._predictor.apply({"params": params["predictor"]}, features)
+        cells = (masked if self.loss_on == "masked" else jnp.ones_like(masked)) & batch["mask"][:, None, None]
+        if self.error == "l1":
+            patches = images_lib.to_patches(images, self.encoder.stride)
+            return masks.mean_over(jnp.abs(predicted - patches).mean(-1), cells), (mutable, {})
+        wanted = self.target(images)
+        loss = masks.mean_over(self.target.error(predicted, wanted), cells)
+        return loss, (mutable, {"variance": masks.variance(self.target, wanted, cells)})
+
+    def masked(self, rng, shape):
+        """Which cells of images of that shape are masked -> bool [B, H / stride, W / stride]."""
+        batch, rows, columns = shape[0], shape[1] // self.mask_size, shape[2] // self.mask_size
+        ranks = masks.ranks(rng, batch, rows * columns)
+        patches = (ranks < count(rows * columns, self.mask_ratio)).reshape(batch, rows, columns)
+        times = self.mask_size // self.encoder.stride
+        return jnp.repeat(jnp.repeat(patches, times, 1), times, 2)
+
+    def replaced(self, params, images, masked):
+        """Normalised images [B, H, W, 3] with the learnt patch in every masked cell."""
+        size = self.encoder.stride
+        hidden = jnp.repeat(jnp.repeat(masked, size, 1), size, 2)[..., None]
+        tiled = jnp.tile(params["mask"]["patch"], (masked.shape[1], masked.shape[2], 1))
+        return jnp.where(hidden, tiled, images)
+
+    @property
+    def _predictor(self):
+        """From a cell's features to its prediction, float32."""
+        outputs = self.encoder.stride**2 * 3 if self.error == "l1" else sum(self.target.widths.values())
+        return Dense(outputs, kernel_init=nn.initializers.xavier_uniform())
+
+
+def count(patches, ratio):
+    """How many of the patches are masked: the ratio's share, rounded up.
+
+    >>> count(36, 0.6), count(10, 0.6)
+    (22, 6)
+    """
+    return math.ceil(patches * ratio - 1e-9)  # 0.6 of 10 is 6, though the product of the floats may be a little more

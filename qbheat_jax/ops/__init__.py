@@ -1,0 +1,1 @@
+"""Arithmetic that knows of no model: quarters, the heat operator, resampling, colour, boxes."""

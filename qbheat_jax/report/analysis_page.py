@@ -1,0 +1,299 @@
+"""What `qbheat analyse` found, for a page: its files in; charts, tables, tiles and sentences out."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from qbheat_jax import atomic
+from qbheat_jax.errors import UserError
+from qbheat_jax.report import charts, load_run, tiles
+from qbheat_jax.report import text as text_lib
+from qbheat_jax.report.template import template
+
+FOLDER = "analysis"
+# Below this R^2 a curve leaves the chart: a guess that is worse than the mean map by more than that is simply wrong.
+LOWEST = -0.5
+
+_NAMES = {
+    "learnt": "learnt A and B", "fitted": "fitted maps", "copy": "copying",
+    "shuffled": "fitted, positions shuffled", "random": "fitted, untrained encoder",
+}  # fmt: skip
+# The parts of the grid in words, after the single steps.
+_PARTS = {"diagonal": "diagonal", "hidden": "all hidden cells"}
+
+
+def read(folder):
+    """What a page shows of the analysis in a folder -> dict for analysis.html.j2, or None where there is none."""
+    folder = pathlib.Path(folder)
+    try:
+        result = json.loads((folder / "analysis.json").read_text())
+        with np.load(folder / "pictures.npz") as file:
+            arrays = dict(file)
+    except (OSError, ValueError):
+        return None
+    result.setdefault("reconstructed", result["placements"])  # of analyses made when these were all
+    trained = "trained" if result["init"] != "random" else "random"
+    rows = _Rows(result["rows"], trained)
+    return {
+        "result": result,
+        "trained": trained == "trained",
+        "learnt": bool(rows.find("step", "learnt")),
+        "findings": _findings(rows, result),
+        "derivatives": _derivatives(rows),
+        "steps": [_steps(rows, axis) for axis in "xy"],
+        "quarters": _quarters(rows),
+        "visible": rows.mean("quarter", "copy", "visible", None),
+        "operators": _operators(result),
+        "drift": _drift(result["drift"]),
+        "cards": _cards(arrays),
+        "decoded": _decoded(result, arrays),
+        "spread": _spread(folder),
+        "downloads": _downloads(folder),
+        "pixelated": result["image_size"] <= 96,
+    }
+
+
+def write(folder):
+    """Writes index.html, a page of the analysis alone, and spectra.svg into its folder -> the page's path."""
+    folder = pathlib.Path(folder)
+    found = read(folder)
+    if found is None:
+        raise UserError(f"{folder} holds no analysis: there is no analysis.json in it that can be read")
+    page = template("analysis_page.html.j2").render(analysis=found, shown=load_run.shown(folder))
+    try:
+        atomic.write(folder / "index.html", page)
+        atomic.write(folder / "spectra.svg", charts.alone(found["operators"]["svg"]))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
+    return folder / "index.html"
+
+
+class _Rows:
+    """The rows of figures, those of one test, predictor, direction, ... found again."""
+
+    def __init__(self, rows, trained):
+        self.rows, self.trained = rows, trained
+
+    def find(self, test, predictor, direction=None, distance=None, encoder=None, positions="true"):
+        """Rows of one kind, in their order; direction: a prefix, so that "x" is "x+" and "x-"."""
+        return [
+            row
+            for row in self.rows
+            if (row["test"], row["predictor"], row["positions"]) == (test, predictor, positions)
+            and row["encoder"] == (encoder or self.trained)
+            and (direction is None or row["direction"].startswith(direction))
+            and (distance is None or row["distance"] == distance)
+        ]
+
+    def mean(self, *where, **more):
+        """(r2, low, high), each the mean over the rows found, or None where there are none."""
+        rows = self.find(*where, **more)
+        return tuple(float(np.mean([row[key] for row in rows])) for key in ("r2", "low", "high")) if rows else None
+
+
+def _findings(rows, result):
+    """The outcome in sentences, whatever it is."""
+    true = rows.mean("derivatives", "fitted", distance=1)
+    mixed = rows.mean("derivatives", "fitted", distance=1, positions="shuffled")
+    untrained = rows.mean("derivatives", "fitted", distance=1, encoder="random")
+    compared = f"with positions shuffled {_r2(mixed)}"
+    if rows.trained == "trained":
+        compared += f", with the encoder untrained {_r2(untrained)}"
+    verdict = _verdict(true, mixed, untrained if rows.trained == "trained" else None)
+    sentences = [f"One derivative is told from the other with R\u00b2 = {_r2(true)} ({compared}). {verdict}"]
+    near, far = (
+        rows.mean("step", "fitted", distance=d, positions=p) for d, p in ((1, "true"), (1, "shuffled"))
+    )  # fmt: skip
+    sentences.append(
+        f"One linear map tells a cell from its neighbour with R\u00b2 = {_r2(near)}, and from any cell of the same image, "
+        f"positions shuffled, with {_r2(far)}: the difference is what distance has to do with it. Copying the neighbour "
+        f"gives {_r2(rows.mean('step', 'copy', distance=1))}."
+    )
+    learnt = rows.mean("quarter", "learnt", "hidden")
+    if learnt is not None:
+        fitted, copy = (rows.mean("quarter", name, "hidden") for name in ("fitted", "copy"))
+        sentences.append(
+            f"The learnt A and B predict the encoder\u2019s features of the hidden quarters with R\u00b2 = {_r2(learnt)}, "
+            f"fitted maps with {_r2(fitted)}, copying with {_r2(copy)}. "
+            + (
+                "So what A and B carry out of the visible quarter is for the decoder to read, and not the feature that the "
+                "encoder would give there, which nothing in the pre-training asked for."
+                if learnt[0] < copy[0]
+                else "So what A and B carry is close to what the encoder would give there, which nothing in the pre-training "
+                "asked for."
+            )
+        )
+    return sentences
+
+
+def _verdict(true, mixed, untrained):
+    if true[0] < 0.02 or true[1] <= max(mixed[2], 0):
+        return "So on these features the hypothesis z\u2093 = M z\u1d67 is not borne out."
+    extent = "in part" if true[0] < 0.5 else "in large part" if true[0] < 0.9 else "almost exactly"
+    text = f"So it holds {extent}"
+    if untrained is not None:
+        if untrained[0] >= true[0]:
+            return f"{text}, but no more than for an encoder that has learnt nothing."
+        return f"{text}, and more than for an encoder that has learnt nothing."
+    return f"{text}."
+
+
+def _r2(values):
+    return text_lib.NONE if values is None else f"{values[0]:.2f}".replace("-", text_lib.MINUS)
+
+
+def _derivatives(rows):
+    """Chart of how well one derivative tells the other, with the two controls."""
+    lines = []
+    kinds = [(rows.trained, "true", "learnt" if rows.trained == "trained" else "random")]
+    kinds += [("random", "true", "random")] * (rows.trained == "trained")
+    kinds.append((rows.trained, "shuffled", "shuffled"))
+    for name in dict.fromkeys(row["direction"] for row in rows.find("derivatives", "fitted")):
+        for distance in dict.fromkeys(row["distance"] for row in rows.find("derivatives", "fitted")):
+            for encoder, positions, key in kinds:
+                found = rows.find("derivatives", "fitted", name, distance, encoder, positions)[0]
+                what = {"shuffled": "shuffled", "true": "trained" if encoder == "trained" else "untrained"}[positions]
+                short = "z\u2093 from z\u1d67" if name.startswith("z_x") else "z\u1d67 from z\u2093"
+                label = f"{short}, \u00b1{distance}, {what}"
+                lines.append((label, key, found["r2"], found["low"], found["high"]))
+    return charts.intervals(lines, "derivatives")
+
+
+def _steps(rows, axis):
+    """Chart of prediction over a distance along an axis, the mean of both ways, with the controls."""
+    curves = []
+    distances = sorted({row["distance"] for row in rows.find("step", "fitted", axis)})
+    kinds = [("learnt", "learnt", {}), ("fitted", "fitted", {}), ("copy", "copy", {})]
+    kinds.append(("shuffled", "fitted", {"positions": "shuffled"}))
+    if rows.trained == "trained":
+        kinds.append(("random", "fitted", {"encoder": "random"}))
+    for key, predictor, more in kinds:
+        values = [rows.mean("step", predictor, axis, distance, **more) for distance in distances]
+        if None not in values:
+            curves.append((_NAMES[key], key, distances, values))
+    svg = charts.explained(curves, LOWEST, f"steps-{axis}")
+    below = [label for label, _, _, values in curves if min(v[0] for v in values) < LOWEST]
+    return {"svg": svg, "axis": {"x": "to the left and right", "y": "up and down"}[axis], "below": below}
+
+
+def _quarters(rows):
+    """The table of the continued quarters, or None: a line a part of the grid, a column a predictor."""
+    predictors = [name for name in ("learnt", "fitted", "copy") if rows.find("quarter", name, "hidden")]
+    if not predictors:
+        return None
+    steps = dict.fromkeys(
+        (row["direction"], row["distance"]) for row in rows.find("quarter", "fitted") if row["distance"] is not None
+    )
+    ways = {"x+": "to the right", "x-": "to the left", "y+": "down", "y-": "up"}
+    lines = [(f"{ways[way]}, {'half an' if d == 1 else 'a quarter of the'} image", way, d) for way, d in steps]
+    lines += [(name, part, None) for part, name in _PARTS.items()]
+    table = []
+    for label, direction, distance in lines:
+        values = [rows.mean("quarter", name, direction, distance) for name in predictors]
+        control = rows.mean("quarter", "fitted", direction, distance, encoder="random")
+        table.append({"label": label, "values": values, "control": control if rows.trained == "trained" else None})
+    return {"predictors": [_NAMES[name] for name in predictors], "rows": table, "control": rows.trained == "trained"}
+
+
+def _operators(result):
+    """Charts and numbers of the operators, fitted and learnt."""
+    curves = []
+    for key, operator in result["operators"].items():
+        for name, values in operator["growth"].items():
+            if name in ("x+", "y+"):
+                dashed = "random" if name == "y+" and key == "fitted" else "copy" if name == "y+" else key
+                curves.append((f"{_NAMES[key]}: {'A' if name == 'x+' else 'B'}+", dashed, values))
+    fitted = result["operators"]["fitted"]
+    cells = min(result["cells"]) / 2
+    spectra = {name: np.array(values) @ [1, 1j] for name, values in fitted["spectrum"].items()}
+    return {
+        "svg": charts.spectra(spectra, cells, "fitted"),
+        "growth": charts.growth(curves, "growth"),
+        "cells": cells,
+        "rows": [
+            {
+                "name": f"{_NAMES[key]}: {charts.DIRECTIONS[name]}",
+                "norm": operator["norm"][name],
+                "most": values[0],
+                "median": float(np.median(values)),
+            }
+            for key, operator in result["operators"].items()
+            for name, values in operator["growth"].items()
+        ],
+        "pairs": [
+            {
+                "name": f"{_NAMES[key]}: A{text_lib.MINUS if sign == '-' else '+'}, B{text_lib.MINUS if sign == '-' else '+'}",
+                "commutator": value,
+                "size": operator["S"].get(sign, {}).get("size"),
+                "diagonal": operator["S"].get(sign, {}).get("diagonal"),
+            }
+            for key, operator in result["operators"].items()
+            for sign, value in operator["commutator"].items()
+        ],
+    }
+
+
+def _drift(rows):
+    """[(step, norms and distances to the last, each {name: number}), ...], or [] of a single checkpoint."""
+    steps = dict.fromkeys(row["step"] for row in rows)
+    if len(steps) < 2:
+        return []
+    return [(step, [row for row in rows if row["step"] == step]) for step in steps]
+
+
+def _cards(arrays):
+    """Tiles of each image shown as features."""
+    cards = []
+    for i in range(len(arrays["images"])):
+        card = {
+            "image": tiles.data_uri(arrays["images"][i]),
+            "like": tiles.data_uri(arrays["like"][i]),
+            "map": tiles.data_uri(arrays["map"][i]),
+            "placed": text_lib.placement(int(arrays["placed"][i])) if "placed" in arrays else None,
+            "continued": [],
+        }
+        if "placed" in arrays:
+            card["continued"] = [
+                {
+                    "name": _NAMES[key],
+                    "map": tiles.data_uri(arrays[key][i]),
+                    "error": tiles.data_uri(arrays[f"{key}_error"][i]),
+                }
+                for key in ("learnt", "fitted", "copy")
+                if key in arrays
+            ]
+        cards.append(card)
+    return cards
+
+
+def _decoded(result, arrays):
+    """Tiles of what the decoder made, or None where there is none."""
+    if "reconstructed" not in arrays:
+        return None
+    rows = [
+        {
+            "original": tiles.data_uri(arrays["originals"][i]),
+            "made": [
+                (text_lib.placement(quarter), quarter in result["placements"], tiles.data_uri(picture))
+                for quarter, picture in zip(result["reconstructed"], arrays["reconstructed"][i])
+            ],
+        }
+        for i in range(len(arrays["originals"]))
+    ]
+    return {"rows": rows, "beyond": [tiles.data_uri(picture) for picture in arrays.get("beyond", ())]}
+
+
+def _spread(folder):
+    """{"moving", "still"}: data URIs of the animation and of its last frame, or None."""
+    try:
+        moving, still = ((folder / f"{name}.png").read_bytes() for name in ("spread", "spread_end"))
+    except OSError:
+        return None
+    return {"moving": tiles.uri(moving, "image/png"), "still": tiles.uri(still, "image/png")}
+
+
+def _downloads(folder):
+    """[(file name, data URI), ...]"""
+    kinds = {"analysis.csv": "text/csv", "analysis.json": "application/json"}
+    return [(name, tiles.uri((folder / name).read_bytes(), kind)) for name, kind in kinds.items()]

@@ -1,0 +1,101 @@
+"""The page of a comparison: result.json of `qbheat compare` in, one self-contained HTML file out."""
+
+from qbheat_jax.report import charts, environment, load_run, text
+from qbheat_jax.report.template import save, template
+
+
+def write(result, workdir):
+    """Writes WORKDIR/report/index.html (workdir: a path) -> its path. UserError where matplotlib or jinja2 is missing."""
+    return save(workdir / "report" / "index.html", template("comparison.html.j2").render(context(result)))
+
+
+def context(result):
+    """Everything that the template names."""
+    best = {probe: _best(result, probe) for probe in result["probes"]}
+    return {
+        "result": result,
+        "trained": {name: m for name, m in result["methods"].items() if m["trained"]},
+        "encoders": list(dict.fromkeys(m["encoder"] for m in result["methods"].values() if m["encoder"])),
+        "lengths": sorted({(m["examples"], m["epochs"]) for m in result["methods"].values() if m["trained"]}),
+        "labels": {name: _label(name) for name in result["methods"]},
+        "best": best,
+        "headlines": [_headline(result, probe, name) for probe, name in best.items() if name],
+        "findings": [_finding(result, probe, name) for probe, name in best.items() if name],
+        "charts": [_charts(result, probe, str(i)) for i, probe in enumerate(result["probes"]) if _drawn(result, probe)],
+        "about": {probe: text.PROTOCOLS.get(protocol, "") for probe, protocol in result["probes"].items()},
+        "done": sum(cell["state"] == "done" for cell in result["cells"]),
+        "failed": [cell for cell in result["cells"] if cell["state"] == "failed"],
+        "interrupted": any(cell.get("interrupted") for cell in result["cells"]),
+        "ahead": any(e["seeds"] for m in result["methods"].values() for e in m["ahead_of_random"].values()),
+        "versions": environment.versions(),
+    }
+
+
+def _label(name):
+    return load_run.BASELINES.get(name, name)
+
+
+def _mean(result, name, probe):
+    return result["methods"][name]["probes"].get(probe, {}).get("mean")
+
+
+def _ranked(result, probe):
+    """Names of the trained methods that have a figure, the best first."""
+    names = [n for n, m in result["methods"].items() if m["trained"] and _mean(result, n, probe) is not None]
+    return sorted(names, key=lambda name: -_mean(result, name, probe))
+
+
+def _best(result, probe):
+    return next(iter(_ranked(result, probe)), None)
+
+
+def _headline(result, probe, name):
+    entry = result["methods"][name]["probes"][probe]
+    ahead = result["methods"][name]["ahead_of_random"].get(probe, {}).get("mean")
+    compared = f"{text.ahead(ahead)} the same encoder untrained" if ahead is not None else ""
+    return text.percent(entry["mean"], entry["std"]), f"{_figure(result, probe)} under {probe}: {name}", compared
+
+
+def _finding(result, probe, name):
+    """Where the methods stand under a probe, in a sentence."""
+    ranked = _ranked(result, probe)
+    if len(ranked) < 2:
+        return f"Under {probe} there is only {name} yet, at {text.percent(_mean(result, name, probe))}."
+    gap = _mean(result, name, probe) - _mean(result, ranked[1], probe)
+    spread = max((result["methods"][n]["probes"][probe]["std"] or 0.0) for n in ranked[:2])
+    within = " That is less than their spread over the seeds." if 0 < gap < spread else ""
+    lead = "level with" if gap == 0 else text.ahead(gap)
+    return f"Under {probe} the best is {name}, {lead} {ranked[1]}.{within}"
+
+
+def _figure(result, probe):
+    return "AP" if probe in result["detectors"] else "top-1"
+
+
+def _kind(method):
+    if not method["trained"]:
+        return "baseline"
+    return "ours" if method["objective"] == "qbheat" else "other"
+
+
+def _drawn(result, probe):
+    return any(m["probes"].get(probe, {}).get("seeds") for m in result["methods"].values())
+
+
+def _charts(result, probe, number):
+    """The SVGs of one probe: all seeds, and the means against what the pre-training cost."""
+    rows = [
+        (_label(name), _kind(m), list(m["probes"][probe]["seeds"].values()))
+        for name, m in result["methods"].items()
+        if m["encoder"] or name == "random"  # the others lie so far below that seeds could not be told apart
+    ]
+    costs = {}
+    for key, label in (("seconds", "seconds of pre-training"), ("pflops", "10\u00b9\u2075 operations of pre-training")):
+        points = [
+            (name, _kind(m), m[key], m["probes"][probe]["mean"], m["probes"][probe]["std"])
+            for name, m in result["methods"].items()
+            if m[key] and m["probes"][probe]["mean"] is not None
+        ]
+        if points:
+            costs[key] = charts.against(points, label, f"{key}-{number}", _figure(result, probe))
+    return {"probe": probe, "dots": charts.dots(rows, f"dots-{number}", _figure(result, probe)), "costs": costs}

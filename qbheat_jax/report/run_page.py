@@ -1,0 +1,162 @@
+"""Puts the page together: what `gather` read and what the model makes of some images, through the template."""
+
+import pathlib
+import statistics
+
+from qbheat_jax import atomic, pytree
+from qbheat_jax.errors import UserError
+from qbheat_jax.ops import quarters
+from qbheat_jax.report import analysis_page, charts, environment, load_run, operator_text, probes, sample, tiles
+from qbheat_jax.report import text as text_lib
+from qbheat_jax.report.template import template
+
+# Images on the sheet for slides and READMEs.
+SHEET = 10
+
+
+def write(workdir, model=None, images=None):
+    """Writes WORKDIR/report/index.html, and reconstructions.png beside it -> the page's path.
+
+    model: as `qbheat_jax.load(workdir)` gives it, which is what is used by default. images: a `sample.Sample` to show
+    instead of images of the run's own data. Raises UserError where the workdir holds no run.
+    """
+    run = load_run.read(workdir)
+    page = template("page.html.j2")
+    if model is None:
+        if not (run.path / "checkpoints").is_dir():
+            raise UserError(f"--workdir {workdir} holds no run that can be shown: there is no checkpoint in it yet")
+        import qbheat_jax
+
+        model = qbheat_jax.load(run.path)
+    context = _context(run, model, images)
+    text = page.render(context)
+    path = pathlib.Path(run.path) / "report" / "index.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write(path, text)
+        if context["blocks"]:
+            made = {block["quarter"]: block["made"] for block in context["blocks"]}
+            tiles.sheet(context["sample"].images[:SHEET], made).save(path.with_name("reconstructions.png"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _context(run, model, images):
+    """Everything that the template names."""
+    shown, no_images = images, ""
+    if shown is None:
+        try:
+            shown = sample.draw(run.config)
+        except UserError as error:  # The data need not be where the page is made.
+            no_images = str(error)
+    if shown is not None and not len(shown.images):
+        shown, no_images = None, "none of its images could be read"
+    groups, params, sizes = run.groups(), model.variables["params"], shown.sizes if shown else {}
+    encoder = pytree.count(params["encoder"]) if params.get("encoder") else None
+    reconstructs = run.config.objective == "qbheat"
+    if shown is not None and not reconstructs:
+        no_images = f"a run of {run.method} does not continue images from a quarter, as one of QB-Heat does"
+    blocks = pictures(model, shown, run.config) if shown is not None and reconstructs else []
+    validation = run.config.data.eval_split or "val"
+    context = {
+        "run": run,
+        "config": run.config,
+        "step": model.step,
+        "loss_words": text_lib.loss(run.config),
+        "story": text_lib.story(run.config, model.step, sizes, encoder),
+        "sample": shown,
+        "no_images": no_images,
+        "blocks": blocks,
+        "first": [(block, block["cards"][i % len(block["cards"])]) for i, block in enumerate(blocks[:3])],
+        "losses": loss_chart(run, validation),
+        "accuracies": probes.charts(groups, run.method),
+        "tables": probes.tables(groups, run.method),
+        "detections": probes.detections(run.groups("AP")),
+        "operator": operator_text.describe(params.get("decoder", {}).get("heat"), run.config),
+        "analysis": analysis_page.read(run.path / analysis_page.FOLDER),
+        "timing": environment.timing(run),
+        "commands": environment.commands(run),
+        "versions": environment.versions(),
+        "fields": environment.fields(run.config),
+    }
+    return {**context, "headlines": headlines(run, context["tables"], validation, blocks)}
+
+
+def pictures(model, shown, config):
+    """For each placement of the run: tiles of the first images, and mean errors over all of them."""
+    blocks, placements = [], quarters.PLACEMENT_SETS[config.quarter.placements]
+    for quarter in placements:
+        made = tiles.reconstruct(model, shown.images, quarter)
+        decoded = tiles.reconstruct(model, shown.images, quarter, blend=False)
+        settled, filled = tiles.settled(shown.images, quarter), tiles.mean_fill(shown.images, quarter)
+        error, as_decoded, trivial, mean = (
+            tiles.errors(p, shown.images, quarter, model.objective.pixels.std) for p in (made, decoded, settled, filled)
+        )
+        seen = tiles.visible(shown.images, quarter)
+        blocks.append(
+            {
+                "quarter": quarter,
+                "made": made,
+                "name": text_lib.placement(quarter),
+                "box": tiles.box(quarter),
+                "error": error.mean(),
+                "decoded": as_decoded.mean(),
+                "trivial": trivial.mean(),
+                "mean": mean.mean(),
+                "better": int((error < trivial).sum()),
+                "cards": [
+                    {
+                        "name": shown.names[i],
+                        "original": tiles.data_uri(shown.images[i]),
+                        "visible": tiles.data_uri(seen[i]),
+                        "made": tiles.data_uri(made[i]),
+                        "settled": tiles.data_uri(settled[i]),
+                        "error": error[i],
+                        "trivial": trivial[i],
+                    }
+                    for i in range(min(sample.count(len(placements)), len(shown.images)))
+                ],
+            }
+        )
+    return blocks
+
+
+def loss_chart(run, validation):
+    """Chart and words on the loss, or None where nothing was logged."""
+    train, val = run.series("train/loss"), run.series(f"{validation}/loss")
+    if not train[0] and not val[0]:
+        return None
+    variance = run.series("train/variance")
+    rate = run.series("train/learning_rate")
+    return {
+        "svg": charts.losses(train, val, variance, rate),
+        "train": run.last("train/loss"),
+        "val": run.last(f"{validation}/loss"),
+        "variance": run.last(f"{validation}/variance") if val[0] else run.last("train/variance"),
+        "rate": bool(rate[0]),
+    }
+
+
+def headlines(run, tables, validation, blocks):
+    """The few numbers at the top: [(value, what it is, what to compare it with)]."""
+    cards = []
+    for table in tables:
+        ours = table["ours"]
+        if ours:
+            what = f"top-1 accuracy, {table['protocol']}" + (f" on {table['data']}" if table["data"] else "")
+            compared = f"{text_lib.ahead(ours['against'])} random initialisation" if ours["against"] is not None else ""
+            cards.append((text_lib.percent(ours["top1"], ours["top1_spread"]), what, compared))
+    loss, variance = run.last(f"{validation}/loss"), run.last(f"{validation}/variance")
+    if loss is not None and variance:
+        compared = f"loss {loss:.3f}, predicting the mean {variance:.3f}"
+        cards.append((text_lib.percent(1 - loss / variance), "of the targets\u2019 variance explained", compared))
+    elif blocks:
+        error, trivial = (statistics.fmean(b[key] for b in blocks) for key in ("error", "trivial"))
+        compared = f"the heat equation on pixels: {trivial:.3f}"
+        cards.append((f"{error:.3f}", "mean squared error on hidden pixels", compared))
+    if run.summary.get("seconds"):
+        rate = run.summary.get("images_per_second")
+        compared = f"{text_lib.number(rate)} images per second" if rate else ""
+        cards.append((text_lib.duration(run.summary["seconds"]), "to pre-train", compared))
+    return cards

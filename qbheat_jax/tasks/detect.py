@@ -1,0 +1,102 @@
+"""Detection: a detector trained on an encoder's maps, the encoder frozen, and its AP; a config and a workdir in."""
+
+import json
+
+import jax
+from etils import epath
+
+from qbheat_jax import api, atomic, data, methods, pytree
+from qbheat_jax import config as config_lib
+from qbheat_jax.errors import UserError
+from qbheat_jax.eval.detections import AveragePrecision
+from qbheat_jax.tasks import pretrained, results
+from qbheat_jax.train import lock, loop
+
+__all__ = ["checked", "line", "run"]
+
+
+def run(config, workdir):
+    """Trains a detector as the config says, or goes on with the run in the workdir -> result, also WORKDIR/result.json.
+
+    WORKDIR/detections.json then has what was found in `data.eval_split`, in COCO's result format, curves.json the precision
+    of each class at recalls from 0 to 1. Everything that can be wrong with config or data is found before anything is compiled.
+    """
+    config, model = pretrained.complete(config, config_lib.DETECT, own=("encoder.stride",))
+    source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
+    config = checked(config, source)
+    objective = methods.build(config)
+    measured = config.data.eval_split in source.splits
+    evaluators = [AveragePrecision(objective, source, config.data.eval_split, config)] if measured else []
+
+    with lock.held(workdir):
+        summary = loop.train(
+            config, workdir, objective, source, evaluators, pretrained.start(model), lambda params: lr_multipliers(params, config)
+        )
+        path = epath.Path(workdir) / "result.json"
+        finished = results.finished(path, summary)
+        if finished is not None:
+            return finished
+        found = _measured(evaluators[0], workdir) if measured else None
+        result = {
+            "protocol": config.objective,
+            "init": config.init,
+            "data": source.spec,
+            **(found.figures if measured else {}),
+            "per_class": found.per_class if measured else {},
+            "n": found.n if measured else 0,
+            "seed": config.seed,
+            "frozen": not config.tune,
+            "n_train": source.splits[config.data.split],
+            "hparams": {name: config[name] for name in ("learning_rate", "weight_decay", "batch_size")},
+            **results.trained(config, summary),
+        }
+        results.save(workdir, result, source.class_names)
+        return result
+
+
+def line(result):
+    """One result in one line."""
+    if "AP" not in result:
+        return f"{result['protocol']} on {result['init']}: not measured ({result['seconds']:.0f} s)"
+    return (
+        f"{result['protocol']} on {result['init']}: AP {result['AP']:.3f}, AP50 {result['AP50']:.3f}, AP75 "
+        f"{result['AP75']:.3f} on {result['n']} images ({result['seconds']:.0f} s)"
+    )
+
+
+def lr_multipliers(params, config):
+    """What multiplies each leaf's learning rate and decay: 0 for a frozen encoder's, which so stay what they are."""
+    rates = {"encoder": config.encoder_rate if config.tune else 0.0, "detector": 1.0}
+    return pytree.map_with_names(lambda name, _: rates[name.split("/")[0]], params)
+
+
+def checked(config, source):
+    """The config with the classes of the data. Raises UserError where they cannot be trained on."""
+    if not source.boxed:
+        source.annotations(config.data.split)
+    split, validation = source.split(config.data.split), config.data.eval_split
+    if validation and validation not in source.splits:
+        raise UserError(
+            f"config field data.eval_split={validation!r} is not accepted: data.source={source.spec!r} has "
+            f"{', '.join(source.splits)}; empty measures nothing"
+        )
+    if source.splits[split] < config.batch_size:
+        raise UserError(
+            f"data.source={source.spec!r} has {source.splits[split]} images in {split} to train on, fewer than "
+            f"batch_size={config.batch_size}: give more images or a smaller batch_size"
+        )
+    known, asked = len(source.class_names), config.detector.classes
+    if asked not in (0, known):
+        raise UserError(f"config field detector.classes={asked} is not accepted: {source.spec} has {known} classes")
+    return pretrained.with_fields(config, {"detector.classes": known}, config_lib.DETECT)
+
+
+def _measured(precision, workdir):
+    """The evaluator after it has run on the newest checkpoint, what it found written to WORKDIR/{detections,curves}.json."""
+    if not precision.n:  # the run was finished before this process began
+        precision(api.load(workdir).variables)
+    if jax.process_index() == 0:
+        rounded = {name: [round(p, 4) for p in values] for name, values in precision.curves.items()}
+        for name, found in (("detections", precision.detections), ("curves", rounded)):
+            atomic.write(epath.Path(workdir) / f"{name}.json", json.dumps(found) + "\n")
+    return precision

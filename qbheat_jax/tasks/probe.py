@@ -1,0 +1,247 @@
+"""Probing: how good are frozen features? Heads are trained on them, chosen on held-out images, and tested once."""
+
+import dataclasses
+import logging
+import time
+
+import jax
+import numpy as np
+from etils import epath
+
+from qbheat_jax import data
+from qbheat_jax.errors import UserError
+from qbheat_jax.models.heads import BlockHead, LinearHead
+from qbheat_jax.probe import encoders, fit, knn, scores, splits
+from qbheat_jax.probe.augmented import Augmented
+from qbheat_jax.probe.cache import FeatureCache
+from qbheat_jax.probe.encode import POOLED, Encoding
+from qbheat_jax.probe.features import standard
+from qbheat_jax.probe.outputs import line, name, table, write
+from qbheat_jax.tasks import results
+from qbheat_jax.train import lock
+
+__all__ = ["FeatureCache", "line", "name", "run", "table"]
+
+log = logging.getLogger("qbheat")
+
+
+def run(config, workdir, init, store=None):
+    """Probes one init (a run's directory, random, pixels, histogram) by the config's protocol -> result dict.
+
+    Writes WORKDIR/result.json, config.json, and metrics.jsonl (the chosen head, epoch by epoch). Hyper-parameters are
+    chosen on images that no head was trained on and that are not the test images; the test split is read once, when
+    nothing is left to be decided. store: a `FeatureCache` of features that several probes share; by default WORKDIR/features.
+    Raises UserError for splits or labels that do not allow this, before anything is compiled.
+    """
+    started, workdir = time.perf_counter(), epath.Path(workdir)
+    if jax.process_count() > 1:
+        raise UserError(
+            f"a probe runs in one process, on all devices of one machine; {jax.process_count()} were started"
+        )
+    frozen = encoders.open_init(init, config)
+    if config.protocol not in POOLED and init in encoders.NO_ENCODER:
+        raise UserError(f"--init {init} has one feature vector an image, which only protocol='lin' and 'knn' can probe")
+    source = data.open_source(frozen.source, image_size=frozen.image_size, tfds_dir=config.data.tfds_dir)
+    test = splits.test_split(source)
+    source.check_labels("train", test)
+    if "val" in source.splits:
+        source.check_labelled("val")
+    with lock.held(workdir):
+        figures, rates, curve = _probed(config, frozen, source, test, store or FeatureCache(workdir / "features"))
+        result = {
+            "protocol": config.protocol,
+            "init": str(init),
+            "data": source.spec,
+            **figures,
+            **frozen.description,
+            "seconds": time.perf_counter() - started,
+            "encode_images_per_second": rates,
+            "command": results.command(),
+        }
+        write(workdir, config, result, curve)
+    return result
+
+
+def _probed(config, frozen, source, test, store):
+    """(figures of the result, images encoded a second, curve of the chosen head)."""
+    classes = len(source.class_names)
+    cached = [s for s in source.splits if s in ("train", "val", test) and not (s == "train" and config.augment)]
+    encoding = Encoding(frozen, config, store, sum(source.splits[s] for s in cached))
+    recipe = None if config.protocol == "knn" else _recipe(config, classes, encoding.shape[-1])
+    examples = (_augmented if config.augment else _cached)(encoding, frozen, source, test, config)
+    method = _Heads(recipe, config, examples) if recipe else _Neighbours(config, classes, examples)
+    features, _ = encoding(source, test)
+    if config.standardise:
+        features = features.standardised(*examples.standard)
+    rank = method.ranks(features)
+
+    figures = {
+        **{key: float(value) for key, value in scores.top(rank, classes).items()},
+        "n": len(features),
+        "split": test,
+        "seed": config.seed,
+        "fraction": config.data.fraction,
+        "classes": classes,
+        "chance": float(np.bincount(features.labels).max() / len(features)),
+        "holdout_top1": method.holdout_top1,
+        "n_train": len(examples.both if config.refit else examples.train),
+        "n_holdout": len(examples.holdout),
+        "hparams": method.hparams,
+    }
+    return figures, encoding.rates, method.curve
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examples:
+    """`train` and, to choose on, `holdout`; `both` to train the chosen head on. standard: (mean, scale) of train."""
+
+    train: object
+    holdout: object
+    both: object
+    standard: tuple = (None, None)
+
+
+def _rows(source, test, config, labels=None):
+    """Rows of train to train on, and [(split, rows), ...] to choose on. labels int [n] of train, for few-shot alone."""
+    few_shot = config.data.fraction < 1
+    rows = splits.few(labels, config.data.fraction, config.seed) if few_shot else np.arange(source.splits["train"])
+    if test == "test" and "val" in source.splits:
+        own = splits.labels(source, "val") if few_shot else None
+        held = splits.few(own, config.data.fraction, config.seed) if few_shot else np.arange(source.splits["val"])
+        return rows, ("val", held)
+    train, held = splits.hold_out(len(rows), config, labels[rows] if few_shot else None)
+    return rows[train], ("train", rows[held])
+
+
+def _cached(encoding, frozen, source, test, config):
+    """_Examples whose features are all encoded, once and as the images are."""
+    features, index = encoding(source, "train")
+    labels = np.full(source.splits["train"], -1, np.int32)
+    labels[index] = features.labels
+    rows, (split, held) = _rows(source, test, config, labels)
+    train = features.subset(np.isin(index, rows))
+    if split != "train":
+        features, index = encoding(source, split)
+    holdout = features.subset(np.isin(index, held))
+    if not config.standardise:
+        return _Examples(train, holdout, train.joined(holdout))
+    moments = standard(x for _, x in train.blocks())
+    train, holdout = train.standardised(*moments), holdout.standardised(*moments)
+    return _Examples(train, holdout, train.joined(holdout), moments)
+
+
+def _augmented(encoding, frozen, source, test, config):
+    """_Examples of which the training images are augmented and encoded anew in every epoch."""
+    labels = splits.labels(source, "train") if config.data.fraction < 1 else None
+    rows, held = _rows(source, test, config, labels)
+    parts = {"train": [("train", rows)], "holdout": [held], "both": [("train", rows), held]}
+    view, moments = splits.Subset(source, parts), (None, None)
+    if config.standardise:  # by the images as they are, as those that are tested
+        moments = standard(x for x, _, _ in encoding.batches(view, "train"))
+    holdout = encoding(view, "holdout")[0].standardised(*moments)
+
+    def examples(split):
+        return Augmented(frozen, encoding.mapped, view, split, config, encoding.shape, *moments)
+
+    return _Examples(examples("train"), holdout, examples("both"), moments)
+
+
+class _Heads:
+    """`lin` and `tran-N`: of a grid of heads the one best on held-out images; with `refit`, trained anew on all of them."""
+
+    def __init__(self, recipe, config, examples):
+        (rate, decay), chosen, self.holdout_top1, self.curve = _choose(recipe, examples, config.seed)
+        self.hparams = {"optimizer": config.optimizer, "weight_decay": decay}
+        if config.optimizer != "ridge":
+            self.hparams |= {"learning_rate": rate, "epochs": config.total_epochs, "augment": config.augment}
+        self._recipe = dataclasses.replace(recipe, learning_rates=(rate,), weight_decays=(decay,))
+        self._params = fit.fit(self._recipe, examples.both, config.seed) if config.refit else chosen
+
+    def ranks(self, features):
+        return fit.ranks(self._recipe, self._params, features)[:, 0]
+
+
+class _Neighbours:
+    """`knn`: k and temperature as they are best on held-out images."""
+
+    curve = ()
+
+    def __init__(self, config, classes, examples):
+        self._classes, self._batch_size = classes, config.batch_size
+        counts = [int(k) for k in config.knn.neighbours if k <= len(examples.train)]
+        if not counts:
+            raise UserError(
+                f"config field knn.neighbours={config.knn.neighbours} is not accepted: there are "
+                f"{len(examples.train)} training images"
+            )
+        distance, labels = knn.find(examples.train, examples.holdout, max(counts), config.batch_size)
+        top1 = {
+            (k, t): float((self._ranks(distance, labels, k, t, examples.holdout.labels) < 1).mean())
+            for k in counts
+            for t in config.knn.temperatures
+        }
+        self._chosen, self.holdout_top1 = max(top1.items(), key=lambda item: item[1])
+        self.hparams = dict(zip(("neighbours", "temperature"), self._chosen))
+        self._bank = examples.both if config.refit else examples.train
+
+    def ranks(self, features):
+        distance, labels = knn.find(self._bank, features, self._chosen[0], self._batch_size)
+        return self._ranks(distance, labels, *self._chosen, features.labels)
+
+    def _ranks(self, distance, labels, k, temperature, truth):
+        return knn.ranks(knn.votes(distance, labels, k, temperature, self._classes), truth)
+
+
+def _recipe(config, classes, channels):
+    rates = config.learning_rates if config.optimizer != "ridge" else (0.0,)  # closed form: there is no rate
+    grid = [(rate, decay) for rate in rates for decay in config.weight_decays]
+    if config.protocol == "lin":
+        head = LinearHead(classes)
+    else:
+        width = config.head.width or channels
+        if width % config.head.heads or width % 4:
+            raise UserError(
+                f"config field head.width={width} is not accepted: it takes a multiple of 4 and of head.heads"
+            )
+        blocks = int(config.protocol.removeprefix("tran-"))
+        head = BlockHead(
+            classes, blocks, config.head.width, config.head.heads, config.head.dropout, config.head.drop_path
+        )
+    return fit.Recipe(
+        head=head,
+        classes=classes,
+        learning_rates=tuple(rate for rate, _ in grid),
+        weight_decays=tuple(decay for _, decay in grid),
+        optimizer=config.optimizer,
+        momentum=config.momentum,
+        epochs=config.total_epochs,
+        warmup_epochs=config.warmup_epochs,
+        batch_size=config.batch_size,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def _choose(recipe, examples, seed):
+    """((learning rate, weight decay), its params [1, ...], its held-out top-1, its curve as a list of metric lines)."""
+    epochs = []
+
+    def top1(params):
+        return scores.top(fit.ranks(recipe, params, examples.holdout), recipe.classes)["top1"]
+
+    params = fit.fit(
+        recipe,
+        examples.train,
+        seed,
+        lambda epoch, params, losses: epochs.append((epoch, losses, top1(params))),
+    )
+    last = epochs[-1][2] if epochs else top1(params)
+    best = int(np.argmax(last))
+    rates = recipe.learning_rates
+    if len(set(rates)) > 2 and rates[best] in (min(rates), max(rates)):
+        log.warning("the best learning rate, %g, is at the edge of those tried: try others beyond it", rates[best])
+    curve = [
+        {"step": epoch, "probe/loss": float(losses[best]), "probe/holdout_top1": float(accuracy[best])}
+        for epoch, losses, accuracy in epochs
+    ]
+    chosen = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
+    return (rates[best], recipe.weight_decays[best]), chosen, float(last[best]), curve

@@ -1,0 +1,112 @@
+"""`bench input`: the tf.data pipeline and the device cache, beside the least that decoding and resizing costs."""
+
+import contextlib
+import tempfile
+
+import jax
+
+from qbheat_jax import config as config_lib
+from qbheat_jax import data, device_mesh
+from qbheat_jax.data import augment, decode, device_cache
+from qbheat_jax.errors import UserError
+from qbheat_jax.tools.bench import photographs, section, timing
+
+FLOOR, THREADS, PROCESSES, CACHE = (
+    "floor: one loop, one thread", "tf.data pipeline, threads", "tf.data pipeline, data.processes", "device_cache"
+)  # fmt: skip
+
+
+def check():
+    """Raises UserError where there is no tensorflow to time."""
+    try:
+        import qbheat_jax.data.pipeline  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"bench input times tensorflow's pipeline, and it is missing ({error})") from None
+
+
+def run(o):
+    """Yields one section; rates are images/s for each of the cores that the candidate may use."""
+    check()
+    limit = timing.Limit(o.limit)
+    with tempfile.TemporaryDirectory() as folder:
+        shown = photographs.write(folder, o.images)
+        source = data.open_source(f"folder:{folder}", image_size=o.size)
+        gib = config_lib.PRETRAIN["data.cache_gib"].default
+        mesh = device_mesh.make_mesh({"data": 1}, jax.devices()[:1])
+        cache = device_cache.DeviceCache(source, "train", mesh, device_cache.DEFAULT_SIZE * o.size, gib, o.threads)
+        batches = -(-o.images // o.batch)
+        with contextlib.ExitStack() as stack:
+            cached = _stream(o, source, cache)
+            stack.callback(cached.close)
+            runs = {
+                FLOOR: (timing.repeated(_floor(o, source)), o.images),
+                THREADS: (_pipeline(o, source, batches), batches * o.batch / o.threads),
+                PROCESSES: (_pipeline(o, source, batches, processes=o.threads), batches * o.batch / o.threads),
+                CACHE: (timing.repeated(_drawing(cached, batches)), batches * o.batch / o.threads),
+            }
+            candidates = [timing.Candidate(name, run, amount) for name, (run, amount) in runs.items()]
+            figures = timing.alternate(candidates, o.rounds, o.seconds, limit)
+    per_image = {c.name: [s / c.amount for s in figures[c.name]["seconds"]] for c in candidates if c.name in figures}
+    pairs = [(f"images/s a core of the {name} over the floor's", FLOOR, name) for name in (THREADS, PROCESSES, CACHE)]
+    ratios = timing.ratios(per_image, pairs)
+    notes = [
+        f"{o.images} JPEGs of {shown}, about {photographs.WIDTH} x {photographs.HEIGHT}, random crops of 20% to 100%",
+        "the floor decodes the cropped part from memory by tensorflow and resizes it by Pillow, and does nothing else",
+        "the device cache decodes once, before; its rate is that of cropping and resizing inside jit, on one device",
+    ]
+    title = f"input, {o.size} px, batches of {o.batch}, uint8"
+    yield section.make("input", title, "images/s a core", candidates, figures, ratios, limit, notes)
+
+
+def _stream(o, source, cache=None, processes=0):
+    crop = config_lib.PRETRAIN
+    return data.train_batches(
+        source, split="train", batch_size=o.batch, image_size=o.size, seed=0, placements=(0,), workers=o.threads, cache=cache,
+        processes=processes,
+        crop_scale=crop["data.crop_scale"].default, crop_ratio=crop["data.crop_ratio"].default, flip=crop["data.flip"].default,
+    )  # fmt: skip
+
+
+def _pipeline(o, source, batches, processes=0):
+    """The `run` of the pipeline: opened anew, and begun before the clock is, so that nothing was made ahead of it.
+
+    One that is left open would fill its buffers while others are timed.
+    """
+
+    def run(calls):
+        stream = _stream(o, source, processes=processes)
+        try:
+            next(stream)
+            return timing.repeated(_drawing(stream, batches))(calls)
+        finally:
+            stream.close()
+
+    return run
+
+
+def _drawing(stream, batches):
+    def call():
+        for _ in range(batches):
+            jax.block_until_ready(next(stream)["image"])
+
+    return call
+
+
+def _floor(o, source):
+    """Function that decodes the crop of every image and resizes it, in one thread; files and boxes are there before."""
+    from qbheat_jax.data.cpu_tensorflow import tf
+
+    work = []
+    for index in range(source.splits["train"]):
+        encoded, _, _ = source.fetch("train", index)
+        header = decode.open_header(encoded)
+        scale, ratio = (config_lib.PRETRAIN[f"data.crop_{name}"].default for name in ("scale", "ratio"))
+        generator = augment.rng(0, 0, index, "crop")
+        work.append((encoded, augment.random_resized_crop_box(generator, header.height, header.width, scale, ratio)))
+
+    def call():
+        for encoded, box in work:
+            pixels = tf.io.decode_and_crop_jpeg(encoded, box, channels=3, dct_method="INTEGER_ACCURATE").numpy()
+            augment.resize(pixels, o.size)
+
+    return call
