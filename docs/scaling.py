@@ -14,7 +14,12 @@ import sys
 import matplotlib
 from matplotlib.figure import Figure
 
-NAMES = {"imagenet_w720": "w720", "imagenet_w1440": "w1440", "imagenet_resnet50": "ResNet-50", "imagenet_vit_b16": "ViT-B/16"}
+NAMES = {
+    "imagenet_w720": "w720",
+    "imagenet_w1440": "w1440",
+    "imagenet_resnet50": "ResNet-50",
+    "imagenet_vit_b16": "ViT-B/16",
+}
 COLOURS = dict(zip(NAMES, ("#b8420c", "#d99a3d", "#2a62b8", "#3f8a5c")))
 
 
@@ -37,7 +42,10 @@ def draw(lines):
         chips, costs, shares = zip(*lines[name])
         for axes, values in ((left, costs), (right, shares)):
             axes.plot(chips, values, color=COLOURS[name], marker="o", markersize=4, label=NAMES[name])
-    for axes, label in ((left, "chip-milliseconds an image, at least"), (right, "interconnect, % of the longest floor")):
+    for axes, label in (
+        (left, "chip-milliseconds an image, at least"),
+        (right, "interconnect, % of the longest floor"),
+    ):
         axes.set_xscale("log", base=4)
         axes.set_xticks([4, 16, 64, 256], ["4", "16", "64", "256"])
         axes.set_xlabel("v5e chips, the batch as shipped")

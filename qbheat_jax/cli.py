@@ -74,7 +74,9 @@ _NO_PATHS = ("random", "pixels", "histogram")
 
 def _with_paths(arguments):
     """Expand every path that was given, by the rule of `paths`. A data source expands its own."""
-    given = {name: value for name, value in vars(arguments).items() if name in _PATHS and isinstance(value, (str, list))}
+    given = {
+        name: value for name, value in vars(arguments).items() if name in _PATHS and isinstance(value, (str, list))
+    }
     if not given.get("tfds_dir"):
         given.pop("tfds_dir", None)  # its default
     for name, value in given.items():
@@ -313,7 +315,9 @@ def _add_processes(command):
     )
     command.add_argument("--processes", metavar="N", help="how many processes make the run")
     command.add_argument("--process", metavar="I", help="which of them this is, from 0")
-    command.add_argument("--wait", metavar="SECONDS", help="how long they wait for each other at the start (default: 300)")
+    command.add_argument(
+        "--wait", metavar="SECONDS", help="how long they wait for each other at the start (default: 300)"
+    )
 
 
 def _parser():
@@ -371,7 +375,10 @@ def _parser():
     command = add(port, "read a checkpoint of PyTorch's names into a workdir that every command takes")
     command.add_argument("--arch", required=True, metavar="NAME", help="an encoder, such as resnet50")
     command.add_argument(
-        "--from", required=True, metavar="FILE", dest="source",
+        "--from",
+        required=True,
+        metavar="FILE",
+        dest="source",
         help=".safetensors, .npz, .pth, .pt, .bin, or the .index.json of a checkpoint in parts",
     )
     command.add_argument("--to", required=True, metavar="DIR", help="a new workdir")
@@ -414,7 +421,10 @@ def _parser():
     command = add(preflight, f"compile the train step for chips that need not be here, and tell of it; {overriding}")
     command.add_argument("--config", required=True, metavar="FILE", help="as of pretrain")
     command.add_argument(
-        "--topology", required=True, metavar="T", help="v5e:4x4, v4:4x4x8, v5p:4x4x4, v6e:16x16, h100:8, a100:16, cpu:8, ..."
+        "--topology",
+        required=True,
+        metavar="T",
+        help="v5e:4x4, v4:4x4x8, v5p:4x4x4, v6e:16x16, h100:8, a100:16, cpu:8, ...",
     )
     command.add_argument("--find-batch", action="store_true", help="search the largest batch that fits")
     saved = command.add_mutually_exclusive_group()

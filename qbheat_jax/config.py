@@ -68,7 +68,8 @@ _DATA = {
     "data.max_bad_fraction": Field(0.01, "stop when more than this share of the images cannot be read", _FRACTION),
     "data.workers": Field(0, "decoding threads of each process; 0: one for each core", _at_least(0)),
     "data.processes": Field(
-        0, "processes that decode for training and probes in the place of these threads, at most one a core; 0: none",
+        0,
+        "processes that decode for training and probes in the place of these threads, at most one a core; 0: none",
         _at_least(0),
     ),
     "data.prefetch": Field(2, "batches made ready ahead of the step", _at_least(1)),
@@ -312,7 +313,9 @@ DETECT = {
     ),
     "init": Field("", "a run or ported checkpoint (directory) whose encoder is taken, or random"),
     **{name: field for name, field in _DATA.items() if not name.startswith(("data.device_cache", "data.cache_"))},
-    "data.source": Field("scenes", "images with boxes: coco:IMAGES_DIR,ANNOTATIONS.json[,...], tfds:coco/2017 or scenes"),
+    "data.source": Field(
+        "scenes", "images with boxes: coco:IMAGES_DIR,ANNOTATIONS.json[,...], tfds:coco/2017 or scenes"
+    ),
     "data.split": Field("train", "the split trained on"),
     "data.eval_split": Field("val", "the split that AP is of; empty: none"),
     "data.max_boxes": Field(100, "boxes an image in training, the largest ones of an image that has more", _POSITIVE),
@@ -338,7 +341,9 @@ DETECT = {
     "detr.size": Field("small", "width 128 and 3 layers, or width 256 and 6", ("small", "base")),
     "detr.queries": Field(100, "boxes that it can see in an image, data.max_boxes or more", _POSITIVE),
     "detr.anchors": Field(True, "queries are boxes that the layers refine; converges far sooner than learnt queries"),
-    "detr.groups": Field(4, "sets of queries that learn side by side, of which the first is asked afterwards", _POSITIVE),
+    "detr.groups": Field(
+        4, "sets of queries that learn side by side, of which the first is asked afterwards", _POSITIVE
+    ),
     "learning_rate": Field(1e-3, "peak rate for a batch of 256; the run's is this times batch_size / 256", _POSITIVE),
     "adam_b2": Field(0.999, "AdamW's second decay", _BELOW_ONE),
 }

@@ -33,7 +33,9 @@ def expand(path, name="a path"):
     expanded = os.path.expanduser(path)
     if expanded.startswith("~") and not os.path.exists(expanded):
         user = expanded.partition("/")[0]
-        raise UserError(f"{name} {path}: {user} names the home folder of a user that is not known; write ./{user} for a file")
+        raise UserError(
+            f"{name} {path}: {user} names the home folder of a user that is not known; write ./{user} for a file"
+        )
     return expanded
 
 

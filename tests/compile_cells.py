@@ -316,7 +316,12 @@ def _cells():
         for objective in OBJECTIVES:
             if objective != "mae" or entry.module is ViT:
                 add(f"{encoder}-{objective}", _train, encoder, objective, OPTIONS.get((encoder, objective), {}))
-    for encoder, objective in (("former", "qbheat"), ("lite", "finetune"), ("resnet_basic", "supervised"), ("vit", "mae")):
+    for encoder, objective in (
+        ("former", "qbheat"),
+        ("lite", "finetune"),
+        ("resnet_basic", "supervised"),
+        ("vit", "mae"),
+    ):
         add(f"{encoder}-{objective}", _train, encoder, objective, _SMALL, target=TPU)
     for encoder in ("former_grouped", "lite", "resnet_basic", "vit"):
         add(f"{encoder}-init", _init, encoder)

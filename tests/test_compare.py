@@ -247,7 +247,9 @@ def test_a_detector_is_one_more_evaluation(config_file, tmp_path, monkeypatch, o
     fields = {"seeds": (0,), "probes": {"found": "scenes.py"}, "methods": {"masked": COMPARISON["methods"]["masked"]}}
     (place / "detects.py").write_text(f"def get_config():\n    return {COMPARISON | fields!r}\n")
     plan = compare.read(str(place / "detects.py"))
-    assert [cell.path for cell in plan.cells() if cell.detects] == [f"{m}/seed-0/probe/found" for m in ("masked", "random")]
+    assert [cell.path for cell in plan.cells() if cell.detects] == [
+        f"{m}/seed-0/probe/found" for m in ("masked", "random")
+    ]
     config = plan.probes["found"]
     assert config.encoder.name == "pebble" and config.image_size == 32 and config.data.source == "scenes:16"
     result = compare.run(plan, tmp_path)

@@ -24,8 +24,12 @@ LIMIT = 300  # seconds a cell; each takes a few
 MOST = 3 * 2**30  # bytes that a child may take before another takes its place
 
 MISSING = {
-    compile_cells.GPU: "" if topology.gpu_compiler() else "there is no wheel of XLA's GPU compiler, jax-cuda13-pjrt, here",
-    compile_cells.TPU: "" if importlib.util.find_spec("libtpu") else "there is no wheel of the TPU's compiler, libtpu, here",
+    compile_cells.GPU: ""
+    if topology.gpu_compiler()
+    else "there is no wheel of XLA's GPU compiler, jax-cuda13-pjrt, here",
+    compile_cells.TPU: ""
+    if importlib.util.find_spec("libtpu")
+    else "there is no wheel of the TPU's compiler, libtpu, here",
 }
 
 

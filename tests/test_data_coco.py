@@ -175,7 +175,9 @@ def test_boxes_of_tensorflow_datasets(tmp_path, kind):
     source = data.open_source("tfds:boxes", tfds_dir=str(tmp_path))
     assert source.boxed and source.class_names == ["cat", "dog"] and source.classes("train") is None
     if kind == "tfrecord":
-        with pytest.raises(UserError, match="boxes cannot be found: prepare it with 'tfds build boxes --file_format=array"):
+        with pytest.raises(
+            UserError, match="boxes cannot be found: prepare it with 'tfds build boxes --file_format=array"
+        ):
             source.boxes("train", 0)
         return
     greys = [decode.decode(source.fetch("val", n)[0])[0, 0, 0] // 80 for n in range(3)]  # tfds shuffles what it stores

@@ -315,7 +315,9 @@ def test_a_png_with_large_texts_or_profiles_is_sound(chunks):
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_png_still_is_turned_as_its_xmp_says(first):
-    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="3"/></rdf:RDF></x:xmpmeta>'
+    packet = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="3"/></rdf:RDF></x:xmpmeta>'
+    )
     values = np.arange(12).reshape(2, 2, 3)
     xmp, large = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + packet), (b"tEXt", b"k\0" + b"a" * (3 << 20))
     chunks = ((large, xmp), (xmp, large))[first]

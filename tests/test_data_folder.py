@@ -79,7 +79,15 @@ def test_folders_of_operating_systems_are_no_classes(tmp_path):
 
 def test_every_ending_that_pillow_reads_and_files_without_one(tmp_path):
     image = Image.new("RGB", (8, 8), (200, 20, 30))
-    kinds = {"jfif": "JPEG", "jpe": "JPEG", "ppm": "PPM", "jp2": "JPEG2000", "apng": "PNG", "avif": "AVIF", "JPG": "JPEG"}
+    kinds = {
+        "jfif": "JPEG",
+        "jpe": "JPEG",
+        "ppm": "PPM",
+        "jp2": "JPEG2000",
+        "apng": "PNG",
+        "avif": "AVIF",
+        "JPG": "JPEG",
+    }
     (tmp_path / "train" / "a").mkdir(parents=True)
     for ending, kind in kinds.items():
         image.save(tmp_path / "train" / "a" / f"1.{ending}", kind)
@@ -102,7 +110,13 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, capsys, monkeypatch)
         source = opened(tmp_path)
     assert source.splits == {"train": 1}
     (note,) = source.notes
-    for words in ("passed over 6 files", "2 .heic (such as", "1 .txt", "1 without an ending", "2 pipes, sockets or devices"):
+    for words in (
+        "passed over 6 files",
+        "2 .heic (such as",
+        "1 .txt",
+        "1 without an ending",
+        "2 pipes, sockets or devices",
+    ):
         assert words in note
     assert cli.main(["doctor", "--data", f"folder:{tmp_path}"]) == 0
     out = capsys.readouterr().out

@@ -87,7 +87,9 @@ def test_tpu_vm_says_what_it_would_do():
 
 def test_gke_fills_in_a_valid_manifest():
     yaml = pytest.importorskip("yaml")
-    code, out, _ = launch("gke.sh", "--dry-run", "w720", "tpu-v5-lite-podslice", "4x8", "registry/qbheat:1", *RUN, *OVERRIDE)
+    code, out, _ = launch(
+        "gke.sh", "--dry-run", "w720", "tpu-v5-lite-podslice", "4x8", "registry/qbheat:1", *RUN, *OVERRIDE
+    )
     assert code == 0 and "# docker push registry/qbheat:1" in out and "# kubectl apply" in out
     assert "# docker build --tag registry/qbheat:1 --file CONTEXT/launch/docker/tpu.Dockerfile CONTEXT" in out
     assert "#   FROM python:" in out

@@ -120,7 +120,9 @@ def test_attention_is_fused_where_cudnn_takes_it(monkeypatch):
     text = functools.partial(attention_text, monkeypatch)
     assert "fmha" in text(True)
     assert "fmha" not in text(False)
-    assert "fmha" not in text(True, dtype="float32") + text(True, width=12) + text(True, width=136) + text(True, biased=True)
+    assert "fmha" not in text(True, dtype="float32") + text(True, width=12) + text(True, width=136) + text(
+        True, biased=True
+    )
     assert "fmha" not in text(True, platform="cpu") + text(True, platform="tpu")
 
 

@@ -202,7 +202,9 @@ def test_a_batch_split_over_devices_has_the_loss_and_gradient_of_the_whole():
     given = (logits, found), batch["boxes"], batch["classes"], batch["mask"]
     expected = compute(*given)
     mesh = device_mesh.make_mesh({"data": 8})
-    rows, layers = (jax.NamedSharding(mesh, spec) for spec in (device_mesh.BATCH, PartitionSpec(None, *device_mesh.BATCH)))
+    rows, layers = (
+        jax.NamedSharding(mesh, spec) for spec in (device_mesh.BATCH, PartitionSpec(None, *device_mesh.BATCH))
+    )
     got = compute(jax.device_put(given[0], layers), *jax.device_put(given[1:], rows))
     assert len(got[1][0].sharding.device_set) == 8
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)

@@ -133,7 +133,9 @@ def test_exponential_and_its_gradient_are_scipys(norm):
 def test_exponential_of_what_is_too_large_is_no_number():
     assert np.isnan(heat_lib.exponential(1e5 * jnp.eye(3))).all()
     a = np.diag([-4e4, 0.0, 1.0])
-    np.testing.assert_allclose(heat_lib.exponential(jnp.asarray(a, jnp.float32)), scipy.linalg.expm(a) - np.eye(3), rtol=1e-2)
+    np.testing.assert_allclose(
+        heat_lib.exponential(jnp.asarray(a, jnp.float32)), scipy.linalg.expm(a) - np.eye(3), rtol=1e-2
+    )
 
 
 @pytest.mark.parametrize("distance", [0.5, 1.0])

@@ -40,7 +40,9 @@ def test_a_home_folder_is_meant_by_a_tilde_everywhere(home, small_config_file, c
     probe.write_text("def get_config():\n    return {'protocol': 'knn', 'batch_size': 16}\n")
     assert cli.main(["probe", "--config=~/probe.py", "--init=~/run", "--workdir=~/probe"]) == 0
     assert json.loads((home / "probe" / "result.json").read_text())["protocol"] == "knn"
-    assert cli.main(["export", "--from=~/run", "--to=~/encoder.stablehlo"]) == 0 and (home / "encoder.stablehlo").exists()
+    assert (
+        cli.main(["export", "--from=~/run", "--to=~/encoder.stablehlo"]) == 0 and (home / "encoder.stablehlo").exists()
+    )
     capsys.readouterr()
     assert cli.main(["pretrain", "--config=~/small.py", "--workdir=~/run2", "--init=~/none"]) == 2
     assert str(home / "none") in capsys.readouterr().err
@@ -59,7 +61,10 @@ def test_paths_of_sources(home):
     (home / "photos").mkdir()
     Image.new("RGB", (8, 8)).save(home / "photos" / "1.png")
     assert data.open_source("folder:~/photos").splits == {"train": 1}
-    truth = {"images": [{"id": 1, "file_name": "1.png", "width": 8, "height": 8}], "categories": [{"id": 1, "name": "a"}]}
+    truth = {
+        "images": [{"id": 1, "file_name": "1.png", "width": 8, "height": 8}],
+        "categories": [{"id": 1, "name": "a"}],
+    }
     (home / "a.json").write_text(json.dumps({**truth, "annotations": []}))
     assert data.open_source("coco:~/photos,~/a.json").splits == {"train": 1}
     with pytest.raises(UserError, match=os.path.join(str(home), "data")):

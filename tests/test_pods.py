@@ -35,7 +35,9 @@ class ResNetMicro(nn.Module):
         x = layers.ConvBN(8, 3, 4, dtype=self.dtype, name="stem")(images, train)
         block = layers.remat(resnet.ResNetBlock, self.remat)
         for n, stride in enumerate((2, 1)):
-            x = block(4, stride, zero_init=False, drop_path=self.drop_path, dtype=self.dtype, name=f"layer1_{n}")(x, train)
+            x = block(4, stride, zero_init=False, drop_path=self.drop_path, dtype=self.dtype, name=f"layer1_{n}")(
+                x, train
+            )
         return x, {}
 
 

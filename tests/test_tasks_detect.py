@@ -136,7 +136,14 @@ def test_perfect_detections_have_ap_1_whatever_the_ids(first, count):
             "images": [{"id": number(n), "width": 32, "height": 32} for n in range(count)],
             "categories": [{"id": kind, "name": "square"}],
             "annotations": [
-                {"id": first + n, "image_id": number(n), "category_id": kind, "bbox": [n, n, 9, 9], "area": 81, "iscrowd": 0}
+                {
+                    "id": first + n,
+                    "image_id": number(n),
+                    "category_id": kind,
+                    "bbox": [n, n, 9, 9],
+                    "area": 81,
+                    "iscrowd": 0,
+                }
                 for n in range(count)
             ],
         }
@@ -338,7 +345,9 @@ def test_what_a_page_calls_right():
         return {"category_id": kind, "bbox": list(box)}
 
     known = [one(1, 0, 0, 10, 10), one(1, 20, 0, 10, 10)]
-    assert page_of.judged([one(1, 0, 0, 10, 10), one(1, 1, 0, 10, 10)], known) == [True, False], "a true box is taken once"
+    assert page_of.judged([one(1, 0, 0, 10, 10), one(1, 1, 0, 10, 10)], known) == [True, False], (
+        "a true box is taken once"
+    )
     assert page_of.judged([one(2, 0, 0, 10, 10)], known) == [False], "of another class"
     assert page_of.judged([one(1, 0, 0, 10, 5), one(1, 20, 0, 10, 4.9)], known) == [True, False], "one half, and less"
     assert page_of.judged([one(1, 0, 0, 1, 1)], []) == [False] and page_of.judged([], known) == []

@@ -326,9 +326,7 @@ def test_a_cpu_says_what_it_can(small_config):
         ("cpu:8", {"batch_sise": "8"}, ["did you mean batch_size"]),
     ],
 )
-def test_the_impossible_is_refused_at_once_in_one_sentence(
-    small_config_file, capsys, topology_name, overrides, words
-):
+def test_the_impossible_is_refused_at_once_in_one_sentence(small_config_file, capsys, topology_name, overrides, words):
     argv = ["preflight", "--config", str(small_config_file), "--topology", topology_name]
     started = time.perf_counter()
     code = cli.main(argv + [f"--config.{k}={v}" for k, v in overrides.items()])

@@ -23,7 +23,9 @@ needs_gpu_compiler = pytest.mark.skipif(
 )
 CLASSIFIER = {"objective": "supervised", "head.classes": 10, "dtype": "bfloat16"}  # which compiles soonest
 # The child of the tests knows their encoders, and otherwise is the real one.
-CHILD = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import conftest; from qbheat_jax.tools.preflight import child; "
+CHILD = (
+    f"import sys; sys.path.insert(0, {str(TESTS)!r}); import conftest; from qbheat_jax.tools.preflight import child; "
+)
 GPUS = [name for name, chip in chips.CHIPS.items() if chip.gpu]
 
 

@@ -116,7 +116,9 @@ def test_a_convolution_counts_as_the_plain_one_and_its_gradients_as_two(channels
     x, kernel, size = (2, 16, 16, channels), (3, 3, channels, 8), 16 // stride
     forward = 2 * 9 * channels * 2 * size**2 * 8
     assert count(lambda x, k: kernels.conv(x, k, stride), x, kernel) == forward
-    both = count(lambda x, k, g: jax.vjp(lambda x, k: kernels.conv(x, k, stride), x, k)[1](g), x, kernel, (2, size, size, 8))
+    both = count(
+        lambda x, k, g: jax.vjp(lambda x, k: kernels.conv(x, k, stride), x, k)[1](g), x, kernel, (2, size, size, 8)
+    )
     assert both == pytest.approx(3 * forward, rel=0.01)
 
 

@@ -166,7 +166,9 @@ def detector(workdir, source="scenes:64"):
     for name, value in (("result", result), ("detections", found), ("curves", curves)):
         write_json(workdir / f"{name}.json", value)
     lines = [{"step": s, "train/loss": 1 / s, "train/learning_rate": 1e-3} for s in (1, 20, 40)]
-    lines += [{"step": s, f"{config.data.eval_split}/AP": s / 100, f"{config.data.eval_split}/AP50": s / 60} for s in (20, 40)]
+    lines += [
+        {"step": s, f"{config.data.eval_split}/AP": s / 100, f"{config.data.eval_split}/AP50": s / 60} for s in (20, 40)
+    ]
     write_lines(workdir / "metrics.jsonl", lines)
 
 
@@ -190,4 +192,6 @@ def compared(plan, workdir):
         else:
             (folder / "checkpoints" / str(cell.method.steps)).mkdir(parents=True)
             summary = {"step": cell.method.steps, "steps_run": cell.method.steps, "seconds": 4.0 + n}
-            write_json(folder / "summary.json", {**summary, "images_per_second": 8.0 / (1 + n), "gflops_per_image": 0.5 + n})
+            write_json(
+                folder / "summary.json", {**summary, "images_per_second": 8.0 / (1 + n), "gflops_per_image": 0.5 + n}
+            )

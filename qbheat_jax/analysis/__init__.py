@@ -58,9 +58,7 @@ def run(config, workdir, init):
 def _analysed(config, init, given, source, chosen, folder, started):
     """The result, written to the folder with all that goes with it."""
     frozen = given.frozen
-    read = {
-        role: target.read(source, split, rows, config, frozen.image_size) for role, (split, rows) in chosen.items()
-    }
+    read = {role: target.read(source, split, rows, config, frozen.image_size) for role, (split, rows) in chosen.items()}
     images = {role: pair[0] for role, pair in read.items()}
     log.info("%s", ", ".join(f"{len(x)} images of {chosen[role][0]} for {role}" for role, x in images.items()))
 

@@ -244,7 +244,9 @@ def _crop(images, rows, boxes, flips, *, mesh, shape, size):
         chunks = jax.lax.map(some, [x.reshape(count // chunk, chunk, *x.shape[1:]) for x in examples])
         return chunks.reshape(count, *chunks.shape[2:])
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(device_mesh.BATCH,) * 4, out_specs=device_mesh.BATCH)(images, rows, boxes, flips)
+    return jax.shard_map(local, mesh=mesh, in_specs=(device_mesh.BATCH,) * 4, out_specs=device_mesh.BATCH)(
+        images, rows, boxes, flips
+    )
 
 
 def _fetch(images, rows, axes):

@@ -237,7 +237,9 @@ def _shifted_input_gradient(shape, kernel, gradient, stride, pad):
     def part(row, column):
         rows, columns = readers(0, row), readers(1, column)
         products = (around[:, r, c] * kernel[i, j, 0] for i, r in rows for j, c in columns)
-        y = sum(products, jnp.zeros_like(gradient))  # nothing reads some places where the kernel is smaller than the stride
+        y = sum(
+            products, jnp.zeros_like(gradient)
+        )  # nothing reads some places where the kernel is smaller than the stride
         return sum(y[..., n::times] for n in range(times))
 
     return _from_cells(part, stride, shape)
@@ -411,7 +413,12 @@ def _fused_attention(query, key, value, bias):
 def _cudnn_takes(query):
     """Whether cuDNN has a fused attention for query [B, N, heads, D] and its gradient: of 16-bit floats, and D a multiple of 8
     up to 128."""
-    return query.dtype in (jnp.bfloat16, jnp.float16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 128 and _has_cudnn()
+    return (
+        query.dtype in (jnp.bfloat16, jnp.float16)
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 128
+        and _has_cudnn()
+    )
 
 
 @functools.cache

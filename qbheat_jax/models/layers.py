@@ -318,7 +318,10 @@ def _parts(batch, queries, keys, heads):
     """In how many equal parts `attend` takes a batch: 1 but on TPUs, under the mesh that `state.train_step` makes known."""
     mesh = jax.sharding.get_abstract_mesh()
     # A caller of an encoder may have set a mesh of its own, of which nothing is known.
-    if not {"data", "fsdp", "model"} <= set(mesh.axis_names) or getattr(mesh.abstract_device, "platform", None) != "tpu":
+    if (
+        not {"data", "fsdp", "model"} <= set(mesh.axis_names)
+        or getattr(mesh.abstract_device, "platform", None) != "tpu"
+    ):
         return 1
     own, left = divmod(batch, mesh.shape["data"] * mesh.shape["fsdp"])
     if left:

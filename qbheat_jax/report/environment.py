@@ -33,7 +33,9 @@ def timing(run):
             many = f", mean of {count}" if count > 1 else ""
             rows.append((f"Probe {group.protocol}{data}, {group.features}{many}", text_lib.duration(seconds)))
     for group in run.groups("AP"):
-        rows.append((f"Detector {group.protocol} on {group.data}, {group.features}", text_lib.duration(group.mean("seconds"))))
+        rows.append(
+            (f"Detector {group.protocol} on {group.data}, {group.features}", text_lib.duration(group.mean("seconds")))
+        )
     return rows
 
 

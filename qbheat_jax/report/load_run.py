@@ -127,7 +127,9 @@ def _probes(path, config):
         result = read_json(file)
         if folder.parts[:1] == ("report",) or not isinstance(result, dict):
             continue
-        if isinstance(result.get("protocol"), str) and any(isinstance(result.get(k), (int, float)) for k in ("top1", "AP")):
+        if isinstance(result.get("protocol"), str) and any(
+            isinstance(result.get(k), (int, float)) for k in ("top1", "AP")
+        ):
             features = _features(str(result.get("init", "")), path, METHODS[config.objective])
             probes.append(Probe(str(folder), _protocol(result), features, result, metrics.read(file.parent)))
     return tuple(probes)

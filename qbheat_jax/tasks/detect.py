@@ -30,7 +30,13 @@ def run(config, workdir):
 
     with lock.held(workdir):
         summary = loop.train(
-            config, workdir, objective, source, evaluators, pretrained.start(model), lambda params: lr_multipliers(params, config)
+            config,
+            workdir,
+            objective,
+            source,
+            evaluators,
+            pretrained.start(model),
+            lambda params: lr_multipliers(params, config),
         )
         path = epath.Path(workdir) / "result.json"
         finished = results.finished(path, summary)

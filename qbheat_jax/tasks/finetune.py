@@ -43,7 +43,13 @@ def run(config, workdir):
 
     with lock.held(workdir):
         summary = loop.train(
-            config, workdir, objective, shown, evaluators, start, lambda params: lr_multipliers(params, config.layer_decay)
+            config,
+            workdir,
+            objective,
+            shown,
+            evaluators,
+            start,
+            lambda params: lr_multipliers(params, config.layer_decay),
         )
         path = epath.Path(workdir) / "result.json"
         finished = results.finished(path, summary)
@@ -66,7 +72,9 @@ def run(config, workdir):
             "chance": accuracy.chance,
             "holdout_top1": summary.get(f"{config.data.eval_split}/top1"),
             "n_train": shown.splits[config.data.split],
-            "hparams": {name: config[name] for name in ("learning_rate", "weight_decay", "layer_decay", "mixup", "cutmix")},
+            "hparams": {
+                name: config[name] for name in ("learning_rate", "weight_decay", "layer_decay", "mixup", "cutmix")
+            },
             **results.trained(config, summary),
         }
         results.save(workdir, result, source.class_names)

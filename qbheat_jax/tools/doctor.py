@@ -49,7 +49,9 @@ def describe_data(spec, tfds_dir=""):
         if labels is not None and source.classes(split):
             names, counts = source.class_names, np.bincount(labels[labels >= 0], minlength=len(source.class_names))
             few, many = int(counts.argmin()), int(counts.argmax())
-            lines.append(f"{split}: from {counts[few]:,} images of {names[few]!r} to {counts[many]:,} of {names[many]!r}")
+            lines.append(
+                f"{split}: from {counts[few]:,} images of {names[few]!r} to {counts[many]:,} of {names[many]!r}"
+            )
         rows = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int)).tolist()
         bad = [one for one in shrink.read(source, split, rows, 64, 0) if one.image is None]
         lines.append(f"{split}: {len(rows) - len(bad)} of {len(rows)} images that were looked at can be decoded")

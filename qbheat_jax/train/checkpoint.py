@@ -162,8 +162,12 @@ class _disk:
     """Turns what a file system refuses (full, read-only, no permission) into one line and exit code 1."""
 
     WORDS = (
-        "no space left", "file too large", "disk quota", "read-only file system",
-        "permission denied", "resource_exhausted",
+        "no space left",
+        "file too large",
+        "disk quota",
+        "read-only file system",
+        "permission denied",
+        "resource_exhausted",
     )
 
     def __init__(self, directory):

@@ -23,7 +23,9 @@ from qbheat_jax.train.checkpoint import Checkpoints
 log = logging.getLogger("qbheat")
 
 
-def train(config, workdir, objective, source, evaluators=(), start=None, lr_multipliers=None, pictures=None, traced=None):
+def train(
+    config, workdir, objective, source, evaluators=(), start=None, lr_multipliers=None, pictures=None, traced=None
+):
     """Trains `objective` on `source` as the config says; goes on where an earlier run in the workdir stopped.
 
     start: variables {"params": {part: ...}, "batch_stats": ...} that a new run's parts begin with instead of random ones.

@@ -17,7 +17,11 @@ class Tally:
     """What was tried, and what went wrong: {kind: {what: [tries, misses]}}."""
 
     def __init__(self):
-        self.tries, self.misses, self.about = collections.Counter(), collections.Counter(), collections.defaultdict(list)
+        self.tries, self.misses, self.about = (
+            collections.Counter(),
+            collections.Counter(),
+            collections.defaultdict(list),
+        )
 
     def __call__(self, kind, what, wrong):
         self.tries[kind] += 1

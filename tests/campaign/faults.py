@@ -48,7 +48,11 @@ def damage(place, until, report):
             _damage(run.workdir / file, kind, draw)
             wrong = _ended(run, whole)
             # Lines of metrics that were on the disk alone cannot come back: what counts is how it ends.
-            if wrong and file.name == "metrics.jsonl" and wrong.startswith(("it tells", "Expecting", "Invalid", "Unterm")):
+            if (
+                wrong
+                and file.name == "metrics.jsonl"
+                and wrong.startswith(("it tells", "Expecting", "Invalid", "Unterm"))
+            ):
                 wrong = None
             if "Traceback" in run.log():
                 wrong = wrong or "a traceback was printed"
@@ -100,7 +104,9 @@ def disks(place, until, report):
         disk = place / "disk"
         disk.mkdir(exist_ok=True)
         size = draw.randrange(1, 90) * _MIB if kind == "full" else 999 * _MIB
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True
+        ).returncode:
             print("no disk of its own can be made: mount is not allowed", flush=True)
             return
         try:

@@ -195,7 +195,9 @@ def _folder(draw, folder, base):
     for _ in range(draw.randrange(1, 14)):
         here, name = draw.choice(folders), draw.choice(_NAMES)
         path = here / name
-        kind = draw.choice(("folder", "folder", "image", "image", "text", "pipe", "loop", "up", "gone", "empty", "bytes"))
+        kind = draw.choice(
+            ("folder", "folder", "image", "image", "text", "pipe", "loop", "up", "gone", "empty", "bytes")
+        )
         if os.path.lexists(path):
             continue
         if kind == "folder":
@@ -252,7 +254,9 @@ def _annotations(draw, folder, base):
         else:
             entries[draw.randrange(len(entries))] = draw.choice(_ODD)
     data = json.dumps(truth).encode()
-    data = draw.choice((data, data, data, data, b"\xef\xbb\xbf" + data, data.decode().encode("utf-16"), _spoiled(draw, data)))
+    data = draw.choice(
+        (data, data, data, data, b"\xef\xbb\xbf" + data, data.decode().encode("utf-16"), _spoiled(draw, data))
+    )
     (folder / "a.json").write_bytes(data)
     return ["doctor", "--data", f"coco:{folder},{folder}/a.json"]
 
@@ -295,7 +299,9 @@ _FIELDS = (
 
 def _config(draw, folder, base):
     """A config file with odd values, odd fields, or odd Python."""
-    text = "".join(f"    config[{name!r}] = {value!r}\n" for name, value in runs.CONFIG.items() if not isinstance(value, dict))
+    text = "".join(
+        f"    config[{name!r}] = {value!r}\n" for name, value in runs.CONFIG.items() if not isinstance(value, dict)
+    )
     text = f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    config = ConfigDict()\n{text}"
     for name, value in runs.CONFIG.items():
         if isinstance(value, dict):
@@ -306,7 +312,13 @@ def _config(draw, folder, base):
     if draw.random() < 0.15:
         text = _spoiled(draw, text.encode()).decode(errors="replace")
     (folder / "config.py").write_text(text, errors="replace")
-    return ["preflight", "--config", str(folder / "config.py"), "--topology", draw.choice(("gpu:1", "gpu:8", "gpu:0", "x:1"))]
+    return [
+        "preflight",
+        "--config",
+        str(folder / "config.py"),
+        "--topology",
+        draw.choice(("gpu:1", "gpu:8", "gpu:0", "x:1")),
+    ]
 
 
 _WORDS = (

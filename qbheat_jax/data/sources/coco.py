@@ -55,7 +55,9 @@ class Coco(base.Source):
             named[split] = [(c["id"], c["name"]) for c in self._truth[split]["categories"]]
             if named[split] != named["train"]:
                 raise UserError(f"{place} has other categories than {parts[1]}: both need the same ids and names")
-        super().__init__(spec, {s: len(t["images"]) for s, t in self._truth.items()}, [name for _, name in named["train"]])
+        super().__init__(
+            spec, {s: len(t["images"]) for s, t in self._truth.items()}, [name for _, name in named["train"]]
+        )
         self.notes = tuple(notes)
         self._boxes = {split: _boxes(truth) for split, truth in self._truth.items()}
 
@@ -85,7 +87,9 @@ def _with_files(place, folder, truth):
         else:
             missing.append(name)
     if missing and not images:
-        raise UserError(f"{place}: none of its {len(missing)} images is in {folder}, such as {paths.printable(missing[0])}")
+        raise UserError(
+            f"{place}: none of its {len(missing)} images is in {folder}, such as {paths.printable(missing[0])}"
+        )
     kept = {image["id"] for image in images}
     annotations = [a for a in truth["annotations"] if a["image_id"] in kept]
     return {**truth, "images": images, "annotations": annotations}, missing
@@ -98,7 +102,9 @@ def _files(place, folder):
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{place}: its folder of images, {folder}, does not exist") from error
     except OSError as error:
-        raise UserError(f"{place}: its folder of images, {folder}, cannot be read: {error.strerror or error}") from error
+        raise UserError(
+            f"{place}: its folder of images, {folder}, cannot be read: {error.strerror or error}"
+        ) from error
     return lambda name: name in names or ("/" in name and files.there(files.join(folder, name)))
 
 

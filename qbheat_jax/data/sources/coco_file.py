@@ -43,7 +43,11 @@ def read(place, path):
         if names.count(category["name"]) > 1:
             category["name"] += f" ({category['id']})"
     annotations, counts = _annotations(place, truth["annotations"], images, categories)
-    return {"images": list(images.values()), "categories": list(categories.values()), "annotations": annotations}, counts
+    return {
+        "images": list(images.values()),
+        "categories": list(categories.values()),
+        "annotations": annotations,
+    }, counts
 
 
 def _lists(place, path):
@@ -76,9 +80,16 @@ def _image(place, entry):
     place = f"{place} (id {number})"
     name = entry.get("file_name")
     if not isinstance(name, str) or not name.strip():
-        raise UserError(f"{place} has no file_name" if name is None else f"{place} has file_name={name!r}: it takes text")
+        raise UserError(
+            f"{place} has no file_name" if name is None else f"{place} has file_name={name!r}: it takes text"
+        )
     place = f"{place}, {printable(name)},"
-    return {"id": number, "file_name": name, "width": _side(place, entry, "width"), "height": _side(place, entry, "height")}
+    return {
+        "id": number,
+        "file_name": name,
+        "width": _side(place, entry, "width"),
+        "height": _side(place, entry, "height"),
+    }
 
 
 def _side(place, entry, field):
@@ -92,7 +103,9 @@ def _category(place, entry):
     number = _id(place, entry, "id")
     name = entry.get("name")
     if isinstance(name, bool) or not isinstance(name, (str, int, float)) or not str(name).strip():
-        raise UserError(f"{place} (id {number}) has no name" if name is None else f"{place} (id {number}) has name={name!r}")
+        raise UserError(
+            f"{place} (id {number}) has no name" if name is None else f"{place} (id {number}) has name={name!r}"
+        )
     return {"id": number, "name": str(name)}
 
 

@@ -108,7 +108,9 @@ def scene(split, index):
     if not placed:
         return canvas.round().astype(np.uint8), annotations_lib.none((SIZE, SIZE))
     corners, classes = np.array([b for b, _ in placed], np.float32), np.array([c for _, c in placed], np.int32)
-    return canvas.round().astype(np.uint8), annotations_lib.Boxes(corners, classes, np.zeros(len(placed), bool), (SIZE, SIZE))
+    return canvas.round().astype(np.uint8), annotations_lib.Boxes(
+        corners, classes, np.zeros(len(placed), bool), (SIZE, SIZE)
+    )
 
 
 def _background(split, generator):

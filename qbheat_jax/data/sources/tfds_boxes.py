@@ -37,7 +37,9 @@ class TfdsBoxes(tfds_lib.Tfds):
         size, found = _size(self._content(example)[0]), example[_OBJECTS]
         if not len(found["label"]):
             return annotations_lib.none(size)
-        top, left, bottom, right = np.asarray(found["bbox"], np.float32).T * np.tile(np.array(size, np.float32), 2)[:, None]
+        top, left, bottom, right = (
+            np.asarray(found["bbox"], np.float32).T * np.tile(np.array(size, np.float32), 2)[:, None]
+        )
         corners = annotations_lib.clip(np.stack([left, top, right, bottom], -1), size)
         crowd = np.asarray(found.get("is_crowd", np.zeros(len(corners))), bool)
         classes = np.asarray(found["label"], np.int32)

@@ -327,9 +327,7 @@ class Module:
 
     def most_padded(self):
         """(Array, op_name) of the array whose filling costs the most bytes in one reading; None where there is none."""
-        arrays = (
-            (a, i.op_name) for i, _, _ in self.executed() if i.opcode not in _FREE for a in i.arrays if a.in_hbm
-        )
+        arrays = ((a, i.op_name) for i, _, _ in self.executed() if i.opcode not in _FREE for a in i.arrays if a.in_hbm)
         return max(arrays, key=lambda a: a[0].padded - a[0].bytes, default=None)
 
     def _moved(self, instruction, computation):

@@ -49,7 +49,7 @@ class Topology:
 
 
 def parse(name):
-    """"v5e:4x4", "h100:8" or "cpu:8" -> Topology. Raises UserError, saying what would be accepted.
+    """ "v5e:4x4", "h100:8" or "cpu:8" -> Topology. Raises UserError, saying what would be accepted.
 
     >>> parse("v5e:4x4").chips
     16
