@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from qbheat_jax.device_mesh import AXES
 from qbheat_jax.models import layers
-from qbheat_jax.train.sharding import AXES
 
 
 def normal(seed, *shape):
