@@ -16,7 +16,7 @@ from jax.sharding import SingleDeviceSharding
 
 from qbheat_jax import pytree
 from qbheat_jax.errors import RUN_FAILED, UserError, first_line
-from qbheat_jax.train import distributed
+from qbheat_jax.train import distributed, runtime
 from qbheat_jax.train.orbax_threads import tidy_loops
 
 log = logging.getLogger("qbheat")
@@ -63,6 +63,7 @@ class Checkpoints:
         if not self._writes:  # from now on in threads of orbax, until this is closed
             self._writes = True
             self._loops.enter_context(tidy_loops)
+        runtime.trim_heap()
         with _disk(self.directory):
             self._manager.save(
                 step,
