@@ -31,7 +31,7 @@ if __name__ == "__main__":
     from tests import conftest
     os.environ["XLA_FLAGS"] = flags
     from qbheat_jax import __main__
-    from qbheat_jax.data import files
+    from qbheat_jax.data.sources import files
     read = files.read
     def held(path, most=-1):
         while path.endswith("00.jpg") and os.path.exists(os.environ["HANG"]):
@@ -152,9 +152,9 @@ def test_a_checkpoint_that_the_disk_refuses_is_one_line(start, tmp_path):
 
 STUCK = """
 import hashlib, sys
-from qbheat_jax import ending
-ending.HEAR = 0.5
-with ending.Program() as program:
+from qbheat_jax import console
+console.HEAR = 0.5
+with console.Program() as program:
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha512", b"", b"", 10**8)  # minutes within C, as a compiler
 """

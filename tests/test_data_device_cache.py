@@ -281,7 +281,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
 import numpy as np
 from qbheat_jax import config as config_lib
-from qbheat_jax import data, sharding
+from qbheat_jax import data, device_mesh
 from qbheat_jax.config import PROBE
 from qbheat_jax.data.device_cache import DeviceCache
 from tests.test_data_pipeline import TRAIN

@@ -315,7 +315,7 @@ def test_an_abort_is_told_in_one_sentence(small_config_file, tmp_path, capsys, c
 # The gradient of a strided slice before a product, beside a product of the whole, which XLA fuses into a Triton product.
 STRIDED = """
 import jax, jax.numpy as jnp, sys
-from qbheat_jax.preflight import topology
+from qbheat_jax.tools.preflight import topology
 where = topology.parse("h100:1")
 topology.prepare(where)
 jax.config.update("jax_enable_compilation_cache", False)
