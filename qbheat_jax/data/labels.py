@@ -23,7 +23,7 @@ def imagenet():
 
 
 def write(workdir, classes):
-    """Write WORKDIR/classes.tsv if the head has 1,000 classes, assumed to be ImageNet's; return whether it was written."""
+    """Write WORKDIR/classes.tsv if there are 1,000 `classes` (int), taken for ImageNet's; return whether it was written."""
     if classes != IMAGENET:
         return False
     save(workdir, imagenet())

@@ -138,7 +138,7 @@ def selection(cells, placements, quarters_axis):
 
     Args:
       cells: int, length of the axis.
-      placements: iterable of placement indices. The others stay zero, so an unused placement may not divide the grid.
+      placements: iterable of placement indices. The entries of others stay zero, so only these need to fit the axis.
       quarters_axis: 0 for rows, 1 for columns.
 
     Returns:

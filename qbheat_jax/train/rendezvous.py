@@ -1,7 +1,7 @@
 """Let the processes of a run meet before jax starts, so that a missing process is named in the error.
 
 jax's own coordination aborts a process that waits too long. So process 0 first listens at the address that jax's
-coordinator will use later. Each other process connects and sends its index. When all have come, process 0 starts them.
+coordinator will use later. Each other process connects and sends its index. When all have come, process 0 tells them to go.
 """
 
 import json
@@ -57,7 +57,7 @@ class _Waiting:
 
 
 def _gather(address, count, waiting):
-    """Wait for the other processes and start them; runs in process 0."""
+    """Wait for the other processes and tell them to go; runs in process 0."""
     try:
         listener = _listen(address)
     except OSError as error:
