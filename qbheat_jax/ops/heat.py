@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qbheat_jax.ops import quarters
-from qbheat_jax.ops.indexed_matmul import chosen_product
+from qbheat_jax.ops.indexed_matmul import indexed_matmul
 
 PROPAGATORS = ("offset", "power", "exp", "spectral")
 DIRECTIONS = ("untied", "tied")
@@ -260,7 +260,7 @@ def extrapolate(params, heat, visible, quarter, placements=tuple(range(9))):
     """Fill the three masked quarters of the grid from the visible one: along x (columns), then along y (rows).
 
     Visible cells are returned unchanged. A masked cell is z + (P(d) - I) norm(z) of its source cell z; without a norm this
-    is P(d) z. Each example, and each half of an example with a middle placement, needs its own steps: `chosen_product`
+    is P(d) z. Each example, and each half of an example with a middle placement, needs its own steps: `indexed_matmul`
     selects their maps. A product with a 0/1 matrix puts the cells in their places.
 
     Args:
@@ -290,7 +290,7 @@ def _fill(params, heat, axis, z, quarter, placements, dtype):
     signed_steps = quarters.signed_steps(2 * cells, placements, quarters_axis)  # [9, parts]
     choice, weight = np.vectorize(lambda d: known.get(float(d), (0, 0.0)), otypes=(np.int32, np.float32))(signed_steps)
     parts = _normalise(z, heat).reshape(batch, others, signed_steps.shape[1], -1, width)
-    change = chosen_product(parts.astype(dtype), matrices, jnp.asarray(choice)[quarter])
+    change = indexed_matmul(parts.astype(dtype), matrices, jnp.asarray(choice)[quarter])
     change = (change * jnp.asarray(weight)[quarter][:, None, :, None, None]).reshape(z.shape)
     return _put(copied + carried, quarter, z) + _put(carried, quarter, change)
 

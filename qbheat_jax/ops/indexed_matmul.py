@@ -16,7 +16,7 @@ _ROWS = 256
 
 
 @jax.custom_vjp
-def chosen_product(x, matrices, choice):
+def indexed_matmul(x, matrices, choice):
     """Multiply each part by its chosen matrix: y[b, r, p, n] = matrices[choice[b, p]] x[b, r, p, n].
 
     Products, and those of the gradients, are in x's type with float32 sums (see `_einsum`).
@@ -33,7 +33,7 @@ def chosen_product(x, matrices, choice):
 
 
 def _forward(x, matrices, choice):
-    return chosen_product(x, matrices, choice), (x, matrices, choice)
+    return indexed_matmul(x, matrices, choice), (x, matrices, choice)
 
 
 def _backward(residuals, gradient):
@@ -42,7 +42,7 @@ def _backward(residuals, gradient):
     return d_x.astype(residuals[0].dtype), d_matrices, None
 
 
-chosen_product.defvjp(_forward, _backward)
+indexed_matmul.defvjp(_forward, _backward)
 
 
 def _einsum(subscripts, x, y, dtype):
