@@ -224,15 +224,15 @@ def carry(params, heat, z, axis, distance, cells):
     return z + jnp.einsum("...c,dc->...d", _normalise(z, heat), change, precision=_PRECISION)
 
 
-def shortened(params, heat, share):
-    """Return parameters whose step over a distance d is the step of `params` over share * d.
+def shortened(params, heat, fraction):
+    """Return parameters whose step over a distance d is the step of `params` over fraction * d.
 
     Raises:
       ValueError: for `power`, which takes whole cells.
     """
     if heat.propagator == "power":
         raise ValueError("heat.propagator='power' takes whole cells: its steps cannot be shortened")
-    return {name: value if name == "basis" else share * value for name, value in params.items()}
+    return {name: value if name == "basis" else fraction * value for name, value in params.items()}
 
 
 def _changes(params, heat, axis, steps, cells):
@@ -256,7 +256,7 @@ def _changes(params, heat, axis, steps, cells):
     return jnp.stack([maps[d] for d in steps]) - eye, {d: (k, 1.0) for k, d in enumerate(steps)}
 
 
-def extrapolate(params, heat, visible, quarter, placements=tuple(range(9))):
+def extrapolate(params, heat, visible, placement, placements=tuple(range(9))):
     """Fill the three masked quarters of the grid from the visible one: along x (columns), then along y (rows).
 
     Visible cells are returned unchanged. A masked cell is z + (P(d) - I) norm(z) of its source cell z; without a norm this
@@ -266,8 +266,8 @@ def extrapolate(params, heat, visible, quarter, placements=tuple(range(9))):
     Args:
       params, heat: as for `propagator`.
       visible: float [B, h/2, w/2, C]. For bfloat16, the changes (P(d) - I) norm(z) are bfloat16 products, as in the encoder.
-      quarter: int32 [B], placement index of each example.
-      placements: static tuple that contains every index in `quarter`.
+      placement: int32 [B], placement index of each example.
+      placements: static tuple that contains every index in `placement`.
 
     Returns:
       float32 [B, h, w, C].
@@ -276,28 +276,28 @@ def extrapolate(params, heat, visible, quarter, placements=tuple(range(9))):
     visible = visible.astype(jnp.float32)
     _, rows, columns, _ = visible.shape
     quarters.check_grid(2 * rows, 2 * columns, placements)
-    z = _fill(params, heat, "x", visible, quarter, placements, dtype)
-    return _fill(params, heat, "y", z.swapaxes(1, 2), quarter, placements, dtype).swapaxes(1, 2)
+    z = _fill(params, heat, "x", visible, placement, placements, dtype)
+    return _fill(params, heat, "y", z.swapaxes(1, 2), placement, placements, dtype).swapaxes(1, 2)
 
 
-def _fill(params, heat, axis, z, quarter, placements, dtype):
+def _fill(params, heat, axis, z, placement, placements, dtype):
     """Double the third axis: z float32 [B, other, n, C] -> [B, other, 2n, C], with products in `dtype`."""
     batch, others, cells, width = z.shape
-    quarters_axis = "yx".index(axis)
-    steps = quarters.steps(placements, quarters_axis)
+    axis_index = "yx".index(axis)
+    steps = quarters.steps(placements, axis_index)
     matrices, known = _changes(params, heat, axis, steps, cells)
-    copied, carried = np.moveaxis(quarters.selection(2 * cells, placements, quarters_axis), 1, 0)  # [9, 2n, n]
-    signed_steps = quarters.signed_steps(2 * cells, placements, quarters_axis)  # [9, parts]
+    copied, carried = np.moveaxis(quarters.selection(2 * cells, placements, axis_index), 1, 0)  # [9, 2n, n]
+    signed_steps = quarters.signed_steps(2 * cells, placements, axis_index)  # [9, parts]
     choice, weight = np.vectorize(lambda d: known.get(float(d), (0, 0.0)), otypes=(np.int32, np.float32))(signed_steps)
     parts = _normalise(z, heat).reshape(batch, others, signed_steps.shape[1], -1, width)
-    change = indexed_matmul(parts.astype(dtype), matrices, jnp.asarray(choice)[quarter])
-    change = (change * jnp.asarray(weight)[quarter][:, None, :, None, None]).reshape(z.shape)
-    return _put(copied + carried, quarter, z) + _put(carried, quarter, change)
+    change = indexed_matmul(parts.astype(dtype), matrices, jnp.asarray(choice)[placement])
+    change = (change * jnp.asarray(weight)[placement][:, None, :, None, None]).reshape(z.shape)
+    return _put(copied + carried, placement, z) + _put(carried, placement, change)
 
 
-def _put(table, quarter, z):
+def _put(table, placement, z):
     """Place the cells z [B, other, n, C] by each example's 0/1 matrix in `table` [9, 2n, n] -> [B, other, 2n, C]."""
-    return jnp.einsum("bij,brjc->bric", jnp.asarray(table)[quarter], z, precision=_PRECISION)
+    return jnp.einsum("bij,brjc->bric", jnp.asarray(table)[placement], z, precision=_PRECISION)
 
 
 def commutator(a, b):

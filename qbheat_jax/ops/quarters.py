@@ -29,9 +29,9 @@ PLACEMENT_SETS = {
 }
 
 
-def split(quarter):
+def split(placement):
     """Split a placement index into (row, column), each 0 (start), 1 (middle) or 2 (end)."""
-    return quarter // 3, quarter % 3
+    return placement // 3, placement % 3
 
 
 def check_axis(cells, placement, axis="an axis"):
@@ -59,8 +59,8 @@ def check_grid(height, width, placements):
     Raises:
       UserError: an axis does not divide; the message names the axis and its size.
     """
-    for quarter in placements:
-        row, column = split(int(quarter))
+    for placement in placements:
+        row, column = split(int(placement))
         check_axis(height, row, "the grid's height")
         check_axis(width, column, "the grid's width")
 
@@ -70,18 +70,18 @@ def start(cells, placement):
     return (0, cells // 4, cells // 2)[placement]
 
 
-def visible_slices(height, width, quarter):
+def visible_slices(height, width, placement):
     """Return (row slice, column slice) of the visible block of a height x width image or grid."""
-    check_grid(height, width, [quarter])
+    check_grid(height, width, [placement])
     return tuple(
         slice(begin, begin + size // 2)
-        for size, begin in ((size, start(size, place)) for size, place in zip((height, width), split(quarter)))
+        for size, begin in ((size, start(size, place)) for size, place in zip((height, width), split(placement)))
     )
 
 
-def starts(size, quarters_axis):
+def starts(size, axis):
     """Return int32 [9], the first visible pixel of an axis of `size` pixels by placement index; axis 0 is rows."""
-    return np.array([start(size, split(q)[quarters_axis]) for q in range(9)], np.int32)
+    return np.array([start(size, split(q)[axis]) for q in range(9)], np.int32)
 
 
 def masked(height, width):
@@ -127,19 +127,19 @@ def sources(cells, placement):
     return source.astype(np.int32), step.astype(np.float32)
 
 
-def steps(placements, quarters_axis):
+def steps(placements, axis):
     """Return the sorted nonzero signed steps that these placement indices need along an axis."""
     needed = {0: (1.0,), 1: (-0.5, 0.5), 2: (-1.0,)}
-    return tuple(sorted({d for q in placements for d in needed[split(int(q))[quarters_axis]]}))
+    return tuple(sorted({d for q in placements for d in needed[split(int(q))[axis]]}))
 
 
-def selection(cells, placements, quarters_axis):
+def selection(cells, placements, axis):
     """Return the 0/1 table that places the visible cells on the axis, copied or propagated.
 
     Args:
       cells: int, length of the axis.
       placements: iterable of placement indices. The entries of others stay zero, so only these need to fit the axis.
-      quarters_axis: 0 for rows, 1 for columns.
+      axis: 0 for rows, 1 for columns.
 
     Returns:
       float32 [9, 2, cells, cells // 2]. Entry [q, 0, i, j] is 1 where placement q shows visible cell j at cell i. Entry
@@ -147,23 +147,23 @@ def selection(cells, placements, quarters_axis):
     """
     table = np.zeros((9, 2, cells, cells // 2), np.float32)
     for q in placements:
-        source, step = sources(cells, split(int(q))[quarters_axis])
+        source, step = sources(cells, split(int(q))[axis])
         table[q, (step != 0).astype(int), np.arange(cells), source] = 1.0
     return table
 
 
-def signed_steps(cells, placements, quarters_axis):
+def signed_steps(cells, placements, axis):
     """Return the signed step over which each part of the visible cells is propagated.
 
     Args:
       cells: int, length of the axis.
       placements: iterable of placement indices; the rows of others stay zero.
-      quarters_axis: 0 for rows, 1 for columns.
+      axis: 0 for rows, 1 for columns.
 
     Returns:
       float32 [9, parts]. There is one part, or two (the halves of the visible cells) if some placement is in the middle.
     """
-    rows = {q: split(int(q))[quarters_axis] for q in placements}
+    rows = {q: split(int(q))[axis] for q in placements}
     parts = 2 if 1 in rows.values() else 1
     table = np.zeros((9, parts), np.float32)
     for q, place in rows.items():
