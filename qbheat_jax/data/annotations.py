@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 # A box cut by the window's border is kept if at least this fraction of its area, and this many pixels a side, remain.
-LEAST_SHARE, LEAST_SIDE = 0.2, 1.0
+MIN_FRACTION, MIN_SIDE = 0.2, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Boxes:
     def moved(self, offset, scale, size):
         """Return the boxes of the scaled and shifted image, cut to an image of `size`.
 
-        A box is dropped if less than LEAST_SHARE of its area, or less than LEAST_SIDE pixels of a side, remains.
+        A box is dropped if less than MIN_FRACTION of its area, or less than MIN_SIDE pixels of a side, remains.
 
         Args:
           offset, scale: (y, x); each coordinate becomes scale * coordinate + offset.
@@ -54,9 +54,9 @@ class Boxes:
         whole = (self.corners * factors + shift).astype(np.float32)
         cut = clip(whole, size)
         sides, before = cut[:, 2:] - cut[:, :2], whole[:, 2:] - whole[:, :2]
-        left = sides.prod(1) >= LEAST_SHARE * before.prod(1)
+        left = sides.prod(1) >= MIN_FRACTION * before.prod(1)
         # Keep an uncut box, however small it is.
-        stays = (cut == whole).all(1) | (left & (sides >= LEAST_SIDE).all(1))
+        stays = (cut == whole).all(1) | (left & (sides >= MIN_SIDE).all(1))
         return dataclasses.replace(self, corners=cut, size=tuple(size)).kept(stays)
 
     def padded(self, count):

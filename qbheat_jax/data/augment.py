@@ -17,7 +17,7 @@ PURPOSES = {
 }  # fmt: skip
 
 # Evaluation keeps this fraction of the shorter side: 224 of 256, the usual protocol.
-CENTRE_SHARE = 0.875
+CENTRE_FRACTION = 0.875
 
 
 def mix(x):
@@ -90,7 +90,7 @@ def centre_box(height, width, size):
     """
     if height == width == size:
         return 0, 0, height, width
-    side = max(1, round(min(height, width) * CENTRE_SHARE))
+    side = max(1, round(min(height, width) * CENTRE_FRACTION))
     return (height - side) // 2, (width - side) // 2, side, side
 
 

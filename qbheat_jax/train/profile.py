@@ -154,14 +154,15 @@ def longest(folder, steps=1, count=None):
     for name, duration in events:
         times[name] += 1
         nanoseconds[name] += duration
-    share = steps * max(1, len(devices))
+    divisor = steps * max(1, len(devices))
     rows = [
-        {"ms": ns / share / 1e6, "times": times[name] / share, "name": name} for name, ns in nanoseconds.most_common()
+        {"ms": ns / divisor / 1e6, "times": times[name] / divisor, "name": name}
+        for name, ns in nanoseconds.most_common()
     ]
     return {
         "devices": len(devices),
-        "kernel_ms": nanoseconds.total() / share / 1e6,
-        "launches": len(events) / share,
+        "kernel_ms": nanoseconds.total() / divisor / 1e6,
+        "launches": len(events) / divisor,
         "kernels": rows[:count],
     }
 

@@ -42,7 +42,7 @@ class Scenes(base.ArraySource):
         if colon and not (count.isdecimal() and int(count) >= 8):
             raise UserError(f"data.source='{spec}' is not accepted: it takes 'scenes' or 'scenes:N' with N >= 8 scenes")
         n = int(count) if colon else 2048
-        super().__init__(spec, {s: int(n * share) for s, share in _SPLITS.items()}, [str(d) for d in range(10)])
+        super().__init__(spec, {s: int(n * fraction) for s, fraction in _SPLITS.items()}, [str(d) for d in range(10)])
         self._made, self._lock = {}, threading.Lock()
 
     def images(self, split):
@@ -98,7 +98,7 @@ def scene(split, index):
     generator = augment.rng(_SEED, list(_SPLITS).index(split), index, "scenes")
     canvas, placed = _background(split, generator).astype(np.float32), []
     images, labels = digits()
-    begin, end = (int(share * len(labels)) for share in _PLACES[split])
+    begin, end = (int(fraction * len(labels)) for fraction in _PLACES[split])
     for _ in range(int(generator.integers(0, MOST + 1))):
         which = int(generator.integers(begin, end))
         low, high = np.log(SIDES)
