@@ -154,9 +154,9 @@ class DeviceCache:
         slices = self._sharding.addressable_devices_indices_map((total,)).values()
         here = sorted({row for (part,) in slices for row in range(*part.indices(total))})
         _log.info("decoding %d of %d images of %s", sum(row < self.n for row in here), self.n, self._name)
-        images, facts, bad = self._decode([row for row in here if row < self.n])
-        facts = self._gather(facts, len(here))
-        self._sizes, self._labels, self._good = facts[:, :2], facts[:, 2], facts[:, 3].astype(bool)
+        images, records, bad = self._decode([row for row in here if row < self.n])
+        records = self._gather(records, len(here))
+        self._sizes, self._labels, self._good = records[:, :2], records[:, 2], records[:, 3].astype(bool)
         elsewhere = sorted(set(np.flatnonzero(~self._good)) - set(here))
         self._bad = bad + [(f"{self._name}[{row}]", "see the log of the process that decoded it") for row in elsewhere]
         height, width = self._check_fits(*self._sizes[self._good].max(0, initial=1))
@@ -177,15 +177,15 @@ class DeviceCache:
         self._images = jax.make_array_from_callback(
             packed, self._sharding, lambda index: rows(*index[0].indices(total)[:2])
         )
-        words = (self.n, self._name, height, width, self._images.nbytes / devices / _GIB, devices)
+        figures = (self.n, self._name, height, width, self._images.nbytes / devices / _GIB, devices)
         seconds = time.perf_counter() - started
-        _log.info("%d images of %s cached: %d x %d, %.2f GiB on each of %d devices, %.0f s", *words, seconds)
+        _log.info("%d images of %s cached: %d x %d, %.2f GiB on each of %d devices, %.0f s", *figures, seconds)
 
     def _decode(self, rows):
         """Return ({row: uint8 [h, w, 3]}, int32 [len(rows), 5] of row, height, width, label, good, [(name, reason), ...])."""
-        images, facts, bad, largest = {}, [], [], (1, 1)
+        images, records, bad, largest = {}, [], [], (1, 1)
         for small in shrink.read(self.source, self.split, rows, self.cache_size, self.workers):
-            facts.append((small.row, small.height, small.width, small.label, small.image is not None))
+            records.append((small.row, small.height, small.width, small.label, small.image is not None))
             if small.image is None:
                 bad.append((small.name, small.reason))
                 continue
@@ -194,17 +194,17 @@ class DeviceCache:
                 # Check at once instead of after decoding everything.
                 largest = max(small.height, largest[0]), max(small.width, largest[1])
                 self._check_fits(*largest)
-        return images, np.array(facts, np.int32).reshape(-1, 5), bad
+        return images, np.array(records, np.int32).reshape(-1, 5), bad
 
-    def _gather(self, facts, most):
-        """Gather each process's facts, int32 [at most `most`, 5], into those of all rows, int32 [n, 4]."""
+    def _gather(self, records, most):
+        """Gather each process's records, int32 [at most `most`, 5], into those of all rows, int32 [n, 4]."""
         if not self._sharding.is_fully_addressable:
-            padding = np.full((most - len(facts), facts.shape[1]), -1, np.int32)
-            facts = np.asarray(multihost_utils.process_allgather(np.concatenate([facts, padding])))
-            facts = facts.reshape(-1, facts.shape[-1])
-        facts = facts[facts[:, 0] >= 0]
-        _, first = np.unique(facts[:, 0], return_index=True)  # sorted; several processes may hold the same row
-        return facts[first, 1:]
+            padding = np.full((most - len(records), records.shape[1]), -1, np.int32)
+            records = np.asarray(multihost_utils.process_allgather(np.concatenate([records, padding])))
+            records = records.reshape(-1, records.shape[-1])
+        records = records[records[:, 0] >= 0]
+        _, first = np.unique(records[:, 0], return_index=True)  # sorted; several processes may hold the same row
+        return records[first, 1:]
 
     def _check_fits(self, height, width):
         """Return the cache's (height, width) for a largest image of height x width; raise UserError if it does not fit."""

@@ -42,19 +42,19 @@ class Coco(base.Source):
             )
         self._folders, self._truth, self.repairs, named, notes = {}, {}, {}, {}, []
         for split, folder, path in zip(SPLITS, parts[::2], parts[1::2]):
-            place = f"data.source='{spec}': {path}"
+            prefix = f"data.source='{spec}': {path}"
             self._folders[split] = paths.expand(folder, f"data.source='{spec}'")
-            truth, repairs = coco_file.read(place, paths.expand(path, f"data.source='{spec}'"))
-            self._truth[split], missing = _with_files(place, self._folders[split], truth)
+            truth, repairs = coco_file.read(prefix, paths.expand(path, f"data.source='{spec}'"))
+            self._truth[split], missing = _with_files(prefix, self._folders[split], truth)
             self.repairs[split] = {"images without a file": len(missing), **repairs}
             for what, count in self.repairs[split].items():
                 if count:
                     first = f" (first: {paths.printable(missing[0])})" if what == "images without a file" else ""
-                    notes.append(f"{place}: {count} {what}{first}")
-            notes += _turned_images(place, self._folders[split], self._truth[split]["images"])
+                    notes.append(f"{prefix}: {count} {what}{first}")
+            notes += _turned_images(prefix, self._folders[split], self._truth[split]["images"])
             named[split] = [(c["id"], c["name"]) for c in self._truth[split]["categories"]]
             if named[split] != named["train"]:
-                raise UserError(f"{place} has other categories than {parts[1]}: both need the same ids and names")
+                raise UserError(f"{prefix} has other categories than {parts[1]}: both need the same ids and names")
         super().__init__(
             spec, {s: len(t["images"]) for s, t in self._truth.items()}, [name for _, name in named["train"]]
         )
@@ -74,9 +74,9 @@ class Coco(base.Source):
         return files.read(path), -1, path
 
 
-def _with_files(place, folder, truth):
+def _with_files(prefix, folder, truth):
     """Return (the annotations, limited to images whose file exists; the file names of the other images)."""
-    there = _files(place, folder)
+    there = _files(prefix, folder)
     images, missing = [], []
     for image in truth["images"]:
         name = image["file_name"]
@@ -88,27 +88,27 @@ def _with_files(place, folder, truth):
             missing.append(name)
     if missing and not images:
         raise UserError(
-            f"{place}: none of its {len(missing)} images is in {folder} (first: {paths.printable(missing[0])})"
+            f"{prefix}: none of its {len(missing)} images is in {folder} (first: {paths.printable(missing[0])})"
         )
     kept = {image["id"] for image in images}
     annotations = [a for a in truth["annotations"] if a["image_id"] in kept]
     return {**truth, "images": images, "annotations": annotations}, missing
 
 
-def _files(place, folder):
+def _files(prefix, folder):
     """Return a function (file name) -> whether it exists. The folder is listed once, because separate checks are slow."""
     try:
         names = set(files.scan(folder)[1])
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{place}: its folder of images, {folder}, does not exist") from error
+        raise UserError(f"{prefix}: its folder of images, {folder}, does not exist") from error
     except OSError as error:
         raise UserError(
-            f"{place}: its folder of images, {folder}, cannot be read: {error.strerror or error}"
+            f"{prefix}: its folder of images, {folder}, cannot be read: {error.strerror or error}"
         ) from error
     return lambda name: name in names or ("/" in name and files.there(files.join(folder, name)))
 
 
-def _turned_images(place, folder, images):
+def _turned_images(prefix, folder, images):
     """Return a sentence on images that EXIF rotates, and on the image that their boxes refer to, as a list; [] if none.
 
     Images in a bucket are not checked, because each would take a request. The rule for their boxes is the same.
@@ -123,7 +123,7 @@ def _turned_images(place, folder, images):
     if not first:
         return []
     return [
-        f"{place}: EXIF rotates {upright + stored} images (first: {paths.printable(first)}): the boxes of {upright} are "
+        f"{prefix}: EXIF rotates {upright + stored} images (first: {paths.printable(first)}): the boxes of {upright} are "
         f"taken to refer to the upright image, and those of {stored} to the stored image, the only one with the annotated size"
     ]
 

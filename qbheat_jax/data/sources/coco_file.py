@@ -16,7 +16,7 @@ from qbheat_jax.paths import printable
 _ROUNDING = 1.0
 
 
-def read(place, path):
+def read(prefix, path):
     """Return the file's dict {"images", "categories", "annotations"}, each sorted by id and with the fields below only.
 
     images: id, file_name str, width, height int. categories: id, name str. annotations: id (from 1), image_id, category_id,
@@ -24,7 +24,7 @@ def read(place, path):
     are the file's own: int, or str if they are not whole numbers.
 
     Args:
-      place: prefix of messages.
+      prefix: start of every message.
       path: path of the file, on a disk or in a bucket.
 
     Returns:
@@ -33,16 +33,16 @@ def read(place, path):
     Raises:
       UserError: the file cannot be read, is not in COCO's format, or holds an invalid value.
     """
-    truth = _lists(place, path)
-    images = _by_id(place, "images", truth["images"], _image)
-    categories = _by_id(place, "categories", truth["categories"], _category)
+    truth = _lists(prefix, path)
+    images = _by_id(prefix, "images", truth["images"], _image)
+    categories = _by_id(prefix, "categories", truth["categories"], _category)
     if not categories:
-        raise UserError(f"{place} has no categories")
+        raise UserError(f"{prefix} has no categories")
     names = [category["name"] for category in categories.values()]
     for category in categories.values():  # some tools give two categories the same name
         if names.count(category["name"]) > 1:
             category["name"] += f" ({category['id']})"
-    annotations, counts = _annotations(place, truth["annotations"], images, categories)
+    annotations, counts = _annotations(prefix, truth["annotations"], images, categories)
     return {
         "images": list(images.values()),
         "categories": list(categories.values()),
@@ -50,77 +50,77 @@ def read(place, path):
     }, counts
 
 
-def _lists(place, path):
+def _lists(prefix, path):
     try:
         truth = json.loads(files.read(path).decode("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{prefix} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is incomplete or not JSON ({error}): get the file again") from error
+        raise UserError(f"{prefix} is incomplete or not JSON ({error}): get the file again") from error
     if not isinstance(truth, dict) or not all(
         isinstance(truth.get(key), list) for key in ("images", "annotations", "categories")
     ):
-        raise UserError(f"{place} is not in COCO's format: it needs the lists images, annotations and categories")
+        raise UserError(f"{prefix} is not in COCO's format: it needs the lists images, annotations and categories")
     return truth
 
 
-def _by_id(place, key, entries, checked):
+def _by_id(prefix, key, entries, checked):
     """Return {id: entry} of a list, in ascending order; raise UserError for an invalid entry or a repeated id."""
     found = {}
     for entry in entries:
-        entry = checked(f"{place}: an entry of {key}", entry if isinstance(entry, dict) else {})
+        entry = checked(f"{prefix}: an entry of {key}", entry if isinstance(entry, dict) else {})
         if entry["id"] in found:
-            raise UserError(f"{place}: id {entry['id']} of {key} occurs twice: ids must be unique")
+            raise UserError(f"{prefix}: id {entry['id']} of {key} occurs twice: ids must be unique")
         found[entry["id"]] = entry
     return {n: found[n] for n in sorted(found, key=_rank)}
 
 
-def _image(place, entry):
-    number = _id(place, entry, "id")
-    place = f"{place} (id {number})"
+def _image(prefix, entry):
+    number = _id(prefix, entry, "id")
+    prefix = f"{prefix} (id {number})"
     name = entry.get("file_name")
     if not isinstance(name, str) or not name.strip():
         raise UserError(
-            f"{place} has no file_name" if name is None else f"{place} has file_name={name!r}: it takes text"
+            f"{prefix} has no file_name" if name is None else f"{prefix} has file_name={name!r}: it takes text"
         )
-    place = f"{place}, {printable(name)},"
+    prefix = f"{prefix}, {printable(name)},"
     return {
         "id": number,
         "file_name": name,
-        "width": _side(place, entry, "width"),
-        "height": _side(place, entry, "height"),
+        "width": _side(prefix, entry, "width"),
+        "height": _side(prefix, entry, "height"),
     }
 
 
-def _side(place, entry, field):
-    value = _number(place, entry, field)
+def _side(prefix, entry, field):
+    value = _number(prefix, entry, field)
     if value < 1 or value != int(value):
-        raise UserError(f"{place} has {field}={entry[field]!r}: it takes a whole number of pixels, at least 1")
+        raise UserError(f"{prefix} has {field}={entry[field]!r}: it takes a whole number of pixels, at least 1")
     return int(value)
 
 
-def _category(place, entry):
-    number = _id(place, entry, "id")
+def _category(prefix, entry):
+    number = _id(prefix, entry, "id")
     name = entry.get("name")
     if isinstance(name, bool) or not isinstance(name, (str, int, float)) or not str(name).strip():
         raise UserError(
-            f"{place} (id {number}) has no name"
+            f"{prefix} (id {number}) has no name"
             if name is None
-            else f"{place} (id {number}) has name={name!r}: it takes text"
+            else f"{prefix} (id {number}) has name={name!r}: it takes text"
         )
     return {"id": number, "name": str(name)}
 
 
-def _annotations(place, entries, images, categories):
+def _annotations(prefix, entries, images, categories):
     """Return (the annotations, with boxes cut to their images; {repair: number of times})."""
     cut, none, outside, kept, seen = 0, 0, 0, [], set()
-    for place_in_list, entry in enumerate(entries, 1):
+    for position, entry in enumerate(entries, 1):
         entry = entry if isinstance(entry, dict) else {}
-        number = _id(place, entry, "id") if entry.get("id") is not None else None
+        number = _id(prefix, entry, "id") if entry.get("id") is not None else None
         if number is not None and number in seen:
-            raise UserError(f"{place}: id {number} of annotations occurs twice: ids must be unique")
+            raise UserError(f"{prefix}: id {number} of annotations occurs twice: ids must be unique")
         seen.add(number)
-        what = f"{place}: box {number if number is not None else f'number {place_in_list}'}"
+        what = f"{prefix}: box {number if number is not None else f'number {position}'}"
         image, category = _id(what, entry, "image_id"), _id(what, entry, "category_id")
         if image not in images:
             raise UserError(f"{what} has image_id={image}, which is not among the images")
@@ -174,11 +174,11 @@ def _area(entry, box):
     return value if value is not None and value > 0 else box[2] * box[3]
 
 
-def _id(place, entry, field):
+def _id(prefix, entry, field):
     """Return an id as an int, or as text if it is not a whole number."""
     value = entry.get(field)
     if value is None:
-        raise UserError(f"{place} has no {field}")
+        raise UserError(f"{prefix} has no {field}")
     number = _float(value)
     if number is not None and number == int(number) and abs(number) < 2**53:
         return int(number)
@@ -186,7 +186,7 @@ def _id(place, entry, field):
         return value  # too large to be exact as a float
     if isinstance(value, str) and value.strip():
         return int(value) if value.strip().isdecimal() else value
-    raise UserError(f"{place} has {field}={value!r}: it takes a whole number or text")
+    raise UserError(f"{prefix} has {field}={value!r}: it takes a whole number or text")
 
 
 def _rank(number):
@@ -194,12 +194,12 @@ def _rank(number):
     return (1, 0, number) if isinstance(number, str) else (0, number, "")
 
 
-def _number(place, entry, field):
+def _number(prefix, entry, field):
     if entry.get(field) is None:
-        raise UserError(f"{place} has no {field}")
+        raise UserError(f"{prefix} has no {field}")
     value = _float(entry[field])
     if value is None:
-        raise UserError(f"{place} has {field}={entry[field]!r}: it takes a number")
+        raise UserError(f"{prefix} has {field}={entry[field]!r}: it takes a number")
     return value
 
 

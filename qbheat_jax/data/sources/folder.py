@@ -209,5 +209,5 @@ def _is_image(path):
         return False
 
 
-def _few(words, most=5):
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+def _few(items, most=5):
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
