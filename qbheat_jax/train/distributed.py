@@ -155,25 +155,25 @@ def say(text):
 
 def first(function):
     """Call function() in process 0 only; return its result there and None elsewhere. Every process raises its UserError."""
-    result, said = None, ""
+    result, failure = None, ""
     if jax.process_index() == 0:
         try:
             result = function()
         except UserError as error:
             if jax.process_count() == 1:
                 raise
-            said = f"{error.exit_code} {error}"
+            failure = f"{error.exit_code} {error}"
     if jax.process_count() > 1:
         buffer = np.zeros(2048, np.uint8)
-        encoded = np.frombuffer(said.encode(), np.uint8)[: len(buffer)]
+        encoded = np.frombuffer(failure.encode(), np.uint8)[: len(buffer)]
         buffer[: len(encoded)] = encoded
-        said = (
+        failure = (
             bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8))
             .rstrip(b"\0")
             .decode(errors="replace")
         )
-        if said:
-            code, message = said.split(" ", 1)
+        if failure:
+            code, message = failure.split(" ", 1)
             raise UserError(message, exit_code=int(code))
     return result
 
@@ -204,10 +204,10 @@ class PreemptionGuard:
     """
 
     def __init__(self):
-        self._asked, self._sum, self._before, self._idle = False, None, None, False
+        self._signalled, self._sum, self._before, self._idle = False, None, None, False
         self._main = threading.current_thread() is threading.main_thread()  # only this thread can set handlers
         if self._main:
-            self._handler = signal.signal(signal.SIGTERM, self._hear)
+            self._handler = signal.signal(signal.SIGTERM, self._on_sigterm)
         if jax.process_count() > 1:
             mesh = Mesh(np.asarray(jax.devices()), ("device",), axis_types=(AxisType.Auto,))
             self._split = NamedSharding(mesh, PartitionSpec("device"))
@@ -225,22 +225,22 @@ class PreemptionGuard:
         """
         try:
             self._idle = self._sum is None
-            if self._idle and self._asked:
+            if self._idle and self._signalled:
                 raise Stopped
             yield
         finally:
             self._idle = False
 
-    def _hear(self, number, frame):
-        self._asked = True
+    def _on_sigterm(self, number, frame):
+        self._signalled = True
         if self._idle:
             self._idle = False
             raise Stopped
 
     def should_stop(self):
         if self._sum is None:
-            return self._asked
-        mine = np.full(1, self._asked, np.int32)
+            return self._signalled
+        mine = np.full(1, self._signalled, np.int32)
         votes = jax.make_array_from_callback((jax.device_count(),), self._split, lambda _: mine)
         before, self._before = self._before, self._sum(votes)
         return before is not None and int(before) > 0

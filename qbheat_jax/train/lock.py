@@ -126,7 +126,10 @@ class _Beating:
     def _watch(self, before):
         """Wait for a rewrite by the holder; return the unchanged object if there was none."""
         log.info(
-            "%s: waiting up to %g s for a rewrite of the lock by %s", self._workdir, MISSED * BEAT, _words(before.value)
+            "%s: waiting up to %g s for a rewrite of the lock by %s",
+            self._workdir,
+            MISSED * BEAT,
+            _holder_text(before.value),
         )
         until = time.monotonic() + MISSED * BEAT
         while time.monotonic() < until:
@@ -180,10 +183,10 @@ def _parsed(text):
         return {}
 
 
-def _words(text):
+def _holder_text(text):
     return "process {pid} on {host} (since {since})".format(**_parsed(text)) if _parsed(text) else "its holder"
 
 
 def _refusal(workdir, text):
-    holder = _words(text) if _parsed(text) else "another run"
+    holder = _holder_text(text) if _parsed(text) else "another run"
     return UserError(f"--workdir {workdir} is in use by {holder}: wait until it ends, or give another --workdir")

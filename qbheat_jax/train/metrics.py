@@ -127,14 +127,14 @@ class Progress:
             return {}
         rate = (step - self._step) / seconds
         figures = {"images_per_second": rate * self.batch_size, "data_wait": min(self._waited / seconds, 1.0)}
-        words = (
+        text = (
             f"loss {loss:.4f}, {figures['images_per_second']:.0f} images/s, waiting for data {figures['data_wait']:.0%}"
         )
         if self._bar is not None:
-            self._bar.set_postfix_str(words)
+            self._bar.set_postfix_str(text)
         else:
             left = (self.total - step) / rate if rate else float("inf")
-            log.info("step %d of %d, %s, %s left", step, self.total, words, tqdm.format_interval(left))
+            log.info("step %d of %d, %s, %s left", step, self.total, text, tqdm.format_interval(left))
         self._step, self._time, self._waited = step, now, 0.0
         return figures
 

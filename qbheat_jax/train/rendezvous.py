@@ -69,12 +69,12 @@ def _gather(address, count, waiting):
         while len(here) < count - 1:
             missing = sorted(set(range(1, count)) - here.keys())
             if waiting.left() <= 0:
-                words = (
+                message = (
                     f"{_numbers(missing)} of {count} did not come to {address} within {waiting.seconds:g} s: {_REMEDY}"
                 )
                 for peer in here.values():
-                    _tell(peer, words)
-                raise UserError(words, exit_code=RUN_FAILED)
+                    _tell(peer, message)
+                raise UserError(message, exit_code=RUN_FAILED)
             if here:
                 waiting.announce("process 0 waits at %s for %s of %d", address, _numbers(missing), count)
             else:
