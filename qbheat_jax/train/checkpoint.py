@@ -75,6 +75,7 @@ class Checkpoints:
             )
 
     def steps(self):
+        """Return the steps of all checkpoints, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def config(self):
@@ -153,6 +154,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self):
+        """Wait for running writes and close the manager."""
         with self._loops, _disk(self.directory):
             self._manager.close()
 

@@ -214,6 +214,7 @@ class PreemptionGuard:
             self._sum = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def close(self):
+        """Restore the previous SIGTERM handler."""
         if self._main:
             signal.signal(signal.SIGTERM, self._handler)
 
@@ -238,6 +239,7 @@ class PreemptionGuard:
             raise Stopped
 
     def should_stop(self):
+        """Return whether to stop; every process calls this once a step."""
         if self._sum is None:
             return self._signalled
         mine = np.full(1, self._signalled, np.int32)

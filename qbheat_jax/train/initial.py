@@ -43,6 +43,7 @@ class _Slices:
         self._vector, self._begin = vector, 0
 
     def take(self, shape, size):
+        """Return the next `size` elements in the given shape."""
         part = self._vector[self._begin : self._begin + size]
         self._begin += size
         return part.reshape(shape)

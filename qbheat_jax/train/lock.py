@@ -118,6 +118,7 @@ class _Beating:
         self._thread.start()
 
     def release(self):
+        """Stop the thread, and delete the lock if this run still holds it."""
         self._end.set()
         self._thread.join(BEAT)
         with contextlib.suppress(ValueError, RuntimeError):

@@ -62,6 +62,7 @@ class Writer:
             self._board.write_images(int(step), {name: picture[None] for name, picture in pictures.items()})
 
     def close(self):
+        """Close metrics.jsonl and the TensorBoard writer."""
         if self._active:
             if self._file:
                 self._file.close()
@@ -110,6 +111,7 @@ class Progress:
             self._waited += time.perf_counter() - start
 
     def advance(self, step):
+        """Move the progress bar to `step`."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
@@ -139,5 +141,6 @@ class Progress:
         return figures
 
     def close(self):
+        """Close the progress bar."""
         if self._bar is not None:
             self._bar.close()

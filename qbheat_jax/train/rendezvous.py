@@ -48,9 +48,11 @@ class _Waiting:
         self._due = self._begin
 
     def left(self):
+        """Return the seconds until the deadline, negative after it."""
         return self._begin + self.seconds - time.monotonic()
 
     def announce(self, message, *arguments):
+        """Log a message, at most once in ANNOUNCE seconds."""
         if time.monotonic() >= self._due:
             self._due += ANNOUNCE
             log.info(message, *arguments)
