@@ -1,4 +1,4 @@
-"""Small files that are whole at any time, whenever the process that writes them is killed."""
+"""Write small files atomically: a killed process leaves the old file or the new one, never a part."""
 
 import contextlib
 import os
@@ -10,24 +10,27 @@ from qbheat_jax import paths
 
 @contextlib.contextmanager
 def replacing(path):
-    """Give a path beside `path` to write to, which is moved over it at the end of the `with` block if all went well.
+    """Yield a temporary path beside `path`, and rename it to `path` if the `with` block succeeds.
 
-    path: epath or pathlib, on a disk.
+    Args:
+      path: epath or pathlib path on a disk.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
         os.replace(part, path)
     finally:
-        with contextlib.suppress(OSError):  # of a disk that has become read-only
+        with contextlib.suppress(OSError):  # the disk may have become read-only
             part.unlink(missing_ok=True)
 
 
 def write(path, content):
-    """Write text (as UTF-8) or bytes beside `path`, then move them over it; a bucket's objects are whole by themselves.
+    """Write text (as UTF-8) or bytes to `path` through a temporary file beside it.
+
+    Bucket objects are written directly, because buckets replace them atomically.
 
     Raises:
-      OSError: the disk refuses; what was at `path` is left as it was.
+      OSError: the file system refuses the write; the old file is unchanged.
     """
     path, data = epath.Path(path), content.encode() if isinstance(content, str) else content
     if paths.remote(path):

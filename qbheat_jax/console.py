@@ -1,6 +1,6 @@
-"""How the program ends: with its results out, one line where it failed, and at once, whatever its threads wait for.
+"""Write to stdout and stderr, and end the program: on Ctrl-C, on errors, and without waiting for library threads.
 
-stdout is written here alone, so that a reader that is gone (`qbheat ... | head`) ends a command in silence.
+Only this module writes to stdout, so a closed pipe (`qbheat ... | head`) ends a command without an error message.
 """
 
 import atexit
@@ -13,36 +13,36 @@ import threading
 
 from qbheat_jax.errors import CLOSED, RUN_FAILED, UserError
 
-INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
+INTERRUPTED = "interrupted; run the same command again to resume from the last checkpoint"
 
-# Seconds that the main thread has to hear of Ctrl-C, which it cannot inside XLA's compiler; and that threads have to end in
-# once a command has failed.
+# HEAR: seconds that the main thread has to react to Ctrl-C, which it cannot do inside XLA's compiler.
+# END: seconds that other threads have to finish after a command has failed.
 HEAR, END = 3.0, 10.0
 
 
 class Ended(UserError):
-    """The reader of stdout is gone: a silent end, with the exit code of a program that SIGPIPE ended."""
+    """The reader of stdout is gone. Exit silently, with the code of a program killed by SIGPIPE."""
 
     def __init__(self):
         super().__init__("the reader of stdout is gone", exit_code=CLOSED)
 
 
 def say(text):
-    """Print to stdout, at once."""
+    """Print to stdout and flush."""
     with _stdout():
         print(text, flush=True)
 
 
 def flush():
-    """Have what others have printed to stdout written."""
+    """Flush what others have printed to stdout."""
     with _stdout():
-        if sys.stdout is not None:  # as where it was closed from the start
+        if sys.stdout is not None:  # None if it was closed before the program started
             sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def _stdout():
-    """What is wrong with stdout as an error of ours; it then takes whatever comes, for all that is still in its buffer."""
+    """Convert a failing stdout into a UserError, and redirect it to /dev/null, so that its buffer can still be flushed."""
     try:
         yield
     except OSError as error:
@@ -54,25 +54,25 @@ def _stdout():
 
 
 def tell(line):
-    """Print to stderr, if anybody still listens."""
+    """Print to stderr; ignore a closed stderr."""
     with contextlib.suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)
 
 
 class Program:
-    """Around the whole of a program: `with Program() as program: program.code = main()`.
+    """Wrap a whole program: `with Program() as program: program.code = main()`.
 
-    Once its exit hooks have run it ends, without tearing down the libraries that it has loaded. Ctrl-C ends it within
-    HEAR seconds where the main thread hears nothing, and a command that failed ends within END seconds.
+    The process exits after its exit hooks, without tearing down loaded libraries. If the main thread does not react to
+    Ctrl-C within HEAR seconds, the process exits anyway. A failed command exits within END seconds.
     """
 
     def __init__(self):
-        self.code = RUN_FAILED  # of an exception that nobody caught
+        self.code = RUN_FAILED  # the exit code after an uncaught exception
         self._heard = threading.Event()
 
     def __enter__(self):
-        atexit.register(self._leave)  # registered before all others, it is called after them
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as under nohup
+        atexit.register(self._leave)  # registered first, so it runs last
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless SIGINT is ignored, as under nohup
             signal.signal(signal.SIGINT, self._interrupt)
             reader, self._writer = socket.socketpair()
             self._writer.setblocking(False)

@@ -1,10 +1,11 @@
-"""The one user-facing error: a single sentence that says what is wrong and what would be accepted.
+"""The user-facing error, shown as one line, and the exit codes.
 
-Exit codes of the command line: 0 done; 1 (RUN_FAILED) the run failed; 2 (BAD_INPUT) the user's input is wrong; 143
-(PREEMPTED) the run was stopped by SIGTERM after it had saved all it had done, so that the same command goes on from there
-with nothing lost; 141 (CLOSED) the reader of stdout went away (`qbheat ... | head`), all results are on disk.
-143 is 128 + 15, what a shell makes of a process that SIGTERM ended: to schedulers it is no success, and those that restart
-what was preempted restart it. Where there is nothing to save, SIGTERM does end the process. 141 is the same for SIGPIPE.
+0: done. 1 (RUN_FAILED): the run failed. 2 (BAD_INPUT): the user's input is wrong. 143 (PREEMPTED): SIGTERM stopped the run
+after it had saved its state; the same command resumes without loss. 141 (CLOSED): the reader of stdout went away
+(`qbheat ... | head`); all results are on disk.
+
+143 is 128 + 15, the shell's code for a process killed by SIGTERM. Schedulers count it as a failure and restart preempted
+jobs. Where there is nothing to save, SIGTERM kills the process itself. 141 is the same for SIGPIPE.
 """
 
 BAD_INPUT = 2
@@ -14,16 +15,15 @@ CLOSED = 141
 
 
 def first_line(error, most=200):
-    """The first line of what an error says, at most so many characters of it; its type where it says nothing."""
+    """Return the first line of an error's message, at most `most` characters, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
 
 class UserError(Exception):
-    """Shown as one line, without a traceback; the process exits with `exit_code`.
+    """An error shown as one line without a traceback: it names the field or file, the value and what is accepted.
 
-    `exit_code` is `BAD_INPUT` (2) where the user's input is wrong, `RUN_FAILED` (1) where a run that was rightly asked for
-    could not go on (a loss that is not finite, a full disk), `PREEMPTED` (143) where it was stopped, and `CLOSED` (141)
-    where nobody reads its output.
+    The process exits with `exit_code`: BAD_INPUT for wrong input; RUN_FAILED for a valid run that could not continue (a
+    loss that is not finite, a full disk); PREEMPTED for a run stopped by SIGTERM; CLOSED for a closed stdout.
     """
 
     def __init__(self, message, *, exit_code=BAD_INPUT):

@@ -1,4 +1,4 @@
-"""Paths as a user writes them: on the command line and in configs."""
+"""Paths as users write them, on the command line and in configs."""
 
 import os
 
@@ -6,18 +6,19 @@ from qbheat_jax.errors import UserError
 
 
 def remote(path):
-    """Return whether a path is an address of a bucket, such as gs://bucket/folder."""
+    """Return whether a path is a bucket address, such as gs://bucket/folder."""
     return "://" in str(path)
 
 
 def expand(path, name="a path"):
-    """Return a user's path with `~` and `~user` expanded; an address of a bucket stays as it is.
+    """Return a user's path with `~` and `~user` expanded; a bucket address is returned unchanged.
 
     Args:
       path: str or os.PathLike.
-      name: what the path is, for messages, such as `--workdir`.
+      name: what messages call the path, such as `--workdir`.
 
     Raises:
+      UserError: the path is empty, contains a NUL byte, or names the home folder of an unknown user.
       UserError: an empty path, one with a NUL byte, or the home of an unknown user.
 
     >>> expand("runs/first")
@@ -27,14 +28,14 @@ def expand(path, name="a path"):
     if not path.strip():
         raise UserError(f"{name} is empty: it takes a path")
     if "\0" in path:
-        raise UserError(f"{name} holds a NUL byte, which no path can")
+        raise UserError(f"{name} {path!r} contains a NUL byte: it takes a path without one")
     if remote(path):
         return path
     expanded = os.path.expanduser(path)
     if expanded.startswith("~") and not os.path.exists(expanded):
         user = expanded.partition("/")[0]
         raise UserError(
-            f"{name} {path}: {user} names the home folder of a user that is not known; write ./{user} for a file"
+            f"{name} {path}: {user} is the home folder of an unknown user; write ./{user} for a file of that name"
         )
     return expanded
 

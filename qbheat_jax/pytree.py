@@ -1,4 +1,4 @@
-"""Nested dicts of arrays by name: flatten, match by regular expression, count, and say how two differ."""
+"""Nested dicts of arrays by leaf name: flatten, match by regular expression, count and compare."""
 
 import re
 
@@ -6,7 +6,7 @@ import jax
 
 
 def names(tree):
-    """[(name, leaf), ...] in tree order; a name is the path joined by "/"."""
+    """Return [(name, leaf), ...] in tree order; a name is the path joined by "/"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [("/".join(_key(k) for k in path), leaf) for path, leaf in leaves]
 
@@ -19,23 +19,23 @@ def _key(entry):
 
 
 def map_with_names(function, tree):
-    """The tree with every leaf replaced by function(name, leaf)."""
+    """Return the pytree with every leaf replaced by function(name, leaf)."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function("/".join(map(_key, path)), leaf), tree)
 
 
 def mask(tree, patterns):
-    """Booleans in the tree's shape: whether some pattern (regular expression, searched) is found in the leaf's name."""
+    """Return a pytree of bools: whether any pattern (a regular expression) is found in the leaf's name."""
     compiled = [re.compile(p) for p in patterns]
     return map_with_names(lambda name, _: any(p.search(name) for p in compiled), tree)
 
 
 def count(tree):
-    """Number of numbers in all leaves."""
+    """Return the total number of elements of all leaves."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def differences(expected, found):
-    """One line for every leaf that is missing, extra, or of another shape; [] where the trees agree."""
+    """Return a line for each leaf that is missing, extra or of another shape; [] if the pytrees agree."""
     want, have = dict(names(expected)), dict(names(found))
     lines = [f"missing {n} {tuple(want[n].shape)}" for n in want if n not in have]
     lines += [f"extra {n} {tuple(have[n].shape)}" for n in have if n not in want]

@@ -1,4 +1,4 @@
-"""Random keys by name and step: one root key a run, folded where it is used; no chain of splits to store or resume."""
+"""Random keys by name and step, folded from one root key a run; there is no chain of splits to store or resume."""
 
 import zlib
 
@@ -6,11 +6,11 @@ import jax
 
 
 def root(seed):
-    """The typed key of a run."""
+    """Return the typed root key of a run."""
     return jax.random.key(seed)
 
 
 def fold(key, name, step=None):
-    """The key for one purpose (and step). The same (root, name, step) gives the same key in any process, in any order."""
+    """Return the key for one purpose (and step); the same (key, name, step) gives the same key in every process."""
     key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     return key if step is None else jax.random.fold_in(key, step)

@@ -183,7 +183,7 @@ def test_mistakes_in_arguments(capsys, tmp_path, small_config_file):
     assert "config field batchsize is unknown; did you mean batch_size?" in say("--config.batchsize", 8)
     assert "batch_size='many' is not accepted: it takes a whole number" in say("--config.batch_size", "many")
     assert "image_size=36 is not accepted: pebble takes a multiple of its stride, 8" in say("--config.image_size", 36)
-    assert "middle placement cannot split" in say("--config.image_size", 48)
+    assert "height has 6 cells" in say("--config.image_size", 48)
     assert "encoder 'mobile' is unknown" in say("--config.encoder.name", "mobile")
     assert "has no stride 3" in say("--config.encoder.stride", 3)
     assert "mesh.data=3, mesh.fsdp=1, mesh.model=1 does not fit the 8 devices" in say("--config.mesh.data", 3)

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -70,16 +71,16 @@ def test_batches_have_the_boxes_of_their_images_and_crowds_are_not_trained_on(ma
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda t: t.pop("images"), "not in COCO's format"),
-        (lambda t: t["annotations"][0].update(category_id=99), "box 1 of 7.png is of category 99, which is none"),
-        (lambda t: t["annotations"][0].update(image_id=99), "box 1 is of image 99, which is none"),
-        (lambda t: t["annotations"][2].update(id=1), "id 1 of annotations is there twice"),
-        (lambda t: t["images"][2].update(id=7), "id 7 of images is there twice"),
-        (lambda t: t["images"][0].pop("width"), "7.png, has no width"),
-        (lambda t: t["annotations"][0].update(bbox=[1, 2, 3]), "not four numbers"),
-        (lambda t: t["annotations"][0].update(bbox=[1, 2, float("nan"), 3]), "not four numbers"),
-        (lambda t: [image.update(file_name="x.png") for image in t["images"]], "none of its 3 images is in"),
-        (lambda t: t.update(categories=[]), "has no categories"),
+        (lambda t: t.pop("images"), "a.json .*images, annotations and categories"),
+        (lambda t: t["annotations"][0].update(category_id=99), "box 1 of 7.png has category_id=99"),
+        (lambda t: t["annotations"][0].update(image_id=99), "box 1 has image_id=99"),
+        (lambda t: t["annotations"][2].update(id=1), "id 1 of annotations"),
+        (lambda t: t["images"][2].update(id=7), "id 7 of images"),
+        (lambda t: t["images"][0].pop("width"), "7.png, .*width"),
+        (lambda t: t["annotations"][0].update(bbox=[1, 2, 3]), r"7.png has bbox=\[1, 2, 3\]"),
+        (lambda t: t["annotations"][0].update(bbox=[1, 2, float("nan"), 3]), r"7.png has bbox=\[1, 2, nan, 3\]"),
+        (lambda t: [image.update(file_name="x.png") for image in t["images"]], "a.json.* 3 images"),
+        (lambda t: t.update(categories=[]), "a.json has no categories"),
     ],
 )
 def test_what_may_hide_more_is_refused(made, change, words):
@@ -93,11 +94,11 @@ def test_torn_and_misnamed_files_are_refused(made, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(TRUTH)[:-40])
     other = made(lambda t: t["categories"][0].update(name="cow"), "b.json").removeprefix("coco:")
     for wrong, words in (
-        (spec, "a.json is torn or no JSON"),
-        (f"coco:{tmp_path},{tmp_path}/none.json", "none.json cannot be read"),
-        (f"{made(name='c.json')},{other}", "b.json has other categories"),
-        ("coco:images", "write coco:IMAGES_DIR,ANNOTATIONS.json"),
-        (f"coco:{tmp_path}/none,{tmp_path}/c.json", "its folder of images, .*none, does not exist"),
+        (spec, "a.json .*JSON"),
+        (f"coco:{tmp_path},{tmp_path}/none.json", "none.json .*No such file"),
+        (f"{made(name='c.json')},{other}", "b.json .*categories"),
+        ("coco:images", "'coco:images'.* coco:IMAGES_DIR,ANNOTATIONS.json"),
+        (f"coco:{tmp_path}/none,{tmp_path}/c.json", f"{tmp_path}/none,"),
     ):
         with pytest.raises(UserError, match=words):
             data.open_source(wrong)
@@ -175,9 +176,7 @@ def test_boxes_of_tensorflow_datasets(tmp_path, kind):
     source = data.open_source("tfds:boxes", tfds_dir=str(tmp_path))
     assert source.boxed and source.class_names == ["cat", "dog"] and source.classes("train") is None
     if kind == "tfrecord":
-        with pytest.raises(
-            UserError, match="boxes cannot be found: prepare it with 'tfds build boxes --file_format=array"
-        ):
+        with pytest.raises(UserError, match="'tfds:boxes' .*'tfds build boxes --file_format=array_record'"):
             source.boxes("train", 0)
         return
     greys = [decode.decode(source.fetch("val", n)[0])[0, 0, 0] // 80 for n in range(3)]  # tfds shuffles what it stores
@@ -290,7 +289,7 @@ def test_boxes_stay_on_their_pixels_whatever_exif_says(tmp_path, caplog, orienta
     (tmp_path / "a.json").write_text(json.dumps(truth))
     with caplog.at_level(logging.WARNING, "qbheat"):
         source = data.open_source(f"coco:{tmp_path},{tmp_path}/a.json")
-    counts = f"the boxes of {0 if told else 1} are" in caplog.text and f"those of {1 if told else 0}," in caplog.text
+    counts = re.search(f"boxes of {0 if told else 1} .* those of {1 if told else 0} ", caplog.text) is not None
     assert counts == (orientation > 1) and len(caplog.records) == (orientation > 1)
     batches = data.eval_batches(source, split="train", batch_size=1, image_size=40, seed=0, boxes=2)
     batch = next(batches)

@@ -180,11 +180,9 @@ def test_bad_files_are_masked_counted_once_and_named_in_the_log(tmp_path, caplog
 
 def test_what_does_not_fit_is_refused_with_sizes(twenty):
     words = (
-        "data.device_cache=True: the 2500 images of photos train take 0.0286 GiB at 64 x 64 pixels, which is 0.0286 on "
-        "each of 1 devices and more than config field data.cache_gib=0.01: raise it, set data.cache_size below 64, or "
-        "data.device_cache=False"
+        "2500 images of photos train .*0.0286 GiB at 64 x 64 pixels.* data.cache_gib=0.01.* data.cache_size below 64"
     )
-    with pytest.raises(UserError, match=re.escape(words)) as caught:
+    with pytest.raises(UserError, match=words) as caught:
         next(data.train_batches(twenty, batch_size=8, cache=cached(twenty, gib=0.01), **TRAIN))
     assert caught.value.exit_code == 2
     # An eighth of it fits.

@@ -111,10 +111,10 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, capsys, monkeypatch)
     assert source.splits == {"train": 1}
     (note,) = source.notes
     for words in (
-        "passed over 6 files",
+        " 6 files",
         "2 .heic (such as",
         "1 .txt",
-        "1 without an ending",
+        "1 without an extension",
         "2 pipes, sockets or devices",
     ):
         assert words in note

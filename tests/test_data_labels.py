@@ -53,9 +53,9 @@ def test_what_is_saved_is_read_back_on_one_line_each(tmp_path):
     "content, message",
     [
         (b"", "classes.tsv is empty"),
-        (b"a\tb\nc\n", "line 2 is not a class"),
-        (b"a\tb\tc\n", "line 1 is not a class"),
-        (b"a\tb\n\tc\n", "line 2 is not a class"),
+        (b"a\tb\nc\n", "line 2 .*'c'.*KEY<TAB>NAME"),
+        (b"a\tb\tc\n", "line 1 .*'c'.*KEY<TAB>NAME"),
+        (b"a\tb\n\tc\n", "line 2 .*'c'.*KEY<TAB>NAME"),
         (b"a\t\xff\xfe\n", "classes.tsv cannot be read"),
     ],
 )

@@ -556,9 +556,9 @@ def test_tfds_refusals(tmp_path):
     def refuse(words, spec):
         refused(words, data.open_source, spec, tfds_dir=str(tmp_path))
 
-    refuse("TensorFlow Datasets has no data set 'nonesuch', nor is one prepared in", "tfds:nonesuch")
-    refuse("is not prepared in", "tfds:cifar10")
+    refuse("data.source='tfds:nonesuch'", "tfds:nonesuch")
+    refuse("data.source='tfds:cifar10'", "tfds:cifar10")
     refuse("run 'tfds build cifar10 --file_format=array_record'", "tfds:cifar10")
     refuse("BuilderConfig foo not found", "tfds:cifar10/foo")
     refuse("has no image feature: its features are idx, label, sentence", "tfds:glue/cola")
-    refuse("data.source='tfds:' names no data set", "tfds:")
+    refuse("data.source='tfds:'", "tfds:")

@@ -95,16 +95,15 @@ def test_photos_without_a_wheel_or_a_file(monkeypatch, tmp_path):
 
 
 def test_unknown_specs():
-    refused("data.source='imagenet' is not understood: write 'photos', 'tfds:NAME", data.open_source, "imagenet")
-    refused("data.source='coco' is not understood: write coco:IMAGES_DIR,ANNOTATIONS.json", data.open_source, "coco")
-    refused("data.source='photos:3' is not understood", data.open_source, "photos:3")
-    refused("data.source='synthetic:few' is not understood", data.open_source, "synthetic:few")
-    refused("data.source='folder:' names no folder", data.open_source, "folder:")
+    refused("data.source='imagenet'", data.open_source, "imagenet")
+    refused("data.source='coco'", data.open_source, "coco")
+    refused("data.source='photos:3'", data.open_source, "photos:3")
+    refused("data.source='synthetic:few'", data.open_source, "synthetic:few")
+    refused("data.source='folder:'", data.open_source, "folder:")
 
 
 def test_unknown_split_names_the_splits_there_are(twenty):
-    words = "data.source='photos' has no split 'holdout': it has 'train' (2500 images), 'val' (500 images)"
-    refused(words, twenty.split, "holdout")
+    refused("'train' (2500 images), 'val' (500 images)", twenty.split, "holdout")
     assert twenty.split("valid") == "val"
 
 
@@ -139,7 +138,7 @@ def test_folder_with_splits_and_classes(tmp_path):
     np.testing.assert_array_equal(decode.decode(content)[0, 0], [200, 55, 7])
     assert label == 1
     source.check_labels("train", "val")
-    refused("has no split 'test': it has 'train' (9 images), 'val' (2 images)", source.split, "test")
+    refused("'train' (9 images), 'val' (2 images)", source.split, "test")
 
 
 def test_folder_order_does_not_depend_on_the_disk(tmp_path, monkeypatch):
@@ -179,7 +178,7 @@ def test_folder_split_without_classes(tmp_path):
     picture(tmp_path / "test" / "a" / "1.png")
     source = data.open_source(f"folder:{tmp_path}")
     assert source.labels("train").tolist() == [-1]
-    refused("has no labels: labels come from folders, ", source.check_labels, "train", "test")
+    refused("split 'train' of data.source='folder:", source.check_labels, "train", "test")
 
 
 def test_folder_links_are_followed_but_not_in_circles(tmp_path):
@@ -198,7 +197,7 @@ def test_folder_labels_that_differ(tmp_path):
     source = data.open_source(f"folder:{tmp_path}")
     assert source.labels("test").tolist() == [0, 1, -1]
     refused(
-        "has different classes in 'train' (3) and 'test' (3): only in 'train': c; only in 'test': x",
+        "'train' (3) and 'test' (3): only in 'train': c; only in 'test': x",
         source.check_labels,
         "train",
         "test",
@@ -206,22 +205,19 @@ def test_folder_labels_that_differ(tmp_path):
 
 
 def test_folder_errors(tmp_path):
-    refused("does not exist", data.open_source, f"folder:{tmp_path / 'nowhere'}")
-    refused("is a file", data.open_source, f"folder:{picture(tmp_path / 'x' / '1.png')}")
+    refused(f"{tmp_path / 'nowhere'} ", data.open_source, f"folder:{tmp_path / 'nowhere'}")
+    refused(f"{tmp_path / 'x' / '1.png'} ", data.open_source, f"folder:{picture(tmp_path / 'x' / '1.png')}")
     (tmp_path / "bare").mkdir()
-    no_images = "no images (jpg, png, webp and others that Pillow reads) in "
-    refused(f"{no_images}{tmp_path / 'bare'}", data.open_source, f"folder:{tmp_path / 'bare'}")
+    refused(f"{tmp_path / 'bare'} ", data.open_source, f"folder:{tmp_path / 'bare'}")
     (tmp_path / "split" / "train").mkdir(parents=True)
-    refused(f"{no_images}{tmp_path / 'split' / 'train'}", data.open_source, f"folder:{tmp_path / 'split'}")
+    refused(f"{tmp_path / 'split' / 'train'} ", data.open_source, f"folder:{tmp_path / 'split'}")
     picture(tmp_path / "split" / "train" / "full" / "1.png")
     hollow = tmp_path / "split" / "train" / "hollow"
     hollow.mkdir()
-    refused(f"the class folder {hollow} holds no images", data.open_source, f"folder:{tmp_path / 'split'}")
+    refused(f"{hollow} ", data.open_source, f"folder:{tmp_path / 'split'}")
     picture(hollow / "1.png")
     picture(tmp_path / "split" / "train" / "stray.png")
-    refused(
-        "holds both images (stray.png, ...) and folders (full, ...)", data.open_source, f"folder:{tmp_path / 'split'}"
-    )
+    refused("images (stray.png, ...) and folders (full, ...)", data.open_source, f"folder:{tmp_path / 'split'}")
     for name in ("val", "valid"):
         picture(tmp_path / "two" / name / "a" / "1.png")
-    refused("two folders for the split 'val'", data.open_source, f"folder:{tmp_path / 'two'}")
+    refused("'val', val and valid", data.open_source, f"folder:{tmp_path / 'two'}")

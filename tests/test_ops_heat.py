@@ -159,7 +159,7 @@ def test_power_is_one_finite_difference_a_cell(distance, cells):
 
 
 def test_power_refuses_part_of_a_cell():
-    with pytest.raises(ValueError, match="whole cells"):
+    with pytest.raises(ValueError, match="heat.propagator='power'"):
         propagator(random_params(Heat("power")), Heat("power"), "x", 0.5, 3)
 
 
@@ -229,7 +229,7 @@ def test_a_shortened_operator_goes_part_of_the_way(propagator, directions):
     for d in (-1.0, 0.5):
         expected = heat_lib.propagator(params, heat, "x", d / 4, 4)
         np.testing.assert_allclose(heat_lib.propagator(short, heat, "x", d, 4), expected, atol=1e-5)
-    with pytest.raises(ValueError, match="whole cells"):
+    with pytest.raises(ValueError, match="heat.propagator='power'"):
         heat_lib.shortened(params, Heat("power"), 0.5)
 
 
@@ -431,7 +431,7 @@ def test_gradients_are_finite_and_those_of_finite_differences(propagator, direct
 def test_grids_that_cannot_be_split_are_refused():
     heat = Heat()
     params, visible = random_params(heat), random_visible(1, 3, 2)
-    with pytest.raises(UserError, match="the grid's height has 6 cells, which a middle placement cannot split"):
+    with pytest.raises(UserError, match="height has 6 cells"):
         heat_lib.extrapolate(params, heat, visible, np.array([0]))
     assert heat_lib.extrapolate(params, heat, visible, np.array([8]), (0, 8)).shape == (1, 6, 4, WIDTH)
 

@@ -37,7 +37,7 @@ def test_both_forms_and_their_gradients_are_the_loop(monkeypatch, rows, batch, p
         choice = np.full_like(choice, count - 1)
 
     def differentiated(x, matrices, choice, toward):
-        y, pull = jax.vjp(lambda x, m: module.chosen_product(x, m, choice), x, matrices)
+        y, pull = jax.vjp(lambda x, m: module.indexed_matmul(x, m, choice), x, matrices)
         return y, *pull(toward)
 
     def by_selection(x, matrices, choice, toward):
@@ -54,7 +54,7 @@ def test_bfloat16_is_multiplied_as_such_and_summed_in_float32():
     rounded = [np.asarray(jnp.asarray(a, jnp.bfloat16), np.float32) for a in (x, matrices, toward)]
     expected = by_loops(*rounded[:2], choice, rounded[2])
     x, matrices, choice = jnp.asarray(x, jnp.bfloat16), jnp.asarray(matrices), jnp.asarray(choice)
-    y, pull = jax.vjp(lambda x, m: module.chosen_product(x, m, choice), x, matrices)
+    y, pull = jax.vjp(lambda x, m: module.indexed_matmul(x, m, choice), x, matrices)
     by_selection = module._by_selection(x, matrices, choice), *module._by_selection_vjp(x, matrices, choice, toward)
     for got in ((y, *pull(jnp.asarray(toward))), by_selection):
         assert got[0].dtype == got[2].dtype == jnp.float32
@@ -65,7 +65,7 @@ def test_bfloat16_is_multiplied_as_such_and_summed_in_float32():
 
 def test_cpus_multiply_by_blocks_and_others_by_selection():
     x, matrices, choice, _ = inputs(8, 2, 2, 2, 16, 4)
-    traced = jax.jit(module.chosen_product).trace(x, matrices, choice)
+    traced = jax.jit(module.indexed_matmul).trace(x, matrices, choice)
     assert "while" in traced.lower(lowering_platforms=("cpu",)).as_text()
     assert "while" not in traced.lower(lowering_platforms=("tpu",)).as_text()
 

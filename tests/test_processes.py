@@ -223,7 +223,7 @@ def test_which_processes_there_are(monkeypatch, joined):
             r"needs --processes \(or JAX_NUM_PROCESSES\) and --process \(or JAX_PROCESS_ID\) too",
             ("host:1234", None, None),
         ),
-        ("--process 4 is not accepted: it takes HOST:PORT of process 0", ("host:1234", "4", "4")),
+        ("--processes 4 --process 4 ", ("host:1234", "4", "4")),
         ("--coordinator host --processes 2", ("host", "2", "0")),
         ("--processes two", ("host:1", "two", "0")),
         ("--wait soon", ("host:1", "2", "0", "soon")),

@@ -169,7 +169,7 @@ def test_loading_too_finds_out_bits_that_changed(whole, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(Checkpoints, "_restore", flipped)
     assert api.load(tmp_path / "run").step == 4
-    assert "checkpoint 6 is damaged (what was read is not what was written)" in caplog.text
+    assert "checkpoint 6 is damaged (the bit sums differ" in caplog.text
     assert (tmp_path / "run" / "checkpoints" / "6").exists()
 
 

@@ -1,22 +1,26 @@
-"""The boxes of an image through what is done to it: windows, mirror images, lists of one length. numpy alone.
+"""Transform the boxes of an image along with it: crops, mirroring, padding to a fixed length. numpy only.
 
-Corners are float32 [k, 4], (left, top, right, bottom) in pixels, see qbheat_jax.ops.boxes.
+Corners are float32 [k, 4], (left, top, right, bottom) in pixels, see `qbheat_jax.ops.boxes`.
 """
 
 import dataclasses
 
 import numpy as np
 
-# Of a box that is cut by the window's border, the share of its area that must be left, and the pixels a side.
-LEAST_SHARE, LEAST_SIDE = 0.2, 1.0
+# A box cut by the window's border is kept if at least this fraction of its area, and this many pixels a side, remain.
+MIN_FRACTION, MIN_SIDE = 0.2, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Boxes:
-    """What is in one image of `size` (height, width): corners float32 [k, 4], classes int32 [k].
+    """The boxes of one image.
 
-    `crowd` bool [k]: the box is around many of its class, as COCO has it: evaluation neither asks for it nor counts what is
-    found in it as wrong, and training is not shown it.
+    Attributes:
+      corners: float32 [k, 4].
+      classes: int32 [k].
+      crowd: bool [k]; the box surrounds many objects of its class, as in COCO. Evaluation neither requires it nor counts
+        detections in it as wrong, and training does not use it.
+      size: (height, width) of the image.
     """
 
     corners: np.ndarray
@@ -28,33 +32,38 @@ class Boxes:
         return len(self.classes)
 
     def kept(self, rows):
-        """Those of `rows` (bool [k] or int [m]) alone."""
+        """Return only the boxes of `rows` (bool [k] or int [m])."""
         return dataclasses.replace(self, corners=self.corners[rows], classes=self.classes[rows], crowd=self.crowd[rows])
 
     def flipped(self):
-        """Those of the image mirrored left to right."""
+        """Return the boxes of the image mirrored left to right."""
         left, top, right, bottom = self.corners.T
         width = np.float32(self.size[1])
         return dataclasses.replace(self, corners=np.stack([width - right, top, width - left, bottom], -1))
 
     def moved(self, offset, scale, size):
-        """Those of an image that is scaled, then moved: offset, scale (y, x) -> within an image of `size` (height, width).
+        """Return the boxes of the scaled and shifted image, cut to an image of `size`.
 
-        What lies outside is cut off; a box goes of which less than LEAST_SHARE of its area, or a side of less than LEAST_SIDE
-        pixels is left.
+        A box is dropped if less than MIN_FRACTION of its area, or less than MIN_SIDE pixels of a side, remains.
+
+        Args:
+          offset, scale: (y, x); each coordinate becomes scale * coordinate + offset.
+          size: (height, width) of the new image.
         """
         factors, shift = np.tile(scale[::-1], 2), np.tile(offset[::-1], 2)
         whole = (self.corners * factors + shift).astype(np.float32)
         cut = clip(whole, size)
         sides, before = cut[:, 2:] - cut[:, :2], whole[:, 2:] - whole[:, :2]
-        left = sides.prod(1) >= LEAST_SHARE * before.prod(1)
-        # A box that nothing was cut from may be as small as it is.
-        stays = (cut == whole).all(1) | (left & (sides >= LEAST_SIDE).all(1))
+        left = sides.prod(1) >= MIN_FRACTION * before.prod(1)
+        # Keep an uncut box, however small it is.
+        stays = (cut == whole).all(1) | (left & (sides >= MIN_SIDE).all(1))
         return dataclasses.replace(self, corners=cut, size=tuple(size)).kept(stays)
 
     def padded(self, count):
-        """(float32 [count, 4], int32 [count]) of those that are no crowd, the largest ones where there are more; class -1
-        and box 0 fill up."""
+        """Return (corners float32 [count, 4], classes int32 [count]) of the boxes that are not crowds.
+
+        If there are more than `count`, the largest are kept. Empty slots have box 0 and class -1.
+        """
         own = self.kept(~self.crowd)
         if len(own) > count:
             sides = own.corners[:, 2:] - own.corners[:, :2]
@@ -65,20 +74,23 @@ class Boxes:
 
 
 def clip(corners, size):
-    """Corners [k, 4] cut off at the borders of an image of `size` (height, width)."""
+    """Cut corners [k, 4] at the borders of an image of `size` (height, width)."""
     height, width = size
     return np.clip(corners, 0, np.array([width, height, width, height], np.float32)).astype(np.float32)
 
 
 def none(size):
-    """The boxes of an image in which there is nothing."""
+    """Return the `Boxes` of an image without objects."""
     return Boxes(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), tuple(size))
 
 
 def coco_format(found, class_names, file_name):
-    """A split's `Boxes`, a list with one an image, as a dict in COCO's format: image i has the id i, class c the id c.
+    """Convert the boxes of a split to a dict in COCO's format, where image i has id i and class c has id c.
 
-    file_name: function of i.
+    Args:
+      found: list of `Boxes`, one per image.
+      class_names: list of str.
+      file_name: function (i) -> str.
     """
     images, annotations = [], []
     for i, own in enumerate(found):

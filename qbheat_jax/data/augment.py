@@ -1,7 +1,6 @@
 """Stateless image operations: every random draw is a function of (seed, epoch, index, purpose). numpy and Pillow only.
 
-Nothing here keeps a generator between examples, so an example looks the same whichever process, thread or
-resumed run makes it.
+No generator lives longer than one example, so an example looks the same in every process, thread and resumed run.
 """
 
 import math
@@ -11,18 +10,18 @@ from PIL import Image
 
 _MASK = (1 << 64) - 1
 
-# What a draw is for. Two purposes of one example are independent; the numbers must never change meaning.
+# Purposes of draws. Two purposes of one example are independent. The numbers must never change.
 PURPOSES = {
     "crop": 1, "flip": 2, "quarter": 3, "order": 4, "files": 5, "photos": 6, "noise": 7, "crop2": 8, "flip2": 9,
     "scenes": 10,
 }  # fmt: skip
 
-# Evaluation keeps this share of the shorter side: 224 out of 256, the usual protocol.
-CENTRE_SHARE = 0.875
+# Evaluation keeps this fraction of the shorter side: 224 of 256, the usual protocol.
+CENTRE_FRACTION = 0.875
 
 
 def mix(x):
-    """One step of splitmix64: uint64 (a Python int or a numpy array) -> uint64 of the same kind, a bijection."""
+    """Return one step of splitmix64, a bijection of uint64; takes and returns a Python int or a numpy array."""
     x = (x + 0x9E3779B97F4A7C15) & _MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -30,10 +29,15 @@ def mix(x):
 
 
 def bits(seed, epoch, index, purpose):
-    """64 random bits for each example.
+    """Return 64 random bits for each example; unlike numpy's generators, they are the same in every numpy version.
 
-    `seed` is an int; `epoch` and `index` are ints, or integer arrays that broadcast (then uint64 comes back in
-    their shape); `purpose` is a key of `PURPOSES`. Unlike numpy's generators, this is the same under every numpy.
+    Args:
+      seed: int.
+      epoch, index: ints, or integer arrays that broadcast.
+      purpose: a key of `PURPOSES`.
+
+    Returns:
+      int, or uint64 array of the broadcast shape.
     """
     h = mix((int(seed) & _MASK) ^ mix(PURPOSES[purpose]))
     return mix(mix(h ^ _unsigned(epoch)) ^ _unsigned(index))
@@ -44,15 +48,23 @@ def _unsigned(x):
 
 
 def rng(seed, epoch, index, purpose):
-    """numpy.random.Generator (Philox) of one example and one purpose; making it takes about 10 microseconds."""
+    """Return a numpy.random.Generator (Philox) for one example and purpose; creating it takes about 10 microseconds."""
     return np.random.Generator(np.random.Philox(key=bits(seed, epoch, index, purpose)))
 
 
 def random_resized_crop_box(generator, height, width, scale, ratio):
-    """(top, left, height, width) in pixels of a random box, by Inception's rule (as in torchvision).
+    """Return a random box by Inception's rule, as torchvision does.
 
-    `scale` = (least, most) share of the image's area, `ratio` = (least, most) width / height, drawn uniformly in
-    its logarithm. Ten tries; where none fits, the largest central box whose ratio is in range.
+    Ten boxes are tried. If none fits, the result is the largest central box with a ratio in range.
+
+    Args:
+      generator: numpy.random.Generator.
+      height, width: size of the image in pixels.
+      scale: (min, max) fraction of the image's area, drawn uniformly.
+      ratio: (min, max) of width / height, drawn uniformly in the logarithm.
+
+    Returns:
+      (top, left, height, width) in pixels.
     """
     draws = generator.random((10, 2))
     place = generator.random(2)
@@ -71,31 +83,40 @@ def random_resized_crop_box(generator, height, width, scale, ratio):
 
 
 def centre_box(height, width, size):
-    """(top, left, height, width) of the evaluation crop.
+    """Return (top, left, height, width) of the evaluation crop.
 
-    Scaling this box to `size` is the same as scaling the shorter side to size / 0.875 and cutting out the centre.
-    An image that is already size x size is kept whole.
+    Resizing this box to `size` equals resizing the shorter side to size / 0.875 and cropping the centre. An image of
+    size x size is kept whole.
     """
     if height == width == size:
         return 0, 0, height, width
-    side = max(1, round(min(height, width) * CENTRE_SHARE))
+    side = max(1, round(min(height, width) * CENTRE_FRACTION))
     return (height - side) // 2, (width - side) // 2, side, side
 
 
 def crop_resize(image, box, size, mirrored=False):
-    """uint8[H, W, 3] and a box (top, left, height, width) -> uint8[size, size, 3], bicubic with antialiasing.
+    """Crop a box and resize it with antialiased bicubic interpolation.
 
-    The box is cut out first, so that no pixel outside it has any influence: a decoder that only decodes the box
-    gives the same result.
+    The box is cut out first, so pixels outside have no influence. A decoder that decodes only the box gives the same
+    result.
+
+    Args:
+      image: uint8 [H, W, 3].
+      box: (top, left, height, width), ints.
+      size: pixels a side of the result.
+      mirrored: whether to mirror the result left to right.
+
+    Returns:
+      uint8 [size, size, 3].
     """
     top, left, height, width = box
     return resize(image[top : top + height, left : left + width], size, mirrored)
 
 
 def resize(image, size, mirrored=False):
-    """uint8[h, w, 3] -> uint8[size, size, 3], bicubic with antialiasing; a copy where it has that size already.
+    """Resize uint8 [h, w, 3] to [size, size, 3], antialiased bicubic; an image of that size is copied.
 
-    `mirrored`: left for right, once it has that size.
+    If `mirrored`, the result is then mirrored left to right.
     """
     if image.shape[:2] == (size, size):
         return flip(image) if mirrored else np.array(image)
@@ -104,28 +125,35 @@ def resize(image, size, mirrored=False):
 
 
 def resize_window(image, window, size):
-    """uint8[H, W, 3], its part `window` (left, top, right, bottom; fractions of a pixel too) -> uint8[*size, 3].
+    """Resize a window of an image as if the whole image were resized and then cropped, antialiased bicubic.
 
-    `size` is (height, width). Bicubic with antialiasing, as if the whole image were scaled and then cut: pixels just
-    outside the window have their share in those at its border.
+    Pixels just outside the window thus influence those at its border.
+
+    Args:
+      image: uint8 [H, W, 3].
+      window: (left, top, right, bottom) in pixels; fractions are allowed.
+      size: (height, width) of the result.
+
+    Returns:
+      uint8 [*size, 3].
     """
     picture = Image.fromarray(np.ascontiguousarray(image))
     return np.asarray(picture.resize(size[::-1], Image.Resampling.BICUBIC, box=window))
 
 
 def centre(image, size):
-    """uint8[H, W, 3] -> uint8[size, size, 3]: the evaluation crop."""
+    """Return the evaluation crop of uint8 [H, W, 3] as uint8 [size, size, 3]."""
     return crop_resize(image, centre_box(*image.shape[:2], size), size)
 
 
 def flip(image):
-    """uint8[H, W, 3] -> its left-right mirror image."""
+    """Return uint8 [H, W, 3] mirrored left to right."""
     mirrored = np.empty_like(image)
-    for channel in range(image.shape[2]):  # numpy takes a fifth of the time for it that it takes pixel by pixel
+    for channel in range(image.shape[2]):  # five times as fast in numpy as copying whole pixels
         mirrored[..., channel] = image[:, ::-1, channel]
     return mirrored
 
 
 def flips(seed, epoch, index, purpose="flip"):
-    """Whether this example is mirrored, with probability one half: bool (or bool[...] for arrays)."""
+    """Return whether an example is mirrored, with probability one half: bool, or a bool array for array arguments."""
     return (bits(seed, epoch, index, purpose) >> 63) == 1

@@ -1,4 +1,4 @@
-"""Files that cannot be decoded: counted, named once in the log, and the end of the run where they are too many."""
+"""Count and log files that cannot be decoded, and stop the run if there are too many."""
 
 import logging
 import threading
@@ -10,10 +10,11 @@ _log = logging.getLogger("qbheat")
 
 
 class BadFiles:
-    """Thread-safe set of the files that were skipped.
+    """Thread-safe set of skipped files; each process counts those that it met itself.
 
-    `limit_fraction`: the share of `total` (the images of the split) that may be bad, `data.max_bad_fraction`.
-    Each process counts the files that it met itself.
+    Args:
+      limit_fraction: fraction of `total` that may be bad, `data.max_bad_fraction`.
+      total: number of images in the split.
     """
 
     def __init__(self, limit_fraction, total):
@@ -22,7 +23,7 @@ class BadFiles:
         self._lock = threading.Lock()
 
     def add(self, name, reason):
-        """Counts the file `name` (str) and logs one warning; a file seen before is neither counted nor logged."""
+        """Count a file and log a warning, once per name."""
         name = printable(name)
         with self._lock:
             if name in self._names:
@@ -32,24 +33,28 @@ class BadFiles:
 
     @property
     def count(self):
-        """int: the number of distinct bad files."""
+        """Number of distinct bad files."""
         return len(self._names)
 
     @property
     def names(self):
-        """tuple of str: the bad files, in the order in which they were met."""
+        """Names of the bad files, a tuple in the order of discovery."""
         with self._lock:
             return tuple(self._names)
 
     def check(self):
-        """Raises UserError (exit code 1) where more than `limit_fraction` of `total` is bad."""
+        """Check that at most `limit_fraction` of `total` is bad.
+
+        Raises:
+          UserError: exit code 1, if more is bad.
+        """
         if self.count <= self.limit_fraction * self.total:
             return
         names = self.names
         first = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise UserError(
             f"{len(names)} of {self.total} images ({len(names) / max(1, self.total):.1%}) cannot be decoded, more than "
-            f"data.max_bad_fraction={self.limit_fraction:g} allows (first: {first}): repair or remove them (the log "
-            "gives each one's reason), or raise data.max_bad_fraction",
+            f"data.max_bad_fraction={self.limit_fraction:g} allows (first: {first}): repair or remove them (the log has "
+            "each reason), or raise data.max_bad_fraction",
             exit_code=RUN_FAILED,
         )

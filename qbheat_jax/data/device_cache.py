@@ -1,13 +1,13 @@
-"""A split kept on the accelerators: decoded once by Pillow, cropped inside jit ever after. No tensorflow.
+"""Keep a split in accelerator memory: decoded once by Pillow, then cropped inside jit. No tensorflow.
 
-Every image is decoded once. An axis of it that is longer than `cache_size` is scaled down to that, each axis by itself;
-anything smaller is kept pixel for pixel. So all of the image is there, at most squeezed. Crops, flips and placements are
-the ones that the tf.data pipeline draws: the host draws the boxes in pixels of the original image, a few bytes an example,
-and what is done with pixels is done inside jit. Where nothing had to be scaled, the images are the pipeline's too.
+Axes of an image longer than `cache_size` are scaled down to it, each axis separately. Shorter axes keep their pixels, so
+the cache holds all of the image, at most squeezed. Crops, flips and placements are those of the tf.data pipeline: the host
+draws boxes in pixels of the original image, a few bytes an example. All pixel work happens inside jit. If
+nothing was scaled down, the images equal the pipeline's too.
 
-The images are split over the mesh as a batch is, not repeated on every device: a device's share shrinks as devices are
-added, so what is too large for one may fit eight, and each process decodes its own share alone. A step then sends each
-image of its batch from the one device that holds it to the one that trains on it.
+The images are split over the mesh like a batch, not replicated. Each device's part shrinks as devices are added, so a split
+too large for one device may fit on eight. Each process decodes only its own part. In each step, every image
+of the batch moves from the device that holds it to the one that trains on it.
 """
 
 import functools
@@ -31,18 +31,26 @@ from qbheat_jax.ops import resample
 
 _log = logging.getLogger("qbheat")
 
-# `cache_size` over the model's image size, unless told otherwise. Pixels are scaled twice where an image is larger: of a
-# photograph full of edges, crops then differ from the pipeline's by 4 grey levels in the mean at 8/7, by 1 at 2, by 0.3 at 4.
+# The default `cache_size` as a multiple of the image size. Larger images are scaled twice, which changes crops of detailed
+# photographs: they differ from the pipeline's by 4 grey levels on average at 8/7, by 1 at 2, and by 0.3 at 4.
 DEFAULT_SIZE = 2
 
 _GIB = 2**30
 _LANES = 128
-# Bytes that a device looks out for the others at a time.
+# Bytes of images that a device looks up for the others at a time.
 _TRANSIT = 2**28
 
 
 def of(settings, image_size, source, split, mesh):
-    """The cache of a split as the `data` section of a config wants it: a `DeviceCache`, or None where it wants none."""
+    """Return the `DeviceCache` of a split, or None unless `data.device_cache` is set.
+
+    Args:
+      settings: the `data` section of a config.
+      image_size: the model's image size, pixels a side.
+      source: `sources.base.Source`.
+      split: name of the split.
+      mesh: the device mesh.
+    """
     if not settings.device_cache:
         return None
     size = settings.cache_size or DEFAULT_SIZE * image_size
@@ -50,10 +58,15 @@ def of(settings, image_size, source, split, mesh):
 
 
 class DeviceCache:
-    """The images of one split on the devices of `mesh`; they are decoded when the first batch is asked for.
+    """The images of one split on the devices of `mesh`, decoded when the first batch is requested.
 
-    `cache_size`: the longest side kept, in pixels; `cache_gib`: the most memory of a device that it may take; `workers`:
-    decoding threads, 0 for one a core.
+    Args:
+      source: `sources.base.Source`.
+      split: name of the split.
+      mesh: the device mesh.
+      cache_size: longest side kept, in pixels.
+      cache_gib: memory that the cache may take on each device, in GiB.
+      workers: decoding threads; 0 for one per core.
     """
 
     def __init__(self, source, split, mesh, cache_size, cache_gib, workers=0):
@@ -62,17 +75,21 @@ class DeviceCache:
         self.n = source.splits[self.split]
         self._sharding = NamedSharding(mesh, device_mesh.BATCH)  # devices along `model` hold the same images
         self._devices = mesh.shape["data"] * mesh.shape["fsdp"]
-        self._images = None  # uint32[rows, k, 128] on the mesh, see `_pack`; rows are a multiple of the devices
-        self._shape = None  # (3, h, w) of each
-        self._sizes = None  # int32[n, 2], of the original images
-        self._labels = None  # int32[n]
-        self._good = None  # bool[n]
-        self._bad = ()  # (name, reason) of what could not be decoded
+        self._images = None  # uint32 [rows, k, 128] on the mesh, see `_pack`; rows is a multiple of the devices
+        self._shape = None  # (3, h, w) of each cached image
+        self._sizes = None  # int32 [n, 2], (height, width) of the original images
+        self._labels = None  # int32 [n]
+        self._good = None  # bool [n]
+        self._bad = ()  # (name, reason) of images that could not be decoded
 
     def load(self, bad):
-        """Decodes the split if that has not been done yet, and names what could not be decoded to the `BadFiles` bad.
+        """Decode the split on the first call, and report undecodable images to `bad`.
 
-        Raises UserError where too much of it is bad, and where the images take more than `cache_gib`.
+        Args:
+          bad: `BadFiles`.
+
+        Raises:
+          UserError: too many images are bad, or the images take more than `cache_gib`.
         """
         if self._images is None:
             self._load()
@@ -81,7 +98,17 @@ class DeviceCache:
         bad.check()
 
     def batch(self, recipe, epochs, indices, batch_size):
-        """The global batch on the mesh of every process's examples (epochs int64[b], indices int64[b], -1 for padding)."""
+        """Return the global batch on the mesh.
+
+        Args:
+          recipe: the example recipe, which draws boxes, flips and placements.
+          epochs: int64 [b], for this process's examples.
+          indices: int64 [b], -1 for padding.
+          batch_size: global batch size.
+
+        Returns:
+          dict of arrays [batch_size, ...].
+        """
         real = indices >= 0
         rows = np.where(real, indices, 0)
         local = {
@@ -98,16 +125,23 @@ class DeviceCache:
         return batch
 
     def crop(self, rows, boxes, flips, size):
-        """Parts of the images int32[B]: float32[B, 4] boxes in pixels of the cache, bool[B] mirrored; all on the mesh.
+        """Return crops of cached images, resized to `size`.
 
-        Returns uint8[B, size, size, 3] on the mesh.
+        Args:
+          rows: int32 [B], indices of images.
+          boxes: float32 [B, 4], (top, left, height, width) in pixels of the cache.
+          flips: bool [B], True to mirror left to right.
+          size: pixels a side of the result.
+
+        Returns:
+          uint8 [B, size, size, 3]. All arrays are on the mesh.
         """
         return _crop(self._images, rows, boxes, flips, mesh=self.mesh, shape=self._shape, size=size)
 
     def _draw(self, recipe, epochs, rows, view):
-        """(float32[b, 4] boxes in pixels of the cache, bool[b] mirrored): those of `examples.Recipe`, example by example."""
+        """Return (boxes float32 [b, 4] in pixels of the cache, bool [b] mirrored), as `recipe` draws them per example."""
         sizes = self._sizes[rows]
-        whole = recipe.train and isinstance(self.source, Synthetic) and view == 0  # which is not augmented
+        whole = recipe.train and isinstance(self.source, Synthetic) and view == 0  # synthetic images are not augmented
         examples = zip(epochs.tolist(), rows.tolist(), *sizes.T.tolist())
         boxes = [(0, 0, h, w) if whole else recipe.box(epoch, row, h, w, view) for epoch, row, h, w in examples]
         boxes = np.array(boxes) * np.tile(np.minimum(sizes, self.cache_size) / sizes, 2)
@@ -120,11 +154,11 @@ class DeviceCache:
         slices = self._sharding.addressable_devices_indices_map((total,)).values()
         here = sorted({row for (part,) in slices for row in range(*part.indices(total))})
         _log.info("decoding %d of %d images of %s", sum(row < self.n for row in here), self.n, self._name)
-        images, facts, bad = self._decode([row for row in here if row < self.n])
-        facts = self._gather(facts, len(here))
-        self._sizes, self._labels, self._good = facts[:, :2], facts[:, 2], facts[:, 3].astype(bool)
+        images, records, bad = self._decode([row for row in here if row < self.n])
+        records = self._gather(records, len(here))
+        self._sizes, self._labels, self._good = records[:, :2], records[:, 2], records[:, 3].astype(bool)
         elsewhere = sorted(set(np.flatnonzero(~self._good)) - set(here))
-        self._bad = bad + [(f"{self._name}[{row}]", "it is named by the process that met it") for row in elsewhere]
+        self._bad = bad + [(f"{self._name}[{row}]", "see the log of the process that decoded it") for row in elsewhere]
         height, width = self._check_fits(*self._sizes[self._good].max(0, initial=1))
 
         self._shape = (3, height, width)
@@ -143,46 +177,45 @@ class DeviceCache:
         self._images = jax.make_array_from_callback(
             packed, self._sharding, lambda index: rows(*index[0].indices(total)[:2])
         )
-        words = (self.n, self._name, height, width, self._images.nbytes / devices / _GIB, devices)
+        figures = (self.n, self._name, height, width, self._images.nbytes / devices / _GIB, devices)
         seconds = time.perf_counter() - started
-        _log.info("%d images of %s cached: %d x %d, %.2f GiB on each of %d devices, %.0f s", *words, seconds)
+        _log.info("%d images of %s cached: %d x %d, %.2f GiB on each of %d devices, %.0f s", *figures, seconds)
 
     def _decode(self, rows):
-        """({row: uint8[h, w, 3]}, int32[len(rows), 5] of row, height, width, label, good, [(name, reason), ...])."""
-        images, facts, bad, largest = {}, [], [], (1, 1)
+        """Return ({row: uint8 [h, w, 3]}, int32 [len(rows), 5] of row, height, width, label, good, [(name, reason), ...])."""
+        images, records, bad, largest = {}, [], [], (1, 1)
         for small in shrink.read(self.source, self.split, rows, self.cache_size, self.workers):
-            facts.append((small.row, small.height, small.width, small.label, small.image is not None))
+            records.append((small.row, small.height, small.width, small.label, small.image is not None))
             if small.image is None:
                 bad.append((small.name, small.reason))
                 continue
             images[small.row] = small.image
             if small.height > largest[0] or small.width > largest[1]:
-                # At once, and not when everything has been decoded.
+                # Check at once instead of after decoding everything.
                 largest = max(small.height, largest[0]), max(small.width, largest[1])
                 self._check_fits(*largest)
-        return images, np.array(facts, np.int32).reshape(-1, 5), bad
+        return images, np.array(records, np.int32).reshape(-1, 5), bad
 
-    def _gather(self, facts, most):
-        """The facts of all rows, int32[n, 4], from those of each process, int32[at most `most`, 5]."""
+    def _gather(self, records, most):
+        """Gather each process's records, int32 [at most `most`, 5], into those of all rows, int32 [n, 4]."""
         if not self._sharding.is_fully_addressable:
-            padding = np.full((most - len(facts), facts.shape[1]), -1, np.int32)
-            facts = np.asarray(multihost_utils.process_allgather(np.concatenate([facts, padding])))
-            facts = facts.reshape(-1, facts.shape[-1])
-        facts = facts[facts[:, 0] >= 0]
-        _, first = np.unique(facts[:, 0], return_index=True)  # sorted; more than one process may hold a row
-        return facts[first, 1:]
+            padding = np.full((most - len(records), records.shape[1]), -1, np.int32)
+            records = np.asarray(multihost_utils.process_allgather(np.concatenate([records, padding])))
+            records = records.reshape(-1, records.shape[-1])
+        records = records[records[:, 0] >= 0]
+        _, first = np.unique(records[:, 0], return_index=True)  # sorted; several processes may hold the same row
+        return records[first, 1:]
 
     def _check_fits(self, height, width):
-        """(height, width) of the cache where the largest image has height x width pixels; UserError where that is too much."""
+        """Return the cache's (height, width) for a largest image of height x width; raise UserError if it does not fit."""
         height, width = min(int(height), self.cache_size), min(int(width), self.cache_size)
         devices = self._devices
         gib = -(-self.n // devices) * _padded(3 * height * width) / _GIB
         if gib > self.cache_gib:
             raise UserError(
                 f"data.device_cache=True: the {self.n} images of {self._name} take {gib * devices:.3g} GiB at {height} x "
-                f"{width} pixels, which is {gib:.3g} on each of {devices} devices and more than config field "
-                f"data.cache_gib={self.cache_gib:g}: raise it, set data.cache_size below {self.cache_size}, or "
-                "data.device_cache=False"
+                f"{width} pixels. That is {gib:.3g} GiB on each of {devices} devices, more than data.cache_gib="
+                f"{self.cache_gib:g}: raise it, set data.cache_size below {self.cache_size}, or set data.device_cache=False"
             )
         return height, width
 
@@ -192,7 +225,7 @@ class DeviceCache:
 
 
 class DeviceBatches(Batches):
-    """Iterator over global batches whose arrays lie on the cache's mesh; otherwise as the other pipelines' batches."""
+    """Iterator over global batches whose arrays are on the cache's mesh; otherwise like the other pipelines' batches."""
 
     def __init__(self, plan, cache):
         super().__init__(plan)
@@ -207,10 +240,10 @@ class DeviceBatches(Batches):
 
 
 def _pack(images):
-    """uint8[n, 3, h, w] -> uint32[n, k, 128], the bytes of each image in a row, filled up with zeros.
+    """Pack images uint8 [n, 3, h, w] into uint32 [n, k, 128], padding each image's bytes with zeros.
 
-    Devices add and send words of 32 bits as they are. And a TPU, which stores the last two axes in tiles, needs no other
-    layout to look images up by the first axis: with one of [n, 3, 64, 64] it would copy the whole cache at each step.
+    Devices add and send 32-bit words natively. On TPUs this layout also allows lookup along the first axis. They store the
+    last two axes in tiles, and would copy a whole cache of [n, 3, 64, 64] into another layout at each step.
     """
     images = images.reshape(len(images), int(np.prod(images.shape[1:])))
     images = np.pad(images, ((0, 0), (0, _padded(images.shape[1]) - images.shape[1])))
@@ -218,12 +251,12 @@ def _pack(images):
 
 
 def _padded(count):
-    """The bytes that an image of `count` bytes takes."""
+    """Return the packed size of an image of `count` bytes."""
     return -(-count // (4 * _LANES)) * 4 * _LANES
 
 
 def _unpack(words, shape):
-    """The inverse of `_pack`, in jax."""
+    """Invert `_pack` in jax: uint32 [n, k, 128] -> uint8 [n, *shape]."""
     pixels = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(len(words), -1)
     return pixels[:, : math.prod(shape)].reshape(-1, *shape)
 
@@ -250,10 +283,18 @@ def _crop(images, rows, boxes, flips, *, mesh, shape, size):
 
 
 def _fetch(images, rows, axes):
-    """Inside shard_map: this device's images [n, k, 128] and the rows int32[b] that it wants -> those images [b, k, 128].
+    """Return images from whichever devices hold them; runs inside shard_map.
 
-    Every device looks out what it holds of all that are wanted, leaves the rest 0, and the sum over the devices is split as
-    the batch is.
+    Each device looks up the requested images that it holds and leaves zeros for the rest. The sum over devices is then
+    scattered like the batch.
+
+    Args:
+      images: this device's images, uint32 [n, k, 128].
+      rows: int32 [b], global indices of the images that this device needs.
+      axes: mesh axes of the batch.
+
+    Returns:
+      uint32 [b, k, 128].
     """
     wanted = jax.lax.all_gather(rows, axes, tiled=True) - jax.lax.axis_index(axes) * len(images)
     mine = (wanted >= 0) & (wanted < len(images))

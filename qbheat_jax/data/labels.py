@@ -1,4 +1,4 @@
-"""What a classifier's outputs are called: classes.tsv of a workdir, ImageNet's 1,000 names, and a data set's folders."""
+"""Names of a classifier's outputs: classes.tsv of a workdir, ImageNet's 1,000 classes, and a data set's folders."""
 
 import importlib.resources
 import logging
@@ -17,13 +17,13 @@ IMAGENET = 1000
 
 
 def imagenet():
-    """The 1,000 classes of ILSVRC-2012 in their usual order (of their WordNet ids): [(id, English name), ...]."""
+    """Return ImageNet's 1,000 classes (ILSVRC-2012) in the usual order, by WordNet id: [(id, English name), ...]."""
     text = importlib.resources.files(__package__).joinpath("imagenet.tsv").read_text(encoding="utf-8")
     return _parse(text, "imagenet.tsv")
 
 
 def write(workdir, classes):
-    """Writes WORKDIR/classes.tsv for a head of 1,000 classes, which is taken for ImageNet's -> whether it was written."""
+    """Write WORKDIR/classes.tsv if there are 1,000 `classes` (int), taken for ImageNet's; return whether it was written."""
     if classes != IMAGENET:
         return False
     save(workdir, imagenet())
@@ -31,7 +31,15 @@ def write(workdir, classes):
 
 
 def save(workdir, classes):
-    """classes [(key, name), ...], in the order of the outputs -> WORKDIR/classes.tsv, a line `key<TAB>name` each."""
+    """Write WORKDIR/classes.tsv, one line `key<TAB>name` per output.
+
+    Args:
+      workdir: path of the workdir.
+      classes: [(key, name), ...], in the order of the outputs.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     path = epath.Path(workdir) / FILE
     text = "".join(f"{' '.join(key.split())}\t{' '.join(name.split())}\n" for key, name in classes)
     try:
@@ -41,7 +49,11 @@ def save(workdir, classes):
 
 
 def read(workdir):
-    """[(key, name), ...] of WORKDIR/classes.tsv in the order of the outputs, or None where there is no such file."""
+    """Return [(key, name), ...] of WORKDIR/classes.tsv in the order of the outputs; None if the file is missing.
+
+    Raises:
+      UserError: the file cannot be read, or a line is not KEY<TAB>NAME.
+    """
     path = epath.Path(workdir) / FILE
     try:
         if not path.exists():
@@ -53,25 +65,34 @@ def read(workdir):
 
 
 def match(class_names, keys, names):
-    """Which outputs of a model the classes of a data set are -> int32[len(class_names)].
+    """Map the classes of a data set to the outputs of a model.
 
-    class_names: the data set's, usually folder names; keys, names: the model's, in the order of its outputs. A class is
-    found by key or by name, whatever the case and whether words are parted by spaces, `_` or `-`. Where none is found,
-    whole numbers are taken as numbers of outputs, and other names in sorted order if there are as many as outputs; both
-    with a notice. Raises UserError that names the first class without an output.
+    A class is found by key or name, ignoring case and whether words are separated by spaces, `_` or `-`. If no class is
+    found, there are two fallbacks, both logged. Whole numbers are taken as indices of outputs. Other names are taken
+    in sorted order, if there are as many as outputs.
+
+    Args:
+      class_names: list of str, the data set's classes, usually folder names.
+      keys, names: lists of str, the model's classes, in the order of its outputs.
+
+    Returns:
+      int32 [len(class_names)].
+
+    Raises:
+      UserError: a class has no output; the message names the first such class.
     """
     place = {_plain(name): k for k, name in enumerate(names)} | {_plain(key): k for k, key in enumerate(keys)}
     found = [place.get(_plain(name)) for name in class_names]
     missing = [name for name, k in zip(class_names, found) if k is None]
     if missing and len(missing) == len(found):
         if all(re.fullmatch(r"[0-9]{1,9}", name) for name in class_names):
-            log.info("the classes are numbers: they are taken as those of the model's outputs, from 0")
+            log.info("the class names are numbers: they are taken as indices of the model's outputs, from 0")
             found = [int(name) if int(name) < len(keys) else None for name in class_names]
             missing = [name for name, k in zip(class_names, found) if k is None]
         elif len(found) == len(keys):
             log.info(
-                "none of the data's %d class names is one of the model's, which has as many outputs: they are taken in "
-                "sorted order",
+                "none of the data's %d class names is known to the model, which has as many outputs: they are taken in sorted "
+                "order",
                 len(found),
             )
             found, missing = np.argsort(np.argsort(class_names)), []
@@ -92,7 +113,7 @@ def _parse(text, path):
     classes = [tuple(line.split("\t")) for line in text.splitlines()]
     for number, fields in enumerate(classes, 1):
         if len(fields) != 2 or not all(fields):
-            raise UserError(f"{path} line {number} is not a class: it takes KEY<TAB>NAME")
+            raise UserError(f"{path} line {number} is {fields!r}: it takes KEY<TAB>NAME, neither of them empty")
     if not classes:
-        raise UserError(f"{path} is empty: it takes a line KEY<TAB>NAME for each class")
+        raise UserError(f"{path} is empty: it takes one line KEY<TAB>NAME per class")
     return classes

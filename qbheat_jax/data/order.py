@@ -1,8 +1,8 @@
-"""The one global order of training examples: position -> (epoch, example index), a pure function of the seed.
+"""The global order of training examples: position -> (epoch, example index), a pure function of the seed.
 
-Positions count 0, 1, 2, ... over the whole run. Global batch k holds positions [k B, (k + 1) B), and each process takes
-the rows of it that its devices hold. Nothing depends on the number of processes, so a run resumes on any number of them
-where it stopped.
+Positions count 0, 1, 2, ... over the whole run. Global batch k holds positions [k B, (k + 1) B), and each process reads the
+rows that its devices hold. The order is independent of the number of processes, so a run can resume with a different
+number.
 """
 
 import functools
@@ -12,15 +12,23 @@ import numpy as np
 from qbheat_jax.data import augment
 
 _ROUNDS = 6
-# Up to here an epoch's whole order is worked out at once (4 bytes an example) and kept for two epochs.
+# Up to this many examples, the whole order of an epoch is computed at once (4 bytes an example) and cached.
 _KEEP = 1 << 22
 
 
 def permute(index, n, seed, epoch):
-    """Place in the epoch -> example index: a bijection of range(n), another one for each (seed, epoch).
+    """Return a bijection of range(n), a different one for each (seed, epoch), at the given places.
 
-    `index`: int64[...] in range(n). Returns int64 of the same shape. A Feistel network over the next power of
-    four, walked until it lands inside range(n): no memory, whatever n is.
+    It is a Feistel network over the next power of four, iterated until the result lies in range(n). It needs no memory,
+    whatever n is.
+
+    Args:
+      index: int64 array of places in the epoch, in range(n).
+      n: number of examples.
+      seed, epoch: ints.
+
+    Returns:
+      int64 array of example indices, of the same shape.
     """
     index = np.atleast_1d(np.asarray(index)).astype(np.uint64)
     half = max(1, ((n - 1).bit_length() + 1) // 2)
@@ -47,20 +55,24 @@ def _whole(n, seed, epoch):
 class Order:
     """Position -> (epoch, example index) for one split.
 
-    `n` examples an epoch; `shuffle` or file order; `padded` >= n is the length of an epoch with its padding
-    (evaluation fills its last batch; training runs on into the next epoch, padded = n).
+    Args:
+      n: number of examples in an epoch.
+      seed: int.
+      shuffle: whether to shuffle each epoch, or keep file order.
+      padded: length of an epoch with padding, at least n. Evaluation pads its last batch; training continues with the
+        next epoch (None: n).
     """
 
     def __init__(self, n, seed, *, shuffle, padded=None):
         self.n, self.seed, self.shuffle, self.padded = n, seed, shuffle, padded or n
 
     def places(self, positions):
-        """int64[c] positions -> (epoch int64[c], place in the epoch int64[c], -1 where it is padding)."""
+        """Map positions int64 [c] to (epoch int64 [c], place in the epoch int64 [c], -1 for padding)."""
         epoch, place = np.divmod(positions, self.padded)
         return epoch, np.where(place < self.n, place, -1)
 
     def __call__(self, positions):
-        """int64[c] positions -> (epoch int64[c], example index int64[c], -1 where it is padding)."""
+        """Map positions int64 [c] to (epoch int64 [c], example index int64 [c], -1 for padding)."""
         epoch, place = self.places(positions)
         if not self.shuffle:
             return epoch, place
@@ -75,9 +87,17 @@ class Order:
 
 
 class Slices:
-    """Cuts this process's `rows` (int64[local]) of each global batch into chunks of at most `most` positions.
+    """Split this process's rows of each global batch into chunks of equal size.
 
-    Chunk j of this process, `per_batch` chunks a batch, all of the same size `chunk`.
+    Args:
+      start: first position.
+      batch_size: global batch size.
+      rows: int64 [local], this process's rows of a batch.
+      most: largest chunk allowed.
+
+    Attributes:
+      chunk: size of every chunk, the largest divisor of `local` that is allowed.
+      per_batch: number of chunks per batch.
     """
 
     def __init__(self, start, batch_size, rows, most):
@@ -87,6 +107,6 @@ class Slices:
         self.per_batch = self.local // self.chunk
 
     def positions(self, j):
-        """int64[chunk]: the positions of chunk j."""
+        """Return the positions of chunk j, int64 [chunk]."""
         batch, part = divmod(int(j), self.per_batch)
         return self.start + batch * self.batch_size + self.rows[part * self.chunk : (part + 1) * self.chunk]

@@ -1,4 +1,4 @@
-"""Which quarter of an image stays visible: drawn statelessly from (seed, epoch, example index)."""
+"""Draw the visible quarter of each image statelessly from (seed, epoch, example index)."""
 
 import numpy as np
 
@@ -6,9 +6,15 @@ from qbheat_jax.data import augment
 
 
 def draw(seed, epoch, index, placements):
-    """Placement index 0..8, uniform over the tuple `placements` (see quarters.PLACEMENT_SETS).
+    """Draw placement indices 0..8 uniformly from the tuple `placements` (see `quarters.PLACEMENT_SETS`).
 
-    `epoch` and `index` are ints (an int comes back) or integer arrays (int32[...] of their broadcast shape).
+    Args:
+      seed: int.
+      epoch, index: ints, or integer arrays that broadcast.
+      placements: tuple of placement indices.
+
+    Returns:
+      int, or int32 array of the broadcast shape.
 
     >>> draw(0, 0, 5, (4,))
     4

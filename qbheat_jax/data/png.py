@@ -1,16 +1,16 @@
-"""What Pillow leaves to be done for a PNG: metadata beyond its limits, and transparent colours of every bit depth."""
+"""Work around Pillow's PNG limits: large metadata, and transparent colours of other bit depths."""
 
 import struct
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Texts and colour profiles, which no pixel depends on. Pillow refuses the whole file where they are large.
+# Text and colour profiles, which no pixel depends on. Pillow refuses the whole file if they are large.
 _METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-# So many bytes of them stay where they are not compressed: an XMP packet may say how the image is turned.
+# Uncompressed metadata up to this many bytes is kept, because an XMP packet may hold the orientation.
 _KEPT = 1 << 18
 
 
 def without_metadata(data):
-    """Return the bytes of a PNG without large or compressed texts and profiles; other bytes as they are."""
+    """Return the bytes of a PNG without large or compressed text and profiles; other data is returned unchanged."""
     if not data.startswith(_SIGNATURE):
         return data
     view, kept, room, begin = memoryview(data), [_SIGNATURE], _KEPT, len(_SIGNATURE)
@@ -27,18 +27,18 @@ def without_metadata(data):
 
 
 def _compressed(kind, body):
-    """Return whether a text or profile is compressed; an iTXt chunk says so in the byte after its keyword."""
+    """Return whether a text or profile chunk is compressed; in iTXt, the byte after the keyword tells."""
     return kind in (b"zTXt", b"iCCP") or (kind == b"iTXt" and body.partition(b"\0")[2][:1] == b"\1")
 
 
 def scale_transparency(image, data):
-    """Scale the transparent colour of a PNG as Pillow scales its pixels; Pillow leaves it as the file has it.
+    """Scale the transparent colour of a PNG as Pillow scales its pixels; Pillow itself leaves it unscaled.
 
-    Of 16 bits a channel Pillow keeps the upper 8, so every colour with these is taken for the transparent one.
+    Of 16-bit channels Pillow keeps the upper 8 bits, so every colour that shares them becomes transparent.
 
     Args:
-      image: PIL image whose header has been read; its `info` is changed.
-      data: the file's bytes.
+      image: PIL image whose header has been read; its `info` is modified.
+      data: bytes of the file.
     """
     key, depth = image.info.get("transparency"), data[24]
     if isinstance(key, int) and image.mode == "L" and depth in (2, 4):

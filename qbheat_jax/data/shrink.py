@@ -1,4 +1,4 @@
-"""Every image of a split once, decoded by Pillow on threads and small enough to be kept. No tensorflow of its own."""
+"""Decode every image of a split once, on threads, and scale it down to be cached. This module itself needs no tensorflow."""
 
 import collections
 import concurrent.futures
@@ -15,9 +15,15 @@ from qbheat_jax.errors import RUN_FAILED, UserError
 
 @dataclasses.dataclass(frozen=True)
 class Small:
-    """Example `row` of a split: `image` uint8[h, w, 3] of an original of height x width pixels.
+    """A decoded and shrunk example.
 
-    Where it could not be read or decoded, `image` is None, the size 1 x 1, and `name`, `reason` say what and why.
+    Attributes:
+      row: index in the split.
+      height, width: size of the original image; 1 x 1 if it is bad.
+      label: int, -1 for none.
+      image: uint8 [h, w, 3], or None if it could not be read or decoded.
+      name: name for messages.
+      reason: why the image is bad; "" otherwise.
     """
 
     row: int
@@ -30,9 +36,14 @@ class Small:
 
 
 def read(source, split, rows, limit, workers):
-    """Yields a `Small` for each of `rows` (ints, ascending), in order, each axis at most `limit` pixels long.
+    """Yield a `Small` for each row, in order, with axes of at most `limit` pixels.
 
-    `workers`: threads, 0 for one a core.
+    Args:
+      source: `sources.base.Source`.
+      split: name of the split.
+      rows: ascending ints.
+      limit: pixels.
+      workers: number of threads; 0 for one per core.
     """
     if source.random_access:
         return _ahead(lambda row: _small(row, lambda: source.fetch(split, row), limit), rows, workers)
@@ -41,7 +52,7 @@ def read(source, split, rows, limit, workers):
 
 
 def shrink(image, limit):
-    """uint8[H, W, 3] with each axis longer than `limit` scaled down to it: bicubic with antialiasing."""
+    """Scale each axis of uint8 [H, W, 3] that is longer than `limit` down to it, antialiased bicubic."""
     height, width = (min(side, limit) for side in image.shape[:2])
     if (height, width) == image.shape[:2]:
         return image
@@ -61,7 +72,7 @@ def _small(row, fetch, limit):
 
 
 def _ahead(function, items, workers):
-    """Yields function(item) for every item in order, worked out by threads a little ahead."""
+    """Yield function(item) for each item in order, computed ahead by threads."""
     workers = workers or os.cpu_count() or 1
     executor = concurrent.futures.ThreadPoolExecutor(workers, "qbheat-decode")
     waiting = collections.deque()
@@ -73,12 +84,12 @@ def _ahead(function, items, workers):
         while waiting:
             yield waiting.popleft().result()
     finally:
-        # Without a wait for threads that a disk keeps waiting: there is something to wait for after an error alone.
+        # Do not wait for threads, which may hang on a disk. Threads are only left after an error.
         executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _stream(source, split, rows):
-    """(content, label, name, row) of the rows of a source that can only be read in order; such a source is tfds."""
+    """Yield (content, label, name, row) for rows of a source that only streams, which is always `tfds:`."""
     from qbheat_jax.data.cpu_tensorflow import tf
 
     wanted = set(rows)
@@ -93,6 +104,6 @@ def _stream(source, split, rows):
         raise UserError(f"data.source='{source.spec}' cannot be read: {reason}", exit_code=RUN_FAILED) from error
     if wanted:
         raise UserError(
-            f"data.source='{source.spec}' split '{split}' ended early: it should have {source.splits[split]} images; "
-            "prepare the data set again"
+            f"data.source='{source.spec}' split '{split}' ended early: it should have {source.splits[split]} images; prepare "
+            "the data set again"
         )

@@ -1,1 +1,1 @@
-"""Arithmetic that knows of no model: quarters, the heat operator, resampling, colour, boxes."""
+"""Model-independent arithmetic: quarters, the heat operator, resampling, colour, boxes."""

@@ -1,7 +1,7 @@
-"""Boxes as numbers: corners and centres, areas, overlaps. Pure functions on arrays.
+"""Box geometry: conversions, area, IoU, generalised IoU and non-maximum suppression.
 
-A box is (left, top, right, bottom) in pixels, x to the right and y down, from the image's top left corner; "centred" is
-(centre x, centre y, width, height). All take float arrays [..., 4].
+A box is (left, top, right, bottom) in pixels, with x to the right and y down from the top left corner. The centred form is
+(centre x, centre y, width, height). All functions are pure and take float arrays [..., 4].
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def centred(corners):
-    """Corners -> centred, same shape.
+    """Convert corners to the centred form; float [..., 4] -> float [..., 4].
 
     >>> centred(jnp.array([0.0, 2.0, 4.0, 4.0])).tolist()
     [2.0, 3.0, 4.0, 2.0]
@@ -19,27 +19,33 @@ def centred(corners):
 
 
 def corners(centred):
-    """Centred -> corners, same shape."""
+    """Convert the centred form to corners; float [..., 4] -> float [..., 4]."""
     middle, half = centred[..., :2], centred[..., 2:] / 2
     return jnp.concatenate([middle - half, middle + half], -1)
 
 
 def area(boxes):
-    """Corners [..., 4] -> [...]; 0 where a box has no width or no height."""
+    """Return the area of corners [..., 4] as [...]; 0 where the width or height is not positive."""
     size = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 0)
     return size[..., 0] * size[..., 1]
 
 
 def iou(a, b):
-    """Intersection over union of corners [..., 4] that broadcast -> [...]; 0 where both have no area."""
+    """Return the intersection over union of corners [..., 4] that broadcast, as [...]; 0 where the union is empty."""
     intersection, union = _overlap(a, b)
     return intersection / jnp.maximum(union, _SMALL)
 
 
 def giou(a, b):
-    """Generalised IoU (arXiv 1902.09630): IoU less the share of the smallest box around both that neither fills.
+    """Return the generalised IoU (arXiv 1902.09630) of boxes.
 
-    Corners [..., 4] that broadcast -> [...], from -1 (far apart) to 1 (the same box).
+    It is the IoU minus the fraction of the smallest enclosing box that the union leaves empty.
+
+    Args:
+      a, b: float [..., 4], corners that broadcast.
+
+    Returns:
+      float [...], from -1 (far apart) to 1 (the same box).
     """
     intersection, union = _overlap(a, b)
     low, high = jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:])
@@ -57,9 +63,17 @@ def _overlap(a, b):
 
 
 def suppress(boxes, scores, threshold):
-    """Greedy non-maximum suppression -> bool [k]: which of the boxes [k, 4], scores [k] in descending order, are kept.
+    """Return which boxes greedy non-maximum suppression keeps.
 
-    From the first to the last, a box that is kept takes out all after it whose IoU with it is above `threshold`.
+    Going down the scores, each kept box removes every later box whose IoU with it exceeds `threshold`.
+
+    Args:
+      boxes: float [k, 4], corners.
+      scores: float [k], in descending order; only the length is used.
+      threshold: float IoU.
+
+    Returns:
+      bool [k], True where the box is kept.
     """
     overlap = iou(boxes[:, None], boxes[None]) > threshold
     order = jnp.arange(len(scores))
@@ -71,15 +85,22 @@ def suppress(boxes, scores, threshold):
 
 
 def best(boxes, scores, count, candidates, threshold):
-    """What one image's detections are: at most `count` of the best (box, class) pairs, overlapping ones of a class left out.
+    """Return the best detections of one image, after non-maximum suppression within each class.
 
-    boxes [p, 4] corners, scores [p, classes] from 0 to 1. Only the `candidates` best pairs are looked at. -> (boxes
-    [count, 4], scores [count] descending, classes int32 [count]); score 0 fills up.
+    Args:
+      boxes: float [p, 4], corners.
+      scores: float [p, classes], from 0 to 1.
+      count: number of detections returned.
+      candidates: number of (box, class) pairs considered, those with the highest scores.
+      threshold: IoU above which the lower-scored box of a class is removed.
+
+    Returns:
+      (boxes [count, 4], scores [count] in descending order, classes int32 [count]). Empty slots have score 0.
     """
     classes = scores.shape[-1]
     top, place = jax.lax.top_k(scores.reshape(-1), min(candidates, scores.size))
     chosen, which = boxes[place // classes], place % classes
-    # Boxes of different classes are moved so far apart that none overlap.
+    # Shift each class by its own offset, so that boxes of different classes never overlap.
     apart = chosen + which[:, None] * (2 * jnp.abs(boxes).max() + 1)
     top = jnp.where(suppress(apart, top, threshold), top, 0.0)
     top = jnp.pad(top, (0, max(0, count - len(top))))

@@ -1,7 +1,7 @@
-"""Random colours and blur on the device: pure functions of images, strengths and a key.
+"""Random colour operations and blur on the device: pure functions of images, strengths and a key.
 
-Images are float32 [B, H, W, 3] on the 0..1 scale and stay there; every other argument is one number an image, [B], so
-that each has its own. What an operation does is what torchvision and Pillow do, without their rounding to 8 bits.
+Images are float32 [B, H, W, 3] in 0..1, and results stay in that range. Every other argument is [B], one value per image.
+The operations match those of torchvision and Pillow, without rounding to 8 bits.
 """
 
 import dataclasses
@@ -10,48 +10,56 @@ import math
 import jax
 import jax.numpy as jnp
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, Pillow's and torchvision's
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in Pillow and torchvision
 
 
 def grey(images):
-    """The brightness of every pixel, [B, H, W, 1]."""
+    """Return the brightness of every pixel, float32 [B, H, W, 1]."""
     return (images * jnp.asarray(LUMA)).sum(-1, keepdims=True)
 
 
 def brightness(images, factor):
-    """Every value times `factor`: 0 is black."""
+    """Multiply every value by `factor`; 0 gives black."""
     return _blend(images, 0.0, factor)
 
 
 def contrast(images, factor):
-    """Distances from the image's mean brightness times `factor`: 0 is one grey."""
+    """Scale each pixel's distance from the image's mean brightness by `factor`; 0 gives a uniform grey."""
     return _blend(images, grey(images).mean((1, 2), keepdims=True), factor)
 
 
 def saturation(images, factor):
-    """Distances from each pixel's brightness times `factor`: 0 is a grey image."""
+    """Scale each channel's distance from the pixel's brightness by `factor`; 0 gives a grey image."""
     return _blend(images, grey(images), factor)
 
 
 def hue(images, shift):
-    """Every hue turned by `shift` of the colour circle; saturation and value (of HSV) stay."""
+    """Rotate every hue by `shift`, a fraction of the colour circle; HSV saturation and value stay."""
     value = images.max(-1, keepdims=True)
     spread = value - images.min(-1, keepdims=True)
     red, green, blue = jnp.split(images, 3, -1)
-    # The hue in sixths of the circle: from which of the three the largest is, and where between its neighbours.
+    # Hue in sixths of the circle: the largest channel selects the base, the other two the position around it.
     sixths = jnp.where(
         value == red, green - blue, jnp.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
     )
     sixths = sixths / jnp.where(spread > 0, spread, 1.0) + 6 * _each(shift)
-    # Back, by one formula a channel: how far the hue is from where the channel is full.
+    # Convert back: each channel depends on the distance of the hue from where that channel is full.
     k = (sixths + jnp.asarray((5.0, 3.0, 1.0))) % 6
     return value - spread * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
 
 def blur(images, sigma, largest):
-    """Gaussian blur with a standard deviation of `sigma` pixels, at most `largest`; the border pixels go on outside.
+    """Apply a Gaussian blur, with the border pixels repeated outside the image.
 
-    The kernel is cut at three times `largest`, and its weights are scaled to sum to 1.
+    The kernel is cut at three times `largest`, and its weights are normalised to sum to 1.
+
+    Args:
+      images: float32 [B, H, W, C].
+      sigma: float [B], standard deviation in pixels, at most `largest`.
+      largest: static float, pixels.
+
+    Returns:
+      float32 [B, H, W, C].
     """
     reach = math.ceil(3 * largest)
     offsets = jnp.arange(-reach, reach + 1)
@@ -67,9 +75,9 @@ def blur(images, sigma, largest):
 
 @dataclasses.dataclass(frozen=True)
 class Jitter:
-    """torchvision's ColorJitter: the four operations in a random order, each by a random amount, one draw an image.
+    """Apply the four operations in a random order and by random amounts, drawn per image, as torchvision's ColorJitter.
 
-    The factors of the first three are uniform in [max(0, 1 - x), 1 + x], the shift of the hue in [-hue, hue].
+    The first three factors are uniform in [max(0, 1 - x), 1 + x], the hue shift in [-hue, hue].
     """
 
     brightness: float = 0.0
@@ -78,7 +86,7 @@ class Jitter:
     hue: float = 0.0
 
     def __call__(self, images, rng):
-        """-> images, changed."""
+        """Return the jittered images, float32 [B, H, W, 3]."""
         count, (order_rng, amount_rng) = images.shape[0], jax.random.split(rng)
         order = jnp.argsort(jax.random.uniform(order_rng, (count, 4)), -1)
         draws = jax.random.uniform(amount_rng, (count, 4))
@@ -89,7 +97,7 @@ class Jitter:
         return jax.lax.fori_loop(0, 4, lambda turn, x: self._apply(x, order[:, turn], amounts), images)
 
     def _apply(self, images, which, amounts):
-        """The operation `which` int[B] of every image. Three of them are one blend with different things."""
+        """Apply operation `which` (int [B]) to each image. Three of the four are one blend with different bases."""
         pixel = grey(images)
         mean = pixel.mean((1, 2), keepdims=True)
         base = jnp.where(_each(which) == 0, 0.0, jnp.where(_each(which) == 1, mean, pixel))
@@ -100,7 +108,7 @@ class Jitter:
 
 
 def sometimes(change, images, rng, probability):
-    """`change(images, rng)` for each image with that probability, by its own draw; the others as they were."""
+    """Apply `change(images, rng)` to each image with the given probability, drawn per image."""
     coin, rng = jax.random.split(rng)
     chosen = jax.random.uniform(coin, images.shape[:1]) < probability
     return jnp.where(_each(chosen), change(images, rng), images)
@@ -111,5 +119,5 @@ def _blend(images, base, factor):
 
 
 def _each(numbers):
-    """[B] -> [B, 1, 1, 1]."""
+    """Reshape [B] to [B, 1, 1, 1]."""
     return numbers[:, None, None, None]

@@ -1,9 +1,8 @@
-"""The heat operator: linear maps from z_x = A z, z_y = B z that carry features over a signed distance.
+"""The heat operator: linear maps, from z_x = A z and z_y = B z, that propagate features over a signed distance.
 
-The steady heat equation with the isotropic Laplacian made a linear correlation, z_xx + S z_yy = 0, is satisfied by
-z_x = A z and z_y = B z with S = -A^2 (B^2)^-1 (arXiv 2211.13228). By either equation the feature at a distance is a
-linear map, the propagator, of the feature here, and the map is the same at every position. Four propagators, over a
-distance d in units of half an image:
+The steady heat equation z_xx + S z_yy = 0, with a learnt linear correlation S, holds if z_x = A z and z_y = B z with
+S = -A^2 (B^2)^-1 (arXiv 2211.13228). Each equation makes the feature at a distance a linear map of the feature here. This
+map, the propagator, is the same at every position. There are four propagators over a distance d, in units of half an image:
 
 | name       | map                                | note                                                               |
 |------------|------------------------------------|--------------------------------------------------------------------|
@@ -12,12 +11,12 @@ distance d in units of half an image:
 | `exp`      | expm(d A)                          | the exact solution of z_x = A z                                    |
 | `spectral` | V diag(exp(d lambda)) V^-1         | one V for both axes, so A B = B A; complex pairs as real 2x2 blocks|
 
-Directions: `untied` learns a matrix for each of +x, -x, +y, -y, each over a positive distance, so that flipping the
-images swaps A+ and A-; `tied` learns +x and +y, and a step back is the inverse of the step forward.
+Directions: `untied` learns one matrix for each of +x, -x, +y, -y, each over a positive distance. Mirroring the images then
+swaps A+ and A-. `tied` learns +x and +y; a step back is the inverse of the step forward.
 
-Pure functions of arrays and a params dict. Maps act on column vectors: z(x + d) = P z(x), `z @ P.T` on the last axis.
-Propagators are float32, their products at full precision: they are powers, and errors would be raised with them. What they
-are applied to is multiplied in its own type, float32 at full precision or bfloat16, and summed in float32.
+All functions are pure and take arrays and a params dict. Maps act on column vectors: z(x + d) = P z(x), which is `z @ P.T`
+on the last axis. Propagators are float32 with full-precision products, because powers amplify rounding errors. Features
+are multiplied in their own type (float32 at full precision, or bfloat16) and summed in float32.
 """
 
 import dataclasses
@@ -28,19 +27,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from qbheat_jax.ops import quarters
-from qbheat_jax.ops.indexed_matmul import chosen_product
+from qbheat_jax.ops.indexed_matmul import indexed_matmul
 
 PROPAGATORS = ("offset", "power", "exp", "spectral")
 DIRECTIONS = ("untied", "tied")
 NORMS = ("none", "layer")
 
 _PRECISION = jax.lax.Precision.HIGHEST
-_SQUARINGS = 16  # at most, in `exponential`
+_SQUARINGS = 16  # the most that `exponential` does
 
 
 @dataclasses.dataclass(frozen=True)
 class Heat:
-    """Static choices. `init_scale` is the standard deviation of the entries of A, B at the start, times sqrt(width)."""
+    """Static choices. `init_scale` is the initial standard deviation of the entries of A and B, times sqrt(width)."""
 
     propagator: Literal["offset", "power", "exp", "spectral"] = "offset"
     directions: Literal["untied", "tied"] = "untied"
@@ -54,21 +53,23 @@ class Heat:
 
     @property
     def names(self):
-        """The learnt directions: x is along columns (A), y along rows (B)."""
+        """Names of the learnt directions; x runs along columns (A), y along rows (B)."""
         return ("x+", "y+") if self.directions == "tied" else ("x+", "x-", "y+", "y-")
 
 
 def init(rng, width, heat):
-    """Parameters for features of `width` channels; with init_scale 0 every propagator is the identity.
+    """Return initial parameters for features of `width` channels; with init_scale 0 every propagator is the identity.
 
-    offset, power, exp: {"x+": [C, C], ...}. spectral: {"basis": [C, C], "x+": [C], ...}, see `eigenvalues`.
+    Returns:
+      For offset, power and exp: {"x+": float32 [C, C], ...}. For spectral: {"basis": [C, C], "x+": [C], ...}, where the
+      vectors are read by `eigenvalues`.
     """
     keys = dict(zip((*heat.names, "basis"), jax.random.split(rng, len(heat.names) + 1)))
     spectral = heat.propagator == "spectral"
     shape = (width,) if spectral else (width, width)
     scale = heat.init_scale / np.sqrt(width)
     params = {name: scale * jax.random.normal(keys[name], shape, jnp.float32) for name in heat.names}
-    if spectral:  # orthogonal, hence as well conditioned as can be
+    if spectral:  # an orthogonal basis has the best condition number
         params["basis"] = jax.random.orthogonal(keys["basis"], width).astype(jnp.float32)
     return params
 
@@ -78,12 +79,18 @@ def _product(a, b):
 
 
 def exponential(a):
-    """expm(a) - I, a float32 [C, C] of 1-norm up to 49,152 = 3/4 * 2^16; beyond that NaN.
+    """Return expm(a) - I, using matrix products only.
 
-    By products alone: Taylor's polynomial of degree 9 of a / 2^s, of 1-norm 3/4 at most, then s squarings. The method that
-    libraries take (scaled Pade approximants) solves a linear system, which accelerators do one column after the other and
-    whose gradient takes a CPU longer; and they square expm(a / 2^s), whose rounding grows with each squaring,
-    where this squares what it differs from I by: (I + e)^2 - I = 2 e + e^2.
+    Taylor's polynomial of degree 9 is evaluated at a / 2^s, whose 1-norm is at most 3/4, and then squared s times. Libraries
+    use scaled Pade approximants instead, which solve a linear system. Accelerators solve it column by column, and
+    its gradient is slower on CPUs. Libraries also square expm(a / 2^s), and each squaring amplifies the rounding. Squaring
+    the difference e from I avoids this: (I + e)^2 - I = 2 e + e^2.
+
+    Args:
+      a: float32 [C, C], of 1-norm up to 49,152 = 3/4 * 2^16.
+
+    Returns:
+      float32 [C, C]; NaN for larger norms.
     """
     norm = jax.lax.stop_gradient(jnp.abs(a).sum(0).max())
     squarings = jnp.maximum(jnp.ceil(jnp.log2(norm / 0.75)), 0.0)
@@ -104,12 +111,19 @@ def exponential(a):
 
 
 def _pairs(width):
-    """How many complex pairs `spectral` holds: they take half the channels, real eigenvalues take the others."""
+    """Return the number of complex pairs of `spectral`: half the channels hold pairs, the others real eigenvalues."""
     return width // 4
 
 
 def eigenvalues(values):
-    """float32[C] of `spectral` -> complex64[C]: the first C - 2 * (C // 4) are real, then growths, then frequencies."""
+    """Return the eigenvalues of a `spectral` vector.
+
+    Args:
+      values: float32 [C]: C - 2 * (C // 4) real eigenvalues, then C // 4 growths, then C // 4 frequencies.
+
+    Returns:
+      complex64 [C]: the real ones, then the conjugate pairs growth +- i frequency.
+    """
     pairs = _pairs(values.shape[0])
     real, growth, frequency = jnp.split(values, [values.shape[0] - 2 * pairs, values.shape[0] - pairs])
     pair = growth + 1j * frequency
@@ -117,7 +131,10 @@ def eigenvalues(values):
 
 
 def _block_diagonal(scale, pairs):
-    """Real [C, C]: diag of the real parts, then [[re, -im], [im, re]] for every complex pair. `scale` complex[C]."""
+    """Return the real block-diagonal matrix [C, C] of complex `scale` [C].
+
+    Real eigenvalues lie on the diagonal; each complex pair is a block [[re, -im], [im, re]].
+    """
     alone = scale.shape[0] - 2 * pairs
     matrix = jnp.diag(scale.real)
     if pairs:
@@ -128,24 +145,35 @@ def _block_diagonal(scale, pairs):
 
 
 def generator(params, heat, name):
-    """The matrix A (or B) of one learnt direction, `name` as in `Heat.names` -> float32 [C, C]."""
+    """Return the matrix A or B of a learnt direction as float32 [C, C]; `name` is one of `Heat.names`."""
     if heat.propagator != "spectral":
         return params[name]
     return _in_basis(params["basis"], eigenvalues(params[name]))
 
 
 def _in_basis(basis, scale):
-    """V diag(scale) V^-1, real."""
+    """Return V diag(scale) V^-1 as a real matrix [C, C]."""
     right = _block_diagonal(scale, _pairs(basis.shape[0]))
     # X V = V D  <=>  V^T X^T = D^T V^T
     return jnp.linalg.solve(basis.T, _product(basis, right).T).T
 
 
 def propagator(params, heat, axis, distance, cells):
-    """The map P of z(. + distance) = P z(.) along an axis -> float32 [C, C].
+    """Return the map P of z(. + distance) = P z(.) along an axis.
 
-    axis: "x" or "y". distance: signed, in half images, not 0. cells: n, the cells of half the image along the axis,
-    which only `power` uses; it needs n * distance to be whole.
+    Args:
+      params: the parameters of `init`.
+      heat: `Heat`.
+      axis: "x" or "y".
+      distance: signed float in half images, not 0.
+      cells: n, the number of cells in half the image along the axis. Only `power` uses it, and needs n * distance to be
+        a whole number.
+
+    Returns:
+      float32 [C, C].
+
+    Raises:
+      ValueError: `power` with a fractional number of cells.
     """
     forward = distance > 0
     if heat.directions == "tied":
@@ -166,7 +194,7 @@ def propagator(params, heat, axis, distance, cells):
         count = cells * steps
         if count != int(count):
             raise ValueError(
-                f"power takes whole cells, but {distance} of a half of {cells} cells is {cells * distance}"
+                f"heat.propagator='power' takes whole cells: {distance} of a half of {cells} cells is {cells * distance}"
             )
         with jax.default_matmul_precision("highest"):
             step = jnp.linalg.matrix_power(eye + matrix / cells, int(count))  # by repeated squaring
@@ -174,7 +202,7 @@ def propagator(params, heat, axis, distance, cells):
 
 
 def _normalise(z, heat):
-    """z, or its layer norm without gain and bias over the channels (`norm: layer`)."""
+    """Return z, layer-normalised over the channels (no gain or bias) if `heat.norm` is "layer"."""
     if heat.norm == "none":
         return z
     mean, variance = z.mean(-1, keepdims=True), z.var(-1, keepdims=True)
@@ -182,27 +210,39 @@ def _normalise(z, heat):
 
 
 def carry(params, heat, z, axis, distance, cells):
-    """Features z [..., C], any float type, carried over a signed distance: z + (P - I) norm(z) -> float32 [..., C].
+    """Propagate features over a signed distance: z + (P - I) norm(z).
 
-    axis, distance, cells: as of `propagator`.
+    Args:
+      params, heat, axis, distance, cells: as for `propagator`.
+      z: float [..., C] of any float type.
+
+    Returns:
+      float32 [..., C].
     """
     z = z.astype(jnp.float32)
     change = propagator(params, heat, axis, distance, cells) - jnp.eye(z.shape[-1], dtype=jnp.float32)
     return z + jnp.einsum("...c,dc->...d", _normalise(z, heat), change, precision=_PRECISION)
 
 
-def shortened(params, heat, share):
-    """Parameters whose step over any distance d is that of `params` over share * d. Not of `power`, which takes whole cells."""
+def shortened(params, heat, fraction):
+    """Return parameters whose step over a distance d is the step of `params` over fraction * d.
+
+    Raises:
+      ValueError: for `power`, which takes whole cells.
+    """
     if heat.propagator == "power":
-        raise ValueError("power takes whole cells: its steps cannot be shortened")
-    return {name: value if name == "basis" else share * value for name, value in params.items()}
+        raise ValueError("heat.propagator='power' takes whole cells: its steps cannot be shortened")
+    return {name: value if name == "basis" else fraction * value for name, value in params.items()}
 
 
 def _changes(params, heat, axis, steps, cells):
-    """(matrices float32 [K, C, C], {step: (k, weight)}) with P(step) - I = weight * matrices[k].
+    """Return the fewest matrices that give every step, and how each step uses them.
 
-    As few matrices, and as little work for them, as will do. An untied offset changes in proportion to the distance, so that
-    one matrix a direction serves all steps. Of all propagators but the offset a whole step is two halves.
+    An untied offset scales with the distance, so one matrix per direction serves all steps. For the other propagators, a
+    whole step is the square of a half step.
+
+    Returns:
+      (matrices float32 [K, C, C], {step: (k, weight)}) with P(step) - I = weight * matrices[k].
     """
     if heat.propagator == "offset" and heat.directions == "untied":
         signs = sorted({np.sign(d) for d in steps})
@@ -216,47 +256,52 @@ def _changes(params, heat, axis, steps, cells):
     return jnp.stack([maps[d] for d in steps]) - eye, {d: (k, 1.0) for k, d in enumerate(steps)}
 
 
-def extrapolate(params, heat, visible, quarter, placements=tuple(range(9))):
-    """Fills the three masked quarters of the grid from the visible one: along x (columns), then along y (rows).
+def extrapolate(params, heat, visible, placement, placements=tuple(range(9))):
+    """Fill the three masked quarters of the grid from the visible one: along x (columns), then along y (rows).
 
-    visible [B, h/2, w/2, C], any float type; quarter int32[B], placement index of each example, each in the static
-    tuple `placements` -> float32 [B, h, w, C]. The visible cells come back as they were; a masked one is
-    z + (P(d) - I) norm(z) of the visible cell z it comes from, which is P(d) z where there is no norm.
+    Visible cells are returned unchanged. A masked cell is z + (P(d) - I) norm(z) of its source cell z; without a norm this
+    is P(d) z. Each example, and each half of an example with a middle placement, needs its own steps: `indexed_matmul`
+    selects their maps. A product with a 0/1 matrix puts the cells in their places.
 
-    Examples differ in the steps they need, and the halves of an example in the middle do: see `chosen_product` for how each
-    gets its map. Cells are put in their places by a small 0/1 product. Of bfloat16 features the changes (P(d) - I) norm(z) are
-    products of bfloat16, as those of the encoder are that they come from.
+    Args:
+      params, heat: as for `propagator`.
+      visible: float [B, h/2, w/2, C]. For bfloat16, the changes (P(d) - I) norm(z) are bfloat16 products, as in the encoder.
+      placement: int32 [B], placement index of each example.
+      placements: static tuple that contains every index in `placement`.
+
+    Returns:
+      float32 [B, h, w, C].
     """
     dtype = jnp.bfloat16 if visible.dtype == jnp.bfloat16 else jnp.float32
     visible = visible.astype(jnp.float32)
     _, rows, columns, _ = visible.shape
     quarters.check_grid(2 * rows, 2 * columns, placements)
-    z = _fill(params, heat, "x", visible, quarter, placements, dtype)
-    return _fill(params, heat, "y", z.swapaxes(1, 2), quarter, placements, dtype).swapaxes(1, 2)
+    z = _fill(params, heat, "x", visible, placement, placements, dtype)
+    return _fill(params, heat, "y", z.swapaxes(1, 2), placement, placements, dtype).swapaxes(1, 2)
 
 
-def _fill(params, heat, axis, z, quarter, placements, dtype):
-    """Doubles the third dimension: z float32 [B, other, n, C] -> [B, other, 2n, C], multiplied as `dtype`."""
+def _fill(params, heat, axis, z, placement, placements, dtype):
+    """Double the third axis: z float32 [B, other, n, C] -> [B, other, 2n, C], with products in `dtype`."""
     batch, others, cells, width = z.shape
-    quarters_axis = "yx".index(axis)
-    steps = quarters.steps(placements, quarters_axis)
+    axis_index = "yx".index(axis)
+    steps = quarters.steps(placements, axis_index)
     matrices, known = _changes(params, heat, axis, steps, cells)
-    copied, carried = np.moveaxis(quarters.selection(2 * cells, placements, quarters_axis), 1, 0)  # [9, 2n, n]
-    signed_steps = quarters.signed_steps(2 * cells, placements, quarters_axis)  # [9, parts]
+    copied, carried = np.moveaxis(quarters.selection(2 * cells, placements, axis_index), 1, 0)  # [9, 2n, n]
+    signed_steps = quarters.signed_steps(2 * cells, placements, axis_index)  # [9, parts]
     choice, weight = np.vectorize(lambda d: known.get(float(d), (0, 0.0)), otypes=(np.int32, np.float32))(signed_steps)
     parts = _normalise(z, heat).reshape(batch, others, signed_steps.shape[1], -1, width)
-    change = chosen_product(parts.astype(dtype), matrices, jnp.asarray(choice)[quarter])
-    change = (change * jnp.asarray(weight)[quarter][:, None, :, None, None]).reshape(z.shape)
-    return _put(copied + carried, quarter, z) + _put(carried, quarter, change)
+    change = indexed_matmul(parts.astype(dtype), matrices, jnp.asarray(choice)[placement])
+    change = (change * jnp.asarray(weight)[placement][:, None, :, None, None]).reshape(z.shape)
+    return _put(copied + carried, placement, z) + _put(carried, placement, change)
 
 
-def _put(table, quarter, z):
-    """z [B, other, n, C] put in the places that the 0/1 table [9, 2n, n] has for each example's quarter."""
-    return jnp.einsum("bij,brjc->bric", jnp.asarray(table)[quarter], z, precision=_PRECISION)
+def _put(table, placement, z):
+    """Place the cells z [B, other, n, C] by each example's 0/1 matrix in `table` [9, 2n, n] -> [B, other, 2n, C]."""
+    return jnp.einsum("bij,brjc->bric", jnp.asarray(table)[placement], z, precision=_PRECISION)
 
 
 def commutator(a, b):
-    """||A B - B A|| / (||A|| ||B||), Frobenius norms; 0 iff both orders of differentiation agree (z_xy = z_yx)."""
+    """Return ||A B - B A|| / (||A|| ||B||) in Frobenius norms; it is 0 iff z_xy = z_yx."""
     norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
     return jnp.where(
         norms > 0, jnp.linalg.norm(_product(a, b) - _product(b, a)) / jnp.where(norms > 0, norms, 1.0), 0.0
@@ -264,16 +309,22 @@ def commutator(a, b):
 
 
 def correlation(a, b):
-    """S = -A^2 (B^2)^-1 of z_xx + S z_yy = 0 -> [C, C], as float64 numpy. Raises LinAlgError where B is singular."""
+    """Return S = -A^2 (B^2)^-1 of z_xx + S z_yy = 0 as float64 numpy [C, C].
+
+    Raises:
+      numpy.linalg.LinAlgError: B is singular.
+    """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return -np.linalg.solve((b @ b).T, (a @ a).T).T
 
 
 def describe(params, heat):
-    """What A and B are, for logs and reports -> dict of numpy arrays.
+    """Return figures of A and B for logs and reports.
 
-    For each learnt direction `spectrum/NAME` complex[C] (eigenvalues per half image) and `norm/NAME`; `commutator/+` and
-    (untied) `commutator/-`; `S/+` [C, C], absent where B is singular, as it is before the first step.
+    Returns:
+      dict of numpy arrays. For each learnt direction: `spectrum/NAME` complex [C], eigenvalues per half image, and
+      `norm/NAME`. For the sign + (and - if untied): `commutator/+` and `S/+` [C, C]. S is absent where B is singular,
+      as it is before the first step.
     """
     result = {}
     for name in heat.names:

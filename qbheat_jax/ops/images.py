@@ -1,4 +1,4 @@
-"""Pixels as numbers: normalisation of uint8 images on the device, and images cut into patches and back."""
+"""Normalise uint8 images on the device, and cut images into patches and back."""
 
 import dataclasses
 
@@ -11,22 +11,22 @@ STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """What an encoder takes pixels for: `mean` and `std` of each channel, on the 0..1 scale."""
+    """An encoder's pixel normalisation: `mean` and `std` of each channel, in 0..1."""
 
     mean: tuple = MEAN
     std: tuple = STD
 
     def normalise(self, images):
-        """uint8 [..., 3] -> float32 [..., 3], mean and standard deviation taken out per channel."""
+        """Subtract the mean and divide by the standard deviation per channel; uint8 [..., 3] -> float32 [..., 3]."""
         return (images.astype(jnp.float32) / 255.0 - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
     def unnormalise(self, pixels):
-        """The inverse of `normalise`, rounded and clipped: float [..., 3] -> uint8 [..., 3]."""
+        """Invert `normalise`, with rounding and clipping; float [..., 3] -> uint8 [..., 3]."""
         scaled = (pixels * jnp.asarray(self.std) + jnp.asarray(self.mean)) * 255.0
         return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)
 
 
-# The conventions that weights come in: torchvision's and MAE's; timm's augreg ViTs'; EfficientNet-Lite's (x - 127) / 128.
+# Conventions of published weights: torchvision's and MAE's; timm's augreg ViTs'; EfficientNet-Lite's (x - 127) / 128.
 PIXELS = {
     "imagenet": Pixels(),
     "half": Pixels((0.5,) * 3, (0.5,) * 3),
@@ -35,14 +35,14 @@ PIXELS = {
 
 
 def to_patches(images, size):
-    """[B, H, W, C] -> [B, H / size, W / size, size * size * C]; within a patch by row, column, channel."""
+    """Cut images into patches; [B, H, W, C] -> [B, H / size, W / size, size * size * C], by row, column, channel."""
     batch, height, width, channels = images.shape
     x = images.reshape(batch, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, size * size * channels)
 
 
 def from_patches(patches, size):
-    """The inverse of `to_patches`: [B, h, w, size * size * C] -> [B, h * size, w * size, C]."""
+    """Invert `to_patches`; [B, h, w, size * size * C] -> [B, h * size, w * size, C]."""
     batch, height, width, _ = patches.shape
     x = patches.reshape(batch, height, width, size, size, -1)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * size, width * size, -1)

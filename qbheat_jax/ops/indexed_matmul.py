@@ -1,9 +1,9 @@
-"""Each part of a batch times the one matrix of a few that it chose.
+"""Indexed matmul: multiply each part of a batch by its own matrix, chosen from a few.
 
-A gather would move a whole matrix for every part. Instead accelerators take all parts through all matrices, in one large
-product, and keep what was chosen: arithmetic is what they have most of, and parts stay on the device where they are. A CPU
-has no arithmetic to spare: there the parts are sorted by their choice and multiplied block by block, each block by its one
-matrix, which costs a single product however many matrices there are.
+Gathering would copy a whole matrix for every part. Accelerators have spare arithmetic, so there one large product
+multiplies all parts by all matrices and a mask keeps the chosen ones; parts stay on their device. CPUs have none to spare, so
+there the parts are sorted by choice and multiplied in blocks that share a matrix. This costs one product, however many
+matrices there are.
 """
 
 import functools
@@ -11,21 +11,29 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Rows of x that a block holds at least: as many as a CPU needs to be busy with arithmetic and not with reading its matrix.
+# The fewest rows of x in a block: with fewer, a CPU spends its time reading the matrix instead of multiplying.
 _ROWS = 256
 
 
 @jax.custom_vjp
-def chosen_product(x, matrices, choice):
-    """x [B, R, P, N, C], float32 matrices [K, D, C], choice int32 [B, P], below K -> float32 [B, R, P, N, D].
+def indexed_matmul(x, matrices, choice):
+    """Multiply each part by its chosen matrix: y[b, r, p, n] = matrices[choice[b, p]] x[b, r, p, n].
 
-    y[b, r, p, n] = matrices[choice[b, p]] x[b, r, p, n], multiplied in x's type, see `_einsum`; so are its gradients.
+    Products, and those of the gradients, are in x's type with float32 sums (see `_einsum`).
+
+    Args:
+      x: float32 or bfloat16 [B, R, P, N, C].
+      matrices: float32 [K, D, C].
+      choice: int32 [B, P], in 0..K-1.
+
+    Returns:
+      float32 [B, R, P, N, D].
     """
     return jax.lax.platform_dependent(x, matrices, choice, cpu=_by_blocks, default=_by_selection)
 
 
 def _forward(x, matrices, choice):
-    return chosen_product(x, matrices, choice), (x, matrices, choice)
+    return indexed_matmul(x, matrices, choice), (x, matrices, choice)
 
 
 def _backward(residuals, gradient):
@@ -34,11 +42,11 @@ def _backward(residuals, gradient):
     return d_x.astype(residuals[0].dtype), d_matrices, None
 
 
-chosen_product.defvjp(_forward, _backward)
+indexed_matmul.defvjp(_forward, _backward)
 
 
 def _einsum(subscripts, x, y, dtype):
-    """The sum of products of x and y as `dtype`: float32 at full precision, or bfloat16 -> float32."""
+    """Return the einsum of x and y in `dtype` (float32 at full precision, or bfloat16), summed in float32."""
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     x, y = x.astype(dtype), y.astype(dtype)
     return jnp.einsum(subscripts, x, y, precision=precision, preferred_element_type=jnp.float32)
@@ -50,14 +58,14 @@ def _by_selection(x, matrices, choice):
 
 
 def _by_selection_vjp(x, matrices, choice, gradient):
-    """Gradients of `_by_selection` with respect to (x, matrices), float32, given that of its output."""
+    """Return the float32 gradients of `_by_selection` for (x, matrices), given the gradient of its output."""
     gradient = gradient[..., None, :] * _kept(choice, matrices)
     d_x = _einsum("brpnkd,kdc->brpnc", gradient, matrices, x.dtype)
     return d_x, _einsum("brpnkd,brpnc->kdc", gradient, x, x.dtype)
 
 
 def _kept(choice, matrices):
-    """1 where a part chose a matrix and 0 elsewhere, float32 [B, 1, P, 1, K, 1]."""
+    """Return float32 [B, 1, P, 1, K, 1]: 1 where a part chose a matrix, else 0."""
     return jax.nn.one_hot(choice, matrices.shape[0])[:, None, :, None, :, None]
 
 
@@ -72,7 +80,7 @@ def _by_blocks(x, matrices, choice):
 
 
 def _by_blocks_vjp(x, matrices, choice, gradient):
-    """Gradients of `_by_blocks` with respect to (x, matrices), float32, given that of its output."""
+    """Return the float32 gradients of `_by_blocks` for (x, matrices), given the gradient of its output."""
     slots, position, owner = _sorted(choice.reshape(-1), matrices.shape[0], _size(x))
 
     def add(total, block):
@@ -86,19 +94,19 @@ def _by_blocks_vjp(x, matrices, choice, gradient):
 
 
 def _size(x):
-    """How many parts a block holds."""
+    """Return the number of parts in a block."""
     batch, others, parts, cells, _ = x.shape
     return min(batch * parts, -(-_ROWS // (others * cells)))
 
 
 def _into_blocks(x, slots):
-    """x [B, R, P, N, C] -> its parts in the order of `slots`, zeros in empty ones: [blocks, size * R * N, C]."""
+    """Sort the parts of x [B, R, P, N, C] into `slots` -> [blocks, size * R * N, C], with zeros in empty slots."""
     parts = x.swapaxes(1, 2).reshape(-1, *x.shape[1:2], *x.shape[3:])
     return jnp.take(parts, slots, axis=0, mode="fill", fill_value=0).reshape(slots.shape[0], -1, x.shape[-1])
 
 
 def _out_of_blocks(y, position, shape):
-    """The other way round, y [blocks, size * R * N, D] for x of `shape` -> [B, R, P, N, D]."""
+    """Invert `_into_blocks`: y [blocks, size * R * N, D], for x of `shape` -> [B, R, P, N, D]."""
     batch, others, parts, cells, _ = shape
     y = y.reshape(-1, others, cells, y.shape[-1])[position]
     return y.reshape(batch, parts, *y.shape[1:]).swapaxes(1, 2)
@@ -106,13 +114,19 @@ def _out_of_blocks(y, position, shape):
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _sorted(choice, count, size):
-    """Where parts go: choice int32 [U], below `count` -> int32 (slots [blocks, size], position [U], owner [blocks]).
+    """Assign parts to blocks that share one choice.
 
-    `slots`: the part in each, U where it stays empty; `position`: the slot of each part; `owner`: the choice of all parts of
-    a block.
+    Args:
+      choice: int32 [U], in 0..count-1.
+      count: static number of matrices.
+      size: static number of parts in a block.
+
+    Returns:
+      int32 (slots [blocks, size], position [U], owner [blocks]). `slots` holds the part in each slot, U where it is empty.
+      `position` is the slot of each part, `owner` the choice that a block's parts share.
     """
     parts = choice.shape[0]
-    blocks = parts // size + count  # as many as can be needed
+    blocks = parts // size + count  # the most that can be needed
     members = jnp.bincount(choice, length=count)
     needed = -(-members // size)
     ends = jnp.cumsum(needed)

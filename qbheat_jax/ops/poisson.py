@@ -1,7 +1,7 @@
-"""The heat equation on pixels themselves: known pixels are held, and heat flows through the others until nothing changes.
+"""Solve the heat equation on pixels: hold the known pixels and find the steady state of the others.
 
-Beside `heat.py`, which continues features, this one has nothing to learn. It closes the seam between what a decoder predicts
-and what was visible, and alone it is the guess that a reconstruction has to beat.
+Unlike `heat.py`, which extrapolates features, this has no parameters. It removes the seam between predicted and visible
+pixels. Applied alone, it is the baseline that a reconstruction has to beat.
 """
 
 import jax
@@ -10,54 +10,66 @@ from jax.scipy.sparse.linalg import cg
 
 
 def solve(images, known):
-    """The steady state u_xx + u_yy = 0 of the pixels that are not known -> float [B, H, W, C].
+    """Return the steady state u_xx + u_yy = 0 of the unknown pixels, with the known ones held fixed.
 
-    images float [B, H, W, C], known bool [B, H, W]. No heat flows across the border of an image. Known pixels are kept; of an
-    image without any the rest stays 0.
+    No heat flows across the image border. An image without known pixels becomes 0.
+
+    Args:
+      images: float [B, H, W, C].
+      known: bool [B, H, W].
+
+    Returns:
+      float [B, H, W, C].
     """
     return blend(jnp.zeros_like(images), images, known)
 
 
 def blend(predicted, images, known):
-    """Predicted pixels raised or lowered so that they meet the known ones -> float [B, H, W, C].
+    """Shift predicted pixels smoothly so that they meet the known ones (Poisson image editing, Perez et al. 2003).
 
-    predicted, images float [B, H, W, C], known bool [B, H, W]: where `images` holds and is kept. What is added to the
-    prediction is the steady state of the heat equation whose temperature at the seam is the difference there between a
-    known pixel and what was predicted beside it (Poisson image editing, Perez et al. 2003): steps within the prediction
-    stay as they are, the one at the seam goes.
+    The added term solves the steady heat equation. Its boundary value is the difference, at the seam, between a known pixel and
+    the prediction beside it. Gradients within the prediction stay; the step at the seam disappears.
+
+    Args:
+      predicted: float [B, H, W, C].
+      images: float [B, H, W, C], used where `known`.
+      known: bool [B, H, W].
+
+    Returns:
+      float [B, H, W, C]; known pixels are those of `images`.
     """
     known = known[..., None]
-    return jnp.where(known, images, predicted + jax.vmap(_added)(jnp.where(known, images, predicted), known))
+    return jnp.where(known, images, predicted + jax.vmap(_correction)(jnp.where(known, images, predicted), known))
 
 
-def _added(pixels, known):
-    """[H, W, C], known ones among them (bool [H, W, 1]) -> what is added to the others, 0 where known."""
+def _correction(pixels, known):
+    """Return the correction [H, W, C] of the unknown pixels, 0 where known; `known` is bool [H, W, 1]."""
     known = known.astype(pixels.dtype)
-    # By how much the known neighbours of each pixel that is not known differ from it.
-    gap = (1.0 - known) * (_around(known * pixels) - _around(known) * pixels)
-    return cg(lambda x: _flow(x, known), gap, tol=1e-3, maxiter=50, M=lambda x: _cycle(x, known))[0]
+    # The sum of differences between each unknown pixel and its known neighbours.
+    gap = (1.0 - known) * (_neighbour_sum(known * pixels) - _neighbour_sum(known) * pixels)
+    return cg(lambda x: _outflow(x, known), gap, tol=1e-3, maxiter=50, M=lambda x: _v_cycle(x, known))[0]
 
 
-def _flow(x, known):
-    """What flows from each pixel to its neighbours, known ones being held at 0: [H, W, C] -> [H, W, C]."""
-    return (1.0 - known) * (_around(jnp.ones_like(known)) * x - _around((1.0 - known) * x)) + known * x
+def _outflow(x, known):
+    """Return the heat [H, W, C] that leaves each pixel for its neighbours, with known pixels held at 0."""
+    return (1.0 - known) * (_neighbour_sum(jnp.ones_like(known)) * x - _neighbour_sum((1.0 - known) * x)) + known * x
 
 
-def _cycle(sources, known):
-    """Roughly the x of which `_flow` is `sources`: a V-cycle of multigrid, which makes conjugate gradients take few steps."""
-    damped = 0.7 / jnp.maximum(_around(jnp.ones_like(known)), 1.0)
+def _v_cycle(sources, known):
+    """Approximately invert `_outflow` by one multigrid V-cycle, the preconditioner of the conjugate gradients."""
+    damped = 0.7 / jnp.maximum(_neighbour_sum(jnp.ones_like(known)), 1.0)
     x = damped * sources
     height, width, channels = sources.shape
     if height % 2 == 0 and width % 2 == 0:
         blocks = (height // 2, 2, width // 2, 2, channels)
-        coarse = (sources - _flow(x, known)).reshape(blocks).sum((1, 3))
+        coarse = (sources - _outflow(x, known)).reshape(blocks).sum((1, 3))
         inside = known.reshape(*blocks[:4], 1).min((1, 3))
-        coarse = _cycle((1.0 - inside) * coarse, inside)
+        coarse = _v_cycle((1.0 - inside) * coarse, inside)
         x = x + (1.0 - known) * jnp.repeat(jnp.repeat(coarse, 2, 0), 2, 1)
-    return x + damped * (sources - _flow(x, known))
+    return x + damped * (sources - _outflow(x, known))
 
 
-def _around(x):
-    """The sum of the four neighbours of each pixel, those outside counting 0: [H, W, C] -> [H, W, C]."""
+def _neighbour_sum(x):
+    """Return the sum of each pixel's four neighbours, [H, W, C] -> [H, W, C]; pixels outside count as 0."""
     x = jnp.pad(x, ((1, 1), (1, 1), (0, 0)))
     return x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:]

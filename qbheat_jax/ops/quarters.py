@@ -1,7 +1,7 @@
-"""Geometry of quarter-block masking: nine placements of the visible block, what each masked cell is predicted from.
+"""Geometry of quarter-block masking: nine placements of the visible block, and the source of each masked cell.
 
-The visible block covers half of each axis, at one of three places (method: one contiguous quarter of the
-image is visible, arXiv 2211.13228; the half steps of the middle placement are this project's reading of it):
+The visible block covers half of each axis, at one of three places. The paper keeps one contiguous quarter of the image
+visible (arXiv 2211.13228); the half steps of the middle placement are this project's interpretation.
 
 | axis placement | visible cells | predicts                                            | signed step, in half images |
 |----------------|---------------|-----------------------------------------------------|-----------------------------|
@@ -9,8 +9,8 @@ image is visible, arXiv 2211.13228; the half steps of the middle placement are t
 | middle         | [n/4, 3n/4)   | i -> i - n/4 for i < n/2; i -> i + n/4 for i >= n/2 | -1/2 and +1/2               |
 | end            | [n/2, n)      | i -> i - n/2                                        | -1                          |
 
-A placement of the image is a pair, written as one index `quarter = 3 * row + column` with start, middle, end
-= 0, 1, 2. The two-dimensional map is separable, so everything here is per axis. numpy only, no jax.
+An image's placement is a pair, encoded as one index `3 * row + column` with start, middle, end = 0, 1, 2. The
+two-dimensional map is separable, so all functions here work per axis. They use numpy only.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from qbheat_jax.errors import UserError
 AXIS_PLACEMENTS = ("start", "middle", "end")
 NAMES = tuple(f"{row}-{column}" for row in ("top", "middle", "bottom") for column in ("left", "center", "right"))
 
-# What `quarter.placements` may say, and the placements that a training image then draws from, uniformly.
+# Values of `quarter.placements`, and the placements from which training images then draw uniformly.
 PLACEMENT_SETS = {
     "corners": (0, 2, 6, 8),
     "center": (4,),
@@ -29,54 +29,63 @@ PLACEMENT_SETS = {
 }
 
 
-def split(quarter):
-    """Placement index -> (row placement, column placement), each 0 (start), 1 (middle) or 2 (end)."""
-    return quarter // 3, quarter % 3
+def split(placement):
+    """Split a placement index into (row, column), each 0 (start), 1 (middle) or 2 (end)."""
+    return placement // 3, placement % 3
 
 
 def check_axis(cells, placement, axis="an axis"):
-    """Raises UserError where an axis of `cells` cells cannot hold the visible block of this placement."""
+    """Check that an axis of `cells` cells can hold the visible block of an axis placement.
+
+    Raises:
+      UserError: `cells` is odd, or no multiple of 4 for the middle placement.
+    """
     if cells < 2 or cells % 2:
-        raise UserError(f"{axis} has {cells} cells, but half of it must be visible: an even number is needed")
+        raise UserError(f"{axis} has {cells} cells: the visible half needs an even number of cells, at least 2")
     if placement == 1 and cells % 4:
         raise UserError(
-            f"{axis} has {cells} cells, which a middle placement cannot split (it leaves {cells}/4 cells on either "
-            "side): use a multiple of 4 cells, or quarter.placements='corners'"
+            f"{axis} has {cells} cells: the middle placement leaves a quarter of them on either side. Use a multiple of 4 "
+            "cells, or quarter.placements='corners'"
         )
 
 
 def check_grid(height, width, placements):
-    """Raises UserError, with the reason, where a grid of height x width cells cannot be split so.
+    """Check that a grid of height x width cells can hold all these placements.
 
-    `placements` is an iterable of placement indices 0..8.
+    Args:
+      height, width: int, cells.
+      placements: iterable of placement indices 0..8.
+
+    Raises:
+      UserError: an axis does not divide; the message names the axis and its size.
     """
-    for quarter in placements:
-        row, column = split(int(quarter))
+    for placement in placements:
+        row, column = split(int(placement))
         check_axis(height, row, "the grid's height")
         check_axis(width, column, "the grid's width")
 
 
 def start(cells, placement):
-    """First visible cell (or pixel, where `cells` counts pixels) of an axis under this placement."""
+    """Return the first visible cell of an axis (or pixel, where `cells` counts pixels) under an axis placement."""
     return (0, cells // 4, cells // 2)[placement]
 
 
-def visible_slices(height, width, quarter):
-    """(row slice, column slice) of the visible block of a height x width image or grid."""
-    check_grid(height, width, [quarter])
+def visible_slices(height, width, placement):
+    """Return (row slice, column slice) of the visible block of a height x width image or grid."""
+    check_grid(height, width, [placement])
     return tuple(
         slice(begin, begin + size // 2)
-        for size, begin in ((size, start(size, place)) for size, place in zip((height, width), split(quarter)))
+        for size, begin in ((size, start(size, place)) for size, place in zip((height, width), split(placement)))
     )
 
 
-def starts(size, quarters_axis):
-    """int32[9]: first visible pixel of an axis of `size` pixels for each placement index; axis 0 rows, 1 columns."""
-    return np.array([start(size, split(q)[quarters_axis]) for q in range(9)], np.int32)
+def starts(size, axis):
+    """Return int32 [9], the first visible pixel of an axis of `size` pixels by placement index; axis 0 is rows."""
+    return np.array([start(size, split(q)[axis]) for q in range(9)], np.int32)
 
 
 def masked(height, width):
-    """bool[9, height, width]: the cells that are not visible, for each placement index."""
+    """Return bool [9, height, width], True for the masked cells, by placement index."""
     rows, columns = _visible(height), _visible(width)
     return np.stack([~np.outer(rows[split(q)[0]], columns[split(q)[1]]) for q in range(9)])
 
@@ -88,10 +97,17 @@ def _visible(cells):
 
 
 def sources(cells, placement):
-    """What each cell of an axis is made from: (int32[cells] index into the visible half, float32[cells] signed step).
+    """Return the source of each cell of an axis, and the signed step from it.
 
-    A visible cell comes from itself, step 0. Every masked cell comes from exactly one visible cell, and every
-    visible cell gives exactly one masked cell.
+    A visible cell is its own source, with step 0. Each masked cell has exactly one visible source, and each visible cell
+    is the source of exactly one masked cell.
+
+    Args:
+      cells: int, length of the axis.
+      placement: axis placement 0, 1 or 2.
+
+    Returns:
+      (int32 [cells] index into the visible half, float32 [cells] signed step in half images).
 
     >>> sources(4, 0)[1]
     array([0., 0., 1., 1.], dtype=float32)
@@ -111,33 +127,43 @@ def sources(cells, placement):
     return source.astype(np.int32), step.astype(np.float32)
 
 
-def steps(placements, quarters_axis):
-    """The signed steps other than 0 that these placement indices need along an axis, sorted."""
+def steps(placements, axis):
+    """Return the sorted nonzero signed steps that these placement indices need along an axis."""
     needed = {0: (1.0,), 1: (-0.5, 0.5), 2: (-1.0,)}
-    return tuple(sorted({d for q in placements for d in needed[split(int(q))[quarters_axis]]}))
+    return tuple(sorted({d for q in placements for d in needed[split(int(q))[axis]]}))
 
 
-def selection(cells, placements, quarters_axis):
-    """float32[9, 2, cells, cells // 2] of zeros and ones: where each cell's value is taken from.
+def selection(cells, placements, axis):
+    """Return the 0/1 table that places the visible cells on the axis, copied or propagated.
 
-    Entry [q, 0, i, j] is 1 where placement q has visible cell j at i, and [q, 1, i, j] where it fills cell i from visible
-    cell j carried over a step. Placements not in `placements` are left zero, so that a grid which some unused placement
-    could not split is still accepted.
+    Args:
+      cells: int, length of the axis.
+      placements: iterable of placement indices. The entries of others stay zero, so only these need to fit the axis.
+      axis: 0 for rows, 1 for columns.
+
+    Returns:
+      float32 [9, 2, cells, cells // 2]. Entry [q, 0, i, j] is 1 where placement q shows visible cell j at cell i. Entry
+      [q, 1, i, j] is 1 where it fills cell i from visible cell j over a nonzero step.
     """
     table = np.zeros((9, 2, cells, cells // 2), np.float32)
     for q in placements:
-        source, step = sources(cells, split(int(q))[quarters_axis])
+        source, step = sources(cells, split(int(q))[axis])
         table[q, (step != 0).astype(int), np.arange(cells), source] = 1.0
     return table
 
 
-def signed_steps(cells, placements, quarters_axis):
-    """float32[9, parts]: the signed step over which the visible cells of each part of the axis are carried.
+def signed_steps(cells, placements, axis):
+    """Return the signed step over which each part of the visible cells is propagated.
 
-    One part, or two, the first and the second half of the visible cells, where a placement is in the middle. Zero for
-    placements not in `placements`.
+    Args:
+      cells: int, length of the axis.
+      placements: iterable of placement indices; the rows of others stay zero.
+      axis: 0 for rows, 1 for columns.
+
+    Returns:
+      float32 [9, parts]. There is one part, or two (the halves of the visible cells) if some placement is in the middle.
     """
-    rows = {q: split(int(q))[quarters_axis] for q in placements}
+    rows = {q: split(int(q))[axis] for q in placements}
     parts = 2 if 1 in rows.values() else 1
     table = np.zeros((9, parts), np.float32)
     for q, place in rows.items():

@@ -1,7 +1,7 @@
-"""Checkpoints: state, data position and config together, written in the background; the only room that knows orbax.
+"""Save and restore checkpoints: state, data position and config together, written in the background by orbax.
 
-WORKDIR/checkpoints/STEP/ holds all that is needed to go on. Each carries a sum over the bits of every array, so that
-a file damaged on disk is found out when it is read, and the checkpoint before it is taken instead.
+WORKDIR/checkpoints/STEP/ holds everything needed to resume, including a bit sum for every array. A read that finds a
+damaged file falls back to the previous checkpoint.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ log = logging.getLogger("qbheat")
 
 @jax.jit
 def _bit_sums(tree):
-    """uint32 sum of the bits of each leaf, in the tree's shape; exact, so the same however the leaf is sharded."""
+    """Return the uint32 sum of each leaf's bits, in the tree's structure; it is exact, so independent of the sharding."""
 
     def bits(leaf):
         unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[leaf.dtype.itemsize]
@@ -35,12 +35,12 @@ def _bit_sums(tree):
 
 
 def _bits(tree):
-    """{name of a leaf: the sum of its bits}. By name, since a tree restored without its type has another order."""
+    """Return {leaf name: bit sum}. Names are keys because a pytree restored without its type has another order."""
     return {name: int(value) for name, value in pytree.names(jax.device_get(_bit_sums(tree)))}
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. `keep`: how many are kept, the newest ones."""
+    """The checkpoints of one workdir; the newest `keep` are kept."""
 
     def __init__(self, workdir, keep=3):
         self.directory = epath.Path(workdir) / "checkpoints"
@@ -58,9 +58,9 @@ class Checkpoints:
             )
 
     def save(self, step, state, position, config_json):
-        """Starts writing; the arrays are copied first, so the state may be donated at once."""
+        """Start writing a checkpoint. The arrays are copied first, so the caller may donate the state at once."""
         record = {"position": int(position), "bits": _bits(state)}
-        if not self._writes:  # from now on in threads of orbax, until this is closed
+        if not self._writes:  # from now until close(), orbax writes in threads of its own
             self._writes = True
             self._loops.enter_context(tidy_loops)
         runtime.trim_heap()
@@ -75,22 +75,28 @@ class Checkpoints:
             )
 
     def steps(self):
+        """Return the steps of all checkpoints, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def config(self):
-        """The config of the newest checkpoint whose config can be read, as a dict; None without one."""
+        """Return the config of the newest checkpoint whose config is readable, as a dict; None if there is none."""
         for step in reversed(self.steps()):
             try:
                 return self._restore(step, config=ocp.args.JsonRestore())["config"]
             except Exception as error:
-                log.warning("checkpoint %s: its config cannot be read (%s)", step, first_line(error))
+                log.warning("checkpoint %s: the config cannot be read (%s)", step, first_line(error))
         return None
 
     def restore(self, state):
-        """(step, state, position) of the newest checkpoint that is whole, or None where there is none at all.
+        """Return (step, state, position) of the newest intact checkpoint, or None if there are no checkpoints.
 
-        `state`: arrays, or shapes with shardings, as the restored state is to be. A torn or damaged checkpoint is moved
-        aside with a warning and the one before it taken; if all are damaged, UserError.
+        Damaged checkpoints are renamed to damaged_STEP with a warning.
+
+        Args:
+          state: pytree of arrays, or of shapes with shardings, like the state to restore.
+
+        Raises:
+          UserError: all checkpoints are damaged.
         """
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         steps = self.steps()
@@ -105,10 +111,16 @@ class Checkpoints:
         return None
 
     def restore_variables(self, step=None):
-        """(step, {"params", "batch_stats"} as arrays) of the newest whole checkpoint, or of that one; the average where kept.
+        """Return (step, {"params", "batch_stats"}) of the newest intact checkpoint, on one device.
 
-        On one device, whatever mesh wrote it. Reading changes nothing: a damaged checkpoint is passed over with a warning,
-        and stays where it is.
+        The parameters are the moving average if the run keeps one. The mesh that wrote them does not matter. Nothing on
+        disk changes: a damaged checkpoint is skipped with a warning.
+
+        Args:
+          step: read this checkpoint only; None for the newest.
+
+        Raises:
+          UserError: no checkpoint can be read.
         """
         here = SingleDeviceSharding(jax.local_devices()[0])
         for step in reversed(self.steps() if step is None else [step]):
@@ -119,28 +131,30 @@ class Checkpoints:
                 state, _ = self._checked(step, shapes)
                 return step, {"params": state["ema"] or state["params"], "batch_stats": state["batch_stats"]}
             except Exception as error:
-                log.warning("checkpoint %s is damaged (%s): it is passed over", step, first_line(error))
-        raise UserError(f"{self.directory}: there is no checkpoint that can be read")
+                log.warning("checkpoint %s is damaged (%s): skipping it", step, first_line(error))
+        raise UserError(f"{self.directory}: no checkpoint {'' if step is None else f'{step} '}can be read")
 
     def _checked(self, step, shapes):
-        """(state, data record) of one checkpoint, typed and sharded as `shapes`.
+        """Return (state, data record) of one checkpoint, typed and sharded as `shapes`.
 
-        ValueError where bits have changed, or where it does not say what config its state is of.
+        Raises:
+          ValueError: the bits differ from the recorded sums, or the config is missing.
         """
         json_restore = ocp.args.JsonRestore()
         items = self._restore(step, state=ocp.args.StandardRestore(shapes), data=json_restore, config=json_restore)
         if not items["config"]:
-            raise ValueError("its config is missing")
+            raise ValueError("the config is missing")
         if _bits(items["state"]) != items["data"]["bits"]:
-            raise ValueError("what was read is not what was written")
+            raise ValueError("the bit sums differ from those recorded")
         return items["state"], items["data"]
 
     def wait(self):
-        """Until what was saved is on disk; errors of the writing come out here."""
+        """Wait until saved checkpoints are on disk, and raise any error of the writing threads."""
         with _disk(self.directory):
             self._manager.wait_until_finished()
 
     def close(self):
+        """Wait for running writes and close the manager."""
         with self._loops, _disk(self.directory):
             self._manager.close()
 
@@ -149,7 +163,7 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _set_aside(self, step, error):
-        log.warning("checkpoint %s is damaged (%s): taking the one before it", step, first_line(error))
+        log.warning("checkpoint %s is damaged (%s): falling back to the previous one", step, first_line(error))
         if jax.process_index() == 0:
             target = self.directory / f"damaged_{step}"
             if target.exists():
@@ -160,7 +174,7 @@ class Checkpoints:
 
 
 class _disk:
-    """Turns what a file system refuses (full, read-only, no permission) into one line and exit code 1."""
+    """Convert file system errors (full, read-only, no permission) to a UserError with exit code 1."""
 
     WORDS = (
         "no space left",

@@ -1,4 +1,4 @@
-"""Compiled programs that outlive their process, so that what was compiled once is not compiled again."""
+"""Keep compiled programs on disk, so that later processes do not compile them again."""
 
 import hashlib
 import os
@@ -14,9 +14,9 @@ NAME = ".compiled"
 
 
 def keep(workdir):
-    """Keeps what jax compiles in the nearest `.compiled` above the workdir, by default beside it; it may be deleted any time.
+    """Store what jax compiles in the nearest `.compiled` folder above the workdir, by default in the workdir's parent.
 
-    Where jax has been told a place already (JAX_COMPILATION_CACHE_DIR), it stays that.
+    The folder may be deleted at any time. A cache that is already configured (JAX_COMPILATION_CACHE_DIR) is used instead.
     """
     if jax.config.jax_compilation_cache_dir:
         return
@@ -27,7 +27,7 @@ def keep(workdir):
 
 
 def _processor():
-    """A name for what this machine's programs run on: a CPU program may hold instructions that another CPU lacks."""
+    """Return a name for this machine's processor; a CPU program may use instructions that another CPU lacks."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         kind = sorted({line for line in lines if line.startswith(("flags", "Features"))})

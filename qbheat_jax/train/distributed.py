@@ -1,4 +1,4 @@
-"""Several processes that make one run: how they find each other, whose words are shown, and when they stop together."""
+"""Runs of several processes: how they join, which one logs, and how they stop together."""
 
 import contextlib
 import logging
@@ -18,25 +18,31 @@ from qbheat_jax.train import rendezvous
 
 log = logging.getLogger("qbheat")
 
-# Each flag of the command line and the variable that stands in for it.
+# The environment variable that each command line flag defaults to.
 VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "processes": "JAX_NUM_PROCESSES",
     "process": "JAX_PROCESS_ID",
 }
 
-# Seconds that the processes of a run wait for each other at its start.
+# Seconds that processes wait for each other at the start.
 WAIT = 300.0
 
 
 def start(coordinator=None, processes=None, process=None, wait=None):
-    """Joins the other processes of the run, before any array is made; does nothing where this is the only one.
+    """Join the other processes of the run, before any array is made; do nothing for a single process.
 
-    coordinator: HOST:PORT of process 0, processes: how many there are, process: which of them this is; what is None comes
-    from the environment (VARIABLES). coordinator "auto" leaves all three to jax, which knows Slurm, Open MPI, GKE and the
-    metadata of TPU VMs; without any of them that is done where the environment tells of several processes.
-    wait: how many seconds the others may take to come; None: WAIT.
-    Raises UserError for what does not go together, and (exit code 1) where the others do not come.
+    With coordinator "auto", jax finds all three values. It knows Slurm, Open MPI, GKE and the metadata of TPU VMs. If no
+    value is given, this also happens where the environment indicates several processes.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or "auto"; None reads the environment (VARIABLES), as for the next two.
+      processes: number of processes.
+      process: index of this process.
+      wait: seconds to wait for the others; None for WAIT.
+
+    Raises:
+      UserError: the values are incomplete or inconsistent, or (exit code 1) the others do not come.
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     given = {name: os.environ.get(VARIABLES[name]) if value is None else value for name, value in given.items()}
@@ -52,7 +58,7 @@ def start(coordinator=None, processes=None, process=None, wait=None):
 
 
 def several(environment):
-    """Whether the variables that schedulers set tell of more than one process.
+    """Return whether the variables that schedulers set indicate more than one process.
 
     >>> several({"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_NTASKS": "2"}), several({"TPU_WORKER_HOSTNAMES": "localhost"})
     (True, False)
@@ -63,20 +69,20 @@ def several(environment):
 
 
 def _slurm_tasks(environment):
-    """How many tasks this step of Slurm's has, as text; None outside of srun. The whole job may have more tasks."""
+    """Return the number of tasks of this Slurm step as text, None outside srun. The whole job may have more tasks."""
     if "SLURM_STEP_NODELIST" not in environment:
         return None
     return environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS")
 
 
 def _detected(seconds):
-    """(HOST:PORT, number, index, local devices), as jax finds them out."""
-    from jax._src import clusters  # jax shows this nowhere else, and would itself only go on to wait
+    """Return (HOST:PORT, number of processes, index, local devices) as jax detects them."""
+    from jax._src import clusters  # there is no public API, and jax's own start would only keep waiting
 
-    log.info("finding the other processes of the run, as jax does")
+    log.info("detecting the other processes of the run")
     tasks = _slurm_tasks(os.environ)
     if tasks:
-        os.environ["SLURM_NTASKS"] = tasks  # which is what jax reads
+        os.environ["SLURM_NTASKS"] = tasks  # the variable that jax reads
     try:
         found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
             None, None, None, None, None, int(seconds) or 1
@@ -85,7 +91,7 @@ def _detected(seconds):
         raise _unreachable(error) from error
     if None in found[:3]:
         raise UserError(
-            "--coordinator auto finds no Slurm, Open MPI, GKE or TPU VM here: give --coordinator HOST:PORT, --processes and "
+            "--coordinator auto detects no Slurm, Open MPI, GKE or TPU VM: give --coordinator HOST:PORT, --processes and "
             "--process",
             exit_code=RUN_FAILED,
         )
@@ -99,12 +105,12 @@ def _seconds(wait):
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < 1e6:
-        raise UserError(f"--wait {wait} is not accepted: it takes seconds")
+        raise UserError(f"--wait {wait} is not accepted: it takes seconds, above 0 and below 1e6")
     return seconds
 
 
 def _checked(coordinator, processes, process):
-    """(HOST:PORT, number, index), or a UserError that names what is missing or wrong."""
+    """Return (HOST:PORT, number of processes, index); raise a UserError that names what is missing or wrong."""
     missing = [f"--{name} (or {VARIABLES[name]})" for name, value in locals().items() if value is None]
     if missing:
         raise UserError(f"a run of several processes needs {' and '.join(missing)} too, or --coordinator auto alone")
@@ -114,8 +120,8 @@ def _checked(coordinator, processes, process):
         count = index = port = 0
     if not (":" in coordinator and 0 < port < 2**16 and count >= 1 and 0 <= index < count):
         raise UserError(
-            f"--coordinator {coordinator} --processes {processes} --process {process} is not accepted: it takes HOST:PORT of "
-            "process 0, how many processes there are, and which of them this is, counted from 0"
+            f"--coordinator {coordinator} --processes {processes} --process {process} is not accepted: give HOST:PORT of "
+            "process 0, the number of processes, and the index of this one, counted from 0"
         )
     return coordinator, count, index
 
@@ -123,7 +129,7 @@ def _checked(coordinator, processes, process):
 def _unreachable(error, where=""):
     return UserError(
         f"the other processes of the run cannot be joined {where}({str(error).strip().splitlines()[0]}): start all of "
-        "them, with the same coordinator and number of processes",
+        "them with the same coordinator and number of processes",
         exit_code=RUN_FAILED,
     )
 
@@ -134,108 +140,109 @@ def _join(address, count, index, devices, seconds):
         jax.distributed.initialize(address, count, index, devices)
     except (RuntimeError, ValueError) as error:
         raise _unreachable(error, f"at {address} ") from error
-    # jax has put a handler of its own in place. Until there is something to save, SIGTERM simply ends the process.
+    # jax has installed a handler of its own. Until there is something to save, SIGTERM should end the process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if jax.process_index():
-        log.setLevel(logging.WARNING)  # process 0 speaks for all
+        log.setLevel(logging.WARNING)  # only process 0 logs progress
     log.info("process %d of %d, %d devices in all", jax.process_index(), jax.process_count(), jax.device_count())
 
 
 def say(text):
-    """To stdout, once for all processes."""
+    """Print to stdout from process 0 only."""
     if jax.process_index() == 0:
         console.say(text)
 
 
 def first(function):
-    """Return function() in process 0, which alone calls it, and None in the others. All raise its UserError."""
-    result, said = None, ""
+    """Call function() in process 0 only; return its result there and None elsewhere. Every process raises its UserError."""
+    result, failure = None, ""
     if jax.process_index() == 0:
         try:
             result = function()
         except UserError as error:
             if jax.process_count() == 1:
                 raise
-            said = f"{error.exit_code} {error}"
+            failure = f"{error.exit_code} {error}"
     if jax.process_count() > 1:
         buffer = np.zeros(2048, np.uint8)
-        encoded = np.frombuffer(said.encode(), np.uint8)[: len(buffer)]
+        encoded = np.frombuffer(failure.encode(), np.uint8)[: len(buffer)]
         buffer[: len(encoded)] = encoded
-        said = (
+        failure = (
             bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8))
             .rstrip(b"\0")
             .decode(errors="replace")
         )
-        if said:
-            code, message = said.split(" ", 1)
+        if failure:
+            code, message = failure.split(" ", 1)
             raise UserError(message, exit_code=int(code))
     return result
 
 
 def agreed(value):
-    """Return process 0's `value`, a bool, in every process."""
+    """Return process 0's bool `value` in every process."""
     if jax.process_count() == 1:
         return bool(value)
     return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def barrier(name):
-    """Until all processes are here."""
+    """Wait until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 class Stopped(BaseException):
-    """SIGTERM has come to what may be left off at once."""
+    """SIGTERM arrived during work that may be abandoned at once."""
 
 
 class PreemptionGuard:
-    """Until it is closed: whether SIGTERM has come to any process of the run, with the same answer in all of them.
+    """Report, identically in all processes, whether any process of the run has received SIGTERM.
 
-    `should_stop()` is called once a step by every process. One process alone hears of the signal at once. Of several, each puts
-    its answer into a sum over all devices and reads the sum of the step before, which is there already: devices never
-    wait for a host, and all hosts read the same numbers at the same steps. They stop one step later for it. Further
-    SIGTERMs change nothing: what is being saved is saved.
+    Every process calls `should_stop()` once a step. A single process answers from its own signal. Several processes sum
+    their answers over all devices and read the sum of the previous step, which is already there. So devices never wait for
+    a host, and all hosts stop at the same step, one step later. Further SIGTERMs change nothing: saving goes on.
     """
 
     def __init__(self):
-        self._asked, self._sum, self._before, self._idle = False, None, None, False
-        self._main = threading.current_thread() is threading.main_thread()  # handlers can be set nowhere else
+        self._signalled, self._sum, self._before, self._idle = False, None, None, False
+        self._main = threading.current_thread() is threading.main_thread()  # only this thread can set handlers
         if self._main:
-            self._handler = signal.signal(signal.SIGTERM, self._hear)
+            self._handler = signal.signal(signal.SIGTERM, self._on_sigterm)
         if jax.process_count() > 1:
             mesh = Mesh(np.asarray(jax.devices()), ("device",), axis_types=(AxisType.Auto,))
             self._split = NamedSharding(mesh, PartitionSpec("device"))
             self._sum = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def close(self):
+        """Restore the previous SIGTERM handler."""
         if self._main:
             signal.signal(signal.SIGTERM, self._handler)
 
     @contextlib.contextmanager
     def idle(self):
-        """Around what may be left off, such as a wait for data: SIGTERM then raises `Stopped` at once.
+        """Raise `Stopped` on SIGTERM while inside, for work that may be abandoned, such as a wait for data.
 
-        Of several processes none does so by itself, since the others could only wait for it.
+        With several processes nothing is raised, because the others would wait for the one that left.
         """
         try:
             self._idle = self._sum is None
-            if self._idle and self._asked:
+            if self._idle and self._signalled:
                 raise Stopped
             yield
         finally:
             self._idle = False
 
-    def _hear(self, number, frame):
-        self._asked = True
+    def _on_sigterm(self, number, frame):
+        self._signalled = True
         if self._idle:
             self._idle = False
             raise Stopped
 
     def should_stop(self):
+        """Return whether to stop; every process calls this once a step."""
         if self._sum is None:
-            return self._asked
-        mine = np.full(1, self._asked, np.int32)
+            return self._signalled
+        mine = np.full(1, self._signalled, np.int32)
         votes = jax.make_array_from_callback((jax.device_count(),), self._split, lambda _: mine)
         before, self._before = self._before, self._sum(votes)
         return before is not None and int(before) > 0

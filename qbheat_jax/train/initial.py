@@ -1,22 +1,22 @@
-"""Initial values of a model, from one random draw and without a forward pass.
+"""Initialise a model from one random draw and without a forward pass.
 
-A module's `init` draws each parameter by itself and runs the model once. For Mobile-Former w720 that is two hundred random
-kernels, which XLA takes over a minute to compile. Here the bits of all parameters come out of one loop, and only the
-operations that parameters follow from are kept.
+A module's `init` draws each parameter separately and runs the model once. For Mobile-Former w720 this gives two hundred
+random kernels, which XLA compiles in over a minute. Here one loop draws the bits of all parameters, and only operations
+that parameters depend on are kept.
 """
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
 
-_CHUNK = 2**18  # numbers drawn in one turn of the loop
+_CHUNK = 2**18  # numbers drawn in one iteration
 
 
 def in_one_draw(init):
-    """Return `init(key, *arguments)` rewritten to draw its random bits at once.
+    """Return `init(key, *arguments)` rewritten to draw all its random bits at once.
 
-    Distributions are those of `init`; the numbers are others. They depend on the key and on the order in which `init` draws.
-    Draws of other widths than 32 bits stay as they are.
+    The distributions are those of `init`, the numbers are not. They depend on the key and the order of `init`'s draws. Draws
+    that are not 32 bits wide stay as they are.
     """
 
     def drawn(key, *arguments):
@@ -30,19 +30,20 @@ def in_one_draw(init):
 
 
 def _bits(key, total):
-    """At least `total` random uint32, by a loop: its body is compiled once, and never fused with what reads the numbers."""
+    """Return at least `total` random uint32. A loop compiles its body once, and never fuses it with consumers."""
     chunk = min(total, _CHUNK)
     rows = jax.lax.map(lambda n: jax.random.bits(jax.random.fold_in(key, n), (chunk,)), jnp.arange(-(-total // chunk)))
     return rows.reshape(-1)
 
 
 class _Slices:
-    """Hands out consecutive parts of a vector."""
+    """Consecutive parts of a vector; each call of `take` returns the next one."""
 
     def __init__(self, vector):
         self._vector, self._begin = vector, 0
 
     def take(self, shape, size):
+        """Return the next `size` elements in the given shape."""
         part = self._vector[self._begin : self._begin + size]
         self._begin += size
         return part.reshape(shape)
@@ -53,12 +54,12 @@ def _is_draw(equation):
 
 
 def _inner(equation):
-    """The closed jaxpr of a jitted function, which is evaluated in place; None for all other equations."""
+    """Return the closed jaxpr of a jitted call, which is evaluated in place; None for other equations."""
     return equation.params["jaxpr"] if equation.primitive.name in ("jit", "pjit") else None
 
 
 def _live(jaxpr):
-    """The equations that the outputs follow from, in order. A draw follows from nothing."""
+    """Return the equations that the outputs depend on, in order. A draw depends on nothing."""
     needed = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     live = []
     for equation in reversed(jaxpr.eqns):
@@ -70,7 +71,7 @@ def _live(jaxpr):
 
 
 def _draws(jaxpr):
-    """Sizes of the draws among the live equations, in order."""
+    """Yield the sizes of the draws among the live equations, in order."""
     for equation in _live(jaxpr):
         if _is_draw(equation):
             yield equation.outvars[0].aval.size

@@ -1,8 +1,8 @@
-"""Lock a workdir for one run: a second run is refused before it touches a file there.
+"""Lock a workdir for one run, so that a second run is refused before it writes there.
 
-On a disk the kernel locks the file WORKDIR/.lock. The lock ends with its holder, however that ends. In a bucket the object
-WORKDIR/.lock is the lock. Its holder writes it anew every BEAT seconds, and counts as dead once MISSED beats have not come.
-Clocks of two machines are never compared.
+On a disk the kernel locks the file WORKDIR/.lock, until its holder ends in any way. In a bucket the object WORKDIR/.lock is
+the lock. Its holder rewrites it every BEAT seconds, and counts as dead after MISSED beats without a rewrite. Clocks of
+different machines are never compared.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ BEAT, MISSED = 10.0, 3
 
 @contextlib.contextmanager
 def held(workdir):
-    """Hold the workdir, which is made where there is none, for the length of a `with` block.
+    """Hold the lock of a workdir for the `with` block, and create the workdir if needed.
 
     Process 0 holds it for all processes of the run.
 
     Raises:
-      UserError: In every process, where another run holds the workdir, or the workdir cannot be written.
+      UserError: in every process, if another run holds the workdir or it cannot be written.
     """
     release = distributed.first(lambda: _take(str(workdir)))
     try:
@@ -46,7 +46,7 @@ def held(workdir):
 
 
 def _take(workdir):
-    """Take the lock, and return the function that gives it back."""
+    """Take the lock, and return a function that releases it."""
     try:
         return _bucket(workdir) if paths.remote(workdir) else _flock(workdir)
     except OSError as error:
@@ -56,7 +56,7 @@ def _take(workdir):
 
 def _flock(workdir):
     os.makedirs(workdir, exist_ok=True)
-    file = open(os.path.join(workdir, FILE), "a+")  # open for writing, as NFS demands it
+    file = open(os.path.join(workdir, FILE), "a+")  # NFS locks only files that are open for writing
     try:
         if fcntl is None:
             raise OSError("this system has no flock")
@@ -78,7 +78,7 @@ def _flock(workdir):
 
 
 def _warn(workdir, reason):
-    log.warning("%s cannot be locked (%s): let no other run use this workdir", workdir, reason)
+    log.warning("%s cannot be locked (%s): make sure that no other run uses this workdir", workdir, reason)
 
 
 def _bucket(workdir):
@@ -86,17 +86,19 @@ def _bucket(workdir):
 
     try:
         store = tensorstore.KvStore.open(workdir.rstrip("/") + "/").result()
-    except ValueError as error:  # tensorstore knows no such buckets
+    except ValueError as error:  # tensorstore does not know this kind of bucket
         _warn(workdir, first_line(error, 300))
         return None
     return _Beating(workdir, store).release
 
 
 class _Beating:
-    """The lock of a bucket: an object that a thread writes anew, each time on condition that nobody else has.
+    """The lock of a bucket: an object that a thread rewrites, each time only if nobody else has.
 
-    store: the `tensorstore.KvStore` of the workdir.
-    lost: called, in that thread, where another run has taken the workdir all the same.
+    Args:
+      workdir: its address, for messages.
+      store: the `tensorstore.KvStore` of the workdir.
+      lost: called with the error, in that thread, if another run has taken the lock.
     """
 
     def __init__(self, workdir, store, lost=None):
@@ -109,21 +111,27 @@ class _Beating:
             self._generation = before.stamp.generation
             if not self._write():
                 raise _refusal(workdir, self._store.read(FILE).result().value)
-        except (ValueError, RuntimeError) as error:  # of tensorstore: a bucket that is not there, or not ours
+        except (ValueError, RuntimeError) as error:  # from tensorstore: no such bucket, or no access
             raise OSError(first_line(error, 300)) from error
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="qbheat-lock", daemon=True)
         self._thread.start()
 
     def release(self):
+        """Stop the thread, and delete the lock if this run still holds it."""
         self._end.set()
         self._thread.join(BEAT)
         with contextlib.suppress(ValueError, RuntimeError):
             self._store.write(FILE, None, if_equal=self._generation).result()
 
     def _watch(self, before):
-        """Wait for a sign of life of the holder, and return the object as it is when there has been none."""
-        log.info("%s: waiting up to %g s for a sign of %s", self._workdir, MISSED * BEAT, _words(before.value))
+        """Wait for a rewrite by the holder; return the unchanged object if there was none."""
+        log.info(
+            "%s: waiting up to %g s for a rewrite of the lock by %s",
+            self._workdir,
+            MISSED * BEAT,
+            _holder_text(before.value),
+        )
         until = time.monotonic() + MISSED * BEAT
         while time.monotonic() < until:
             time.sleep(BEAT / 10)
@@ -135,7 +143,7 @@ class _Beating:
         return before
 
     def _write(self):
-        """Write the object where it still is of the generation that we know -> whether it was."""
+        """Write the object if it still has the generation last seen; return whether it was written."""
         self._beats += 1
         text = json.dumps({**self._me, "beats": self._beats})
         generation = self._store.write(FILE, text, if_equal=self._generation).result().generation
@@ -152,14 +160,14 @@ class _Beating:
                 if now.state == "value" and _parsed(now.value) != self._me:
                     self._lost(_refusal(self._workdir, now.value))
                     return
-                self._generation = now.stamp.generation  # our own, of which the bucket's answer was lost
+                self._generation = now.stamp.generation  # our own write, whose answer from the bucket was lost
             except (ValueError, RuntimeError) as error:
                 log.warning("%s: the lock could not be written (%s)", self._workdir, first_line(error, 300))
 
 
 def _leave(error):
-    """End the process at once: two runs would destroy each other's checkpoints."""
-    log.error("%s; this run held it before, was not heard of for %g s, and ends", error, MISSED * BEAT)
+    """End the process at once, because two runs would destroy each other's checkpoints."""
+    log.error("%s; this run held the lock, failed to renew it for %g s, and ends now", error, MISSED * BEAT)
     os._exit(RUN_FAILED)
 
 
@@ -168,7 +176,7 @@ def _holder():
 
 
 def _parsed(text):
-    """What `_holder` said, of the text of a lock; {} where it is torn."""
+    """Parse a lock's text to the dict of `_holder`; {} if it is incomplete."""
     try:
         said = json.loads(text)
         return {name: said[name] for name in ("pid", "host", "since")}
@@ -176,10 +184,10 @@ def _parsed(text):
         return {}
 
 
-def _words(text):
+def _holder_text(text):
     return "process {pid} on {host} (since {since})".format(**_parsed(text)) if _parsed(text) else "its holder"
 
 
 def _refusal(workdir, text):
-    holder = _words(text) if _parsed(text) else "another run"
-    return UserError(f"--workdir {workdir} is in use by {holder}: wait for its end, or take another --workdir")
+    holder = _holder_text(text) if _parsed(text) else "another run"
+    return UserError(f"--workdir {workdir} is in use by {holder}: wait until it ends, or give another --workdir")

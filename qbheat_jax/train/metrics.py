@@ -1,4 +1,4 @@
-"""Where figures go: metrics.jsonl always, TensorBoard where tensorflow is there; the progress bar and log lines."""
+"""Write metrics to metrics.jsonl and, if tensorflow is loaded, to TensorBoard; show progress on the terminal."""
 
 import contextlib
 import json
@@ -16,11 +16,11 @@ log = logging.getLogger("qbheat")
 
 
 class Writer:
-    """Appends {"step": ..., "train/loss": ...} lines to WORKDIR/metrics.jsonl, and the same to TensorBoard.
+    """Append {"step": ..., "train/loss": ...} lines to WORKDIR/metrics.jsonl and to TensorBoard.
 
-    Only process 0 writes. Lines of steps after `first_step` that an interrupted run left are dropped, so the file
-    never tells a step twice. TensorBoard (through clu) needs tensorflow: it is used where the data pipeline has
-    imported it already, so that a machine without it trains too.
+    Only process 0 writes. On resume, lines after `first_step` are dropped, so no step appears twice. TensorBoard
+    (through clu) needs tensorflow. It is used only if the data pipeline has already imported tensorflow, so training also
+    works without it.
     """
 
     def __init__(self, workdir, first_step=0):
@@ -32,17 +32,17 @@ class Writer:
         kept = [line for line in read(workdir) if line["step"] <= first_step] if first_step else []
         self._text = "".join(json.dumps(line) + "\n" for line in kept)
         atomic.write(self._path, self._text)
-        # Objects of a bucket cannot be added to, only written as a whole.
+        # Bucket objects cannot be appended to, only rewritten.
         self._file = None if paths.remote(self._path) else self._path.open("a")
         if "tensorflow" in sys.modules:
             from clu import metric_writers
 
             self._board = metric_writers.SummaryWriter(str(workdir))
         else:
-            log.info("tensorflow is not loaded: metrics go to %s alone, not to TensorBoard", self._path)
+            log.info("tensorflow is not loaded: metrics go to %s only, not to TensorBoard", self._path)
 
     def write(self, step, values):
-        """`values`: {name: number}. Written through at once, so that a killed run leaves what it had."""
+        """Write {name: number} for a step and flush, so that a killed run loses nothing."""
         if not self._active:
             return
         values = {name: float(value) for name, value in values.items()}
@@ -57,11 +57,12 @@ class Writer:
             self._board.write_scalars(int(step), values)
 
     def show(self, step, pictures):
-        """`pictures`: {name: uint8 [H, W, 3]}, to TensorBoard alone."""
+        """Write images {name: uint8 [H, W, 3]} to TensorBoard only."""
         if self._active and self._board:
             self._board.write_images(int(step), {name: picture[None] for name, picture in pictures.items()})
 
     def close(self):
+        """Close metrics.jsonl and the TensorBoard writer."""
         if self._active:
             if self._file:
                 self._file.close()
@@ -70,7 +71,7 @@ class Writer:
 
 
 def figures(workdir, step):
-    """Return what evaluations said at a step, {"val/loss": ...}; {} where there was none."""
+    """Return the evaluation metrics of a step, {"val/loss": ...}; {} if there are none."""
     found = {}
     for line in read(workdir):
         if line["step"] == step:
@@ -79,7 +80,7 @@ def figures(workdir, step):
 
 
 def read(workdir):
-    """The lines of WORKDIR/metrics.jsonl as dicts; a line that a killed process tore is left out."""
+    """Return the lines of WORKDIR/metrics.jsonl as dicts, without lines that a killed process left incomplete."""
     path = epath.Path(workdir) / "metrics.jsonl"
     lines = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -91,7 +92,7 @@ def read(workdir):
 
 
 class Progress:
-    """Step, loss, images/s, share of time spent waiting for data, time left: a bar on a terminal, else log lines."""
+    """Show step, loss, images/s, fraction of time waiting for data and time left: a bar on a terminal, else log lines."""
 
     def __init__(self, start, total, batch_size):
         self.batch_size, self.total = batch_size, total
@@ -103,21 +104,21 @@ class Progress:
 
     @contextlib.contextmanager
     def waiting(self, busy=lambda: False):
-        """Around what brings a step's data. It counts only where `busy()` then says that the device has nothing to do: while
-        it still works at an earlier step, it is not the data that it waits for."""
+        """Count the time inside as waiting for data, unless `busy()` says afterwards that the device is still computing."""
         start = time.perf_counter()
         yield
         if not busy():
             self._waited += time.perf_counter() - start
 
     def advance(self, step):
+        """Move the progress bar to `step`."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
     def report(self, step, loss):
-        """Figures since the last report -> {"images_per_second", "data_wait"}; shows them.
+        """Show and return the figures since the last report, {"images_per_second", "data_wait"}.
 
-        A process's first step compiles, which says nothing of its speed: its report has no figures.
+        The first step of a process compiles, so its report has no figures.
         """
         now = time.perf_counter()
         seconds = max(now - self._time, 1e-9)
@@ -128,17 +129,18 @@ class Progress:
             return {}
         rate = (step - self._step) / seconds
         figures = {"images_per_second": rate * self.batch_size, "data_wait": min(self._waited / seconds, 1.0)}
-        words = (
+        text = (
             f"loss {loss:.4f}, {figures['images_per_second']:.0f} images/s, waiting for data {figures['data_wait']:.0%}"
         )
         if self._bar is not None:
-            self._bar.set_postfix_str(words)
+            self._bar.set_postfix_str(text)
         else:
             left = (self.total - step) / rate if rate else float("inf")
-            log.info("step %d of %d, %s, %s left", step, self.total, words, tqdm.format_interval(left))
+            log.info("step %d of %d, %s, %s left", step, self.total, text, tqdm.format_interval(left))
         self._step, self._time, self._waited = step, now, 0.0
         return figures
 
     def close(self):
+        """Close the progress bar."""
         if self._bar is not None:
             self._bar.close()

@@ -1,4 +1,4 @@
-"""Keep the threads of orbax quiet where a checkpoint cannot be read or written: what they fail of is raised, and told once."""
+"""Silence orbax's threads when a checkpoint cannot be read or written: the error is raised and reported once."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ import threading
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop that sees its tasks to their end before it closes."""
+    """An event loop that finishes its tasks before it closes."""
 
     def close(self):
         if not self.is_closed() and not self.is_running():
@@ -18,10 +18,10 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 class _TidyLoops:
-    """Within it, event loops that begin are a `_Loop`. It may be entered several times, in any order.
+    """Context manager: new event loops are a `_Loop`. It may be entered several times, in any order.
 
-    When one array of a checkpoint cannot be read or written, orbax closes its loop while others are still on their way.
-    tensorstore then reports each of these to a closed loop, with a traceback on stderr.
+    When one array of a checkpoint fails, orbax closes its loop while other arrays are still in progress. tensorstore then
+    reports each of these to a closed loop, with a traceback on stderr.
     """
 
     def __init__(self):
@@ -45,7 +45,7 @@ tidy_loops = _TidyLoops()
 
 
 def _is_no_failure_of_orbax(record):
-    """Whether a record of the log may be shown: what orbax's threads fail of is raised, and told, here."""
+    """Return whether to show a log record; orbax's exceptions are raised to the caller instead."""
     return not (record.exc_info and "orbax" in record.pathname) or bool(os.environ.get("QBHEAT_DEBUG"))
 
 

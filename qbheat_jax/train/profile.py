@@ -1,4 +1,4 @@
-"""A profiler trace of a few steps of a run, and the table of its longest kernels."""
+"""Trace a few steps of a run with the profiler, and tabulate the longest kernels."""
 
 import collections
 import contextlib
@@ -19,14 +19,17 @@ from qbheat_jax.errors import UserError
 log = logging.getLogger("qbheat")
 
 FOLDER = "profile"
-# Characters of a kernel's name in the log; kernels.json has it whole.
+# Characters of a kernel's name in the log; kernels.json has the full name.
 _SHOWN = 90
-# XLA ops of a CPU that only run others, which are counted by themselves.
+# XLA ops on CPUs that only contain other ops, which are counted themselves.
 _CONTAINERS = re.compile(r"(while|call|conditional)(\.|$)")
 
 
 def parse(text):
-    """Return (first, last) of a "FIRST,LAST" from the command line. Raise UserError for anything else.
+    """Return (first, last) of a "FIRST,LAST" from the command line.
+
+    Raises:
+      UserError: unless 1 <= first < last.
 
     >>> parse("10,13")
     (10, 13)
@@ -41,16 +44,17 @@ def parse(text):
 
 
 class Trace:
-    """Trace the steps between two steps of a run: from when `first` is done to when `last` is.
+    """Trace a run from the end of step `first` to the end of step `last`.
 
-    The numbers are those of `metrics.jsonl`, so (10, 13) traces steps 11, 12 and 13. Call `begin` before each step and `end`
-    after it. The trace goes to WORKDIR/profile, the table to the log and WORKDIR/profile/kernels.json. Process 0 alone traces.
+    Steps are numbered as in `metrics.jsonl`, so (10, 13) traces steps 11, 12 and 13. Call `begin` before each step and
+    `end` after it. The trace is written to WORKDIR/profile, the table to the log and WORKDIR/profile/kernels.json. Only
+    process 0 traces.
 
     Args:
-      workdir: The run's directory; may be a bucket.
+      workdir: the run's directory; may be a bucket.
       between: (first, last), or None to trace nothing.
-      begin: The step at which this process starts. Its first step compiles, so the trace starts after that at the earliest.
-      steps: The run's length.
+      begin: the step at which this process starts. Its first step compiles, so a trace can start only after that step.
+      steps: the run's length.
     """
 
     def __init__(self, workdir, between, begin, steps):
@@ -63,25 +67,25 @@ class Trace:
             log.warning("--profile_steps %d,%d traces nothing: the run ends at step %d", first, last, steps)
         elif first <= begin:
             log.warning(
-                "--profile_steps %d,%d traces nothing: this process starts at step %d and compiles first, so FIRST is at "
+                "--profile_steps %d,%d traces nothing: this process starts at step %d and compiles first, so FIRST must be at "
                 "least %d", first, last, begin, begin + 1,
             )  # fmt: skip
         else:
             if last > steps:
-                log.warning("--profile_steps %d,%d: the run ends at step %d, and so does the trace", first, last, steps)
+                log.warning("--profile_steps %d,%d: the run and the trace end at step %d", first, last, steps)
             self._between = first, min(last, steps)
 
     def begin(self, step, state):
-        """Start the trace if it starts here. `step`: steps done. `state`: what the device is waited for by."""
+        """Wait for `state` and start the trace, if it begins after `step` steps."""
         if self._between and step == self._between[0]:
             jax.block_until_ready(state)
-            # The profiler writes to disks alone.
+            # The profiler writes to disks only.
             self._local = tempfile.mkdtemp() if paths.remote(self._folder) else str(self._folder)
             start(self._local)
             self._started = time.perf_counter()
 
     def end(self, step, state):
-        """Stop the trace if it stops here, and tell what it holds."""
+        """Stop the trace if it ends after `step` steps, and log its table."""
         if self._started is None or step != self._between[1]:
             return
         jax.block_until_ready(state)
@@ -95,7 +99,7 @@ class Trace:
         log.info("profile of steps %d to %d, in %s\n%s", first + 1, last, self._folder, text(table))
 
     def close(self):
-        """Stop a trace that the end of the run cut short. What it holds is written, without a table."""
+        """Stop a trace that the end of the run cut short; it is written without a table."""
         if self._started is not None:
             self._started = None
             jax.profiler.stop_trace()
@@ -113,15 +117,15 @@ class Trace:
 
 
 def start(folder):
-    """Start a trace into FOLDER/plugins/profile, where TensorBoard looks for it. `jax.profiler.stop_trace` stops it."""
+    """Start a trace into FOLDER/plugins/profile, where TensorBoard looks; `jax.profiler.stop_trace` stops it."""
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # a step's Python calls would outnumber its kernels
+    options.python_tracer_level = 0  # Python calls would outnumber the kernels
     jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
 
 
 @contextlib.contextmanager
 def trace(folder):
-    """Trace what runs inside, which waits for the device itself."""
+    """Trace the code inside, which must wait for the device itself."""
     start(folder)
     try:
         yield
@@ -133,15 +137,15 @@ def longest(folder, steps=1, count=None):
     """Sum the device's kernels in the newest trace below a folder.
 
     Args:
-      folder: What `start` was given.
-      steps: Steps that the trace holds; figures are for one of them.
-      count: Rows returned; None: all.
+      folder: the folder given to `start`.
+      steps: number of traced steps; figures are per step.
+      count: number of rows returned; None for all.
 
     Returns:
-      {"devices", "kernel_ms", "launches", "kernels": [{"ms", "times", "name"}, ...]}: milliseconds and launches a step and
-      device, the longest name first. Copies and memsets count as launches. Kernels on several streams overlap, so that
-      `kernel_ms` may exceed the time of a step. Without device planes ("devices" is 0) they are XLA's operations on the CPU,
-      summed over its threads.
+      {"devices", "kernel_ms", "launches", "kernels": [{"ms", "times", "name"}, ...]}: milliseconds and launches per step
+      and device, the longest kernel first. Copies and memsets count as launches. Kernels on several streams overlap, so
+      `kernel_ms` may exceed the step's time. Without device planes, "devices" is 0 and the kernels are XLA's CPU
+      operations, summed over threads.
     """
     planes = [p for file in _newest(folder) for p in jax.profiler.ProfileData.from_file(str(file)).planes]
     devices = [p for p in planes if re.fullmatch(r"/device:\w+:\d+", p.name)]
@@ -150,14 +154,15 @@ def longest(folder, steps=1, count=None):
     for name, duration in events:
         times[name] += 1
         nanoseconds[name] += duration
-    share = steps * max(1, len(devices))
+    divisor = steps * max(1, len(devices))
     rows = [
-        {"ms": ns / share / 1e6, "times": times[name] / share, "name": name} for name, ns in nanoseconds.most_common()
+        {"ms": ns / divisor / 1e6, "times": times[name] / divisor, "name": name}
+        for name, ns in nanoseconds.most_common()
     ]
     return {
         "devices": len(devices),
-        "kernel_ms": nanoseconds.total() / share / 1e6,
-        "launches": len(events) / share,
+        "kernel_ms": nanoseconds.total() / divisor / 1e6,
+        "launches": len(events) / divisor,
         "kernels": rows[:count],
     }
 
@@ -169,9 +174,9 @@ def _newest(folder):
 
 
 def _kernels(plane):
-    """Yield (name, nanoseconds) of what ran on a device.
+    """Yield (name, nanoseconds) of each kernel that ran on a device.
 
-    A GPU has a line a stream, a TPU one of XLA ops. Lines beside them sum up the same time by module, step or scope.
+    A GPU has one line per stream, a TPU one line of XLA ops. Other lines repeat the same time by module, step or scope.
     """
     lines = list(plane.lines)
     streams = [line for line in lines if line.name.startswith("Stream")]
@@ -188,7 +193,7 @@ def _host_operations(planes):
 
 
 def text(table, count=20):
-    """Return a table of `longest` as lines for the log."""
+    """Return a table of `longest` as text for the log."""
     where = "kernels" if table["devices"] else "CPU operations (no device is in the trace)"
     step = f"{table['step_ms']:.2f} ms a step, traced; " if "step_ms" in table else ""
     lines = [f"{step}{table['kernel_ms']:.2f} ms of {where} in {table['launches']:,.0f} launches a step"]

@@ -1,7 +1,7 @@
-"""Let the processes of a run meet before jax starts, so that one that does not come is named, in a sentence.
+"""Let the processes of a run meet before jax starts, so that a missing process is named in the error.
 
-jax's own coordination ends a process that waits in vain by an abort. So process 0 first listens, at the address where jax's
-coordinator will listen later. Each of the others connects and says its number. When all are there, process 0 tells them to go.
+jax's own coordination aborts a process that waits too long. So process 0 first listens at the address that jax's
+coordinator will use later. Each other process connects and sends its index. When all have come, process 0 tells them to go.
 """
 
 import json
@@ -15,17 +15,23 @@ from qbheat_jax.errors import RUN_FAILED, UserError
 
 log = logging.getLogger("qbheat")
 
-ANNOUNCE = 30.0  # seconds between two announcements of who is awaited
+ANNOUNCE = 30.0  # seconds between log lines that name the missing processes
 _TICK = 0.5
-_PATIENCE = 5.0  # seconds for a peer that is there to say or hear a line
+_PATIENCE = 5.0  # seconds that a connected peer has to send or receive a line
 _REMEDY = "start all of them with the same coordinator and number of processes; --wait SECONDS waits longer"
 
 
 def meet(address, count, index, seconds):
-    """Return when all `count` processes have come to the address (HOST:PORT of process 0); this is number `index`.
+    """Wait until all `count` processes have come to `address`.
+
+    Args:
+      address: HOST:PORT of process 0.
+      count: number of processes.
+      index: index of this process.
+      seconds: how long to wait.
 
     Raises:
-      UserError: Where they have not come within so many seconds (exit code 1), or do not go together.
+      UserError: exit code 1, if a process is missing after `seconds`, or indices or counts are inconsistent.
     """
     waiting = _Waiting(seconds)
     if index == 0:
@@ -35,23 +41,25 @@ def meet(address, count, index, seconds):
 
 
 class _Waiting:
-    """A deadline, and announcements on the way there."""
+    """A deadline, and log lines at intervals until then."""
 
     def __init__(self, seconds):
         self.seconds, self._begin = seconds, time.monotonic()
         self._due = self._begin
 
     def left(self):
+        """Return the seconds until the deadline, negative after it."""
         return self._begin + self.seconds - time.monotonic()
 
     def announce(self, message, *arguments):
+        """Log a message, at most once in ANNOUNCE seconds."""
         if time.monotonic() >= self._due:
             self._due += ANNOUNCE
             log.info(message, *arguments)
 
 
 def _gather(address, count, waiting):
-    """Process 0: wait for the others, and tell them to go."""
+    """Wait for the other processes and tell them to go; runs in process 0."""
     try:
         listener = _listen(address)
     except OSError as error:
@@ -63,19 +71,19 @@ def _gather(address, count, waiting):
         while len(here) < count - 1:
             missing = sorted(set(range(1, count)) - here.keys())
             if waiting.left() <= 0:
-                words = (
+                message = (
                     f"{_numbers(missing)} of {count} did not come to {address} within {waiting.seconds:g} s: {_REMEDY}"
                 )
                 for peer in here.values():
-                    _tell(peer, words)
-                raise UserError(words, exit_code=RUN_FAILED)
+                    _tell(peer, message)
+                raise UserError(message, exit_code=RUN_FAILED)
             if here:
                 waiting.announce("process 0 waits at %s for %s of %d", address, _numbers(missing), count)
             else:
                 others = f"{count - 1} other{'s' if count > 2 else ''}"
                 waiting.announce("process 0 waits at %s for %s", address, others)
             for key, _ in ready.select(min(_TICK, max(waiting.left(), 0))):
-                if key.fileobj is not listener:  # it has nothing more to say: it is gone
+                if key.fileobj is not listener:  # peers send nothing more, so this one has disconnected
                     ready.unregister(key.fileobj)
                     here.pop(key.data).close()
                     continue
@@ -93,7 +101,7 @@ def _gather(address, count, waiting):
 
 
 def _introduced(peer, count, here):
-    """(the number of the process that has connected, what is wrong with it); (None, "") for a stranger."""
+    """Return (index of the connected process, error message); (None, "") for an unrelated client."""
     peer.settimeout(_PATIENCE)
     try:
         said = json.loads(peer.makefile("rb").readline(200))
@@ -101,25 +109,25 @@ def _introduced(peer, count, here):
     except (OSError, ValueError, TypeError, KeyError):
         return None, ""
     if of != count or not 0 < number < count:
-        return number, f"process {number} of {of} came to the run of {count}: {_REMEDY}"
+        return number, f"process {number} of {of} came to a run of {count} processes: {_REMEDY}"
     if number in here:
-        return number, f"process {number} has come already: each process takes another number"
+        return number, f"process {number} has already come: each process needs another number"
     return number, ""
 
 
 def _tell(peer, wrong):
-    """Tell a process to go, or what is wrong; the peer hangs up first, so that the port is free again at once."""
+    """Send a peer "go" or an error. The peer closes the connection first, so that the port is free again at once."""
     try:
         with peer:
             peer.settimeout(_PATIENCE)
             peer.sendall(json.dumps({"qbheat": "no" if wrong else "go", "why": wrong}).encode() + b"\n")
             peer.recv(1)
-    except OSError:  # it is gone
+    except OSError:  # the peer has disconnected
         return
 
 
 def _come(address, count, index, waiting):
-    """Any other process: find process 0, and wait for its word."""
+    """Connect to process 0 and wait for its answer; runs in every other process."""
     host, port = _split(address)
     while waiting.left() > 0:
         waiting.announce("process %d of %d waits for process 0 at %s", index, count, address)
@@ -127,7 +135,7 @@ def _come(address, count, index, waiting):
             with socket.create_connection((host, port), timeout=min(_PATIENCE, waiting.left())) as peer:
                 peer.sendall(json.dumps({"qbheat": index, "of": count}).encode() + b"\n")
                 answer = _answer(peer, address, count, index, waiting)
-        except (OSError, ValueError, TypeError, KeyError):  # nobody there, or not yet, or somebody else
+        except (OSError, ValueError, TypeError, KeyError):  # nobody listens yet, or an unrelated server does
             answer = None
         if answer == "":
             return
@@ -141,11 +149,11 @@ def _come(address, count, index, waiting):
 
 
 def _answer(peer, address, count, index, waiting):
-    """What process 0 finds wrong, "" to go; None where it is gone or time is up."""
+    """Return process 0's error message, "" to go, or None if it disconnected or time is up."""
     said = b""
     peer.settimeout(_TICK)
     while not said.endswith(b"\n"):
-        if waiting.left() <= -_PATIENCE:  # process 0, which may have begun later, is to speak first
+        if waiting.left() <= -_PATIENCE:  # process 0 may have started later, and should report first
             return None
         waiting.announce("process %d of %d waits at %s for the others", index, count, address)
         try:
@@ -160,7 +168,7 @@ def _answer(peer, address, count, index, waiting):
 
 
 def _listen(address):
-    """A listening socket where jax's coordinator will listen, by default at this port of all addresses."""
+    """Return a listening socket at the address of jax's coordinator: by default, this port on all interfaces."""
     host, port = _split(os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", f"[::]:{_split(address)[1]}"))
     if host != "::":
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -1,4 +1,4 @@
-"""The one door to images: a spec string -> a Source."""
+"""Open a source of images from its spec string."""
 
 import logging
 
@@ -7,7 +7,7 @@ from qbheat_jax.data.sources.synthetic import Synthetic
 from qbheat_jax.errors import UserError
 
 _log = logging.getLogger("qbheat")
-# Notes that the log has already: a source may be opened several times in a process.
+# Notes that are already in the log; a process may open a source several times.
 _told = set()
 
 ACCEPTED = (
@@ -17,11 +17,18 @@ ACCEPTED = (
 
 
 def open_source(spec, *, image_size=64, tfds_dir=""):
-    """Spec string -> `base.Source`. What of the user's files was passed over is in its `notes`, and in the log.
+    """Open the source of a spec string, and log its `notes` on skipped or repaired files.
 
-    `image_size` (pixels) is the size at which `synthetic` makes its images; `tfds_dir` is the folder that holds
-    the prepared data sets of `tfds:` ("" for its default). Raises UserError where the spec is not understood or
-    what it names is not there.
+    Args:
+      spec: str, one of ACCEPTED.
+      image_size: pixels a side of the images that `synthetic` makes.
+      tfds_dir: folder of the prepared data sets of `tfds:`; "" for the default.
+
+    Returns:
+      `base.Source`.
+
+    Raises:
+      UserError: the spec is not understood, or its files or packages are missing.
     """
     source = _opened(str(spec), image_size, paths.expand(tfds_dir, "data.tfds_dir") if tfds_dir else "")
     for note in source.notes:
@@ -33,7 +40,7 @@ def open_source(spec, *, image_size=64, tfds_dir=""):
 
 def _opened(spec, image_size, tfds_dir):
     kind = spec.partition(":")[0]
-    # Each kind brings its own dependencies: imported when it is asked for.
+    # Import each kind on demand, because it brings its own dependencies.
     if kind == "synthetic":
         return Synthetic(spec, image_size)
     if spec == "photos":
@@ -61,11 +68,11 @@ def _opened(spec, image_size, tfds_dir):
                 "install tensorflow-cpu tensorflow-datasets, or use data.source='folder:PATH'"
             ) from error
         return open_tfds(spec, tfds_dir)
-    raise UserError(f"data.source='{spec}' is not understood: write {ACCEPTED}")
+    raise UserError(f"data.source='{spec}' is not accepted: it takes {ACCEPTED}")
 
 
 def describe(source):
-    """One line for the log: images by split, and classes.
+    """Return one line for the log: the number of images of each split, and of classes.
 
     >>> describe(open_source("synthetic:80"))
     'synthetic:80: train 80, val 10, test 10 images; 10 classes'

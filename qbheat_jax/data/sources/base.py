@@ -1,4 +1,4 @@
-"""What every source of images offers."""
+"""The interface of every source of images."""
 
 import numpy as np
 
@@ -11,25 +11,31 @@ _VAL = ("val", "validation", "valid")
 class Source:
     """Images by split and index.
 
-    `spec`: the spec string; `splits`: dict of split name -> number of examples (validation is always `val`);
-    `class_names`: list of str, or None where the source has no labels.
+    Attributes:
+      spec: the spec string.
+      splits: dict of split name -> number of examples; validation is always called `val`.
+      class_names: list of str, or None if the source has no labels.
     """
 
-    # Whether `fetch` works for any index; otherwise the pipeline reads the source's `stream`.
+    # Whether `fetch` works for any index. Otherwise the pipeline reads the source's `stream`.
     random_access = True
-    # Whether it has boxes; then `boxes` and `annotations` are there, `class_names` are those of boxes, and no image as a
-    # whole has a label.
+    # Whether the source has boxes. If so, `boxes` and `annotations` work, `class_names` are those of boxes, and whole images
+    # have no label.
     boxed = False
-    # Sentences on what of the user's files was passed over or repaired.
+    # Sentences on the user's files that were skipped or repaired.
     notes = ()
-    # Whether boxed examples are so cheap that no thread need make them ahead.
+    # Whether boxed examples are so cheap that no thread needs to prepare them ahead.
     plain = False
 
     def __init__(self, spec, splits, class_names):
         self.spec, self.splits, self.class_names = spec, splits, class_names
 
     def split(self, name):
-        """The split's own name (`validation` and `valid` mean `val`). Raises UserError where there is none."""
+        """Return the canonical name of a split (`validation` and `valid` mean `val`).
+
+        Raises:
+          UserError: there is no such split.
+        """
         wanted = "val" if name in _VAL else name
         if wanted not in self.splits:
             known = ", ".join(f"'{split}' ({count} images)" for split, count in self.splits.items())
@@ -37,39 +43,47 @@ class Source:
         return wanted
 
     def fetch(self, split, index):
-        """Example `index` (int) of a split: (encoded bytes or uint8[H, W, 3], label int, name str for messages)."""
+        """Return example `index` of a split: (encoded bytes or uint8 [H, W, 3], int label, str name for messages)."""
         raise NotImplementedError
 
     def boxes(self, split, index):
-        """What is in example `index` of a split: `boxes.Boxes`. Raises UserError where the source has no boxes."""
+        """Return the `annotations.Boxes` of example `index` of a split.
+
+        Raises:
+          UserError: the source has no boxes.
+        """
         raise self._no_boxes()
 
     def annotations(self, split):
-        """The split as a dict in COCO's format, what detections are evaluated against; image i of it is example i."""
+        """Return a split as a dict in COCO's format, the ground truth of detection; image i of it is example i."""
         raise self._no_boxes()
 
     def _no_boxes(self):
         return UserError(
-            f"data.source='{self.spec}' has no boxes: detection takes coco:IMAGES_DIR,ANNOTATIONS.json, a tfds:NAME that has "
-            "some, or scenes"
+            f"data.source='{self.spec}' has no boxes: detection takes coco:IMAGES_DIR,ANNOTATIONS.json, scenes, or a tfds:NAME "
+            "with boxes"
         )
 
     def labels(self, split):
-        """int32[n], -1 for an example without a label; None where finding out would mean reading the images."""
+        """Return int32 [n], -1 for unlabelled examples; None if the labels are unknown before the images are read."""
         return as_labels(np.full(self.splits[self.split(split)], -1)) if self.boxed else None
 
     def classes(self, split):
-        """Names of the classes of a split (list of str), or None where it has no labels."""
+        """Return the class names of a split (list of str), or None if it has no labels."""
         self.split(split)
         return None if self.boxed else self.class_names
 
     def identity(self, split):
-        """Text that tells the images of a split from others: what was made of them is kept under it."""
+        """Return the cache key of a split: text that identifies its images."""
         split = self.split(split)
         return f"{self.spec} {split} {self.splits[split]}"
 
     def check_labels(self, split_a, split_b):
-        """Raises UserError unless both splits are labelled, by the same classes."""
+        """Check that both splits have labels, with the same classes.
+
+        Raises:
+          UserError: a split has no labels, or the classes differ; the message names some.
+        """
         for name in (split_a, split_b):
             if self.classes(name) is None:
                 raise UserError(f"split '{name}' of data.source='{self.spec}' has no labels{self._labels_hint(name)}")
@@ -81,13 +95,18 @@ class Source:
             ]
             raise UserError(
                 f"data.source='{self.spec}' has different classes in '{split_a}' ({len(a)}) and '{split_b}' "
-                f"({len(b)}): {'; '.join(parts)}: both splits need the same class names"
+                f"({len(b)}): {'; '.join(parts)}. Both splits need the same class names"
             )
 
     def check_labelled(self, split, labels=None):
-        """Raise UserError where one of the labels (int [n], of images of the split) is -1; say of which class they are.
+        """Check that no label of a split is -1.
 
-        Without labels those that the source knows are looked at, before anything is read.
+        Args:
+          split: name of the split.
+          labels: int [n]; None for those that the source knows before any image is read.
+
+        Raises:
+          UserError: some labels are -1; the message gives their number and class.
         """
         labels = self.labels(split) if labels is None else labels
         if labels is None:
@@ -96,7 +115,7 @@ class Source:
         if not count:
             return
         names = set(self.classes(split) or ()) - set(self.class_names or ())
-        what = f" are of the class {sorted(names)[0]!r}, which no split trained on has" if names else " have no label"
+        what = f" have the class {sorted(names)[0]!r}, which no training split has" if names else " have no label"
         others = f" ({len(names)} such classes: {_first(names)})" if len(names) > 1 else ""
         raise UserError(f"data.source='{self.spec}' split '{split}': {count} images{what}{others}")
 
@@ -105,10 +124,10 @@ class Source:
 
 
 class ArraySource(Source):
-    """A source whose splits are whole arrays in memory; a subclass gives `images` and `labels`."""
+    """A source whose splits are whole arrays in memory; a subclass implements `images` and `labels`."""
 
     def images(self, split):
-        """uint8[n, H, W, 3]."""
+        """Return uint8 [n, H, W, 3]."""
         raise NotImplementedError
 
     def fetch(self, split, index):
@@ -122,7 +141,7 @@ def _first(names, count=5):
 
 
 def as_labels(values):
-    """int32[n], read-only, since every caller gets the same array."""
+    """Return values as a read-only int32 [n], because all callers share the array."""
     labels = np.asarray(values, np.int32)
     labels.flags.writeable = False
     return labels

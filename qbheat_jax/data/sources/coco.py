@@ -1,15 +1,14 @@
-"""The `coco:` source: images in a folder, their boxes in a JSON file in COCO's format.
+"""The `coco:` source: images in a folder, and their boxes in a JSON file in COCO's format.
 
-    coco:IMAGES_DIR,ANNOTATIONS.json                                            train alone
-    coco:IMAGES_DIR,ANNOTATIONS.json,IMAGES_DIR,ANNOTATIONS.json[,...]          train, val and, if there is a third pair, test
+    coco:IMAGES_DIR,ANNOTATIONS.json                                            train only
+    coco:IMAGES_DIR,ANNOTATIONS.json,IMAGES_DIR,ANNOTATIONS.json[,...]          train, val and, with a third pair, test
 
-What is wrong with a file is refused where it may hide more, see `coco_file`. What can be repaired is, and is counted in one
-line of the log: images without a file are left out, boxes are cut at their image's border, and boxes without a width or
-height, or wholly outside, are dropped. `repairs` has the counts, `notes` says them.
+Errors that may hide others are refused, see `coco_file`. Repairable ones are repaired, and the log counts them. Images without
+a file are left out, and boxes are cut at the image border. Boxes that have no width or height or lie outside the image are
+dropped. `repairs` has the counts, `notes` the log lines.
 
-EXIF may say that an image is to be turned. Its boxes are of the upright image where the annotated width and height are
-those of the upright image, or of both; they are of the image as stored where only that has the annotated size, and such an
-image is then not turned.
+EXIF may rotate an image. If the annotated size is that of the upright image, or of both, the boxes refer to the upright
+image. If only the stored image has the annotated size, the boxes refer to the stored image, which is then not rotated.
 """
 
 import numpy as np
@@ -21,14 +20,15 @@ from qbheat_jax.data.sources import base, coco_file, files
 from qbheat_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
-# Bytes at a file's head that are looked through for EXIF when the source is opened: it comes first.
+# Bytes at the head of a file that are searched for EXIF when the source is opened; EXIF comes first.
 _HEAD = 1 << 12
 
 
 class Coco(base.Source):
-    """Images and boxes; without a class for the whole image, so that `label` is -1.
+    """Images with boxes; whole images have no class, so `label` is -1.
 
-    `repairs`: {split: {what: how many}}.
+    Attributes:
+      repairs: {split: {repair: count}}.
     """
 
     boxed = True
@@ -37,24 +37,24 @@ class Coco(base.Source):
         parts = str(spec).partition(":")[2].split(",")
         if len(parts) % 2 or len(parts) > 2 * len(SPLITS) or not all(parts):
             raise UserError(
-                f"data.source='{spec}' is not understood: write coco:IMAGES_DIR,ANNOTATIONS.json, once for train or more "
-                "often for train, val and test, all with commas between"
+                f"data.source='{spec}' is not accepted: it takes coco:IMAGES_DIR,ANNOTATIONS.json, with a second pair for val "
+                "and a third for test, separated by commas"
             )
         self._folders, self._truth, self.repairs, named, notes = {}, {}, {}, {}, []
         for split, folder, path in zip(SPLITS, parts[::2], parts[1::2]):
-            place = f"data.source='{spec}': {path}"
+            prefix = f"data.source='{spec}': {path}"
             self._folders[split] = paths.expand(folder, f"data.source='{spec}'")
-            truth, repairs = coco_file.read(place, paths.expand(path, f"data.source='{spec}'"))
-            self._truth[split], missing = _with_files(place, self._folders[split], truth)
+            truth, repairs = coco_file.read(prefix, paths.expand(path, f"data.source='{spec}'"))
+            self._truth[split], missing = _with_files(prefix, self._folders[split], truth)
             self.repairs[split] = {"images without a file": len(missing), **repairs}
             for what, count in self.repairs[split].items():
                 if count:
                     first = f" (first: {paths.printable(missing[0])})" if what == "images without a file" else ""
-                    notes.append(f"{place}: {count} {what}{first}")
-            notes += _turned_images(place, self._folders[split], self._truth[split]["images"])
+                    notes.append(f"{prefix}: {count} {what}{first}")
+            notes += _turned_images(prefix, self._folders[split], self._truth[split]["images"])
             named[split] = [(c["id"], c["name"]) for c in self._truth[split]["categories"]]
             if named[split] != named["train"]:
-                raise UserError(f"{place} has other categories than {parts[1]}: both need the same ids and names")
+                raise UserError(f"{prefix} has other categories than {parts[1]}: both need the same ids and names")
         super().__init__(
             spec, {s: len(t["images"]) for s, t in self._truth.items()}, [name for _, name in named["train"]]
         )
@@ -68,19 +68,19 @@ class Coco(base.Source):
         return self._truth[self.split(split)]
 
     def fetch(self, split, index):
-        """Raises OSError where the file cannot be read."""
+        """Return the example; raise OSError if the file cannot be read."""
         split = self.split(split)
         path = files.join(self._folders[split], self._truth[split]["images"][index]["file_name"])
         return files.read(path), -1, path
 
 
-def _with_files(place, folder, truth):
-    """(the dict with those images alone whose file is there, the names of the others)."""
-    there = _files(place, folder)
+def _with_files(prefix, folder, truth):
+    """Return (the annotations, limited to images whose file exists; the file names of the other images)."""
+    there = _files(prefix, folder)
     images, missing = [], []
     for image in truth["images"]:
         name = image["file_name"]
-        if not there(name) and there(name.replace("\\", "/")):  # as Windows writes it
+        if not there(name) and there(name.replace("\\", "/")):  # Windows separators
             image = {**image, "file_name": name.replace("\\", "/")}
         if there(image["file_name"]):
             images.append(image)
@@ -88,30 +88,30 @@ def _with_files(place, folder, truth):
             missing.append(name)
     if missing and not images:
         raise UserError(
-            f"{place}: none of its {len(missing)} images is in {folder}, such as {paths.printable(missing[0])}"
+            f"{prefix}: none of its {len(missing)} images is in {folder} (first: {paths.printable(missing[0])})"
         )
     kept = {image["id"] for image in images}
     annotations = [a for a in truth["annotations"] if a["image_id"] in kept]
     return {**truth, "images": images, "annotations": annotations}, missing
 
 
-def _files(place, folder):
-    """function(file name) -> whether it is there. One listing, since asking for each of many is slow."""
+def _files(prefix, folder):
+    """Return a function (file name) -> whether it exists. The folder is listed once, because separate checks are slow."""
     try:
         names = set(files.scan(folder)[1])
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{place}: its folder of images, {folder}, does not exist") from error
+        raise UserError(f"{prefix}: its folder of images, {folder}, does not exist") from error
     except OSError as error:
         raise UserError(
-            f"{place}: its folder of images, {folder}, cannot be read: {error.strerror or error}"
+            f"{prefix}: its folder of images, {folder}, cannot be read: {error.strerror or error}"
         ) from error
     return lambda name: name in names or ("/" in name and files.there(files.join(folder, name)))
 
 
-def _turned_images(place, folder, images):
-    """A list with a sentence on the images that EXIF turns, and of which image their boxes are taken to be; [] without any.
+def _turned_images(prefix, folder, images):
+    """Return a sentence on images that EXIF rotates, and on the image that their boxes refer to, as a list; [] if none.
 
-    Nothing is looked at in a bucket, which would take a request for each image; the rule is the same.
+    Images in a bucket are not checked, because each would take a request. The rule for their boxes is the same.
     """
     if paths.remote(folder):
         return []
@@ -123,26 +123,25 @@ def _turned_images(place, folder, images):
     if not first:
         return []
     return [
-        f"{place}: EXIF turns {upright + stored} images (first: {paths.printable(first)}): the boxes of {upright} are taken to "
-        f"be of the upright image, those of {stored}, whose annotated size is only that of the stored one, of the image as "
-        "stored"
+        f"{prefix}: EXIF rotates {upright + stored} images (first: {paths.printable(first)}): the boxes of {upright} are "
+        f"taken to refer to the upright image, and those of {stored} to the stored image, the only one with the annotated size"
     ]
 
 
 def _turned(path, size):
-    """None of an image that EXIF does not turn; otherwise the orientation by which it is turned, given its size."""
+    """Return the orientation by which an image of annotated `size` is rotated; None if EXIF does not rotate it."""
     try:
         head = files.read(path, _HEAD)
         if b"Exif" not in head and b"eXIf" not in head and not head.startswith((b"II*", b"MM\0*")):
             return None
         image = decode.open_header(files.read(path))
         return None if decode.orientation(image) == 1 else decode.turned(image, size)
-    except (OSError, decode.BadImage):  # which is found out, and counted, where its pixels are asked for
+    except (OSError, decode.BadImage):  # counted when its pixels are read
         return None
 
 
 def _boxes(truth):
-    """A list of `boxes.Boxes`, one an image."""
+    """Return a list of `annotations.Boxes`, one per image."""
     number = {category["id"]: n for n, category in enumerate(truth["categories"])}
     own = {image["id"]: [] for image in truth["images"]}
     for annotation in truth["annotations"]:

@@ -1,8 +1,8 @@
-"""A file of annotations in COCO's format, with every value checked for its meaning and written one way.
+"""Read an annotation file in COCO's format; check and normalise every value.
 
-What can mean one thing only is taken for that: numbers written as text or with a point ("64.0"), ids likewise, `iscrowd` that
-is null or true, an `area` that is missing or no area, a byte-order mark. What can be repaired is, and is counted. The rest is
-refused, with the image's name.
+Unambiguous variants are accepted: numbers or ids as text or with a decimal point ("64.0"), `iscrowd` null or true, a missing
+or invalid `area`, and a byte-order mark. Repairable errors are repaired and counted. Other errors are refused, with the
+image's name.
 """
 
 import json
@@ -12,37 +12,37 @@ from qbheat_jax.data.sources import files
 from qbheat_jax.errors import UserError
 from qbheat_jax.paths import printable
 
-# Beyond the border by less than this many pixels is rounding, and is not counted.
+# Boxes that exceed the border by fewer pixels than this are rounding errors, and are not counted.
 _ROUNDING = 1.0
 
 
-def read(place, path):
-    """Return the file's dict: {"images", "categories", "annotations"}, each sorted by id and of these fields alone.
+def read(prefix, path):
+    """Return the file's dict {"images", "categories", "annotations"}, each sorted by id and with the fields below only.
 
     images: id, file_name str, width, height int. categories: id, name str. annotations: id (from 1), image_id, category_id,
-    bbox [left, top, width, height] float inside the image, area float, iscrowd 0 or 1. Ids of images and categories are the
-    file's own: int, or str where they are no whole numbers.
+    bbox [left, top, width, height] float within the image, area float, iscrowd 0 or 1. Ids of images and categories
+    are the file's own: int, or str if they are not whole numbers.
 
     Args:
-      place: what messages begin with.
-      path: of the file, on a disk or in a bucket.
+      prefix: start of every message.
+      path: path of the file, on a disk or in a bucket.
 
     Returns:
-      (dict, counts): counts is {what was repaired: how many}.
+      (dict, counts); counts is {repair: number of times}.
 
     Raises:
-      UserError: the file cannot be read, is not in COCO's format, or holds a value without a meaning.
+      UserError: the file cannot be read, is not in COCO's format, or holds an invalid value.
     """
-    truth = _lists(place, path)
-    images = _by_id(place, "images", truth["images"], _image)
-    categories = _by_id(place, "categories", truth["categories"], _category)
+    truth = _lists(prefix, path)
+    images = _by_id(prefix, "images", truth["images"], _image)
+    categories = _by_id(prefix, "categories", truth["categories"], _category)
     if not categories:
-        raise UserError(f"{place} has no categories")
+        raise UserError(f"{prefix} has no categories")
     names = [category["name"] for category in categories.values()]
-    for category in categories.values():  # some tools give two categories one name
+    for category in categories.values():  # some tools give two categories the same name
         if names.count(category["name"]) > 1:
             category["name"] += f" ({category['id']})"
-    annotations, counts = _annotations(place, truth["annotations"], images, categories)
+    annotations, counts = _annotations(prefix, truth["annotations"], images, categories)
     return {
         "images": list(images.values()),
         "categories": list(categories.values()),
@@ -50,82 +50,84 @@ def read(place, path):
     }, counts
 
 
-def _lists(place, path):
+def _lists(prefix, path):
     try:
         truth = json.loads(files.read(path).decode("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{prefix} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is torn or no JSON ({error}): get the file again") from error
+        raise UserError(f"{prefix} is incomplete or not JSON ({error}): get the file again") from error
     if not isinstance(truth, dict) or not all(
         isinstance(truth.get(key), list) for key in ("images", "annotations", "categories")
     ):
-        raise UserError(f"{place} is not in COCO's format: it needs the lists images, annotations and categories")
+        raise UserError(f"{prefix} is not in COCO's format: it needs the lists images, annotations and categories")
     return truth
 
 
-def _by_id(place, key, entries, checked):
-    """{id: entry}, ascending, of one of the lists. UserError for an entry without a field, and for an id twice."""
+def _by_id(prefix, key, entries, checked):
+    """Return {id: entry} of a list, in ascending order; raise UserError for an invalid entry or a repeated id."""
     found = {}
     for entry in entries:
-        entry = checked(f"{place}: an entry of {key}", entry if isinstance(entry, dict) else {})
+        entry = checked(f"{prefix}: an entry of {key}", entry if isinstance(entry, dict) else {})
         if entry["id"] in found:
-            raise UserError(f"{place}: id {entry['id']} of {key} is there twice")
+            raise UserError(f"{prefix}: id {entry['id']} of {key} occurs twice: ids must be unique")
         found[entry["id"]] = entry
     return {n: found[n] for n in sorted(found, key=_rank)}
 
 
-def _image(place, entry):
-    number = _id(place, entry, "id")
-    place = f"{place} (id {number})"
+def _image(prefix, entry):
+    number = _id(prefix, entry, "id")
+    prefix = f"{prefix} (id {number})"
     name = entry.get("file_name")
     if not isinstance(name, str) or not name.strip():
         raise UserError(
-            f"{place} has no file_name" if name is None else f"{place} has file_name={name!r}: it takes text"
+            f"{prefix} has no file_name" if name is None else f"{prefix} has file_name={name!r}: it takes text"
         )
-    place = f"{place}, {printable(name)},"
+    prefix = f"{prefix}, {printable(name)},"
     return {
         "id": number,
         "file_name": name,
-        "width": _side(place, entry, "width"),
-        "height": _side(place, entry, "height"),
+        "width": _side(prefix, entry, "width"),
+        "height": _side(prefix, entry, "height"),
     }
 
 
-def _side(place, entry, field):
-    value = _number(place, entry, field)
+def _side(prefix, entry, field):
+    value = _number(prefix, entry, field)
     if value < 1 or value != int(value):
-        raise UserError(f"{place} has {field}={entry[field]!r}: it takes a whole number of pixels, at least 1")
+        raise UserError(f"{prefix} has {field}={entry[field]!r}: it takes a whole number of pixels, at least 1")
     return int(value)
 
 
-def _category(place, entry):
-    number = _id(place, entry, "id")
+def _category(prefix, entry):
+    number = _id(prefix, entry, "id")
     name = entry.get("name")
     if isinstance(name, bool) or not isinstance(name, (str, int, float)) or not str(name).strip():
         raise UserError(
-            f"{place} (id {number}) has no name" if name is None else f"{place} (id {number}) has name={name!r}"
+            f"{prefix} (id {number}) has no name"
+            if name is None
+            else f"{prefix} (id {number}) has name={name!r}: it takes text"
         )
     return {"id": number, "name": str(name)}
 
 
-def _annotations(place, entries, images, categories):
-    """(the annotations with boxes inside their images, {what was done: how many})."""
+def _annotations(prefix, entries, images, categories):
+    """Return (the annotations, with boxes cut to their images; {repair: number of times})."""
     cut, none, outside, kept, seen = 0, 0, 0, [], set()
-    for place_in_list, entry in enumerate(entries, 1):
+    for position, entry in enumerate(entries, 1):
         entry = entry if isinstance(entry, dict) else {}
-        number = _id(place, entry, "id") if entry.get("id") is not None else None
+        number = _id(prefix, entry, "id") if entry.get("id") is not None else None
         if number is not None and number in seen:
-            raise UserError(f"{place}: id {number} of annotations is there twice")
+            raise UserError(f"{prefix}: id {number} of annotations occurs twice: ids must be unique")
         seen.add(number)
-        what = f"{place}: box {number if number is not None else f'number {place_in_list}'}"
+        what = f"{prefix}: box {number if number is not None else f'number {position}'}"
         image, category = _id(what, entry, "image_id"), _id(what, entry, "category_id")
         if image not in images:
-            raise UserError(f"{what} is of image {image}, which is none of its images")
+            raise UserError(f"{what} has image_id={image}, which is not among the images")
         image = images[image]
         what = f"{what} of {printable(image['file_name'])}"
         if category not in categories:
-            raise UserError(f"{what} is of category {category}, which is none of its categories")
+            raise UserError(f"{what} has category_id={category}, which is not among the categories")
         x, y, width, height = _bbox(what, entry)
         crowd = _crowd(what, entry)
         if width <= 0 or height <= 0:
@@ -154,7 +156,7 @@ def _bbox(what, entry):
     box = entry.get("bbox")
     values = [_float(value) for value in box] if isinstance(box, list) else []
     if len(values) != 4 or None in values:
-        raise UserError(f"{what} has bbox={box!r}, not four numbers: left, top, width, height")
+        raise UserError(f"{what} has bbox={box!r}: it takes four numbers: left, top, width, height")
     return values
 
 
@@ -167,42 +169,42 @@ def _crowd(what, entry):
 
 
 def _area(entry, box):
-    """The annotation's own area, which is that of an outline where there is one; the box's where it has none."""
+    """Return the annotation's own area, which is that of its outline if it has one; the box's area if it is missing."""
     value = _float(entry.get("area"))
     return value if value is not None and value > 0 else box[2] * box[3]
 
 
-def _id(place, entry, field):
-    """An id as an int, or, where it is no whole number, as the text that it is."""
+def _id(prefix, entry, field):
+    """Return an id as an int, or as text if it is not a whole number."""
     value = entry.get(field)
     if value is None:
-        raise UserError(f"{place} has no {field}")
+        raise UserError(f"{prefix} has no {field}")
     number = _float(value)
     if number is not None and number == int(number) and abs(number) < 2**53:
         return int(number)
     if isinstance(value, int) and not isinstance(value, bool):
-        return value  # larger than a float can tell
+        return value  # too large to be exact as a float
     if isinstance(value, str) and value.strip():
         return int(value) if value.strip().isdecimal() else value
-    raise UserError(f"{place} has {field}={value!r}: it takes a whole number or text")
+    raise UserError(f"{prefix} has {field}={value!r}: it takes a whole number or text")
 
 
 def _rank(number):
-    """Order of ids: numbers, then texts."""
+    """Return a sort key for ids: numbers first, then text."""
     return (1, 0, number) if isinstance(number, str) else (0, number, "")
 
 
-def _number(place, entry, field):
+def _number(prefix, entry, field):
     if entry.get(field) is None:
-        raise UserError(f"{place} has no {field}")
+        raise UserError(f"{prefix} has no {field}")
     value = _float(entry[field])
     if value is None:
-        raise UserError(f"{place} has {field}={entry[field]!r}: it takes a number")
+        raise UserError(f"{prefix} has {field}={entry[field]!r}: it takes a number")
     return value
 
 
 def _float(value):
-    """A finite float of a number or of text that is one, else None. True and false are no numbers."""
+    """Return a number, or text that is one, as a finite float; else None. Bools are not numbers."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The one door to a user's files: folders are listed here, and files are read here, on a disk or in a bucket."""
+"""List folders and read files, on a disk or in a bucket; sources access users' files only through this module."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ from etils import epath
 
 from qbheat_jax.paths import remote
 
-# What operating systems, archivers and network drives leave among a user's files.
+# Folders that operating systems, archivers and network drives create among a user's files.
 SYSTEM_FOLDERS = {
     "__macosx", "@eadir", "@recycle", "#recycle", "#snapshot", "@tmp", "lost+found", "$recycle.bin", "recycler",
     "system volume information", "__pycache__",
@@ -21,11 +21,11 @@ def join(folder, name):
 
 
 def scan(folder):
-    """List a folder, without hidden entries and those of SYSTEM_FOLDERS.
+    """List a folder, without hidden entries and SYSTEM_FOLDERS.
 
     Returns:
-      (folders, files, others): sorted lists of names. `files` are regular files, links to them, and links whose target is
-      missing, which are counted where they are read. `others` are pipes, sockets and devices.
+      (folders, files, others): sorted lists of names. `files` are regular files and links to them. Broken links are also
+      in `files`, because reading them counts the error. `others` are pipes, sockets and devices.
 
     Raises:
       OSError: the folder cannot be listed.
@@ -38,12 +38,12 @@ def scan(folder):
 
 
 def _entries(folder):
-    """Yield (name, "folder", "file" or "other")."""
+    """Yield (name, "folder", "file" or "other") of each entry."""
     if remote(folder):
         for path in epath.Path(folder).iterdir():
             yield path.name, "folder" if path.is_dir() else "file"
         return
-    # scandir knows what most entries are without asking the disk for each of a million files.
+    # scandir knows the kind of most entries without a disk access for each.
     with os.scandir(folder) as listing:
         for entry in listing:
             yield entry.name, _kind(entry)
@@ -60,17 +60,17 @@ def _kind(entry):
 
 
 def read(path, most=-1):
-    """Return the bytes of a file, the first `most` of them where that is given.
+    """Return the first `most` bytes of a file, or all of them for -1.
 
-    A pipe or a device is refused: reading it could take for ever.
+    Pipes and devices are refused, because reading them may never end.
 
     Raises:
-      OSError: the file cannot be read.
+      OSError: the file cannot be read, or is not a regular file.
     """
     if remote(path):
         with epath.Path(path).open("rb") as file:
             return file.read(most)
-    # Without O_NONBLOCK a pipe that nobody writes to holds up the opening itself.
+    # Without O_NONBLOCK, opening a pipe without a writer blocks.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -82,12 +82,12 @@ def read(path, most=-1):
 
 
 def there(path):
-    """Return whether there is a file of that path, or a link to one."""
+    """Return whether a path exists, or is a link, even a broken one."""
     return epath.Path(path).exists() if remote(path) else os.path.lexists(path)
 
 
 def fingerprint(path):
-    """Return bytes that change with a file: its size and time, `gone` where there is none, nothing for a bucket's."""
+    """Return bytes that change with a file: its size and time, `gone` if it is missing, b"" for a bucket's file."""
     if remote(path):
         return b""
     try:

@@ -1,8 +1,8 @@
-"""The `folder:PATH` source: PATH/{train,val,test}/CLASS/*.jpg and so on, or any folder of images without labels.
+"""The `folder:PATH` source: PATH/{train,val,test}/CLASS/*.jpg, or any folder of images without labels.
 
-Splits are known by their usual names in any case (`Train`, `validation`, `train2017`), also one folder down
-(`images/train`). Images are known by their endings; a file without one is, by its first bytes. What is passed over is
-counted in `notes`.
+Splits are recognised by their usual names in any case (`Train`, `validation`, `train2017`), also one folder down
+(`images/train`). Images are recognised by their extension, or by their first bytes if they have none. `notes` counts the
+files that are skipped.
 """
 
 import hashlib
@@ -17,21 +17,21 @@ from qbheat_jax.data import decode
 from qbheat_jax.data.sources import base, files
 from qbheat_jax.errors import UserError
 
-# Of COCO's folders the names end in a year.
+# COCO's folder names end in a year.
 _SPLIT = re.compile(r"(train|training)|(val|valid|validation)|(test|testing)", re.IGNORECASE)
 _YEAR = re.compile(r"[-_]?20\d\d$")
-# A folder that seems to be a split by another name.
+# Folders that look like a split with a nonstandard name.
 _LIKE_SPLIT = re.compile(r"(train|val|valid|validation|test|dev|eval|holdout)(ing)?([-_ .\d].*|set|data|images)?", re.I)
-# With more folders than these, they are classes, and are not looked into for splits.
+# A folder with more subfolders than this holds classes, so they are not searched for splits.
 _MANY = 8
 _ACCEPTED = "jpg, png, webp and others that Pillow reads"
 
 
 class Folder(base.Source):
-    """Files are listed once, when the source is opened, and sorted by name, whatever order the disk gives.
+    """Images in folders, listed once when the source is opened, and sorted by name.
 
-    `class_names` are those of train (of the first split there is, without a train split); a class that only
-    another split has gets label -1 there, and `check_labels` names it.
+    `class_names` are those of train, or of the first split if there is no train split. A class that only another split has
+    gets label -1 there, and `check_labels` reports it.
     """
 
     def __init__(self, spec):
@@ -43,9 +43,9 @@ class Folder(base.Source):
             if not epath.Path(self.path).exists():
                 raise UserError(f"data.source='{spec}': {self.path} does not exist")
             if not epath.Path(self.path).is_dir():
-                raise UserError(f"data.source='{spec}': {self.path} is a file, and a folder of images is needed")
+                raise UserError(f"data.source='{spec}': {self.path} is a file: it must be a folder of images")
             listing = _Listing(spec, self.path)
-        except (OSError, ImportError, ValueError) as error:  # No permission; no client for a bucket, or no login.
+        except (OSError, ImportError, ValueError) as error:  # no permission; no bucket client or login
             raise UserError(f"data.source='{spec}': {self.path} cannot be read: {error}") from error
         self._files, self._classes, self.notes = listing.files, listing.classes, tuple(listing.notes())
         first = self._classes.get("train", next(iter(self._classes.values())))
@@ -63,14 +63,14 @@ class Folder(base.Source):
         return self._classes[self.split(split)]
 
     def identity(self, split):
-        """With every file's name, and where it is on this machine its size and time: another file is another image."""
+        """Return the cache key, which depends on each file's name and, on a disk, on its size and time."""
         digest = hashlib.sha256()
         for path in self._files[self.split(split)]:
             digest.update(os.fsencode(path) + b" " + files.fingerprint(path) + b"\n")
         return f"{super().identity(split)} {digest.hexdigest()}"
 
     def fetch(self, split, index):
-        """Raises OSError where the file cannot be read."""
+        """Return the example; raise OSError if the file cannot be read."""
         split = self.split(split)
         path = self._files[split][index]
         return files.read(path), int(self._labels[split][index]), path
@@ -80,10 +80,12 @@ class Folder(base.Source):
 
 
 class _Listing:
-    """What a folder holds.
+    """The contents of a folder.
 
-    files: {split: [path, ...]} in a fixed order; classes: {split: names or None}; counts: {split: [(class name or None,
-    number of files), ...]}, in the order of `files`.
+    Attributes:
+      files: {split: [path, ...]}, in a fixed order.
+      classes: {split: class names or None}.
+      counts: {split: [(class name or None, number of files), ...]}, in the order of `files`.
     """
 
     def __init__(self, spec, root):
@@ -99,24 +101,24 @@ class _Listing:
             if here and names:
                 raise UserError(
                     f"data.source='{spec}': {folder} holds both images ({here[0]}, ...) and folders ({names[0]}, ...): put "
-                    "every image into a class folder, or none"
+                    "all images into class folders, or none"
                 )
             self._add(split, names or None, [(name, files.join(folder, name)) for name in names] or [(None, folder)])
 
     def notes(self):
-        """Yield sentences on what was not taken."""
+        """Yield sentences on folders and files that were skipped."""
         if self._beside:
-            yield f"data.source='{self.spec}': beside its splits are, and are not read: {_few(self._beside)}"
+            yield f"data.source='{self.spec}': skipped beside the splits: {_few(self._beside)}"
         if self._passed:
             total = sum(count for count, _ in self._passed.values())
-            yield f"data.source='{self.spec}': passed over {total:,} files that are no images: {self._kinds()}"
+            yield f"data.source='{self.spec}': skipped {total:,} files that are not images: {self._kinds()}"
 
     def _kinds(self):
         kinds = sorted(self._passed.items(), key=lambda item: -item[1][0])
         return _few([f"{count:,} {ending} (such as {paths.printable(first)})" for ending, (count, first) in kinds])
 
     def _root(self, root):
-        """Return (the folder that holds the splits, {split: folder's name}); without splits, the names are {}."""
+        """Return (the folder that holds the splits, {split: folder name}), with {} if there are no splits."""
         folders, images = self._scan(root)
         named = self._splits(folders)
         if not named and len(folders) <= _MANY:
@@ -124,7 +126,7 @@ class _Listing:
             inside = {name: inside[name] for name in inside if name.lower() == "images"} or inside
             if len(inside) > 1:
                 raise UserError(
-                    f"data.source='{self.spec}': {_few(list(inside))} each hold splits: name one of them, such as "
+                    f"data.source='{self.spec}': {_few(list(inside))} each hold splits: give one of them, such as "
                     f"folder:{files.join(root, next(iter(inside)))}"
                 )
             for name, found in inside.items():
@@ -133,8 +135,8 @@ class _Listing:
             like = [name for name in folders if _LIKE_SPLIT.fullmatch(name)]
             if any(name.lower().startswith("train") for name in like):
                 raise UserError(
-                    f"data.source='{self.spec}': {_few(like)} in {root} look like splits, whose names are train, val and "
-                    "test: rename them, or name one of them as PATH"
+                    f"data.source='{self.spec}': {_few(like)} in {root} look like splits, but accepted names are train, val "
+                    "and test: rename them, or give one of them as PATH"
                 )
         if named:
             self._beside += [name for name in folders if name not in named.values()]
@@ -142,7 +144,7 @@ class _Listing:
         return root, named
 
     def _splits(self, folders):
-        """Return {split: folder's name} of those folders that are splits."""
+        """Return {split: folder name} of the folders that are splits."""
         named = {}
         for name in folders:
             match = _SPLIT.fullmatch(_YEAR.sub("", name))
@@ -156,22 +158,22 @@ class _Listing:
         return named
 
     def _add(self, split, classes, folders):
-        """Take the images of [(class name or None, folder), ...] and of all folders below them."""
+        """Add the images of [(class name or None, folder), ...] and of all folders below them to a split."""
         self.files[split], self.counts[split], self.classes[split] = [], [], classes
         for name, folder in folders:
             before = len(self.files[split])
             self._walk(folder, self.files[split])
             count = len(self.files[split]) - before
             if not count:
-                where = f"no images ({_ACCEPTED}) in {folder} or below it"
+                where = f"{folder} and the folders below it hold no images ({_ACCEPTED})"
                 if name is not None:
                     where = f"the class folder {folder} holds no images ({_ACCEPTED}): fill it or remove it"
-                passed = f"; passed over: {self._kinds()}" if self._passed else ""
+                passed = f"; skipped: {self._kinds()}" if self._passed else ""
                 raise UserError(f"data.source='{self.spec}': {where}{passed}")
             self.counts[split].append((name, count))
 
     def _walk(self, folder, found, above=()):
-        """Append the paths of all images in `folder` and below; a link back to a folder above is not followed."""
+        """Append the paths of all images in `folder` and below; links back to a folder above are not followed."""
         real = folder if paths.remote(folder) else os.path.realpath(folder)
         if real in above:
             return
@@ -181,7 +183,7 @@ class _Listing:
             self._walk(files.join(folder, name), found, (*above, real))
 
     def _scan(self, folder):
-        """Return the names of (folders, images) in a folder; what is neither is counted, once."""
+        """Return (folder names, image names) of a folder; other entries are counted, once."""
         if folder not in self._scanned:
             folders, names, others = files.scan(folder)
             images = []
@@ -190,7 +192,7 @@ class _Listing:
                 if ending in self._endings or (not ending and _is_image(files.join(folder, name))):
                     images.append(name)
                 else:
-                    self._pass_over(folder, name, paths.printable(ending) or "without an ending")
+                    self._pass_over(folder, name, paths.printable(ending) or "without an extension")
             for name in others:
                 self._pass_over(folder, name, "pipes, sockets or devices")
             self._scanned[folder] = folders, images
@@ -207,5 +209,5 @@ def _is_image(path):
         return False
 
 
-def _few(words, most=5):
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+def _few(items, most=5):
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")

@@ -1,7 +1,7 @@
-"""The `photos` source: 64 x 64 crops of the twenty photographs that scikit-image and scikit-learn ship in their wheels.
+"""The `photos` source: 64 x 64 crops of twenty photographs from the wheels of scikit-image and scikit-learn.
 
-A real, labelled data set that needs no network. The label is the photograph. Train, val and test crops come from
-three bands of each photograph that share no pixel, so that test asks for what was learnt and not for what was seen.
+It is a real, labelled data set that needs no network. The label is the photograph. Train, val and test crops come from
+three disjoint bands of each photograph, so the test measures generalisation.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ from qbheat_jax.errors import UserError
 
 SIZE = 64
 
-# (name, wheel, folder in it, file), in the order of the labels.
+# (name, package, module, folder, file), in the order of the labels.
 _SKIMAGE = ("scikit-image", "skimage", "data")
 _SKLEARN = ("scikit-learn", "sklearn", os.path.join("datasets", "images"))
 PHOTOGRAPHS = tuple(
@@ -29,17 +29,21 @@ PHOTOGRAPHS = tuple(
     )
 )  # fmt: skip
 
-# Split -> (crops a photograph, first and last per cent of its longer side).
+# Split -> (crops per photograph, start and end in per cent of its longer side).
 BANDS = {"train": (125, 0, 55), "val": (25, 55, 75), "test": (50, 75, 100)}
 
-# Part of the data set: another number would be another data set.
+# Part of the data set: another seed gives another data set.
 _SEED = 2211_13228
 
 
 def load(name):
-    """uint8[H, W, 3] of a photograph, out of its installed wheel. Raises UserError where it is missing."""
+    """Return a photograph as uint8 [H, W, 3], from its installed wheel.
+
+    Raises:
+      UserError: the package or the file is missing.
+    """
     _, wheel, package, folder, file = next(row for row in PHOTOGRAPHS if row[0] == name)
-    # find_spec of a top-level package runs none of its code: importing either would take a second or more.
+    # find_spec of a top-level package runs none of its code, whereas importing it takes a second or more.
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -51,13 +55,13 @@ def load(name):
             return decode.decode(handle.read())
     except (OSError, decode.BadImage) as error:
         raise UserError(
-            f"data.source='photos' needs {path} ({error}), which the package {wheel} should hold: pip install "
+            f"data.source='photos' cannot read {path} ({error}), a file of the package {wheel}: pip install "
             f"--force-reinstall {wheel}"
         ) from error
 
 
 def band(height, width, split):
-    """(top, left, height, width) of the region that a split's crops come from; the longer side is cut."""
+    """Return (top, left, height, width) of a split's band, which cuts the longer side."""
     _, begin, end = BANDS[split]
     if width >= height:
         left, right = width * begin // 100, width * end // 100
@@ -67,10 +71,10 @@ def band(height, width, split):
 
 
 def corners(label, height, width, split):
-    """(top int64[k], left int64[k]) of the split's crops in a photograph of height x width pixels."""
+    """Return (top int64 [k], left int64 [k]) of a split's crops in a photograph of height x width pixels."""
     count = BANDS[split][0]
     top, left, band_height, band_width = band(height, width, split)
-    # A stream of its own for each split, so that none depends on how many crops another one has.
+    # Each split has its own stream of draws, so it does not depend on the number of crops of the others.
     draws = augment.bits(_SEED, label, np.arange(2 * count) + 10_000 * list(BANDS).index(split), "photos")
     y = draws[:count] % (band_height - SIZE + 1)
     x = draws[count:] % (band_width - SIZE + 1)
@@ -78,7 +82,7 @@ def corners(label, height, width, split):
 
 
 class Photos(base.ArraySource):
-    """Example i of a split is a crop of photograph i % 20, so that every prefix is balanced."""
+    """Crops of the photographs; example i of a split shows photograph i % 20, so every prefix is balanced."""
 
     def __init__(self, spec="photos"):
         names = [row[0] for row in PHOTOGRAPHS]
@@ -91,7 +95,7 @@ class Photos(base.ArraySource):
         return self._labels[self.split(split)]
 
     def images(self, split):
-        """uint8[n, 64, 64, 3], read-only; cut on first use, all splits at once."""
+        """Return uint8 [n, 64, 64, 3], read-only; all splits are cut on first use."""
         split = self.split(split)
         with self._lock:
             if not self._images:

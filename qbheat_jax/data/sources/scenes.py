@@ -1,8 +1,8 @@
-"""The `scenes` source: real handwritten digits on crops of real photographs, with exact boxes. It works offline.
+"""The `scenes` source: handwritten digits on crops of photographs, with exact boxes. It works offline.
 
 The digits are scikit-learn's (8 x 8 pixels, 16 grey levels, UCI's test set of 1,797), the photographs those of `photos`. A
-scene shows none to six of them at random scales and in random shades, so little overlapping that each can be told. Digits
-and regions of photographs are of disjoint sets for train, val and test.
+scene shows zero to six digits at random scales and shades, with little overlap. Train, val and test use disjoint digits and
+disjoint regions of the photographs.
 """
 
 import functools
@@ -20,11 +20,11 @@ from qbheat_jax.data.sources import base, photos
 from qbheat_jax.errors import UserError
 
 SIZE = 128
-# Digits a scene at most, and the sides in pixels that the 8 x 8 of one are scaled to.
+# The most digits a scene shows, and the range of their sides in pixels.
 MOST, SIDES = 6, (16, 64)
-# A digit is left out that would share more than this of its box or of another's.
+# A digit is left out if a larger fraction of its box, or of another digit's box, would overlap.
 _OVERLAP = 0.1
-# Ink below this share of full ink is not seen, and not in the box.
+# Ink below this fraction of full ink counts as invisible, and is not in the box.
 _SEEN = 0.25
 _SPLITS = {"train": 1.0, "val": 1 / 8, "test": 1 / 8}
 _PLACES = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}
@@ -32,7 +32,7 @@ _SEED = 2211_13228
 
 
 class Scenes(base.ArraySource):
-    """`scenes` or `scenes:N`: N (default 2048) scenes to train on, an eighth as many each of val and test."""
+    """`scenes` or `scenes:N`: N (default 2048) training scenes, and N / 8 each for val and test."""
 
     boxed = True
     plain = True
@@ -40,13 +40,13 @@ class Scenes(base.ArraySource):
     def __init__(self, spec="scenes"):
         _, colon, count = spec.partition(":")
         if colon and not (count.isdecimal() and int(count) >= 8):
-            raise UserError(f"data.source='{spec}' is not understood: write 'scenes' or 'scenes:N' with N >= 8 scenes")
+            raise UserError(f"data.source='{spec}' is not accepted: it takes 'scenes' or 'scenes:N' with N >= 8 scenes")
         n = int(count) if colon else 2048
-        super().__init__(spec, {s: int(n * share) for s, share in _SPLITS.items()}, [str(d) for d in range(10)])
+        super().__init__(spec, {s: int(n * fraction) for s, fraction in _SPLITS.items()}, [str(d) for d in range(10)])
         self._made, self._lock = {}, threading.Lock()
 
     def images(self, split):
-        """uint8[n, 128, 128, 3], made on first use."""
+        """Return uint8 [n, 128, 128, 3], made on first use."""
         return self._all(split)[0]
 
     def boxes(self, split, index):
@@ -66,7 +66,11 @@ class Scenes(base.ArraySource):
 
 @functools.cache
 def digits():
-    """(float32 [n, 8, 8] from 0 to 1, int32 [n]), out of the installed wheel of scikit-learn."""
+    """Return (float32 [n, 8, 8] in 0..1, int32 labels [n]), from the installed wheel of scikit-learn.
+
+    Raises:
+      UserError: the package or the file is missing.
+    """
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -77,7 +81,10 @@ def digits():
         with gzip.open(path, "rt") as handle:
             table = np.loadtxt(handle, delimiter=",", dtype=np.float32)
     except OSError as error:
-        raise UserError(f"data.source='scenes' needs {path} ({error}), which scikit-learn should hold") from error
+        raise UserError(
+            f"data.source='scenes' cannot read {path} ({error}), a file of scikit-learn: pip install --force-reinstall "
+            "scikit-learn"
+        ) from error
     return table[:, :-1].reshape(-1, 8, 8) / 16, table[:, -1].astype(np.int32)
 
 
@@ -87,11 +94,11 @@ def _photograph(name):
 
 
 def scene(split, index):
-    """Scene `index` of a split -> (uint8 [128, 128, 3], its `Boxes`); the same for any number of scenes."""
+    """Return scene `index` of a split, (uint8 [128, 128, 3], its `Boxes`); it does not depend on the number of scenes."""
     generator = augment.rng(_SEED, list(_SPLITS).index(split), index, "scenes")
     canvas, placed = _background(split, generator).astype(np.float32), []
     images, labels = digits()
-    begin, end = (int(share * len(labels)) for share in _PLACES[split])
+    begin, end = (int(fraction * len(labels)) for fraction in _PLACES[split])
     for _ in range(int(generator.integers(0, MOST + 1))):
         which = int(generator.integers(begin, end))
         low, high = np.log(SIDES)
@@ -114,7 +121,7 @@ def scene(split, index):
 
 
 def _background(split, generator):
-    """uint8 [128, 128, 3]: a crop of a photograph, from the split's band of it, of 128 to 256 pixels a side."""
+    """Return uint8 [128, 128, 3]: a resized crop, of up to 256 pixels a side, from the split's band of a photograph."""
     image = _photograph(photos.PHOTOGRAPHS[int(generator.integers(len(photos.PHOTOGRAPHS)))][0])
     top, left, height, width = photos.band(*image.shape[:2], split)
     side = min(int(generator.integers(SIZE, 2 * SIZE + 1)), height, width)
@@ -123,14 +130,14 @@ def _background(split, generator):
 
 
 def _shade(around, generator):
-    """A colour float [3] whose brightness is at least 80 levels from what is around."""
+    """Return a colour, float32 [3], whose brightness differs from the background's by at least 80 levels."""
     choices = [span for span in ((0.0, around - 80), (around + 80, 255.0)) if span[1] > span[0]]
     low, high = choices[int(generator.integers(len(choices)))]
     return np.clip(generator.uniform(low, high) + generator.uniform(-20, 20, 3), 0, 255).astype(np.float32)
 
 
 def _covered(a, b):
-    """The larger share of two boxes that both fill."""
+    """Return the overlap of two boxes as a fraction of the smaller one's area."""
     a, b = np.array(a, np.float32), np.array(b, np.float32)
     low, high = np.maximum(a[:2], b[:2]), np.minimum(a[2:], b[2:])
     return np.maximum(high - low, 0).prod() / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod())

@@ -1,4 +1,4 @@
-"""The `synthetic` source: noise images for benchmarks, so cheap that it never is what a benchmark measures."""
+"""The `synthetic` source: noise images for benchmarks, cheap enough never to be the bottleneck."""
 
 import threading
 
@@ -9,21 +9,21 @@ from qbheat_jax.data.sources import base
 from qbheat_jax.errors import UserError
 
 CLASSES = 10
-# The bank of distinct images is at most this large, and at most this many; example i shows image i modulo that.
+# The bank of distinct images has at most this many bytes and images; example i shows image i modulo its length.
 _BANK_BYTES, _BANK_IMAGES = 32 << 20, 256
 
 
 class Synthetic(base.ArraySource):
-    """`synthetic` or `synthetic:N`: N (default 8192) train images and N / 8 each of val and test; label = index % 10.
+    """`synthetic` or `synthetic:N`: N (default 8192) train images and N / 8 each for val and test; label = index % 10.
 
-    The images have the size that the model takes, and are not augmented.
+    The images have the model's size and are not augmented.
     """
 
     def __init__(self, spec, image_size):
         _, colon, count = spec.partition(":")
         if colon and not (count.isdecimal() and int(count) >= 8):
             raise UserError(
-                f"data.source='{spec}' is not understood: write 'synthetic' or 'synthetic:N' with N >= 8 images"
+                f"data.source='{spec}' is not accepted: it takes 'synthetic' or 'synthetic:N' with N >= 8 images"
             )
         n = int(count) if colon else 8192
         splits = {"train": n, "val": n // 8, "test": n // 8}
@@ -36,12 +36,12 @@ class Synthetic(base.ArraySource):
         return (np.arange(self.splits[self.split(split)]) % CLASSES).astype(np.int32)
 
     def gather(self, indices, image_size):
-        """int64[c] example indices -> (uint8[c, image_size, image_size, 3], int32[c] labels)."""
+        """Return (uint8 [c, image_size, image_size, 3], int32 labels [c]) of example indices int64 [c]."""
         bank = self._bank(image_size)
         return bank[indices % len(bank)], (indices % CLASSES).astype(np.int32)
 
     def images(self, split):
-        """uint8[n, S, S, 3] with S the size that the source was opened for; written out in full, so mind `n`."""
+        """Return uint8 [n, S, S, 3], S being the size given to the constructor. The bank is copied out to all n images."""
         return self.gather(np.arange(self.splits[self.split(split)]), self.image_size)[0]
 
     def fetch(self, split, index):

@@ -1,8 +1,8 @@
 """The `tfds:NAME[/CONFIG]` source: data sets that TensorFlow Datasets has prepared on disk; nothing is downloaded.
 
-Files that allow random access (ArrayRecord) are read by index. TFRecord files are read as a stream instead, in an
-order that is a pure function of (seed, epoch): files shuffled and interleaved, then a seeded shuffle buffer of encoded
-examples. Every process reads the whole stream and keeps its own share, so ArrayRecord suits many hosts better.
+ArrayRecord files are read by index. TFRecord files are read as a stream, in an order that is a pure function of (seed,
+epoch): files are shuffled and interleaved, then a seeded buffer of encoded examples is shuffled. Every process
+reads the whole stream and keeps its own part, so ArrayRecord suits many hosts better.
 """
 
 import errno
@@ -16,25 +16,29 @@ from qbheat_jax.data.order import permute
 from qbheat_jax.data.sources import base
 from qbheat_jax.errors import UserError
 
-# Encoded examples in the shuffle buffer: about 0.5 GB of ImageNet.
+# Encoded examples in the shuffle buffer; about 0.5 GB for ImageNet.
 SHUFFLE_BUFFER = 4096
 _INTERLEAVED_FILES = 16
-_READERS = 4  # threads that read them
-# Splits to look for where the data set's description names none (mocked data).
+_READERS = 4  # threads that read the interleaved files
+# Splits to look for if the data set's info lists none (mocked data).
 _USUAL_SPLITS = ("train", "validation", "test")
 
 
 class Tfds(base.Source):
-    """`spec` is tfds:NAME[/CONFIG]; `builder`: as `builder_of` gives it.
+    """A prepared data set with one image and at most one label.
 
-    `random_access` says whether `fetch` works; otherwise `stream` does.
+    `random_access` tells whether `fetch` works; otherwise `stream` does.
+
+    Args:
+      spec: tfds:NAME[/CONFIG].
+      builder: the result of `builder_of`.
     """
 
     def __init__(self, spec, builder):
         self._builder, info = builder, builder.info
         self._image, self._label = _features(spec, info.features)
         self.random_access = _has_random_access(info)
-        # Everything is opened here, and not again for each epoch: tfds looks at the file system while it does so.
+        # Open every split once, not for each epoch, because tfds then accesses the file system.
         self._opened, splits = {}, {}
         for name in tuple(info.splits) or _USUAL_SPLITS:
             split = "val" if name == "validation" else name
@@ -43,12 +47,12 @@ class Tfds(base.Source):
             except (AssertionError, OSError, tf.errors.OpError) as error:
                 raise UserError(
                     f"data.source='{spec}' is not prepared in {self._builder.data_dir}: run 'tfds build {spec[5:]} "
-                    "--file_format=array_record', or name the folder that holds it with data.tfds_dir"
+                    "--file_format=array_record', or set data.tfds_dir to the folder that holds it"
                 ) from error
         super().__init__(spec, splits, list(info.features[self._label].names) if self._label else None)
 
     def _open(self, name):
-        """(what a split is read from, its number of examples)."""
+        """Return (the reader of a split, its number of examples)."""
         import tensorflow_datasets as tfds
 
         decoders = {self._image: tfds.decode.SkipDecoding()}
@@ -65,14 +69,14 @@ class Tfds(base.Source):
             split = info.splits[name]
             files = _Files([str(path) for path in split.filepaths], split.shard_lengths, self._parser(decoders))
             return files, sum(split.shard_lengths)
-        # No files: mocked data, of which tfds knows how to make a whole split only.
+        # There are no files: mocked data, which tfds only makes as a whole split.
         dataset = self._builder.as_dataset(split=name, shuffle_files=False, decoders=decoders)
         return _Whole(dataset.map(self._relevant)), int(dataset.cardinality())
 
     def _parser(self, decoders):
         import tensorflow_datasets as tfds
 
-        # Other features, such as masks, are not even parsed.
+        # Other features, such as masks, are not parsed.
         wanted = {key: True for key in (self._image, self._label) if key}
         features = tfds.decode.PartialDecoding(wanted, decoders).extract_features(self._builder.info.features)
         return lambda record: features.deserialize_example(record, decoders=decoders)
@@ -84,25 +88,30 @@ class Tfds(base.Source):
         return f"{super().identity(split)} {self._builder.info.full_name}"
 
     def fetch(self, split, index):
-        """Raises OSError, named after the example, where its record cannot be read."""
+        """Return the example; raise OSError, with the example's name, if its record cannot be read."""
         split = self.split(split)
         return (*self._content(self._example(split, index)), self._name(split, index))
 
     def _example(self, split, index):
-        """All features of an example. Raises OSError where its record cannot be read."""
+        """Return all features of an example; raise OSError if its record cannot be read."""
         try:
             return self._opened[split][index]
-        except RuntimeError as error:  # What ArrayRecord's reader has to say about a damaged file.
+        except RuntimeError as error:  # ArrayRecord's error for a damaged file
             raise OSError(errno.EIO, " ".join(str(error).split())[:200], self._name(split, index)) from error
 
     def _name(self, split, index):
         return f"{self.spec} {split}[{index}]"
 
     def stream(self, split, *, seed, epoch, shuffle, first, keep):
-        """Iterator over (encoded bytes or uint8[H, W, C], label, name, example index) of one epoch.
+        """Yield (encoded bytes or uint8 [H, W, C], label, name, example index) of one epoch.
 
-        Starts at place `first` of the epoch. `keep` = (shift, period, rows): only the places i with
-        (i + shift) % period in rows come out, which is one process's share of each batch.
+        Args:
+          split: name of the split.
+          seed, epoch: ints that determine the order.
+          shuffle: whether to shuffle.
+          first: position within the epoch to start at.
+          keep: (shift, period, rows): yield only positions i with (i + shift) % period in rows, this process's rows of each
+            batch.
         """
         split = self.split(split)
         shift, period, rows = keep
@@ -116,27 +125,27 @@ class Tfds(base.Source):
         records = records.skip(first).enumerate(first)
         if len(rows) < period:
             records = records.filter(lambda place, _: tf.gather(mine, (place + shift) % period))
-        # Parsed last, so that a process only parses its own share.
+        # Parse last, so that a process parses only its own examples.
         examples = records.map(lambda _, record: (record[0], opened.parse(record[1])), num_parallel_calls=2)
         for index, example in untuned(examples.prefetch(16)).as_numpy_iterator():
             yield (*self._content(example), self._name(split, index), int(index))
 
     def _content(self, example):
-        """(encoded bytes, or pixels where tfds decoded them all the same; label int, -1 for none)."""
+        """Return (encoded bytes, or pixels if tfds decoded them anyway; int label, -1 for none)."""
         image = example[self._image]
         label = int(example[self._label]) if self._label else -1
         return image if isinstance(image, bytes) else np.asarray(image), label
 
 
 class _Files:
-    """TFRecord files of a split: `paths`, how many examples each holds, and how to parse one."""
+    """The TFRecord files of a split: `paths`, the number of examples in each, and the parser of an example."""
 
     def __init__(self, paths, lengths, parse):
         self.paths, self.parse = np.array(paths), parse
         self.offsets = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
 
     def records(self, seed, epoch, shuffle):
-        """tf.data.Dataset of (example index int64, encoded record): in order, or files shuffled and interleaved."""
+        """Return a tf.data.Dataset of (example index int64, encoded record): in order, or shuffled and interleaved by file."""
         order = np.arange(len(self.paths))
         if shuffle:
             order = permute(order, len(order), seed, epoch)
@@ -157,7 +166,7 @@ class _Files:
 
 
 class _Whole:
-    """A split that comes as one tf.data.Dataset of parsed examples."""
+    """A split that is one tf.data.Dataset of parsed examples."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -171,26 +180,34 @@ class _Whole:
 
 
 def builder_of(spec, data_dir):
-    """The tfds builder of a spec; `data_dir`: the folder of the prepared data sets, "" for tfds's default."""
+    """Return the tfds builder of a spec.
+
+    Args:
+      spec: tfds:NAME[/CONFIG].
+      data_dir: folder of the prepared data sets; "" for tfds's default.
+
+    Raises:
+      UserError: there is no such data set, or its builder fails.
+    """
     import tensorflow_datasets as tfds
 
     name = spec.partition(":")[2]
     if not name:
-        raise UserError(f"data.source='{spec}' names no data set: write tfds:NAME or tfds:NAME/CONFIG")
+        raise UserError(f"data.source='{spec}' is not accepted: it takes tfds:NAME or tfds:NAME/CONFIG")
     try:
         return tfds.builder(name, **({"data_dir": data_dir} if data_dir else {}))
     except tfds.core.registered.DatasetNotFoundError as error:
         raise UserError(
-            f"data.source='{spec}': TensorFlow Datasets has no data set '{name}', nor is one prepared in "
-            f"{data_dir or 'its default folder'}: check the name, or name the folder that holds it with data.tfds_dir"
+            f"data.source='{spec}': TensorFlow Datasets has no data set '{name}', and none is prepared in "
+            f"{data_dir or 'its default folder'}: check the name, or set data.tfds_dir to the folder that holds it"
         ) from error
-    except Exception as error:  # Builders are other people's code, and refuse a configuration in their own ways.
+    except Exception as error:  # builders are third-party code, and raise their own exceptions for a wrong config
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"data.source='{spec}' cannot be opened: {reason[0]}") from error
 
 
 def _features(spec, features):
-    """(name of the image feature, name of the label feature or None)."""
+    """Return (name of the image feature, name of the label feature or None)."""
     import tensorflow_datasets as tfds
 
     def first(kind, usual):

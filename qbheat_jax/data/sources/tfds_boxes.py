@@ -1,4 +1,4 @@
-"""`tfds:` data sets of boxes, such as tfds:coco/2017: those with the feature `objects` and no label for the whole image."""
+"""`tfds:` data sets with boxes, such as tfds:coco/2017: those with a feature `objects` and no label for whole images."""
 
 import functools
 
@@ -13,9 +13,9 @@ _OBJECTS = "objects"
 
 
 class TfdsBoxes(tfds_lib.Tfds):
-    """Images and boxes; `label` is -1. Boxes are found by index, so their files must allow random access.
+    """Images with boxes; `label` is -1. Boxes are read by index, so the files must allow random access.
 
-    As tfds has them, corners are shares of the image's height and width, (top, left, bottom, right).
+    tfds stores boxes as (top, left, bottom, right), in fractions of the image's height and width.
     """
 
     boxed = True
@@ -23,14 +23,14 @@ class TfdsBoxes(tfds_lib.Tfds):
     def __init__(self, spec, builder):
         super().__init__(spec, builder)
         self.class_names = list(builder.info.features[_OBJECTS]["label"].names)
-        # Pixels and boxes are asked for one after the other, by as many threads as decode.
+        # Pixels and boxes of an example are read one after the other, by as many threads as decode.
         self._example = functools.lru_cache(maxsize=64)(self._example)
         self._truth = functools.cache(self._truth)
 
     def boxes(self, split, index):
         if not self.random_access:
             raise UserError(
-                f"data.source='{self.spec}' is read as a stream, in which boxes cannot be found: prepare it with 'tfds build "
+                f"data.source='{self.spec}' is read as a stream, which has no boxes by index: prepare it with 'tfds build "
                 f"{self.spec[5:]} --file_format=array_record'"
             )
         example = self._example(self.split(split), index)
@@ -43,7 +43,7 @@ class TfdsBoxes(tfds_lib.Tfds):
         corners = annotations_lib.clip(np.stack([left, top, right, bottom], -1), size)
         crowd = np.asarray(found.get("is_crowd", np.zeros(len(corners))), bool)
         classes = np.asarray(found["label"], np.int32)
-        # Without a width or a height there is nothing to find.
+        # Drop boxes without a width or height.
         return annotations_lib.Boxes(corners, classes, crowd, size).kept((corners[:, 2:] > corners[:, :2]).all(1))
 
     def annotations(self, split):
@@ -54,13 +54,13 @@ class TfdsBoxes(tfds_lib.Tfds):
         for n in range(self.splits[split]):
             try:
                 found.append(self.boxes(split, n))
-            except (OSError, decode.BadImage):  # which is skipped, and counted, wherever its pixels are asked for
+            except (OSError, decode.BadImage):  # skipped and counted wherever its pixels are read
                 found.append(annotations_lib.none((1, 1)))
         return annotations_lib.coco_format(found, self.class_names, lambda n: f"{split}[{n}]")
 
 
 def open_tfds(spec, data_dir):
-    """The source of a spec: with boxes where the data set has them, and no label for the whole image."""
+    """Return the source of a spec: `TfdsBoxes` if the data set has boxes and no label for whole images, else `Tfds`."""
     import tensorflow_datasets as tfds
 
     builder = tfds_lib.builder_of(spec, data_dir)
@@ -72,7 +72,7 @@ def open_tfds(spec, data_dir):
 
 
 def _size(data):
-    """(height, width) of an image, bytes or pixels, upright."""
+    """Return the upright (height, width) of an image, given as bytes or pixels."""
     if isinstance(data, np.ndarray):
         return data.shape[:2]
     image = decode.open_header(data)
