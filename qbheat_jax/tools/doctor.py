@@ -62,6 +62,6 @@ def describe_data(spec, tfds_dir=""):
             )
         rows = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)).tolist()
         bad = [one for one in shrink.read(source, split, rows, 64, 0) if one.image is None]
-        lines.append(f"{split}: {len(rows) - len(bad)} of {len(rows)} sampled images can be decoded")
+        lines.append(f"{split}: {len(rows) - len(bad)} of {len(rows)} images in a sample can be decoded")
         lines += [f"    {paths.printable(one.name)}: {one.reason}" for one in bad[:5]]
     return "\n".join(lines)
