@@ -133,6 +133,7 @@ def split_overrides(argv):
 
 
 def pretrain(arguments, overrides):
+    """Pre-train or resume a run, and print its summary as JSON."""
     from qbheat_jax import config
     from qbheat_jax.tasks import pretrain
     from qbheat_jax.train import distributed, profile
@@ -186,6 +187,7 @@ def probe(arguments, overrides):
 
 
 def finetune(arguments, overrides):
+    """Fine-tune an encoder with a classifier, and print the result as JSON."""
     from qbheat_jax import config
     from qbheat_jax.tasks import finetune
     from qbheat_jax.tasks.probe import line
@@ -199,6 +201,7 @@ def finetune(arguments, overrides):
 
 
 def detect(arguments, overrides):
+    """Train a detector on a frozen encoder, and print the result as JSON."""
     from qbheat_jax import config
     from qbheat_jax.tasks import detect
     from qbheat_jax.train import distributed
@@ -211,6 +214,7 @@ def detect(arguments, overrides):
 
 
 def compare(arguments, overrides):
+    """Run a comparison and print its table. Raise UserError with exit code 1 if a cell failed."""
     from qbheat_jax import compare
 
     result = compare.run(compare.read(arguments.config, overrides), arguments.workdir)
@@ -224,6 +228,7 @@ def compare(arguments, overrides):
 
 
 def port(arguments, overrides):
+    """Convert PyTorch weights to a workdir, and print its path."""
     from qbheat_jax import port
 
     _no_overrides("port", overrides)
@@ -236,6 +241,7 @@ def port(arguments, overrides):
 
 
 def export(arguments, overrides):
+    """Export a workdir to a file, and print its path."""
     from qbheat_jax import port
 
     _no_overrides("export", overrides)
@@ -244,6 +250,7 @@ def export(arguments, overrides):
 
 
 def classify(arguments, overrides):
+    """Classify image files, or measure accuracy on a labelled data set, and print the result."""
     from qbheat_jax.tasks import classify
 
     _no_overrides("classify", overrides)
@@ -269,6 +276,7 @@ def _no_overrides(command, overrides):
 
 
 def preflight(arguments, overrides):
+    """Compile the step for a topology and print the report. Raise UserError with exit code 1 if it does not fit or compile."""
     from qbheat_jax.tools import preflight
     from qbheat_jax.tools.preflight.text import text
 
@@ -287,6 +295,7 @@ def preflight(arguments, overrides):
 
 
 def analyse(arguments, overrides):
+    """Analyse an encoder's features, and print the figures and the path of the page."""
     from qbheat_jax import analysis, config
     from qbheat_jax.report import analysis_page
 
@@ -302,6 +311,7 @@ def analyse(arguments, overrides):
 
 
 def bench(arguments, overrides):
+    """Run benchmarks and print each table when it is ready."""
     from qbheat_jax.tools import bench
     from qbheat_jax.tools.bench import table
     from qbheat_jax.tools.bench.options import Options
@@ -323,12 +333,14 @@ def bench(arguments, overrides):
 
 
 def report(arguments, _):
+    """Write the page of a run, and print its path."""
     from qbheat_jax import report
 
     console.say(report.write(arguments.workdir))
 
 
 def doctor(arguments, _):
+    """Print a report on this machine or on a data source."""
     from qbheat_jax.tools import doctor
 
     console.say(doctor.describe_data(arguments.data, arguments.tfds_dir) if arguments.data else doctor.describe())
@@ -422,7 +434,7 @@ def _parser():
         compare,
         "Pre-train and probe several methods over several seeds, and tabulate the results.",
         """
-        Runs only the cells that are not finished, so the same command resumes a comparison.
+        A cell is one pre-training run or one probe. Only unfinished cells run, so the same command resumes a comparison.
 
         Example:
           qbheat compare --config configs/compare/photos.py --workdir runs/compare
@@ -440,7 +452,7 @@ def _parser():
     init = "DIR of a run or ported checkpoint, or random"
     command = add(
         finetune,
-        "Train an encoder and a classifier end to end and test them, or resume.",
+        "Train an encoder and a classifier end to end and test them, or resume such a run.",
         f"""
         Example:
           qbheat finetune --config configs/finetune.py --init runs/mine --workdir runs/mine/finetune
@@ -457,7 +469,7 @@ def _parser():
 
     command = add(
         detect,
-        "Train a detector on a frozen encoder and measure its AP, or resume.",
+        "Train a detector on a frozen encoder and measure its AP, or resume such a run.",
         f"""
         Example:
           qbheat detect --config configs/detect/scenes.py --init runs/photos --workdir runs/photos/detect
@@ -474,7 +486,7 @@ def _parser():
 
     command = add(
         port,
-        "Convert PyTorch weights to a workdir that every command accepts.",
+        "Convert PyTorch weights to a workdir that other commands accept as --init.",
         """
         Every name and shape must match the encoder, or nothing is written.
 
@@ -492,7 +504,7 @@ def _parser():
         dest="source",
         help=".safetensors, .npz, .pth, .pt or .bin file, or the .index.json of a sharded checkpoint",
     )
-    command.add_argument("--to", required=True, metavar="DIR", help="new workdir")
+    command.add_argument("--to", required=True, metavar="DIR", help="new or empty directory")
     command.add_argument("--key", metavar="KEY", help="dict of the file to read, such as state_dict_ema")
     command.add_argument(
         "--prefix", metavar="NAME.", help="read only names with this prefix, such as student.backbone."
@@ -524,7 +536,9 @@ def _parser():
         .stablehlo for a program.
         """,
     )
-    command.add_argument("--from", required=True, metavar="DIR", dest="source", help="run or ported checkpoint")
+    command.add_argument(
+        "--from", required=True, metavar="DIR", dest="source", help="DIR of a run or ported checkpoint"
+    )
     command.add_argument("--to", required=True, metavar="FILE", help=".safetensors, .npz or .stablehlo file")
     command.add_argument(
         "--image-size", type=int, default=0, metavar="N", help="pixels per side (default: the workdir's)"

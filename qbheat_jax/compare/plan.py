@@ -89,6 +89,7 @@ class Cell:
 
     @property
     def detects(self):
+        """Whether it trains a detector."""
         return self.table is DETECT
 
 

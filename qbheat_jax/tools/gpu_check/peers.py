@@ -17,8 +17,8 @@ def run(job):
     """Time the package against each of PyTorch's ways in turn. The compiled one is last, since it may take too long."""
     peers.need()
     sizes = job.sizes
-    asked = options.Options(batch=sizes.peer_batch, size=sizes.peer_pixels, dtype=sizes.dtype)
-    config = options.supervised(asked, job.name)
+    bench_options = options.Options(batch=sizes.peer_batch, size=sizes.peer_pixels, dtype=sizes.dtype)
+    config = options.supervised(bench_options, job.name)
     job.save(doing="compiling jax's step")
     step = made.step(config)
     step.send()

@@ -61,6 +61,7 @@ class Chip:
 
     @property
     def tpu(self):
+        """Whether it is a TPU."""
         return self.dimensions > 0
 
 

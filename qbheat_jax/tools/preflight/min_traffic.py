@@ -42,6 +42,7 @@ class _Node:
 
     @property
     def bytes(self):
+        """Size of the value."""
         shape, dtype = getattr(self.aval, "shape", ()), getattr(self.aval, "dtype", None)
         return math.prod(shape) * getattr(dtype, "itemsize", 0)
 
