@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of GKE: builds docker/tpu.Dockerfile from what is committed, pushes the image, and applies
+# Train on a TPU slice of GKE. The script builds docker/tpu.Dockerfile from the last commit, pushes the image, and applies
 # gke_jobset.yaml, which restarts preempted runs from the last checkpoint.
 #
 #   bash launch/gke.sh [--dry-run] NAME ACCELERATOR TOPOLOGY IMAGE --config FILE --workdir gs://BUCKET/DIR [--config.key value ...]
 #   bash launch/gke.sh w720 tpu-v5-lite-podslice 4x4 REGION-docker.pkg.dev/PROJECT/REPO/qbheat --config configs/imagenet_w720.py \
 #     --workdir gs://my-bucket/w720
 #
-# Needs docker, kubectl with the cluster's credentials, JobSet installed in the cluster, and a node pool of that accelerator and
-# topology whose service account may write to the bucket. CHIPS: of a host (4). --dry-run prints commands and manifest.
+# Requirements: docker, kubectl with the cluster's credentials, JobSet in the cluster, and a node pool of that accelerator and
+# topology whose service account can write to the bucket. CHIPS=N sets the chips per host (default: 4). --dry-run prints the
+# commands and the manifest without running them.
 set -euo pipefail
 
 dry=
@@ -16,7 +17,7 @@ if [ "${1:-}" = --dry-run ]; then
   shift
 fi
 if [ $# -lt 6 ] || [[ "$1$2$3$4" == *--* ]] || ! [[ "$3" =~ ^[0-9]+(x[0-9]+)+$ ]]; then
-  echo "usage: $0 [--dry-run] NAME ACCELERATOR TOPOLOGY IMAGE --config FILE --workdir gs://BUCKET/DIR ..." >&2
+  echo "usage: $0 [--dry-run] NAME ACCELERATOR TOPOLOGY IMAGE --config FILE --workdir gs://BUCKET/DIR [--config.key value ...]" >&2
   exit 2
 fi
 name=$1 accelerator=$2 topology=$3 image=$4
@@ -27,11 +28,11 @@ chips=${CHIPS:-4}
 total=$((${topology//x/*}))
 hosts=$((total / chips))
 if [ "$hosts" -lt 1 ] || [ $((hosts * chips)) -ne "$total" ]; then
-  echo "a slice of $topology has $total chips, which hosts of CHIPS=$chips do not make up" >&2
+  echo "TOPOLOGY $topology has $total chips, which must be a multiple of the chips per host, CHIPS=$chips" >&2
   exit 2
 fi
 
-# Arguments as a YAML list of quoted strings.
+# Print the arguments as a YAML list of quoted strings.
 quoted() {
   local list='"pretrain"' item
   for item in "$@"; do
@@ -68,7 +69,7 @@ if [ -n "$dry" ]; then
   printf '# END\n# kubectl logs --follow --selector jobset.sigs.k8s.io/jobset-name=%q\n' "$name"
   exit
 fi
-# Of what is committed, as an archive: nothing else that lies in the checkout goes into the image.
+# Build from an archive of the last commit, so that no other file of the checkout gets into the image.
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 git archive HEAD | tar -x -C "$context"

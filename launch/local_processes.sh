@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# One training run by several processes of this machine, as several hosts would make it: to try that out, or for one process a GPU.
+# Train with several processes on this machine, as several hosts would: to test such a run, or to give each GPU a process.
 #
 #   bash launch/local_processes.sh [--dry-run] N pretrain --config FILE --workdir DIR [--config.key value ...]
 #
-# DEVICES=4 gives each process four virtual CPU devices. SIGTERM goes on to all of them. Where one ends otherwise than well, the
-# others are stopped, since they could only wait for it; the exit code is that of the first. The same command goes on from
-# where it stopped. LOGS=DIR keeps what each process says in DIR/I.log; without it all goes to the terminal.
+# SIGTERM is forwarded to all processes. If one fails, the others are stopped, and its exit code is returned. The same command
+# resumes the run.
+#
+# Environment variables:
+#   DEVICES=N  give each process N virtual CPU devices
+#   LOGS=DIR   append the output of process I to DIR/I.log (default: all output goes to the terminal)
+#   PORT=N     port of process 0 (default: a random port)
 set -euo pipefail
 
 dry=
@@ -25,7 +29,7 @@ if [ -n "${DEVICES:-}" ]; then
 fi
 
 pids=()
-stop() { # SIGNAL: to all that still run
+stop() { # SIGNAL: send it to all running processes
   for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null || true; done
 }
 trap 'stop TERM' TERM
@@ -54,12 +58,12 @@ while [ ${#pids[@]} -gt 0 ]; do
   for pid in "${pids[@]}"; do
     status=0
     if kill -0 "$pid" 2>/dev/null; then left+=("$pid"); else wait "$pid" || status=$?; fi
-    # One that hears of another's end aborts (134): the other's status, found in the same look, is the reason.
+    # A process that loses another one aborts (134). If both ended since the last check, the other's status is the cause.
     if [ "$status" -ne 0 ] && { [ "$found" -eq 0 ] || [ "$found" -eq 134 ]; }; then found=$status; fi
   done
   if [ "$found" -ne 0 ] && [ "$code" -eq 0 ]; then
     code=$found
-    # Those that were asked to stop save first, all at the same step; of any other end they would only hear late.
+    # After SIGTERM (143) all processes save at the same step, so let them end. Otherwise the rest would wait for the lost one.
     if [ "$code" -ne 143 ]; then stop KILL; fi
   fi
   pids=("${left[@]}")

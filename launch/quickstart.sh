@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# Pre-trains QB-Heat on real photographs, probes it, and writes a page to look at: a few minutes on two CPU cores.
-# Run again it goes on where it stopped. SEED=1 takes another seed, for pre-training, probes and the untrained encoder;
-# WORKDIR=DIR puts the run elsewhere than runs/photos; arguments are config overrides of the pre-training.
+# Pre-train QB-Heat on real photographs, probe it, and write an HTML page. It takes a few minutes on two CPU cores.
+#
+#   bash launch/quickstart.sh [--config.key value ...]
+#
+# Arguments override the pre-training config. The same command resumes an interrupted run.
+# Environment variables:
+#   SEED=N       seed of pre-training, probes and the untrained encoder (default: 0)
+#   WORKDIR=DIR  directory of the run (default: runs/photos)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 use_venv photos,report

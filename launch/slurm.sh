@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains on GPUs under Slurm, one process a GPU, and goes on by itself after preemption and at the end of its time.
+# Train on GPUs under Slurm with one process per GPU. The job requeues itself after preemption and at its time limit.
 #
 #   sbatch --nodes 4 launch/slurm.sh --config configs/imagenet_w720.py --workdir /shared/w720 [--config.key value ...]
-#   bash launch/slurm.sh --dry-run --config ... --workdir ...     # what it would do
+#   bash launch/slurm.sh --dry-run --config ... --workdir ...     # print the commands
 #
-# Submit it from the checkout, where .venv has `pip install -e '.[cuda13]'`, or with IMAGE=qbheat.sif, an Apptainer image of
-# docker/cuda.Dockerfile (docs/docker.md); options of sbatch overrule those below. The workdir
-# must be one that all nodes see. jax finds the other processes by Slurm's own variables; each takes the GPU of its
-# number on the node, so tasks and GPUs a node must be as many, and --gpus-per-task must not be set.
+# Submit it from a checkout whose .venv has `pip install -e '.[cuda13]'`, or set IMAGE=qbheat.sif, an Apptainer image of
+# docker/cuda.Dockerfile (docs/docker.md). Options of sbatch override those below. All nodes must see the workdir.
+# jax finds the other processes by Slurm's variables. Each process uses the GPU of its index on the node, so a node needs as
+# many tasks as GPUs, and --gpus-per-task must not be set.
 #
 #SBATCH --job-name=qbheat
 #SBATCH --ntasks-per-node=8
@@ -37,7 +37,7 @@ run() {
   fi
 }
 
-# Slurm runs a copy of this script from elsewhere.
+# Slurm runs a copy of this script from another directory.
 cd "${SLURM_SUBMIT_DIR:-.}"
 if [ -d .venv/bin ]; then export PATH="$PWD/.venv/bin:$PATH"; fi
 qbheat=(qbheat)
@@ -46,7 +46,7 @@ if [ -n "${IMAGE:-}" ]; then qbheat=(apptainer run --nv "$IMAGE"); fi
 code=0
 run srun --kill-on-bad-exit=0 --wait=300 "${qbheat[@]}" pretrain "$@" || code=$?
 if [ -n "$dry" ]; then
-  echo "# and where that ends with 143 (stopped by SIGTERM, saved; see qbheat_jax/errors.py), to go on:"
+  echo "# if that ends with exit code 143 (saved after SIGTERM, see qbheat_jax/errors.py), resume by:"
   code=143
 fi
 if [ "$code" -eq 143 ]; then

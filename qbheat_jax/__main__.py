@@ -1,4 +1,4 @@
-"""The program: `python -m qbheat_jax`, and `qbheat`, which is the same."""
+"""Entry point of `python -m qbheat_jax` and of `qbheat`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from qbheat_jax.train import runtime
 
 
 def start():
-    """Runs the command of this process's arguments -> exit code."""
+    """Run the command given in `sys.argv` and return its exit code."""
     runtime.tune_malloc()
     with console.Program() as program:
         program.code = cli.main()

@@ -1,6 +1,7 @@
-"""The command line: parse, dispatch, exit code. `qbheat COMMAND ...` is `python -m qbheat_jax COMMAND ...`.
+"""Command line: parse the arguments, run the command, return its exit code.
 
-Exit codes are those of errors.py. stdout carries results, stderr the log.
+`qbheat COMMAND ...` and `python -m qbheat_jax COMMAND ...` are the same program. Results go to stdout, the log goes to
+stderr, and errors.py defines the exit codes.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 
 from qbheat_jax import __version__, console, paths
 from qbheat_jax.errors import CLOSED, PREEMPTED, RUN_FAILED, UserError
@@ -21,7 +23,16 @@ OVERRIDE = re.compile(r"--config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
 
 def main(argv=None):
-    """Runs one command -> exit code. A user's mistake is one line on stderr; QBHEAT_DEBUG=1 shows the traceback too."""
+    """Run one command.
+
+    A `UserError` prints one line to stderr. QBHEAT_DEBUG=1 adds its traceback.
+
+    Args:
+      argv: List of argument strings without the program's name; None takes them from `sys.argv`.
+
+    Returns:
+      The exit code.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     log.setLevel(logging.INFO)
@@ -37,7 +48,7 @@ def main(argv=None):
 
                 compilation_cache.keep(arguments.workdir)
             arguments.command(arguments, overrides)
-        except SystemExit as end:  # argparse's, which has printed what it was asked for
+        except SystemExit as end:  # argparse has printed --help or --version
             if end.code:
                 raise
         console.flush()
@@ -46,41 +57,41 @@ def main(argv=None):
         return _fail(error, error.exit_code)
     except KeyboardInterrupt:
         return _fail(console.INTERRUPTED, RUN_FAILED)
-    except OSError as error:  # a disk that has become read-only, a folder that is gone
+    except OSError as error:  # such as a disk that became read-only, or a deleted folder
         reason = error.strerror or error
         return _fail(f"{error.filename}: {reason}" if error.filename else reason, RUN_FAILED)
     except MemoryError as error:
         return _fail(f"out of memory: {error}", RUN_FAILED)
     except Exception as error:
-        # XLA and tensorstore report what the machine refuses (memory, disk) by a status word in the text.
+        # XLA and tensorstore report a lack of memory or disk only by a status word in the text.
         if re.search(r"RESOURCE_EXHAUSTED|No space left|out of memory", str(error), re.IGNORECASE):
             return _fail(
-                f"{str(error).splitlines()[0]} (try a smaller batch_size, or free memory and disk)", RUN_FAILED
+                f"{str(error).splitlines()[0]} (use a smaller batch_size, or free memory or disk space)", RUN_FAILED
             )
-        # What the machines that are left see when another one of the run is gone.
+        # The surviving processes of a run get these errors when another process ends.
         if re.search(r"UNAVAILABLE|DEADLINE_EXCEEDED|Gloo|closed by peer|heartbeat", str(error)):
             return _fail(
-                f"another process of the run is gone ({str(error).splitlines()[0][:200]}): start all of them again, they go on "
-                "from the last checkpoint",
+                f"lost another process of the run ({str(error).splitlines()[0][:200]}): restart all processes to resume from "
+                "the last checkpoint",
                 RUN_FAILED,
             )
         raise
 
 
-# Arguments that are paths, or lists of them, by the command's own name, and what stands in their place without being one.
+# Arguments that hold a path or a list of paths, and the values that they accept which are not paths.
 _PATHS = ("config", "workdir", "init", "source", "to", "json", "images", "tfds_dir")
 _NO_PATHS = ("random", "pixels", "histogram")
 
 
 def _with_paths(arguments):
-    """Expand every path that was given, by the rule of `paths`. A data source expands its own."""
+    """Return `arguments` with `paths.expand` applied to each path. Data sources expand their own paths."""
     given = {
         name: value for name, value in vars(arguments).items() if name in _PATHS and isinstance(value, (str, list))
     }
     if not given.get("tfds_dir"):
-        given.pop("tfds_dir", None)  # its default
+        given.pop("tfds_dir", None)  # the default, "", is not a path
     for name, value in given.items():
-        flag = {"source": "--from", "images": "an image's path"}.get(name, f"--{name}".replace("_", "-"))
+        flag = {"source": "--from", "images": "IMAGE"}.get(name, f"--{name}".replace("_", "-"))
         texts = [value] if isinstance(value, str) else value
         texts = [text if text in _NO_PATHS else paths.expand(text, flag) for text in texts]
         setattr(arguments, name, texts[0] if isinstance(value, str) else texts)
@@ -92,12 +103,22 @@ def _fail(message, code):
         return code
     console.tell(f"qbheat: {message}" if code == PREEMPTED else f"qbheat: error: {message}")
     if os.environ.get("QBHEAT_DEBUG"):
-        log.exception("traceback, because QBHEAT_DEBUG is set")
+        log.exception("traceback, shown because QBHEAT_DEBUG is set")
     return code
 
 
 def split_overrides(argv):
-    """Takes `--config.key value` and `--config.key=value` out of argv -> (the rest, [(key, text), ...])."""
+    """Separate the config overrides from the other arguments.
+
+    Args:
+      argv: List of strings. Overrides have the form `--config.key value` or `--config.key=value`.
+
+    Returns:
+      (list of the other arguments, [(key, text), ...]).
+
+    Raises:
+      UserError: The last override has no value.
+    """
     rest, overrides, items = [], [], iter(argv)
     for item in items:
         match = OVERRIDE.fullmatch(item)
@@ -106,12 +127,13 @@ def split_overrides(argv):
             continue
         value = match[2] if match[2] is not None else next(items, None)
         if value is None:
-            raise UserError(f"{item} needs a value")
+            raise UserError(f"{item} needs a value, as in {item} VALUE")
         overrides.append((match[1], value))
     return rest, overrides
 
 
 def pretrain(arguments, overrides):
+    """Pre-train or resume a run, and print its summary as JSON."""
     from qbheat_jax import config
     from qbheat_jax.tasks import pretrain
     from qbheat_jax.train import distributed, profile
@@ -125,7 +147,7 @@ def pretrain(arguments, overrides):
 
 
 def probe(arguments, overrides):
-    """Every config with every init. One pair's result is in WORKDIR; several are in WORKDIR/PROTOCOL-INIT each."""
+    """Probe every init with every config. A single result goes to WORKDIR; several go to WORKDIR/PROTOCOL-INIT."""
     from qbheat_jax import config
     from qbheat_jax.probe.encode import POOLED
     from qbheat_jax.probe.encoders import NO_ENCODER
@@ -139,7 +161,8 @@ def probe(arguments, overrides):
     ]
     if not pairs:
         raise UserError(
-            f"--init {' '.join(arguments.init)} has one feature vector an image: it takes protocol='lin' or 'knn'"
+            f"--init {' '.join(arguments.init)} has one feature vector per image and needs a --config with protocol='lin' or "
+            "'knn'"
         )
     runs = [init for init in arguments.init if init != "random" and init not in NO_ENCODER]
     names = {init: init if init not in runs else "run" for init in arguments.init}
@@ -147,9 +170,12 @@ def probe(arguments, overrides):
         names.update({init: os.path.basename(os.path.normpath(init)) for init in runs})
     folders = [os.path.join(arguments.workdir, f"{probe.name(c)}-{names[init]}") for c, init in pairs]
     if len(set(folders)) < len(pairs):
-        raise UserError(f"two probes would write to {max(folders, key=folders.count)}: give them a --workdir each")
+        raise UserError(
+            f"--workdir {arguments.workdir}: two probes would write to {max(folders, key=folders.count)}; run them with "
+            "different --workdir"
+        )
 
-    def cells_first(n):  # of each init, since their means then need not be encoded again
+    def cells_first(n):  # probes of pooled features can reuse the features of cells, so they run after
         return arguments.init.index(pairs[n][1]), pairs[n][0].protocol in POOLED
 
     results, store = {}, probe.FeatureCache(os.path.join(arguments.workdir, "features"))
@@ -161,6 +187,7 @@ def probe(arguments, overrides):
 
 
 def finetune(arguments, overrides):
+    """Fine-tune an encoder with a classifier, and print the result as JSON."""
     from qbheat_jax import config
     from qbheat_jax.tasks import finetune
     from qbheat_jax.tasks.probe import line
@@ -174,6 +201,7 @@ def finetune(arguments, overrides):
 
 
 def detect(arguments, overrides):
+    """Train a detector on a frozen encoder, and print the result as JSON."""
     from qbheat_jax import config
     from qbheat_jax.tasks import detect
     from qbheat_jax.train import distributed
@@ -186,6 +214,7 @@ def detect(arguments, overrides):
 
 
 def compare(arguments, overrides):
+    """Run a comparison and print its table. Raise UserError with exit code 1 if a cell failed."""
     from qbheat_jax import compare
 
     result = compare.run(compare.read(arguments.config, overrides), arguments.workdir)
@@ -193,12 +222,13 @@ def compare(arguments, overrides):
     failed = [cell["path"] for cell in result["cells"] if cell["state"] == "failed"]
     if failed:
         raise UserError(
-            f"{len(failed)} of {len(result['cells'])} cells failed, {failed[0]} first; the same command tries them again",
+            f"{len(failed)} of {len(result['cells'])} cells failed, the first is {failed[0]}; run the same command to retry",
             exit_code=RUN_FAILED,
         )
 
 
 def port(arguments, overrides):
+    """Convert PyTorch weights to a workdir, and print its path."""
     from qbheat_jax import port
 
     _no_overrides("port", overrides)
@@ -211,6 +241,7 @@ def port(arguments, overrides):
 
 
 def export(arguments, overrides):
+    """Export a workdir to a file, and print its path."""
     from qbheat_jax import port
 
     _no_overrides("export", overrides)
@@ -219,16 +250,17 @@ def export(arguments, overrides):
 
 
 def classify(arguments, overrides):
+    """Classify image files, or measure accuracy on a labelled data set, and print the result."""
     from qbheat_jax.tasks import classify
 
     _no_overrides("classify", overrides)
     a = arguments
     if bool(a.images) == bool(a.data):
-        raise UserError("classify takes either images or --data SPEC")
+        raise UserError(f"classify takes either IMAGE files or --data SPEC, not {'both' if a.images else 'neither'}")
     if a.images:
         given = [f"--{name}" for name in ("split", "workdir", "tfds_dir") if getattr(a, name)]
         if given:
-            raise UserError(f"{given[0].replace('_', '-')} goes with --data: images are classified one by one")
+            raise UserError(f"{given[0].replace('_', '-')} needs --data SPEC; it does not apply to IMAGE files")
         console.say(classify.text(classify.images(a.init, a.images, a.top, a.image_size)))
         return
     result = classify.dataset(
@@ -240,10 +272,11 @@ def classify(arguments, overrides):
 
 def _no_overrides(command, overrides):
     if overrides:
-        raise UserError(f"--config.{overrides[0][0]}: {command} takes no config")
+        raise UserError(f"--config.{overrides[0][0]} is not accepted: {command} takes no config overrides")
 
 
 def preflight(arguments, overrides):
+    """Compile the step for a topology and print the report. Raise UserError with exit code 1 if it does not fit or compile."""
     from qbheat_jax.tools import preflight
     from qbheat_jax.tools.preflight.text import text
 
@@ -255,13 +288,14 @@ def preflight(arguments, overrides):
         raise UserError(f"{a.config} does not compile for {a.topology}: {result['error']}", exit_code=RUN_FAILED)
     if result["fits"] is False:
         raise UserError(
-            f"{a.config} with batch_size={result['batch_size']} does not fit {a.topology}; --find-batch looks for one that "
-            "does",
+            f"{a.config} with batch_size={result['batch_size']} does not fit {a.topology}; --find-batch searches for the "
+            "largest batch that fits",
             exit_code=RUN_FAILED,
         )
 
 
 def analyse(arguments, overrides):
+    """Analyse an encoder's features, and print the figures and the path of the page."""
     from qbheat_jax import analysis, config
     from qbheat_jax.report import analysis_page
 
@@ -271,12 +305,13 @@ def analyse(arguments, overrides):
     folder, result = analysis.run(fields, arguments.workdir, arguments.init)
     try:
         page = analysis_page.write(folder)
-    finally:  # the figures are there also where the page is not
+    finally:  # print the figures even if the page fails
         console.say(analysis.text(result))
     console.say(page)
 
 
 def bench(arguments, overrides):
+    """Run benchmarks and print each table when it is ready."""
     from qbheat_jax.tools import bench
     from qbheat_jax.tools.bench import table
     from qbheat_jax.tools.bench.options import Options
@@ -291,19 +326,21 @@ def bench(arguments, overrides):
         try:
             console.say(table.newest(result))
         except console.Ended:
-            if not arguments.json:  # else it is the file that is wanted
+            if not arguments.json:  # with --json, the file is still wanted
                 raise
 
     bench.run(Options(**given), show)
 
 
 def report(arguments, _):
+    """Write the page of a run, and print its path."""
     from qbheat_jax import report
 
     console.say(report.write(arguments.workdir))
 
 
 def doctor(arguments, _):
+    """Print a report on this machine or on a data source."""
     from qbheat_jax.tools import doctor
 
     console.say(doctor.describe_data(arguments.data, arguments.tfds_dir) if arguments.data else doctor.describe())
@@ -311,12 +348,14 @@ def doctor(arguments, _):
 
 def _add_processes(command):
     command.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="several processes: where number 0 listens; auto: as jax finds out"
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0 in a run of several processes; auto: jax finds it (Slurm, Open MPI, GKE, TPU VMs)",
     )
-    command.add_argument("--processes", metavar="N", help="how many processes make the run")
-    command.add_argument("--process", metavar="I", help="which of them this is, from 0")
+    command.add_argument("--processes", metavar="N", help="number of processes in the run")
+    command.add_argument("--process", metavar="I", help="index of this process, from 0")
     command.add_argument(
-        "--wait", metavar="SECONDS", help="how long they wait for each other at the start (default: 300)"
+        "--wait", metavar="SECONDS", help="time that the processes wait for each other at the start (default: 300)"
     )
 
 
@@ -325,156 +364,335 @@ def _parser():
         def error(self, message):
             raise UserError(f"{message} (see {self.prog} --help)")
 
-    parser = Parser(prog="qbheat", description="Self-supervised vision from the heat equation.")
+    parser = Parser(
+        prog="qbheat",
+        description="Self-supervised vision from the heat equation: pre-train encoders, evaluate them, and port weights. "
+        "`qbheat COMMAND --help` explains a command.",
+    )
     parser.add_argument("--version", action="version", version=f"qbheat_jax {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
 
-    def add(function, words, name=None):
-        command = commands.add_parser(name or function.__name__, help=words, description=words)
+    def add(function, summary, details):
+        command = commands.add_parser(
+            function.__name__,
+            help=summary[0].lower() + summary[1:].removesuffix("."),
+            description=f"{summary}\n\n{textwrap.dedent(details).strip()}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.set_defaults(command=function)
         return command
 
-    overriding = "any field of the config can be set as --config.KEY VALUE"
-    command = add(pretrain, f"pre-train as a config says, or go on with the run in the workdir; {overriding}")
-    command.add_argument("--config", required=True, metavar="FILE", help="a python file with get_config()")
-    command.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and figures go")
-    command.add_argument("--init", metavar="DIR", help="a run or ported checkpoint to take the encoder's weights from")
+    overriding = "--config.KEY VALUE sets any field of the config, for example --config.batch_size 64."
+    command = add(
+        pretrain,
+        "Pre-train an encoder, or resume the run in the workdir.",
+        f"""
+        Example:
+          qbheat pretrain --config configs/photos.py --workdir runs/photos
+
+        Writes config.json, metrics.jsonl, TensorBoard events, checkpoints/ and summary.json to the workdir.
+        Prints the summary as JSON.
+        {overriding}
+        """,
+    )
+    command.add_argument("--config", required=True, metavar="FILE", help="Python file that defines get_config()")
+    command.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run")
+    command.add_argument(
+        "--init", metavar="DIR", help="run or ported checkpoint that the encoder's weights are initialised from"
+    )
     command.add_argument(
         "--profile_steps", "--profile-steps", metavar="FIRST,LAST",
-        help="trace the steps after FIRST up to LAST, such as 10,13, into DIR/profile, and log the longest kernels",
+        help="trace the steps after FIRST up to LAST, such as 10,13, into DIR/profile and log the longest kernels",
     )  # fmt: skip
     _add_processes(command)
 
-    command = add(probe, f"train a classifier on frozen features and test it; {overriding}")
-    command.add_argument("--config", required=True, nargs="+", metavar="FILE", help="one recipe or more")
-    command.add_argument(
-        "--init", required=True, nargs="+", metavar="INIT", help="a run's DIR, random, pixels, histogram"
+    command = add(
+        probe,
+        "Train a classifier on frozen features and test it.",
+        f"""
+        Probes every --init with every --config.
+
+        Example:
+          qbheat probe --config configs/lin.py configs/knn.py --init runs/mine random --workdir runs/mine/probe
+
+        Writes result.json, config.json and metrics.jsonl to the workdir, or to DIR/PROTOCOL-INIT for several probes.
+        Prints a table of accuracies.
+        {overriding}
+        """,
     )
-    command.add_argument("--workdir", required=True, metavar="DIR", help="where result.json goes")
+    command.add_argument("--config", required=True, nargs="+", metavar="FILE", help="one or more probe configs")
+    command.add_argument(
+        "--init",
+        required=True,
+        nargs="+",
+        metavar="INIT",
+        help="one or more of: DIR of a run or ported checkpoint, random (untrained encoder), pixels, histogram",
+    )
+    command.add_argument("--workdir", required=True, metavar="DIR", help="directory of the results")
 
     command = add(
         compare,
-        "pre-train and probe several methods for several seeds, and put them in one table; --config.KEY VALUE takes seeds, "
-        "pretrain, baselines, all.FIELD, probe.FIELD, methods.NAME.FIELD",
+        "Pre-train and probe several methods over several seeds, and tabulate the results.",
+        """
+        A cell is one pre-training run or one probe. Only unfinished cells run, so the same command resumes a comparison.
+
+        Example:
+          qbheat compare --config configs/compare/photos.py --workdir runs/compare
+
+        Writes METHOD/seed-S/ (a run and its probes), table.md, result.json and report/index.html to the workdir.
+        Prints the table.
+        --config.KEY VALUE takes these keys: seeds, pretrain, baselines, all.FIELD, probe.FIELD, methods.NAME.FIELD.
+        """,
     )
-    command.add_argument("--config", required=True, metavar="FILE", help="such as configs/compare/photos.py")
-    command.add_argument("--workdir", required=True, metavar="DIR", help="where runs, table and page go")
+    command.add_argument(
+        "--config", required=True, metavar="FILE", help="comparison config, such as configs/compare/photos.py"
+    )
+    command.add_argument("--workdir", required=True, metavar="DIR", help="directory of the comparison")
 
-    command = add(finetune, f"train encoder and classifier from end to end and test them; {overriding}")
-    command.add_argument("--config", required=True, metavar="FILE", help="a recipe")
-    command.add_argument("--init", required=True, metavar="INIT", help="a run or ported checkpoint's DIR, or random")
-    command.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and result.json go")
+    init = "DIR of a run or ported checkpoint, or random"
+    command = add(
+        finetune,
+        "Train an encoder and a classifier end to end and test them, or resume such a run.",
+        f"""
+        Example:
+          qbheat finetune --config configs/finetune.py --init runs/mine --workdir runs/mine/finetune
+
+        Writes a run (config.json, metrics.jsonl, checkpoints/) and result.json to the workdir.
+        `qbheat classify` accepts that workdir. Prints the result as JSON.
+        {overriding}
+        """,
+    )
+    command.add_argument("--config", required=True, metavar="FILE", help="fine-tuning config")
+    command.add_argument("--init", required=True, metavar="INIT", help=init)
+    command.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run")
     _add_processes(command)
 
-    command = add(detect, f"train a detector on a frozen encoder and measure its AP; {overriding}")
-    command.add_argument("--config", required=True, metavar="FILE", help="a recipe")
-    command.add_argument("--init", required=True, metavar="INIT", help="a run or ported checkpoint's DIR, or random")
-    command.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints and result.json go")
+    command = add(
+        detect,
+        "Train a detector on a frozen encoder and measure its AP, or resume such a run.",
+        f"""
+        Example:
+          qbheat detect --config configs/detect/scenes.py --init runs/photos --workdir runs/photos/detect
+
+        Writes a run (config.json, metrics.jsonl, checkpoints/), result.json, detections.json (COCO's result format)
+        and curves.json (precision over recall) to the workdir. Prints the result as JSON.
+        {overriding}
+        """,
+    )
+    command.add_argument("--config", required=True, metavar="FILE", help="detection config")
+    command.add_argument("--init", required=True, metavar="INIT", help=init)
+    command.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run")
     _add_processes(command)
 
-    command = add(port, "read a checkpoint of PyTorch's names into a workdir that every command takes")
-    command.add_argument("--arch", required=True, metavar="NAME", help="an encoder, such as resnet50")
+    command = add(
+        port,
+        "Convert PyTorch weights to a workdir that other commands accept as --init.",
+        """
+        Every name and shape must match the encoder, or nothing is written.
+
+        Example:
+          qbheat port --arch efficientnet_lite0 --from lite0.safetensors --to ported/lite0
+
+        Writes a workdir with config.json and the weights. Prints its path.
+        """,
+    )
+    command.add_argument("--arch", required=True, metavar="NAME", help="encoder, such as resnet50")
     command.add_argument(
         "--from",
         required=True,
         metavar="FILE",
         dest="source",
-        help=".safetensors, .npz, .pth, .pt, .bin, or the .index.json of a checkpoint in parts",
+        help=".safetensors, .npz, .pth, .pt or .bin file, or the .index.json of a sharded checkpoint",
     )
-    command.add_argument("--to", required=True, metavar="DIR", help="a new workdir")
-    command.add_argument("--key", metavar="KEY", help="which dict of the file to take, such as state_dict_ema")
-    command.add_argument("--prefix", metavar="NAME.", help="which names to take, such as student.backbone.")
-    command.add_argument("--head", default="keep", metavar="keep|drop", help="its classifier (default: keep)")
-    command.add_argument("--classes", type=int, default=1000, metavar="N", help="the classifier's (default: 1000)")
+    command.add_argument("--to", required=True, metavar="DIR", help="new or empty directory")
+    command.add_argument("--key", metavar="KEY", help="dict of the file to read, such as state_dict_ema")
     command.add_argument(
-        "--stride", type=int, default=0, metavar="N", help="pixels a cell (default: the encoder's own)"
+        "--prefix", metavar="NAME.", help="read only names with this prefix, such as student.backbone."
     )
-    command.add_argument("--image-size", type=int, default=0, metavar="N", help="pixels a side (default: as trained)")
     command.add_argument(
-        "--pixels", default="", metavar="NAME", help="normalisation it was trained with: imagenet, half, lite"
+        "--head", default="keep", metavar="keep|drop", help="keep or drop the classifier (default: keep)"
+    )
+    command.add_argument(
+        "--classes", type=int, default=1000, metavar="N", help="classes of the classifier (default: 1000)"
+    )
+    command.add_argument(
+        "--stride", type=int, default=0, metavar="N", help="pixels per cell (default: the encoder's own)"
+    )
+    command.add_argument(
+        "--image-size", type=int, default=0, metavar="N", help="pixels per side (default: the training size)"
+    )
+    command.add_argument(
+        "--pixels", default="", metavar="NAME", help="normalisation in training: imagenet, half or lite"
     )
 
     command = add(
-        export, "write a workdir's weights for others: .safetensors or .npz in PyTorch's names, or .stablehlo"
-    )
-    command.add_argument("--from", required=True, metavar="DIR", dest="source", help="a run or ported checkpoint")
-    command.add_argument("--to", required=True, metavar="FILE", help="its ending says what is written")
-    command.add_argument(
-        "--image-size", type=int, default=0, metavar="N", help="pixels a side (default: the workdir's)"
-    )
-    command.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
+        export,
+        "Export a workdir's weights under PyTorch's names, or its program.",
+        """
+        Example:
+          qbheat export --from runs/photos --to photos.safetensors
 
-    command = add(classify, "what a classifier says: top-5 of images, or top-1 and top-5 over a labelled data set")
-    command.add_argument("--init", required=True, metavar="DIR", help="a ported checkpoint with its classifier")
+        Writes FILE and prints its path. The ending of FILE selects the format: .safetensors or .npz for weights,
+        .stablehlo for a program.
+        """,
+    )
+    command.add_argument(
+        "--from", required=True, metavar="DIR", dest="source", help="DIR of a run or ported checkpoint"
+    )
+    command.add_argument("--to", required=True, metavar="FILE", help=".safetensors, .npz or .stablehlo file")
+    command.add_argument(
+        "--image-size", type=int, default=0, metavar="N", help="pixels per side (default: the workdir's)"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+
+    command = add(
+        classify,
+        "Classify images, or measure top-1 and top-5 accuracy on a labelled data set.",
+        """
+        Examples:
+          qbheat classify --init ported/lite0 cat.jpg dog.png
+          qbheat classify --init ported/lite0 --data folder:labelled --workdir runs/labelled
+
+        With IMAGE files, prints the most probable classes of each image.
+        With --data, prints the accuracies as JSON and writes them to WORKDIR/result.json if --workdir is given.
+        """,
+    )
+    command.add_argument(
+        "--init", required=True, metavar="DIR", help="workdir with a classifier: fine-tuned, supervised or ported"
+    )
     command.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
-    command.add_argument("--top", type=int, default=5, metavar="N", help="classes an image (default: 5)")
-    command.add_argument("--image-size", type=int, default=0, metavar="N", help="pixels a side (default: the model's)")
-    command.add_argument("--data", metavar="SPEC", help="instead of images: a labelled source, such as folder:PATH")
-    command.add_argument("--split", metavar="NAME", help="its split (default: test, else val, else the only one)")
-    command.add_argument("--batch-size", type=int, default=128, metavar="N", help="images at once (default: 128)")
-    command.add_argument("--workdir", metavar="DIR", help="where result.json goes (default: nowhere)")
-    command.add_argument("--tfds-dir", default="", metavar="DIR", help="where tensorflow-datasets keeps its data")
+    command.add_argument("--top", type=int, default=5, metavar="N", help="classes to print per image (default: 5)")
     command.add_argument(
-        "--max-bad-fraction", type=float, default=0.01, metavar="X", help="largest share that may be unreadable"
+        "--image-size", type=int, default=0, metavar="N", help="pixels per side (default: the model's)"
+    )
+    command.add_argument("--data", metavar="SPEC", help="labelled source, such as folder:PATH, in place of IMAGE files")
+    command.add_argument(
+        "--split", metavar="NAME", help="split of --data (default: test, else val, else the only split)"
+    )
+    command.add_argument("--batch-size", type=int, default=128, metavar="N", help="images per batch (default: 128)")
+    command.add_argument("--workdir", metavar="DIR", help="directory of result.json (default: not written)")
+    command.add_argument("--tfds-dir", default="", metavar="DIR", help="data directory of tensorflow-datasets")
+    command.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="largest accepted fraction of unreadable images (default: 0.01)",
     )
 
-    command = add(preflight, f"compile the train step for chips that need not be here, and tell of it; {overriding}")
-    command.add_argument("--config", required=True, metavar="FILE", help="as of pretrain")
+    command = add(
+        preflight,
+        "Compile the train step ahead of time for a given TPU or GPU topology, and report memory and cost.",
+        f"""
+        The devices need not be present. Exit code 1 means that the step does not compile or does not fit.
+
+        Example:
+          qbheat preflight --config configs/imagenet_vit_b16.py --topology v5e:4x4 --json vit_b16.json
+
+        Prints the report. --json and --workdir also write it as JSON.
+        {overriding}
+        """,
+    )
+    command.add_argument("--config", required=True, metavar="FILE", help="pre-training config")
     command.add_argument(
         "--topology",
         required=True,
         metavar="T",
-        help="v5e:4x4, v4:4x4x8, v5p:4x4x4, v6e:16x16, h100:8, a100:16, cpu:8, ...",
+        help="target devices: v5e:4x4, v4:4x4x8, v5p:4x4x4, v6e:16x16, h100:8, a100:16, cpu:8, ...",
     )
-    command.add_argument("--find-batch", action="store_true", help="search the largest batch that fits")
+    command.add_argument("--find-batch", action="store_true", help="search for the largest batch that fits")
     saved = command.add_mutually_exclusive_group()
-    saved.add_argument("--json", metavar="FILE", help="write the result there")
+    saved.add_argument("--json", metavar="FILE", help="write the result to FILE")
     saved.add_argument("--workdir", metavar="DIR", help="write the result to DIR/preflight.json")
 
     command = add(
         analyse,
-        "test on an encoder's features what A and B assume, and picture it; --config.KEY VALUE takes "
-        "images, seed, batch_size, image_size, encoder.*, data.tfds_dir, data.max_bad_fraction",
-    )
-    command.add_argument("--init", required=True, metavar="INIT", help="a run or ported checkpoint's DIR, or random")
-    command.add_argument("--data", metavar="SPEC", help="images (default: those the run was trained on)")
-    command.add_argument(
-        "--workdir", required=True, metavar="DIR", help="where the files go; of the run itself, its folder analysis"
-    )
+        "Test the hypothesis of the matrices A and B on an encoder's features, with pictures.",
+        """
+        QB-Heat assumes that features change linearly from cell to cell, by the same matrices A and B everywhere.
 
-    command = add(bench, "time this package against PyTorch, its methods against each other, and its input's floor")
-    command.add_argument("what", metavar="WHAT", help="forward, step, heat, input, or all")
+        Example:
+          qbheat analyse --init runs/photos --workdir runs/photos
+
+        Writes analysis.json, analysis.csv, pictures and a page. They go to DIR/analysis if DIR is the run itself,
+        else to DIR. Prints the figures and the path of the page.
+        --config.KEY VALUE takes these keys: images, seed, batch_size, image_size, encoder.*, data.tfds_dir,
+        data.max_bad_fraction.
+        """,
+    )
+    command.add_argument("--init", required=True, metavar="INIT", help=init)
+    command.add_argument("--data", metavar="SPEC", help="image source (default: the run's training data)")
+    command.add_argument("--workdir", required=True, metavar="DIR", help="directory of the files")
+
+    command = add(
+        bench,
+        "Benchmark this package against PyTorch, its methods against each other, and its input pipeline.",
+        """
+        WHAT is one of:
+          forward  features of each encoder, against PyTorch
+          step     train step of each encoder, against PyTorch, and QB-Heat's step against SimMIM's
+          heat     extrapolation of features
+          input    input pipeline, against the bare cost of decoding and resizing
+          all      all of these
+
+        Example:
+          qbheat bench forward --encoders resnet50 --json forward.json
+
+        Prints Markdown tables. --json also writes the result as JSON, after each table.
+        """,
+    )
+    command.add_argument("what", metavar="WHAT", help="forward, step, heat, input or all")
     command.add_argument(
         "--encoders", nargs="+", metavar="NAME",
-        help="of forward and step (default: mobile_former_294m mobilenet_v2 resnet50 vit_s)",
+        help="encoders of forward and step (default: mobile_former_294m mobilenet_v2 resnet50 vit_s)",
     )  # fmt: skip
     command.add_argument(
         "--peers",
         nargs="+",
         metavar="WAY",
-        help="how PyTorch runs: eager, channels-last, compile (default: all); or none",
+        help="how PyTorch runs: eager, channels-last, compile (default: all three), or none to skip PyTorch",
     )
     for name, kind, metavar, words in (
-        ("batch", int, "N", "images a batch (default: 16)"),
-        ("size", int, "N", "pixels a side of forward, step and input (default: 224)"),
-        ("pretrain-size", int, "N", "pixels a side of step's pre-training, which has quarters (default: 256)"),
+        ("batch", int, "N", "images per batch (default: 16)"),
+        ("size", int, "N", "pixels per side in forward, step and input (default: 224)"),
+        ("pretrain-size", int, "N", "pixels per side of full images in the pre-training of step (default: 256)"),
         ("dtype", str, "T", "float32 or bfloat16 (default: float32)"),
-        ("heat-batch", int, "N", "examples of heat (default: 256)"),
-        ("width", int, "C", "channels of heat (default: 720)"),
-        ("cells", int, "N", "cells a side of heat (default: 16)"),
-        ("images", int, "N", "JPEGs of input (default: 256)"),
-        ("rounds", int, "N", "runs of each candidate (default: 5)"),
-        ("seconds", float, "X", "a run's length at the least, about (default: 1)"),
-        ("limit", float, "X", "seconds a section, checked between candidates and rounds (default: 600; 0: none)"),
-        ("threads", int, "N", "for every framework (default: all cores)"),
-        ("json", str, "FILE", "write the result there"),
+        ("heat-batch", int, "N", "examples per batch in heat (default: 256)"),
+        ("width", int, "C", "channels in heat (default: 720)"),
+        ("cells", int, "N", "cells per side in heat (default: 16)"),
+        ("images", int, "N", "JPEG files in input (default: 256)"),
+        ("rounds", int, "N", "timed runs of each candidate (default: 5)"),
+        ("seconds", float, "X", "approximate least length of a timed run (default: 1)"),
+        ("limit", float, "X", "time limit of a table, checked between candidates and rounds (default: 600; 0: none)"),
+        ("threads", int, "N", "threads of every framework (default: all cores)"),
+        ("json", str, "FILE", "write the result to FILE"),
     ):
         command.add_argument(f"--{name}", type=kind, metavar=metavar, help=words)
 
-    command = add(report, "write report/index.html of a run, with whatever probes lie below it")
-    command.add_argument("--workdir", required=True, metavar="DIR", help="the run's directory")
+    command = add(
+        report,
+        "Write an HTML page about a run and the probes below it.",
+        """
+        Example:
+          qbheat report --workdir runs/photos
 
-    command = add(doctor, "say what this machine has and what is missing for what, or what a data source holds")
-    command.add_argument("--data", metavar="SPEC", help="look through this source instead, such as folder:PATH")
-    command.add_argument("--tfds-dir", default="", metavar="DIR", help="where tensorflow-datasets keeps its data")
+        Writes report/index.html to the workdir and prints its path.
+        """,
+    )
+    command.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run")
+
+    command = add(
+        doctor,
+        "Report this machine's devices and packages, or check a data source.",
+        """
+        Examples:
+          qbheat doctor
+          qbheat doctor --data folder:PATH
+
+        Prints the report and writes nothing. With --data it counts the images of each split and class, and decodes
+        a sample of each split.
+        """,
+    )
+    command.add_argument("--data", metavar="SPEC", help="check this source, such as folder:PATH")
+    command.add_argument("--tfds-dir", default="", metavar="DIR", help="data directory of tensorflow-datasets")
     return parser

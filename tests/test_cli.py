@@ -1,4 +1,4 @@
-"""The command line: one real-config, one-step run of every command, and every mistake in one line with its exit code."""
+"""Command line: a one-step run of every command with its real config, and a one-line error for every mistake."""
 
 import json
 import os
@@ -22,14 +22,14 @@ CONFIGS = ROOT / "configs"
 
 
 def qbheat(capsys, *argv):
-    """-> (exit code, stdout, stderr)."""
+    """Run a command and return (exit code, stdout, stderr)."""
     code = cli.main([str(a) for a in argv])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
 
 def refused(capsys, *argv, code=2):
-    """The one line that the command refuses its arguments with."""
+    """Run a command that must fail with exit code `code` and one error line, and return that line."""
     got, out, err = qbheat(capsys, *argv)
     lines = [line for line in err.splitlines() if line.startswith("qbheat: error: ")]
     assert got == code and out == "" and len(lines) == 1 and "Traceback" not in err
@@ -38,7 +38,7 @@ def refused(capsys, *argv, code=2):
 
 @pytest.mark.slow
 def test_the_quickstart_in_one_step_each(tmp_path, capsys, one_device, monkeypatch):
-    """Every command with the configs of the quickstart, cut down: a small encoder, one step or epoch, few images shown."""
+    """Run the quickstart's commands and configs with a small encoder, one step or epoch, and few images."""
     monkeypatch.setattr(sample, "POOL", 8)
     run = tmp_path / "run"
     one = ("--config.total_steps", 1, "--config.warmup", 0, "--config.batch_size", 16, "--config.data.eval_split=",
@@ -139,7 +139,8 @@ def test_pretraining_on_synthetic_needs_no_tensorflow(tmp_path, small_config_fil
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert photos.returncode == 2
-    assert "data.source='photos' needs tensorflow" in photos.stderr and "Traceback" not in photos.stderr
+    assert "data.source='photos'" in photos.stderr and "tensorflow" in photos.stderr
+    assert "Traceback" not in photos.stderr
 
 
 def test_overrides():
@@ -148,7 +149,7 @@ def test_overrides():
     )
     assert rest == ["a", "--config", "f.py", "--w", "d"]
     assert overrides == [("x.y", "1"), ("z", "(1, 2)")]
-    with pytest.raises(UserError, match="--config.x needs a value"):
+    with pytest.raises(UserError, match=r"--config\.x"):
         cli.split_overrides(["--config.x"])
 
 
@@ -159,7 +160,7 @@ def photo(size=(40, 40), mode="RGB", seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A labelled folder of images, two classes, in train and test."""
+    """Make a labelled folder of images: two classes in train and test."""
     for split, count in (("train", 20), ("test", 4)):
         for label in ("ant", "bee"):
             place = tmp_path / "images" / split / label
@@ -174,36 +175,38 @@ def train(capsys, config_file, workdir, *more, code=2):
 
 
 def test_mistakes_in_arguments(capsys, tmp_path, small_config_file):
-    def say(*more):
-        return train(capsys, small_config_file, tmp_path / "w", *more)
-
-    assert "invalid choice: 'nonsense'" in refused(capsys, "nonsense")
+    assert "'nonsense'" in refused(capsys, "nonsense")
     assert "--workdir" in refused(capsys, "pretrain", "--config", small_config_file)
-    assert "there is no such file" in refused(capsys, "pretrain", "--config", "none.py", "--workdir", tmp_path)
-    assert "config field batchsize is unknown; did you mean batch_size?" in say("--config.batchsize", 8)
-    assert "batch_size='many' is not accepted: it takes a whole number" in say("--config.batch_size", "many")
-    assert "image_size=36 is not accepted: pebble takes a multiple of its stride, 8" in say("--config.image_size", 36)
-    assert "height has 6 cells" in say("--config.image_size", 48)
-    assert "encoder 'mobile' is unknown" in say("--config.encoder.name", "mobile")
-    assert "has no stride 3" in say("--config.encoder.stride", 3)
-    assert "mesh.data=3, mesh.fsdp=1, mesh.model=1 does not fit the 8 devices" in say("--config.mesh.data", 3)
-    assert "multiple of the mesh's 8 devices" in say("--config.batch_size", 12)
-    assert "warmup is 9 steps, but the run has 6" in say("--config.warmup", 9)
+    assert "none.py" in refused(capsys, "pretrain", "--config", "none.py", "--workdir", tmp_path)
+    for field, value, words in (
+        ("batchsize", 8, ("batchsize", "batch_size")),
+        ("batch_size", "many", ("batch_size", "'many'")),
+        ("image_size", 36, ("image_size=36", "pebble", "stride", "8")),
+        ("image_size", 48, ("image_size=48", "middle")),
+        ("encoder.name", "mobile", ("'mobile'", "pebble")),
+        ("encoder.stride", 3, ("stride", "3")),
+        ("mesh.data", 3, ("mesh.data=3", "mesh.fsdp=1", "mesh.model=1", "8 devices")),
+        ("batch_size", 12, ("batch_size=12", "8 devices")),
+        ("warmup", 9, ("warmup", "9", "6")),
+    ):
+        message = train(capsys, small_config_file, tmp_path / "w", f"--config.{field}", value)
+        assert all(word in message for word in words), message
     assert not (tmp_path / "w" / "checkpoints").exists() or not list((tmp_path / "w" / "checkpoints").iterdir())
 
 
 def test_mistakes_in_data(capsys, tmp_path, small_config_file, folder):
-    def say(source, *more, code=2):
-        return train(capsys, small_config_file, tmp_path / "w", "--config.data.source", source, *more, code=code)
+    def error(source, *more):
+        return train(capsys, small_config_file, tmp_path / "w", "--config.data.source", source, *more)
 
-    assert "nowhere" in say("folder:nowhere")
-    assert "unknown" in say("photographs") or "photographs" in say("photographs")
+    assert "nowhere" in error("folder:nowhere")
+    assert "photographs" in error("photographs")
     (tmp_path / "empty").mkdir()
-    assert "no images" in say(f"folder:{tmp_path / 'empty'}")
-    assert "has 40 images in train, fewer than batch_size=64" in say(f"folder:{folder}", "--config.batch_size", 64)
-    assert "data.split='dev' is not accepted" in say(f"folder:{folder}", "--config.data.split", "dev")
+    assert str(tmp_path / "empty") in error(f"folder:{tmp_path / 'empty'}")
+    message = error(f"folder:{folder}", "--config.batch_size", 64)
+    assert "40" in message and "train" in message and "batch_size=64" in message
+    assert "data.split='dev'" in error(f"folder:{folder}", "--config.data.split", "dev")
     (folder / "train" / "cow").mkdir()
-    assert "cow" in say(f"folder:{folder}")
+    assert "cow" in error(f"folder:{folder}")
 
 
 def test_labels_that_differ_between_train_and_test(capsys, tmp_path, folder):
@@ -212,17 +215,17 @@ def test_labels_that_differ_between_train_and_test(capsys, tmp_path, folder):
         capsys, "probe", "--config", CONFIGS / "photos_lin.py", "--init", "histogram", "--workdir", tmp_path / "w",
         "--config.data.source", f"folder:{folder}",
     )  # fmt: skip
-    assert "bee" in message and "wasp" in message and "same class names" in message
+    assert "bee" in message and "wasp" in message
 
 
 def test_two_probes_never_share_a_folder(capsys, tmp_path):
     arguments = ("--config", CONFIGS / "photos_lin.py", "--workdir", tmp_path / "w")
     message = refused(capsys, "probe", *arguments, "--init", tmp_path / "a" / "run", tmp_path / "b" / "run")
-    assert "two probes would write to" in message and "lin-run" in message
+    assert "--workdir" in message and str(tmp_path / "w" / "lin-run") in message
 
 
 def mixed_bag(place):
-    """Twenty-four images in every format that cameras, scanners and the web produce."""
+    """Write 26 images in the modes and formats that cameras, scanners and the web produce."""
     place.mkdir(parents=True)
     modes = {"L": "png", "P": "png", "RGBA": "png", "CMYK": "jpg", "1": "png", "LA": "png", "RGB": "webp"}
     for n in range(24):
@@ -256,7 +259,7 @@ def test_a_mixed_bag_with_corrupt_files_trains(one_device, capsys, tmp_path, sma
     assert all(np.isfinite(line["train/loss"]) for line in metrics.read(tmp_path / "w") if "train/loss" in line)
 
     message = refused(capsys, *arguments, "--workdir", tmp_path / "v", code=1)
-    assert "data.max_bad_fraction=0.01" in message and "of 28 images" in message
+    assert "data.max_bad_fraction=0.01" in message and "28" in message
 
 
 def test_tfds_with_mocked_data(one_device, capsys, tmp_path, small_config_file):
@@ -277,14 +280,14 @@ def test_tfds_with_mocked_data(one_device, capsys, tmp_path, small_config_file):
 
 def test_a_workdir_that_cannot_be_written(capsys, tmp_path, small_config_file):
     (tmp_path / "file").write_text("in the way")
-    message = train(capsys, small_config_file, tmp_path / "file" / "run", code=1)
-    assert "cannot be written" in message
+    assert str(tmp_path / "file" / "run") in train(capsys, small_config_file, tmp_path / "file" / "run", code=1)
 
 
 def test_interruption_and_lack_of_memory_are_one_line(capsys, monkeypatch):
     for error, words in (
         (KeyboardInterrupt(), "interrupted"),
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"), "smaller batch_size"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"), "batch_size"),
+        (RuntimeError("UNAVAILABLE: the other side has closed"), "checkpoint"),
         (OSError(28, "No space left on device"), "No space left"),
         (OSError(30, "Read-only file system", "run/metrics.jsonl"), "run/metrics.jsonl: Read-only file system"),
     ):
@@ -295,5 +298,15 @@ def test_interruption_and_lack_of_memory_are_one_line(capsys, monkeypatch):
         monkeypatch.setattr("qbheat_jax.tools.doctor.describe", fail)
         assert words in refused(capsys, "doctor", code=1)
     monkeypatch.setattr("qbheat_jax.tools.doctor.describe", lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):  # a bug of ours is not dressed up as the user's
+    with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         cli.main(["doctor"])
+
+
+def test_the_help_of_every_command_has_an_example(capsys):
+    code, out, _ = qbheat(capsys, "--help")
+    commands = re.findall(r"^    (\w+)", out, re.MULTILINE)
+    assert code == 0 and {"pretrain", "preflight", "doctor"} <= set(commands) and len(commands) == 13
+    for command in commands:
+        code, out, _ = qbheat(capsys, command, "--help")
+        assert code == 0 and re.search(rf"^Examples?:\n  qbheat {command}\b", out, re.MULTILINE), command
+        assert max(map(len, out.splitlines())) <= 120, command

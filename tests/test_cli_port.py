@@ -1,4 +1,4 @@
-"""The commands about weights: port, classify, export, and a ported checkpoint as --init of probe and pretrain."""
+"""Commands on weights: port, classify and export, and a ported checkpoint as --init of probe and pretrain."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests.test_cli import CONFIGS, qbheat, refused
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file of a small Mobile-Former's weights, random ones, in PyTorch's names."""
+    """Write the random weights of a small Mobile-Former under PyTorch's names, and return the file."""
     from qbheat_jax import port
 
     folder = tmp_path_factory.mktemp("weights")
@@ -65,17 +65,18 @@ def test_classify_images_and_a_labelled_folder(capsys, ported, tmp_path):
 
 def test_mistakes(capsys, weights, ported, tmp_path):
     to = ("--to", tmp_path / "x")
-    assert "classify takes either images or --data SPEC" == refused(capsys, "classify", "--init", ported)
-    assert "either" in refused(capsys, "classify", "--init", ported, "a.png", "--data", "photos")
-    assert "--split goes with --data" in refused(capsys, "classify", "--init", ported, "a.png", "--split", "val")
-    assert "port takes no config" in refused(
+    for arguments in ((), ("a.png", "--data", "photos")):
+        error = refused(capsys, "classify", "--init", ported, *arguments)
+        assert "IMAGE" in error and "--data" in error
+    error = refused(capsys, "classify", "--init", ported, "a.png", "--split", "val")
+    assert "--split" in error and "--data" in error
+    assert "--config.seed" in refused(
         capsys, "port", "--arch", "former_micro", "--from", weights, *to, "--config.seed", 1
     )
-    assert "invalid int value" in refused(
-        capsys, "port", "--arch", "former_micro", "--from", weights, *to, "--classes", "many"
-    )
+    error = refused(capsys, "port", "--arch", "former_micro", "--from", weights, *to, "--classes", "many")
+    assert "--classes" in error and "'many'" in error
     error = refused(capsys, "port", "--arch", "resnet50", "--from", weights, *to, "--classes", 3)
-    assert "this looks like former_micro, you said resnet50" in error
+    assert "former_micro" in error and "resnet50" in error
     assert not (tmp_path / "x").exists()
 
 
@@ -95,14 +96,14 @@ def test_a_ported_checkpoint_is_probed_and_pre_trained_from(capsys, one_device, 
     assert code == 0 and json.loads((tmp_path / "lin" / "result.json").read_text())["encoder"] == "former_micro", err
     arguments = ("pretrain", "--config", small_config_file, "--init", ported, "--workdir", tmp_path / "run")
     error = refused(capsys, *arguments)
-    assert "encoder.name='former_micro' (not 'pebble')" in error
+    assert "encoder.name='former_micro'" in error and "'pebble'" in error
     fields = ("--config.encoder.name", "former_micro", "--config.image_size", 64, "--config.total_steps", 2,
               "--config.quarter.placements", "corners")  # fmt: skip
     code, out, err = qbheat(capsys, *arguments, *fields)
     assert code == 0 and api.load(tmp_path / "run").config.init == str(ported), err
-    # A workdir of weights is not one to train in, nor one that a report is made of.
+    # A workdir of ported weights is neither trained in nor reported on.
     assert "config" in refused(capsys, *arguments[:-1], ported, *fields)
-    assert "holds ported weights, not a run" in refused(capsys, "report", "--workdir", ported)
+    assert str(ported) in refused(capsys, "report", "--workdir", ported)
 
 
 def test_every_command_refuses_a_workdir_whose_config_was_edited(capsys, ported, small_config_file, tmp_path):
@@ -147,4 +148,5 @@ def test_a_prefix_is_taken_off_and_given(capsys, weights, tmp_path):
         assert provenance["wrappers"] == [f"{name}."] and len(provenance["dropped"]) == len(arrays)
         kernel = api.load(tmp_path / name).variables["params"]["encoder"]["stem"]["conv"]["kernel"]
         np.testing.assert_array_equal(kernel, arrays["stem.0.weight"].transpose(2, 3, 1, 0) + more)
-    assert "--prefix trunk.: " in refused(capsys, *port, "--to", tmp_path / "x", "--prefix", "trunk.")
+    error = refused(capsys, *port, "--to", tmp_path / "x", "--prefix", "trunk.")
+    assert "--prefix" in error and "trunk." in error

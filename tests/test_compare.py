@@ -1,4 +1,4 @@
-"""Comparisons: every figure that of its cell, nothing run twice, and what fails shown while the rest goes on."""
+"""Comparisons: figures come from their cells, nothing runs twice, and a failed cell does not stop the others."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def config_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(config_file, tmp_path_factory):
-    """(workdir, what was returned) of the whole comparison, on one device: programs for eight take longer to compile."""
+    """Return (workdir, result) of the whole comparison on one device, since programs for eight compile more slowly."""
     workdir = tmp_path_factory.mktemp("done")
     with pytest.MonkeyPatch.context() as patch:
         leave_one_device(patch)
@@ -116,11 +116,12 @@ def test_another_config_is_refused_before_anything_is_run(done, config_file, mon
     workdir, _ = done
     monkeypatch.setattr(pretrain, "run", forbidden)
     for key, text, words in (
-        ("methods.masked.learning_rate", "0.5", "masked/seed-0 has learning_rate=0.01 (now 0.5)"),
-        ("probe.standardise", "False", "supervised/seed-0/probe/linear has standardise=True (now False)"),
+        ("methods.masked.learning_rate", "0.5", ("masked/seed-0 ", "learning_rate=0.01", "0.5")),
+        ("probe.standardise", "False", ("supervised/seed-0/probe/linear ", "standardise=True", "False")),
     ):
-        with pytest.raises(UserError, match=re.escape(words)):
+        with pytest.raises(UserError) as caught:
             compare.run(compare.read(config_file, [(key, text)]), workdir)
+        assert all(word in str(caught.value) for word in ("--workdir", str(workdir), *words)), caught.value
     plan = compare.read(config_file, [("all.log_every", "2")])  # how a run is watched may change
     monkeypatch.setattr(probe, "run", forbidden)
     assert compare.run(plan, workdir)["finished"]
@@ -135,13 +136,13 @@ def test_sigterm_stops_the_comparison_and_fails_no_cell(config_file, tmp_path, m
 
     monkeypatch.setattr(pretrain, "run", stopped)
     assert cli.main(["compare", "--config", config_file, "--workdir", str(tmp_path)]) == PREEMPTED
-    assert len(calls) == 1 and "stopped by SIGTERM" in capsys.readouterr().err
+    assert len(calls) == 1 and "at step 1 of 2" in capsys.readouterr().err
     cells = json.loads((tmp_path / "result.json").read_text())["cells"]
     assert {cell["state"] for cell in cells} == {"waiting"}
 
 
 def test_what_fails_is_shown_and_the_rest_goes_on(config_file, tmp_path, monkeypatch, capsys):
-    """One pre-training fails as a run may, one probe as it may not; nothing else is held up."""
+    """A pre-training run fails with a UserError and a probe with a bug; the other cells still run."""
     trained = []
 
     def train(config, folder):
@@ -168,7 +169,7 @@ def test_what_fails_is_shown_and_the_rest_goes_on(config_file, tmp_path, monkeyp
     command = ["compare", "--config", config_file, "--workdir", str(tmp_path)]
     assert cli.main(command) == 1
     captured = capsys.readouterr()
-    assert "3 of 18 cells failed, masked/seed-0 first" in captured.err and "Traceback" not in captured.err
+    assert "3 of 18" in captured.err and "masked/seed-0" in captured.err and "Traceback" not in captured.err
     assert trained == ["supervised/seed-0", "supervised/seed-1", "masked/seed-1"]
     result = json.loads((tmp_path / "result.json").read_text())
     states = {cell["path"]: cell["state"] for cell in result["cells"]}
@@ -184,52 +185,51 @@ def test_what_fails_is_shown_and_the_rest_goes_on(config_file, tmp_path, monkeyp
 
     trained.clear()
     monkeypatch.setattr(pretrain, "run", lambda config, folder: trained.append(config.seed))
-    assert cli.main(command) == 1  # the pixels again; the run that failed is tried once more
+    assert cli.main(command) == 1  # pixels fail again; the failed run is retried
     assert trained == [0]
 
 
-def test_unequal_budgets_are_said(config_file, caplog, tmp_path, monkeypatch):
+def test_a_warning_names_unequal_budgets(config_file, caplog, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "run", lambda *_: 1 / 0)
     monkeypatch.setattr(probe, "run", lambda *_: 1 / 0)
     plan = compare.read(config_file, [("methods.masked.total_epochs", "2")])
     result = compare.run(plan, tmp_path)
-    words = "the methods are not given the same number of images: supervised 32, masked 128"
-    assert result["warnings"] == [words] and words in caplog.text and words in compare.text(result)
+    (warning,) = result["warnings"]
+    assert "supervised 32, masked 128" in warning and warning in caplog.text and warning in compare.text(result)
     assert [result["methods"][name]["epochs"] for name in ("supervised", "masked")] == [0.5, 2.0]
 
 
-def test_mistakes_are_one_sentence_that_says_where(config_file, tmp_path):
-    def say(key, text):
-        return refused(config_file, [(key, text)])
-
-    assert say("methods.masked.learningrate", "1") == (
-        "methods.masked: config field learningrate is unknown; did you mean learning_rate?"
-    )
-    assert "methods.masked: config field simmim.mask_size=5 is not accepted" in say(
-        "methods.masked.simmim.mask_size", "5"
-    )
-    assert "methods.supervised: warmup is 9 steps" in say("methods.supervised.warmup", "9")
-    assert "all: config field batch_size='many'" in say("all.batch_size", "many")
-    assert "probes.linear: config field optimizer='sdg' is not accepted" in say("probe.optimizer", "sdg")
-    assert "seeds=(0, 0) is not accepted" in say("seeds", "(0, 0)")
-    assert "baselines=('chance',) is not accepted" in say("baselines", "chance")
-    assert "methods.NAME.FIELD, NAME one of supervised, masked" in say("methods.moco.width", "3")
-    assert "there is no such file" in say("pretrain", "nowhere.py")
+def test_errors_name_the_place_the_field_and_the_value(config_file):
+    for key, text, words in (
+        ("methods.masked.learningrate", "1", ("methods.masked: ", "learningrate", "learning_rate")),
+        ("methods.masked.simmim.mask_size", "5", ("methods.masked: ", "simmim.mask_size=5")),
+        ("methods.supervised.warmup", "9", ("methods.supervised: ", "warmup", "9")),
+        ("all.batch_size", "many", ("all: ", "batch_size", "'many'")),
+        ("probe.optimizer", "sdg", ("probes.linear: ", "optimizer='sdg'")),
+        ("seeds", "(0, 0)", ("seeds=(0, 0)", "4294967295")),
+        ("baselines", "chance", ("baselines=('chance',)", "random, pixels, histogram")),
+        ("methods.moco.width", "3", ("--config.methods.moco.width", "methods.NAME.FIELD", "supervised, masked")),
+        ("pretrain", "nowhere.py", ("nowhere.py",)),
+    ):
+        message = refused(config_file, [(key, text)])
+        assert all(word in message for word in words), message
     for fields, words in (
-        ({"method": {}}, "method is unknown; did you mean methods?"),
-        ({"methods": {}}, "methods is empty"),
-        ({"methods": {"random": {}}}, "the name 'random' is not accepted"),
-        ({"methods": {"a/b": {}}}, "the name 'a/b' is not accepted"),
-        ({"probes": {"lin": 3}}, "probes.lin: lin=3 is not accepted: it takes the path of a config file"),
+        ({"method": {}}, ("wrong.py", "method ", "methods")),
+        ({"methods": {}}, ("methods={}",)),
+        ({"methods": {"random": {}}}, ("methods", "'random'")),
+        ({"methods": {"a/b": {}}}, ("methods", "'a/b'")),
+        ({"methods": {"a": 3}}, ("methods.a=3", "dict")),
+        ({"probes": {"lin": 3}}, ("probes.lin: ", "lin=3", "config file")),
     ):
         path = Path(config_file).with_name("wrong.py")
         path.write_text(f"def get_config():\n    return {COMPARISON | fields!r}\n")
-        assert words in refused(str(path))
+        message = refused(str(path))
+        assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
 def test_our_comparisons_can_be_run(path):
-    """All fields known, all objectives built, all data there, and every method given as much as the others."""
+    """Each config resolves, builds and opens its data, and its methods see the same number of images."""
     if "photos" not in path.read_text():
         pytest.skip("its data set is not in a wheel")
     plan = compare.read(str(path))
@@ -237,7 +237,7 @@ def test_our_comparisons_can_be_run(path):
 
 
 def test_a_detector_is_one_more_evaluation(config_file, tmp_path, monkeypatch, one_device):
-    """It is given each encoder in turn, and its AP stands in the table; run again nothing is run."""
+    """A detector runs on each encoder, its AP is in the table, and a second call runs nothing."""
     detector = {
         "objective": "dense", "data.source": "scenes:16", "data.max_boxes": 8, "batch_size": 8, "total_steps": 1,
         "dense.strides": (8, 16), "dense.width": 8, "dense.depth": 0, "detector.count": 5, "log_every": 1,
@@ -264,11 +264,12 @@ def test_a_detector_is_one_more_evaluation(config_file, tmp_path, monkeypatch, o
         monkeypatch.setattr(module, "run", forbidden)
     assert compare.run(plan, tmp_path)["methods"] == result["methods"]
     (place / "scenes.py").write_text(f"def get_config():\n    return { {**detector, 'total_steps': 2}!r}\n")
-    with pytest.raises(UserError, match=re.escape("masked/seed-0/probe/found has total_steps=1 (now 2)")):
+    with pytest.raises(UserError, match=r"masked/seed-0/probe/found .*total_steps=1 .*2"):
         compare.run(compare.read(str(place / "detects.py")), tmp_path)
-    for wrong, words in (({"data.source": "photos"}, "has no boxes"), ({"data.eval_split": ""}, "data.eval_split=''")):
+    for wrong, words in (({"data.source": "photos"}, "photos"), ({"data.eval_split": ""}, "data.eval_split=''")):
         (place / "scenes.py").write_text(f"def get_config():\n    return { {**detector, **wrong}!r}\n")
-        assert "probes.found: " in refused(str(place / "detects.py")) and words in refused(str(place / "detects.py"))
+        message = refused(str(place / "detects.py"))
+        assert "probes.found: " in message and words in message
 
 
 def test_a_page_before_anything_is_finished(config_file, tmp_path):

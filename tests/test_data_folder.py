@@ -120,7 +120,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, capsys, monkeypatch)
         assert words in note
     assert cli.main(["doctor", "--data", f"folder:{tmp_path}"]) == 0
     out = capsys.readouterr().out
-    assert note in out and "train: 1 of 1 images that were looked at can be decoded" in out
+    assert note in out and "train: 1 of 1 images" in out
 
     (tmp_path / "a" / "1.png").unlink()
     with pytest.raises(UserError, match="2 .heic"):

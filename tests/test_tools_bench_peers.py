@@ -1,4 +1,4 @@
-"""The encoders in PyTorch compute what ours compute, so that what is timed against each other is the same."""
+"""The PyTorch encoders compute the same features and steps as ours, which makes their timings comparable."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def test_mobile_former_takes_the_released_names_and_gives_every_known_activation
 
 
 def drawn(shapes):
-    """Variables of these shapes, away from their beginnings: gains of 1 and biases of 0 would hide what is left out."""
+    """Return random variables. Initial scales of 1 and biases of 0 would hide missing parameters."""
     draw = np.random.default_rng(1)
 
     def leaf(name, shape):
@@ -57,7 +57,7 @@ def drawn(shapes):
 
 
 def as_released(name, classes=5, size=32):
-    """(config, objective) of an encoder with a linear classifier."""
+    """Return (config, objective) of an encoder with a linear classifier."""
     o = options.Options(batch=4, size=size, classes=classes)
     config = options.supervised(o, name)
     return config, dataclasses.replace(methods.build(config), head=PooledHead(classes))
@@ -80,7 +80,7 @@ def test_features_are_ours(name):
         assert np.abs(features - theirs).max() < 1e-4 * np.abs(theirs).max() and features.std(0).mean() > 1e-2
 
 
-def test_the_mobile_former_that_is_timed_has_a_twin_of_as_many_parameters():
+def test_the_timed_mobile_former_has_a_counterpart_with_as_many_parameters():
     config, objective = as_released("mobile_former_294m", classes=1000, size=224)
     shapes = shapes_of(config, objective)
     model = peers.load(peers.build(objective.encoder), "mobile_former_294m", drawn(shapes))
@@ -88,7 +88,7 @@ def test_the_mobile_former_that_is_timed_has_a_twin_of_as_many_parameters():
 
 
 def test_training_steps_are_ours():
-    """The second loss depends on the gradients, on AdamW and on what it decays."""
+    """The second loss depends on the gradients, AdamW and its weight decay."""
     config, objective = as_released("vit_micro")
     ours = training.Step(config, objective)
     model = peers.load(peers.build(objective.encoder, 5), "vit_micro", ours.variables())
@@ -101,14 +101,14 @@ def test_training_steps_are_ours():
     was, moved = model.state_dict(), 0.0
     for name, value in peer.model.state_dict().items():
         apart = (after[name] - value).abs()
-        if name.endswith("qkv.bias"):  # a key's has no gradient but rounding, of which Adam makes whole steps
+        if name.endswith("qkv.bias"):  # the keys' gradient is only rounding error, which Adam scales to whole steps
             apart = torch.cat([apart.chunk(3)[0], apart.chunk(3)[2]])
         assert apart.max() < 0.2 * rate, name
         moved = max(moved, float((value - was[name]).abs().max()))
     assert moved > 1.5 * rate
 
 
-def test_a_twin_of_other_names_is_not_loaded():
+def test_a_counterpart_with_other_names_is_not_loaded():
     model = peers.build(MobileFormer(Variant(4, 2, 8, ((3, 2, 8, 2, 0),))), 3)
-    with pytest.raises(LookupError, match="other names"):
+    with pytest.raises(LookupError, match="mobile_former_tiny"):
         peers.load(model, "mobile_former_tiny", {"params": {"encoder": {"tokens": np.zeros((2, 8), np.float32)}}})

@@ -1,10 +1,11 @@
-"""launch/gpu_check.sh: every part runs here with tiny sizes; jobs that hang, abort or fail leave the others and are told of."""
+"""launch/gpu_check.sh: every part runs with tiny sizes; jobs that hang, abort or fail do not affect the others."""
 
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ SCRIPT = pathlib.Path(__file__).parent.parent / "launch" / "gpu_check.sh"
 
 
 def check(*arguments, **environment):
-    """-> (exit code, stdout, stderr). On one CPU device, unlike the tests themselves."""
+    """Run the script on one CPU device and return (exit code, stdout, stderr)."""
     environment = {
         "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", **environment,
@@ -47,18 +48,18 @@ def test_every_part_runs_and_is_reported(tmp_path):
     assert 0 < len(step["kernels"]) <= 20 and step["launches"] >= len(step["kernels"]) and step["kernel_ms"] > 0
     peer = found[f"peers {TINY_ENCODER}"]
     assert set(peer["images_per_second"]) == {"jax", "torch channels-last"}
-    losses = peer["first_losses"]  # of the same weights and images
+    losses = peer["first_losses"]  # for equal weights and images
     assert losses["jax"] == pytest.approx(losses["torch channels-last"], rel=1e-4)
     report = (tmp_path / "result.md").read_text()
     assert all(f"## `{name}`: passed" in report for name in PARTS) and "NOT PASSED" not in report
 
 
-def test_a_machine_that_lacks_a_module_or_a_gpu_is_told_so_in_one_line(tmp_path):
+def test_a_missing_module_or_gpu_is_one_error_line(tmp_path):
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without installed packages
     bare.chmod(0o755)
     code, out, err = check("values", PYTHON=str(bare))
-    assert code == 2 and out == "" and len(err.splitlines()) == 1 and "ml_collections" in err
+    assert code == 2 and out == "" and len(err.splitlines()) == 1 and str(bare) in err and "ml_collections" in err
     code, out, err = check("values", "--out", tmp_path, CUDA_VISIBLE_DEVICES="")
     assert code == 2 and out == "" and "--tiny" in err.splitlines()[-1]
     assert check("speed", "--out", tmp_path)[0] == 2
@@ -79,7 +80,7 @@ def crowd(folder, commands, seconds=20.0, parallel=4, timed=False):
 DONE = """echo '{"problems": [], "x": 1}' > HERE/result.json; """
 
 
-def test_what_ends_badly_leaves_the_others(tmp_path):
+def test_a_failed_job_does_not_affect_the_others(tmp_path):
     got = crowd(
         tmp_path,
         {
@@ -95,22 +96,32 @@ def test_what_ends_badly_leaves_the_others(tmp_path):
     )
     assert got["good"]["result"]["x"] == got["abort"]["result"]["x"] == 1
     assert "SIGABRT" in got["abort"]["error"] and "Check failed: a == b" in got["abort"]["error"]
-    assert got["error"]["error"] == "exit code 1: ValueError: no" and got["wrong"]["error"] == "features differ"
-    assert "no result" in got["silent"]["error"]
+    assert "exit code 1" in got["error"]["error"] and "ValueError: no" in got["error"]["error"]
+    assert got["wrong"]["error"] == "features differ" and "result" in got["silent"]["error"]
 
 
-def test_what_was_measured_before_the_limit_is_kept_and_nothing_runs_on(tmp_path):
+def test_a_timeout_keeps_measurements_and_leaves_no_process(tmp_path):
     slow = """echo '{"problems": [], "x": 2, "doing": "compiling"}' > HERE/result.json; sleep 60 & echo $! > HERE/pid; wait"""
     got = crowd(tmp_path, {"slow": slow, "later": DONE}, seconds=1.0, parallel=1)
     assert list(got) == ["slow", "later"]
     assert got["slow"]["state"] == "timed out" and got["slow"]["result"]["x"] == 2
-    assert got["slow"]["error"] == "stopped at the limit of 1 s, while compiling"
+    assert "limit of 1 s" in got["slow"]["error"] and "compiling" in got["slow"]["error"]
     assert got["later"]["state"] == "not begun" and got["slow"]["seconds"] < 5
-    child = pathlib.Path("/proc") / (tmp_path / "slow" / "pid").read_text().strip()
-    assert not child.exists() or "\nState:\tZ" in (child / "status").read_text()
+    child = pathlib.Path("/proc") / (tmp_path / "slow" / "pid").read_text().strip() / "status"
+
+    def ended():
+        try:
+            return "\nState:\tZ" in child.read_text()
+        except OSError:
+            return True
+
+    end = time.monotonic() + 10
+    while not ended() and time.monotonic() < end:  # a busy machine delivers SIGKILL late
+        time.sleep(0.05)
+    assert ended()
 
 
-def test_while_one_is_timed_the_others_stand_still(tmp_path):
+def test_other_jobs_are_paused_while_one_is_timed(tmp_path):
     turn = """touch HERE/ready; until [ -e HERE/go ]; do sleep 0.02; done; sleep 0.4; rm HERE/ready HERE/go; """
     beat = "for i in 1 2 3 4 5 6 7 8; do date +%s%N >> HERE/beats; sleep 0.1; done; "
     got = crowd(tmp_path, {"a": turn + DONE, "b": "sleep 0.1; " + turn + DONE, "busy": beat + DONE}, timed=True)
@@ -133,7 +144,7 @@ def test_a_wrong_gradient_of_one_block_is_found():
     assert len(values.wrong(values.compare(true, nothing), "bfloat16")) >= 1
 
 
-def test_the_report_takes_a_result_of_which_most_is_missing():
+def test_the_report_accepts_a_mostly_empty_result():
     jobs = {"x": {"state": "timed out", "seconds": 9.0, "error": "stopped", "result": {"doing": "compiling"}}}
     machine = {
         "device": "a GPU", "devices": 1, "memory_bytes": 2**30, "driver": "1", "cores": 2, "python": "3", "versions": {},
@@ -147,6 +158,6 @@ def test_the_report_takes_a_result_of_which_most_is_missing():
     assert report.count("**timed out**") == len(PARTS) and "`steps`: NOT PASSED" in report and "not finished" in report
 
 
-def test_the_parts_take_seven_minutes_at_most():
+def test_the_parts_take_at_most_seven_minutes():
     assert sum(part.seconds for part in PARTS.values()) <= 410
     assert resume.DETERMINISTIC.startswith("--xla_gpu_")

@@ -1,20 +1,20 @@
-# qbheat on NVIDIA GPUs: CUDA comes with jax's wheels, only the driver is the host's. docs/docker.md has the commands.
+# qbheat on NVIDIA GPUs. jax's wheels contain CUDA; the host only provides the driver. docs/docker.md has the commands.
 #
 #   docker build --tag qbheat:cuda --file launch/docker/cuda.Dockerfile .
 #   docker run --rm --init --gpus all qbheat:cuda doctor
 FROM python:3.12.12-slim-bookworm
 
-# Other extras of setup.py: --build-arg EXTRAS=cuda12
+# Extras of setup.py; change them with, for example, --build-arg EXTRAS=cuda12.
 ARG EXTRAS=cuda13,photos,report
-# What NVIDIA's container runtime shows to the container.
+# Devices and driver libraries that NVIDIA's container runtime gives to the container.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# Dependencies first: this layer, which is nearly all of the image, stays as it is when only the code changes.
+# Install the dependencies first: this layer is nearly the whole image, and a change of the code does not rebuild it.
 WORKDIR /qbheat_jax
 COPY setup.py pyproject.toml ./
 RUN touch README.md && pip install --no-cache-dir --editable "./[$EXTRAS]"
 
-# Editable: a checkout that is mounted over this folder is then what runs.
+# Install the package as editable, so that a checkout mounted over this folder replaces it.
 COPY . .
 RUN pip install --no-cache-dir --no-deps --editable . \
     && python -m compileall -q qbheat_jax \

@@ -1,22 +1,22 @@
-# qbheat on TPU VMs and GKE's TPU slices: libtpu comes with jax's wheels. docs/docker.md has the commands.
+# qbheat on TPU VMs and GKE's TPU slices. The extra tpu installs libtpu. docs/docker.md has the commands.
 #
 #   docker build --tag qbheat:tpu --file launch/docker/tpu.Dockerfile .
 #   docker run --rm --init --privileged --net=host qbheat:tpu doctor
 FROM python:3.12.12-slim-bookworm
 
-# Other extras of setup.py: --build-arg EXTRAS=tpu,photos,report
+# Extras of setup.py; change them with, for example, --build-arg EXTRAS=tpu,photos,report.
 ARG EXTRAS=tpu
 
-# Dependencies first: this layer, which is nearly all of the image, stays as it is when only the code changes.
+# Install the dependencies first: this layer is nearly the whole image, and a change of the code does not rebuild it.
 WORKDIR /qbheat_jax
 COPY setup.py pyproject.toml ./
 RUN touch README.md && pip install --no-cache-dir --editable "./[$EXTRAS]"
 
-# Editable: a checkout that is mounted over this folder is then what runs.
+# Install the package as editable, so that a checkout mounted over this folder replaces it.
 COPY . .
 RUN pip install --no-cache-dir --no-deps --editable . \
     && python -m compileall -q qbheat_jax
 
-# No USER: a TPU's device files belong to root.
+# There is no USER line, because root owns a TPU's device files.
 ENTRYPOINT ["qbheat"]
 CMD ["--help"]

@@ -1,4 +1,4 @@
-"""Methods side by side: each is pre-trained for each seed, each encoder is probed, and one table says how they did."""
+"""Compare methods: pre-train each with each seed, probe each encoder, and tabulate the results."""
 
 from qbheat_jax.compare.plan import read
 from qbheat_jax.compare.run import run

@@ -1,18 +1,19 @@
-"""What is compared: a config file, read and checked to its last field, as methods, probes, and the cells they make.
+"""Read and check the config file of a comparison, and plan its methods, probes and cells.
 
-A config file of a comparison is a flat python file with `get_config()` that returns a dict:
+The config is a Python file whose `get_config()` returns a dict with these keys:
 
-    seeds       whole numbers; each is that of pre-training, probes and untrained encoder at once. Default: (0, 1)
-    pretrain    the pre-training that all methods share: a config file, its path beginning at this file
-    all         fields of pre-training, set for every method
-    methods     name -> the fields in which the method differs, {} for none; in the order of the table. `config` among
-                them names another file to begin with than `pretrain`
-    probes      name -> a config file of a probe, or of a detector
-    probe       fields of probing, set for every probe; not for detectors
-    baselines   of "random" (the encoder of `pretrain`, untrained), "pixels" and "histogram" (no encoder). Default: all
+    seeds       Integers. Each seeds pre-training, probes and the untrained encoder. Default: (0, 1).
+    pretrain    Path of the pre-training config that all methods share, relative to this file.
+    all         Pre-training fields for every method.
+    methods     {name: fields that differ, or {}}, in the order of the table. The field `config` replaces `pretrain` by
+                another file.
+    probes      {name: path of a probe or detection config}.
+    probe       Probe fields for every probe. They do not apply to detectors.
+    baselines   Some of "random" (the untrained encoder of `pretrain`), "pixels" and "histogram" (no encoder).
+                Default: all three.
 
-Probes look at the images that were trained on, at their size; of their files the rest counts. `probe` may say otherwise.
-Detectors look at the images that their own file names.
+Probes use the data and the image size of `pretrain` in place of those in their own files; `probe` overrides both.
+Detectors use the data of their own files.
 """
 
 import ast
@@ -39,9 +40,15 @@ _NAME = re.compile(r"\w[\w+-]*")
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A row of the table. config: of its pre-training, whatever the seed; None for a baseline. own: the fields that differ.
+    """A row of the table.
 
-    steps, examples, epochs: the length of its pre-training; 0 for a baseline.
+    Attributes:
+      name: Name of the method or baseline.
+      config: Pre-training config, before the seed is set; None for a baseline.
+      own: {field: value} that differ from the shared config.
+      steps: Pre-training steps; 0 for a baseline.
+      examples: Images seen in pre-training; 0 for a baseline.
+      epochs: Epochs of pre-training; 0 for a baseline.
     """
 
     name: str
@@ -54,7 +61,15 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One pre-training (`probe` is empty), or one probe or detector of one encoder. path: its folder in the comparison's."""
+    """One pre-training run, or one probe or detector of one encoder.
+
+    Attributes:
+      method: The `Method`.
+      seed: int.
+      probe: Name of the probe or detector; "" for a pre-training run.
+      path: Folder of the cell, relative to the comparison's workdir.
+      config: Resolved config, with the seed.
+    """
 
     method: Method
     seed: int
@@ -64,27 +79,35 @@ class Cell:
 
     @property
     def encoder(self):
-        """The folder of the encoder probed."""
+        """The folder of the encoder, relative to the comparison's workdir."""
         return self.path.removesuffix(f"/probe/{self.probe}")
 
     @property
     def table(self):
-        """The fields of its config."""
+        """The table of fields of `config`, such as `config.PROBE`."""
         return table_of(self.config) if self.probe else PRETRAIN
 
     @property
     def detects(self):
+        """Whether it trains a detector."""
         return self.table is DETECT
 
 
 def table_of(config):
-    """The fields of the config of a probe or a detector."""
+    """Return the table of fields of a probe's or detector's config: `config.PROBE` or `config.DETECT`."""
     return DETECT if config.get("objective") in DETECTORS else PROBE
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A whole comparison. probes: name -> config, whatever the seed."""
+    """A comparison.
+
+    Attributes:
+      path: Path of the config file.
+      seeds: Tuple of ints.
+      methods: Tuple of `Method`, baselines last.
+      probes: {name: config, before the seed is set}.
+    """
 
     path: str
     seeds: tuple
@@ -92,15 +115,19 @@ class Plan:
     probes: dict
 
     def encoders(self):
-        """A list of the cells of each encoder, its pre-training first, seed by seed: the first seed gives a whole table."""
+        """Return a list of cells for each encoder, pre-training first.
+
+        Encoders are ordered by seed, so that the first seed completes a table.
+        """
         return [
             self._cells(method, seed)
             for seed in self.seeds
             for method in self.methods
-            if method.name not in NO_ENCODER or seed == self.seeds[0]  # of features that no seed changes one is enough
+            if method.name not in NO_ENCODER or seed == self.seeds[0]  # these features do not depend on the seed
         ]
 
     def cells(self):
+        """Return the list of all cells."""
         return [cell for cells in self.encoders() for cell in cells]
 
     def _cells(self, method, seed):
@@ -113,9 +140,19 @@ class Plan:
 
 
 def read(path, overrides=()):
-    """Config file and `(key, text)` overrides from the command line -> Plan. Raises UserError for what cannot be run.
+    """Read and check a comparison.
 
-    All configs are resolved, all data opened and all objectives built, so that no mistake comes to light hours later.
+    Every config is resolved, every data source opened and every method built, so that mistakes show before the first run.
+
+    Args:
+      path: Path of the config file.
+      overrides: [(key, text), ...] from the command line.
+
+    Returns:
+      The `Plan`.
+
+    Raises:
+      UserError: The comparison cannot be run.
     """
     given = config_lib.read(path)
     unknown = [key for key in given if key not in KEYS]
@@ -123,7 +160,7 @@ def read(path, overrides=()):
         raise UserError(f"--config {path}: {_unknown(unknown[0], KEYS)}")
     for key in ("all", "methods", "probes", "probe"):
         if not isinstance(given.setdefault(key, {}), dict):
-            raise UserError(f"--config {path}: {key}={given[key]!r} is not accepted: it takes a dict")
+            raise UserError(f"--config {path}: {key}={given[key]!r} is not accepted; {key} takes a dict")
     for key, text in overrides:
         _override(given, key, text)
     seeds, baselines = _seeds(given.get("seeds", (0, 1))), _baselines(given.get("baselines", BASELINES))
@@ -170,13 +207,15 @@ def _probe(fields, shared, own):
 
 
 def _detector(fields, shared):
-    """Its encoder and size are the pre-training's where it does not say otherwise, which is for the untrained one."""
+    """Return a detector's config. Encoder and image size default to those of `pretrain`, for the untrained encoder."""
     encoder = {key: value for key, value in shared.items() if key.startswith(("encoder.", "pixels", "image_size"))}
     config = config_lib.resolve(_merged(encoder, fields, DETECT), DETECT)
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
     detect.checked(config, source)
     if not config.data.eval_split:
-        raise UserError("config field data.eval_split='' is not accepted: a comparison needs a split to measure AP on")
+        raise UserError(
+            "config field data.eval_split='' is not accepted; a comparison needs the name of a split for AP"
+        )
     return config
 
 
@@ -186,7 +225,7 @@ def _merged(fields, more, table):
 
 def _file(folder, key, path):
     if not isinstance(path, str) or not path:
-        raise UserError(f"{key}={path!r} is not accepted: it takes the path of a config file")
+        raise UserError(f"{key}={path!r} is not accepted; {key} takes the path of a config file")
     return config_lib.read(os.path.normpath(os.path.join(folder, path)))
 
 
@@ -195,7 +234,7 @@ def _seeded(config, seed, table):
 
 
 def _within(place, make):
-    """make(), and where it refuses, the place in the file that it is about."""
+    """Return make(), and prefix its UserError with `place`, the key in the config file."""
     try:
         return make()
     except UserError as error:
@@ -203,7 +242,7 @@ def _within(place, make):
 
 
 def _override(given, key, text):
-    """Puts one `--config.KEY text` where the file has it."""
+    """Apply one `--config.KEY text` to the dict of the config file."""
     section, _, field = key.partition(".")
     if section in ("seeds", "baselines", "pretrain") and not field:
         given[section] = os.path.abspath(text) if section == "pretrain" else _literal(text)
@@ -215,8 +254,8 @@ def _override(given, key, text):
         given["methods"][name] = _within(f"methods.{name}", lambda: _set(given["methods"][name], field, text, PRETRAIN))
     else:
         raise UserError(
-            f"--config.{key}: a comparison takes seeds, pretrain, baselines, all.FIELD, probe.FIELD, and "
-            f"methods.NAME.FIELD, NAME one of {', '.join(given['methods'])}"
+            f"--config.{key} is not accepted; a comparison takes seeds, pretrain, baselines, all.FIELD, probe.FIELD and "
+            f"methods.NAME.FIELD, where NAME is one of {', '.join(given['methods'])}"
         )
 
 
@@ -235,31 +274,31 @@ def _seeds(seeds):
     seeds = (seeds,) if type(seeds) is int else seeds
     whole = isinstance(seeds, (list, tuple)) and all(type(s) is int and 0 <= s < 2**32 for s in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds={seeds!r} is not accepted: it takes whole numbers from 0 to 4294967295, each once")
+        raise UserError(f"seeds={seeds!r} is not accepted; it takes distinct integers from 0 to 4294967295")
     return tuple(seeds)
 
 
 def _baselines(names):
     names = (names,) if isinstance(names, str) else names
     if not isinstance(names, (list, tuple)) or not all(name in BASELINES for name in names):
-        raise UserError(f"baselines={names!r} is not accepted: it takes names out of {', '.join(BASELINES)}")
+        raise UserError(f"baselines={names!r} is not accepted; it takes names from {', '.join(BASELINES)}")
     return tuple(dict.fromkeys(names))
 
 
 def _names(key, given, taken):
-    """Names are those of folders."""
+    """Check the names of methods or probes, which become folder names."""
     if not given:
-        raise UserError(f"{key} is empty: it takes at least one of them")
+        raise UserError(f"{key}={given!r} is not accepted; {key} takes at least one entry")
     for name, value in given.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name in (*taken, "report"):
             raise UserError(
-                f"{key}: the name {name!r} is not accepted: it takes letters, digits, _, + and -, and none of "
+                f"{key}: the name {name!r} is not accepted; it takes letters, digits, _, + and -, and is none of "
                 f"{', '.join((*taken, 'report'))}"
             )
         if key == "methods" and not isinstance(value, dict):
-            raise UserError(f"{key}.{name}={value!r} is not accepted: it takes a dict of fields")
+            raise UserError(f"{key}.{name}={value!r} is not accepted; it takes a dict of fields")
 
 
 def _unknown(key, known):
     near = difflib.get_close_matches(str(key), known, 1, 0.5)
-    return f"{key} is unknown" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}")
+    return f"{key} is unknown" + (f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(known)}")

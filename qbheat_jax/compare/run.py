@@ -1,4 +1,4 @@
-"""Runs the cells of a comparison that are not there yet, and keeps its table up to date."""
+"""Run the unfinished cells of a comparison and keep its table up to date."""
 
 import gc
 import logging
@@ -19,16 +19,25 @@ log = logging.getLogger("qbheat")
 
 
 def run(plan, workdir):
-    """Runs what is not finished -> the result, as WORKDIR/result.json has it (see `table.gather`).
+    """Run the unfinished cells of a comparison.
 
-    WORKDIR/METHOD/seed-S is an ordinary run, with its probes below it. After every cell result.json and table.md are
-    written anew, after every encoder report/index.html. A cell that fails is noted and the others go on; the next call
-    tries it again. Raises UserError where WORKDIR holds cells of another config, before anything is run, and where it is
-    stopped by SIGTERM, with all saved.
+    WORKDIR/METHOD/seed-S is an ordinary run, with its probes in probe/. Each cell rewrites result.json and table.md; each
+    encoder rewrites report/index.html. If a cell fails, the others still run, and the next call retries it.
+
+    Args:
+      plan: A `plan.Plan`.
+      workdir: Path of the comparison.
+
+    Returns:
+      The dict in WORKDIR/result.json, see `table.gather`.
+
+    Raises:
+      UserError: WORKDIR holds cells of another config (raised before any run), or SIGTERM stopped the comparison after
+        everything was saved.
     """
     if jax.process_count() > 1:
         raise UserError(
-            f"a comparison runs in one process, on all devices of one machine; {jax.process_count()} were started"
+            f"compare takes one process, which uses all devices of its machine; {jax.process_count()} processes were started"
         )
     with lock.held(workdir):
         return _filled(plan, epath.Path(workdir))
@@ -36,7 +45,7 @@ def run(plan, workdir):
 
 def _filled(plan, workdir):
     failures = {}
-    cells.claim(plan.cells(), workdir)
+    cells.check_workdir(plan.cells(), workdir)
     for line in table.warnings(plan):
         log.warning("%s", line)
     result = _written(plan, workdir, failures)
@@ -48,13 +57,13 @@ def _filled(plan, workdir):
         store = probe.FeatureCache(workdir / todo[0].encoder / "probe" / "features")
         for cell in sorted(todo, key=_order):
             if todo[0].probe == "" and todo[0].path in failures:
-                break  # there is no encoder to probe
+                break  # without its pre-training there is no encoder to probe
             reason = _run(cell, workdir, store)
             if reason:
                 failures[cell.path] = reason
                 log.error("%s failed: %s", cell.path, reason)
             result = _written(plan, workdir, failures)
-        # Features can be made again, and those of many encoders would fill the disk; so would their programs the memory.
+        # Cached features of many encoders would fill the disk, and their compiled programs the memory.
         shutil.rmtree(workdir / todo[0].encoder / "probe" / "features", ignore_errors=True)
         del store
         jax.clear_caches()
@@ -64,7 +73,7 @@ def _filled(plan, workdir):
 
 
 def _run(cell, workdir, store):
-    """Runs one cell -> why it failed, in one line, or None."""
+    """Run one cell. Return None, or the reason for its failure in one line."""
     folder = workdir / cell.path
     log.info("%s", cell.path)
     try:
@@ -77,11 +86,11 @@ def _run(cell, workdir, store):
             log.info("%s", detect.line(found))
         else:
             log.info("%s", probe.line(probe.run(cell.config, folder, init, store)))
-    except Exception as error:  # whatever it is, the other cells can do without this one
+    except Exception as error:  # the other cells do not depend on this one
         if isinstance(error, UserError) and error.exit_code == PREEMPTED:
-            raise  # it is the comparison that was to stop
+            raise  # SIGTERM stops the whole comparison
         if os.environ.get("QBHEAT_DEBUG"):
-            log.exception("traceback, because QBHEAT_DEBUG is set")
+            log.exception("traceback, shown because QBHEAT_DEBUG is set")
         first = (str(error).strip().splitlines() or [""])[0]
         return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
     return None
@@ -96,10 +105,10 @@ def _written(plan, workdir, failures):
 def _page(result, workdir):
     try:
         comparison_page.write(result, workdir)
-    except UserError as error:  # matplotlib and jinja2 are an extra; the figures are there without them
-        log.warning("there is no page: %s", error)
+    except UserError as error:  # matplotlib and jinja2 are an optional extra; the table does not need them
+        log.warning("the page was not written: %s", error)
 
 
 def _order(cell):
-    """The pre-training, then the probes of cells: their means then need not be encoded again."""
+    """Return the sort key: pre-training, probes of cells, then probes of pooled features, which reuse the cells."""
     return bool(cell.probe) + (bool(cell.probe) and cell.config.get("protocol") in POOLED)

@@ -1,4 +1,4 @@
-"""The figures of a comparison: gathered from the folders of its cells, as result.json, as Markdown, and as plain text."""
+"""Collect the results of a comparison from its cells, and format them as JSON, Markdown and plain text."""
 
 import datetime
 import json
@@ -23,12 +23,22 @@ log = logging.getLogger("qbheat")
 
 
 def gather(plan, workdir, failures):
-    """All that there is -> the dict of result.json.
+    """Collect the results of all finished cells.
 
-    failures: {path of a cell: reason}. `methods` has, by name and in the order of the table, `probes` {name: {"mean",
-    "std" (sample), "seeds": {seed: top-1 or, of a detector, AP}, "failed": [seed]}}, `ahead_of_random` likewise, `examples`
-    and `epochs` that it was given, `seconds` and `images_per_second` (means over the seeds), `gflops_per_image`, `pflops` of
-    the whole pre-training, and `failed`. What is not there yet is None. `cells` has every one of them by itself.
+    Args:
+      plan: A `plan.Plan`.
+      workdir: `epath.Path` of the comparison.
+      failures: {path of a cell: reason}.
+
+    Returns:
+      The dict in result.json. Missing values are None. `cells` has one entry per cell. `methods` maps each name, in the
+      order of the table, to a dict with
+        probes: {name: {"mean", "std" (sample), "seeds": {seed: top-1, or a detector's AP}, "failed": [seed]}};
+        ahead_of_random: the same for the difference from the untrained encoder, seed by seed, without "failed";
+        examples, epochs: length of pre-training;
+        seconds, images_per_second: means over the seeds;
+        gflops_per_image, and pflops of the whole pre-training;
+        failed: entries of the failed cells.
     """
     found = [_cell(cell, cells.result(cell, workdir), workdir, failures) for cell in plan.cells()]
     random = _probes([c for c in found if c["method"] == "random"])
@@ -52,19 +62,19 @@ def gather(plan, workdir, failures):
 
 
 def _detectors(plan):
-    """{name: the data they detect in} of those among the probes."""
+    """Return {name: data source} of the detectors among the probes."""
     return {name: config.data.source for name, config in plan.probes.items() if plan_lib.table_of(config) is DETECT}
 
 
 def _data(plan):
-    """What is probed with: the source that the methods are trained on, unless probes say otherwise."""
+    """Return the data source of the probes, which is that of pre-training by default."""
     probed = [config for config in plan.probes.values() if plan_lib.table_of(config) is not DETECT]
     trained = [method.config for method in plan.methods if method.config is not None]
     return (probed or trained)[0].data.source
 
 
 def _figures_in_words(plan, found):
-    """What the columns of the probes say."""
+    """Return a phrase that names the metrics in the probes' columns."""
     tested = " and ".join(sorted({cell["split"] for cell in found if "split" in cell})) or "test"
     parts = [f"AP of {name} on {source}" for name, source in _detectors(plan).items()]
     if len(parts) < len(plan.probes):
@@ -73,21 +83,21 @@ def _figures_in_words(plan, found):
 
 
 def warnings(plan):
-    """What a reader of the table must know: sentences."""
+    """Return the warnings to show with the table, a list of strings."""
     given = {m.name: m.examples for m in plan.methods if m.config is not None}
     if len(set(given.values())) < 2:
         return []
     words = ", ".join(f"{name} {number(count)}" for name, count in given.items())
-    return [f"the methods are not given the same number of images: {words}"]
+    return [f"the methods do not see the same number of images in pre-training: {words}"]
 
 
 def failed(result):
-    """The cells that failed."""
+    """Return the entries of the failed cells."""
     return [cell for cell in result["cells"] if cell["state"] == "failed"]
 
 
 def write(result, workdir):
-    """WORKDIR/table.md and result.json, each whole at any time."""
+    """Write WORKDIR/table.md and WORKDIR/result.json atomically. Raise UserError if the disk refuses."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         for name, content in (("table.md", markdown(result)), ("result.json", json.dumps(result, indent=2) + "\n")):
@@ -97,7 +107,7 @@ def write(result, workdir):
 
 
 def _cell(cell, found, workdir, failures):
-    """One entry of `cells`."""
+    """Return the entry of one cell."""
     entry = {"method": cell.method.name, "seed": cell.seed, "probe": cell.probe or None, "path": cell.path}
     if found is None:
         if cell.path in failures:
@@ -107,7 +117,7 @@ def _cell(cell, found, workdir, failures):
         figures = ("AP", "AP50", "AP75", "n", "seconds") if cell.detects else ("top1", "top5", "n", "chance", "seconds")
         split = {} if cell.detects else {"split": found.get("split", "test")}
         return {**entry, "state": "done", **{key: found[key] for key in figures}, **split}
-    # A run that was stopped and went on has the seconds since its last start alone: at that speed, the whole took this.
+    # A resumed run only reports the time since its last start, so the total is estimated from its speed.
     run, rate = found["steps_run"], found["images_per_second"]
     seconds = cell.method.examples / rate if run else None
     logged = (line.get("train/images_per_second") for line in metrics.read(workdir / cell.path))
@@ -156,7 +166,7 @@ def _probes(found):
 
 
 def _ahead(probes, random):
-    """Seed by seed, so that what a seed makes easy or hard for both falls out."""
+    """Return the differences from the untrained encoder, paired by seed to cancel the seed's effect on both."""
     ahead = {}
     for name in probes:
         ours, theirs = probes[name]["seeds"], random.get(name, {}).get("seeds", {})
@@ -194,12 +204,12 @@ def _machine():
 
 
 def text(result):
-    """The table for a terminal."""
+    """Return the table as plain text for a terminal."""
     return _page(result, _aligned, str)
 
 
 def markdown(result):
-    """The table as Markdown, the best of each probe among the trained methods in bold."""
+    """Return the table as Markdown, with the best trained method of each probe in bold."""
     return _page(result, _piped, "**{}**".format) + "\n"
 
 
@@ -208,7 +218,7 @@ def _page(result, table, bold):
     parts = [title, table(_rows(result, bold))]
     ahead = _ahead_rows(result)
     if len(ahead) > 1:
-        parts += ["Ahead of the same encoder untrained, seed by seed:", table(ahead)]
+        parts += ["Difference from the untrained encoder, paired by seed:", table(ahead)]
     parts += [f"Warning: {line}." for line in result["warnings"]]
     parts += [f"Failed: {cell['path']}: {cell['reason']}" for cell in failed(result)]
     return "\n\n".join(parts)
@@ -237,7 +247,7 @@ def _rows(result, bold):
 
 
 def best_means(result):
-    """{probe: the best mean among the trained methods, None before there is one}."""
+    """Return {probe: best mean of the trained methods, or None without results}."""
     best = {}
     for probe in result["probes"]:
         means = [m["probes"][probe]["mean"] for m in result["methods"].values() if m["trained"]]
@@ -254,7 +264,7 @@ def _ahead_rows(result):
 
 
 def _score(entry):
-    """One cell of the table: 0.891 ± 0.008; failed; - for what is not there or not to be."""
+    """Return the text of one cell: "0.891 ± 0.008", "failed", or "-" without a result."""
     if entry is None:
         return "-"
     lost = len(entry["failed"])

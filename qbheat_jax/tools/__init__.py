@@ -1,1 +1,1 @@
-"""For maintainers, and before a run. Nothing else imports from here."""
+"""Tools for maintainers and for checks before a run. Only the command line imports them."""

@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, and which optional parts can be used. And what a data source holds."""
+"""Report this machine's devices and packages, or the contents of a data source."""
 
 import importlib.metadata
 import platform
@@ -9,10 +9,10 @@ import numpy as np
 from qbheat_jax import __version__, data, paths
 from qbheat_jax.data import shrink
 
-# Images that are decoded of each split, evenly spread.
-_LOOKED_AT = 200
+# Number of images decoded per split, evenly spread.
+_SAMPLE = 200
 
-# What a package is for here; those after the first row are extras.
+# {package: its use here}. Those after the first row are optional extras.
 PACKAGES = {
     "jax": "arrays and compilation", "flax": "modules", "optax": "optimizers", "orbax-checkpoint": "checkpoints",
     "tensorflow": "tfds: sources, the others without data.device_cache, TensorBoard",
@@ -24,7 +24,7 @@ PACKAGES = {
 
 
 def describe():
-    """A text of a dozen lines."""
+    """Return a report on versions, devices and packages, about twenty lines."""
     lines = [f"qbheat_jax {__version__}, Python {platform.python_version()}, {platform.platform()}"]
     for device in jax.devices():
         lines.append(f"device {device.id}: {device.platform}, {device.device_kind}")
@@ -38,9 +38,17 @@ def describe():
 
 
 def describe_data(spec, tfds_dir=""):
-    """Look through a data source: splits, classes, what was passed over, and which of a sample of images are bad.
+    """Return a report on a data source: splits, classes, skipped files, and unreadable images in a sample.
 
-    Raises UserError where the source cannot be opened.
+    Args:
+      spec: A data source, such as "folder:PATH".
+      tfds_dir: Data directory of tensorflow-datasets; "" for its default.
+
+    Returns:
+      The text of the report.
+
+    Raises:
+      UserError: The source cannot be opened.
     """
     source = data.open_source(spec, tfds_dir=tfds_dir)
     lines = [data.describe(source), *source.notes]
@@ -52,8 +60,8 @@ def describe_data(spec, tfds_dir=""):
             lines.append(
                 f"{split}: from {counts[few]:,} images of {names[few]!r} to {counts[many]:,} of {names[many]!r}"
             )
-        rows = np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).astype(int)).tolist()
+        rows = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)).tolist()
         bad = [one for one in shrink.read(source, split, rows, 64, 0) if one.image is None]
-        lines.append(f"{split}: {len(rows) - len(bad)} of {len(rows)} images that were looked at can be decoded")
+        lines.append(f"{split}: {len(rows) - len(bad)} of {len(rows)} images in a sample can be decoded")
         lines += [f"    {paths.printable(one.name)}: {one.reason}" for one in bad[:5]]
     return "\n".join(lines)

@@ -1,2 +1,4 @@
-"""What the world does to a run, over and over: kills, full disks, torn files, malformed inputs, long hours. Not collected by
-pytest: `bash launch/campaign.sh` runs it, prints a table, and fails on one miss."""
+"""Fault-injection campaign: kills, full disks, damaged files, malformed inputs and a long run.
+
+pytest does not collect it. `bash launch/campaign.sh` runs it, prints a table, and fails if any try failed.
+"""

@@ -1,4 +1,4 @@
-"""Run the campaign: `bash launch/campaign.sh [--minutes N] [PART ...]`."""
+"""Run the campaign: `bash launch/campaign.sh [--minutes N] [PART ...]`. It prints each try and a table at the end."""
 
 import argparse
 import collections
@@ -9,15 +9,33 @@ from pathlib import Path
 
 from tests.campaign import faults, inputs, kills, soak
 
-# Each part's share of the minutes, about what it takes on two cores.
-SHARES = {"inputs": 0.05, "devices": 0.03, "disks": 0.1, "damage": 0.22, "kills": 0.4, "soak": 0.2}
+# Each part's fraction of the minutes, about the time that it takes on two cores.
+FRACTIONS = {"inputs": 0.05, "devices": 0.03, "disks": 0.1, "damage": 0.22, "kills": 0.4, "soak": 0.2}
+PARTS = """parts:
+  inputs   malformed images, folders, annotations, weights, checkpoints, configs and command lines (--inputs)
+  devices  a run that is killed and resumed with 8, 4, 1 and 8 virtual devices
+  disks    12 runs on a disk that fills up or becomes read-only (needs root and mount; skipped without them)
+  damage   each file of the newest checkpoint, metrics.jsonl and config.json truncated, bit-flipped, emptied or removed
+  kills    SIGKILLs and SIGTERMs at random moments, in runs of one and of two processes (--kills, --terms)
+  soak     one long run, whose memory must stay flat
+
+Each part has a fraction of the minutes and stops when it is used up. Exit code 1 means that a try failed.
+Example: bash launch/campaign.sh --minutes 10 inputs kills"""
 
 
 class Tally:
-    """What was tried, and what went wrong: {kind: {what: [tries, misses]}}."""
+    """Counts of tries and failures.
+
+    Call it after each try with the kind of fault, a description of the try, and the failure as text, or None.
+
+    Attributes:
+      tries: {kind: number of tries}.
+      misses: {kind: number of failures}.
+      notes: {kind: [text, ...]} for the lines below the table.
+    """
 
     def __init__(self):
-        self.tries, self.misses, self.about = (
+        self.tries, self.misses, self.notes = (
             collections.Counter(),
             collections.Counter(),
             collections.defaultdict(list),
@@ -27,31 +45,42 @@ class Tally:
         self.tries[kind] += 1
         self.misses[kind] += wrong is not None
         if wrong is not None or kind == "soak":
-            self.about[kind].append(f"{what}: {wrong}" if wrong else what)
+            self.notes[kind].append(f"{what}: {wrong}" if wrong else what)
         print(f"{time.strftime('%H:%M:%S')} {kind}: {what}: {wrong or 'ok'}", flush=True)
 
     def table(self):
+        """Return the Markdown table of passed tries, followed by the notes."""
         lines = ["| what | held | of |", "|---|---|---|"]
         for kind, count in self.tries.items():
             lines.append(f"| {kind} | {count - self.misses[kind]} | {count} |")
-        lines += [f"\n{kind}: {'; '.join(words)}" for kind, words in self.about.items()]
+        lines += [f"\n{kind}: {'; '.join(words)}" for kind, words in self.notes.items()]
         return "\n".join(lines)
 
 
 def main(argv=None):
-    """Run the parts that are named -> exit code, 1 where anything went wrong."""
-    parser = argparse.ArgumentParser(prog="campaign", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(SHARES)} (default: all)")
-    parser.add_argument("--minutes", type=float, default=100, help="how long it may take, about (default: 100)")
-    parser.add_argument("--kills", type=int, default=100, help="SIGKILLs (default: 100)")
-    parser.add_argument("--terms", type=int, default=20, help="SIGTERMs (default: 20)")
-    parser.add_argument("--inputs", type=int, default=250, help="malformed inputs (default: 250)")
+    """Run the chosen parts. Return the exit code: 1 if any try failed, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="campaign",
+        description="Test that training survives faults, and that commands reject bad input with a one-line error.",
+        epilog=PARTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help="parts to run, see below (default: all)")
+    parser.add_argument(
+        "--minutes", type=float, default=100, metavar="N", help="approximate time of all parts (default: 100)"
+    )
+    parser.add_argument("--kills", type=int, default=100, metavar="N", help="number of SIGKILLs (default: 100)")
+    parser.add_argument("--terms", type=int, default=20, metavar="N", help="number of SIGTERMs (default: 20)")
+    parser.add_argument(
+        "--inputs", type=int, default=250, metavar="N", help="number of malformed inputs (default: 250)"
+    )
     arguments = parser.parse_args(argv)
-    parts = arguments.parts or list(SHARES)
-    if unknown := [part for part in parts if part not in SHARES]:
-        parser.error(f"there is no part {unknown[0]!r}: {', '.join(SHARES)}")
+    parts = arguments.parts or list(FRACTIONS)
+    if unknown := [part for part in parts if part not in FRACTIONS]:
+        parser.error(f"PART {unknown[0]!r} is not accepted; it takes {', '.join(FRACTIONS)}")
     tally, begin = Tally(), time.monotonic()
-    seconds = {part: 60 * arguments.minutes * SHARES[part] / sum(SHARES[p] for p in parts) for part in parts}
+    total = sum(FRACTIONS[part] for part in parts)
+    seconds = {part: 60 * arguments.minutes * FRACTIONS[part] / total for part in parts}
     with tempfile.TemporaryDirectory(prefix="campaign-") as place:
         place = Path(place)
         for part in parts:

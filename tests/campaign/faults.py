@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, files that are torn or bit-flipped, and other numbers of devices."""
+"""Faults in a run: full or read-only disks, damaged files, and changed numbers of devices."""
 
 import os
 import shutil
@@ -11,11 +11,11 @@ _MIB = 1 << 20
 
 
 def _ended(run, whole, rtol=0.0):
-    """Why a run that is started again does not end well with that curve, or None."""
+    """Restart a run. Return None if it ends well with the loss curve `whole`, else the reason."""
     run.start()
     codes = run.wait()
     if any(codes):
-        return f"started again it ended with {codes}"
+        return f"after its restart it ended with exit codes {codes}"
     try:
         return runs.differs(run.curve(), whole, rtol)
     except (OSError, ValueError) as error:
@@ -23,9 +23,14 @@ def _ended(run, whole, rtol=0.0):
 
 
 def damage(place, until, report):
-    """Tear, flip a bit of, empty and remove every file of the newest checkpoint: the one before it is taken.
+    """Truncate, flip a bit of, empty and remove each file of the newest checkpoint, metrics.jsonl and config.json.
 
-    Like the other faults it stops at the time `until`, and calls report(kind, what, wrong) after each try.
+    The run must resume, if need be from the checkpoint before.
+
+    Args:
+      place: `Path` of a folder for the runs.
+      until: Time of `time.monotonic` at which to stop.
+      report: Function (kind, what, wrong) that is called after each try, such as a `Tally`.
     """
     whole = runs.expected(place)
     run = runs.Run(place, "damaged")
@@ -47,16 +52,16 @@ def damage(place, until, report):
             shutil.copytree(kept, run.workdir)
             _damage(run.workdir / file, kind, draw)
             wrong = _ended(run, whole)
-            # Lines of metrics that were on the disk alone cannot come back: what counts is how it ends.
+            # Lost lines of metrics.jsonl cannot be restored, so only the exit code counts here.
             if (
                 wrong
                 and file.name == "metrics.jsonl"
-                and wrong.startswith(("it tells", "Expecting", "Invalid", "Unterm"))
+                and wrong.startswith((runs.OTHER_STEPS, "Expecting", "Invalid", "Unterm"))
             ):
                 wrong = None
             if "Traceback" in run.log():
                 wrong = wrong or "a traceback was printed"
-            report("damaged file", f"{kind} {file.parts[-1]}", _told(wrong, run))
+            report("damaged file", f"{kind} {file.parts[-1]}", _logged(wrong, run))
             run.remove()
     shutil.rmtree(kept)
 
@@ -76,7 +81,7 @@ def _damage(path, kind, draw):
 
 
 def devices(place, until, report):
-    """Go on with 8, 4, 1 and 8 devices, killed between. Sums are taken in another order, so the curve is nearly the same."""
+    """Resume a killed run with 8, 4, 1 and 8 devices. The order of sums differs, so the curve may differ slightly."""
     whole = runs.expected(place)
     run, wrong = runs.Run(place, "devices"), None
     for count, lines in ((8, 6), (4, 12), (1, 18)):
@@ -85,17 +90,17 @@ def devices(place, until, report):
         end = time.monotonic() + runs.LIMIT
         while run.running() and run.lines() < lines and time.monotonic() < end:
             time.sleep(0.02)
-        wrong = wrong or (None if run.running() else f"with {count} devices it ended early")
+        wrong = wrong or (None if run.running() else f"it ended early with {count} devices")
         run.kill()
     run.devices = 8
-    report("other devices", "8, 4, 1, 8", _told(wrong or _ended(run, whole, rtol=1e-3), run))
+    report("other devices", "8, 4, 1, 8", _logged(wrong or _ended(run, whole, rtol=1e-3), run))
     run.remove()
 
 
 def disks(place, until, report):
-    """Train on a disk that fills up, or becomes read-only, at a random moment; with room again the run goes on."""
+    """Train on a disk that fills up or becomes read-only at a random moment. With space again the run must resume."""
     if os.geteuid() or not shutil.which("mount"):
-        print("no disk of its own can be made: that takes root", flush=True)
+        print("disks: skipped, because mounting a tmpfs needs root and the program mount", flush=True)
         return
     whole, draw = runs.expected(place), runs.seeded("disks")
     for kind in ("full", "read-only") * 6:
@@ -107,7 +112,7 @@ def disks(place, until, report):
         if subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True
         ).returncode:
-            print("no disk of its own can be made: mount is not allowed", flush=True)
+            print("disks: skipped, because this system does not allow mount", flush=True)
             return
         try:
             report("disk", kind, _on_disk(disk, kind, whole, draw))
@@ -121,7 +126,7 @@ def _on_disk(disk, kind, whole, draw):
     run.start()
     if kind == "read-only":
         run.until_random(draw)
-        # Files that are open for writing keep a disk from becoming read-only, but not from being seen so by what comes after.
+        # Files open for writing prevent a read-only remount, but not a read-only bind mount on top, which later opens see.
         subprocess.run(["mount", "--bind", disk, disk], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
     codes, wrong = run.wait(), None
@@ -129,17 +134,18 @@ def _on_disk(disk, kind, whole, draw):
         subprocess.run(["umount", disk], check=True)
     subprocess.run(["mount", "-o", "remount,rw,size=2g", disk], check=True)
     if codes != [0] and codes not in ([1], [2]):
-        wrong = f"it ended with {codes}"
+        wrong = f"it ended with exit codes {codes}"
     if codes != [0] and sum(line.startswith("qbheat: error") for line in run.log().splitlines()) != 1:
-        wrong = wrong or "it did not end with one sentence"
+        wrong = wrong or "it did not end with one error line"
     if "Traceback" in run.log():
         wrong = wrong or "a traceback was printed"
-    wrong = _told(wrong or _ended(run, whole), run)
+    wrong = _logged(wrong or _ended(run, whole), run)
     run.remove()
     return wrong
 
 
-def _told(wrong, run):
+def _logged(wrong, run):
+    """Print the end of the run's log if something went wrong. Return `wrong`."""
     if wrong:
         print(f"--- {wrong}\n{run.log()[-3000:]}", flush=True)
     return wrong

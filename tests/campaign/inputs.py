@@ -1,4 +1,4 @@
-"""Malformed inputs of every kind, made from real ones by a seeded mutator: exit 0, or 1 or 2 with one sentence."""
+"""Malformed inputs of every kind, made by a seeded mutator. A command must exit with 0, or with 1 or 2 and one error line."""
 
 import io
 import itertools
@@ -16,12 +16,19 @@ from PIL import Image
 
 from tests.campaign import runs
 
-# Seconds that one command may take.
+# Time limit of a command in seconds.
 LIMIT = 120
 
 
 def run(place, count, until, report):
-    """Try `count` inputs, of each kind in turn; stop at the time `until`. report(kind, what, wrong)."""
+    """Try malformed inputs of each kind in turn.
+
+    Args:
+      place: `Path` of a folder for the files.
+      count: Number of inputs.
+      until: Time of `time.monotonic` at which to stop.
+      report: Function (kind, what, wrong) that is called after each try, such as a `Tally`.
+    """
     base = _base(place)
     worker, made = Worker(place), place / "input"
     kinds = itertools.cycle((_image, _folder, _image, _annotations, _weights, _checkpoint, _config, _words))
@@ -43,19 +50,19 @@ def run(place, count, until, report):
 
 
 def _not_copied(folder, names):
-    """Pipes, and links that lead nowhere."""
+    """Return the names that `shutil.copytree` should ignore: pipes and broken links."""
     paths = {name: os.path.join(folder, name) for name in names}
     return [name for name, path in paths.items() if not (os.path.isfile(path) or os.path.isdir(path))]
 
 
 class Worker:
-    """The process that runs the commands; a new one where it hangs or dies."""
+    """A process that runs the commands. It is replaced after a hang or crash."""
 
     def __init__(self, home):
         self._process, self._home = None, str(home)
 
     def judge(self, arguments):
-        """Why a command did not end as it should, or None."""
+        """Run a command. Return None if it ends as it should, else the reason."""
         if self._process is None:
             self._begin()
         self._process.stdin.write(json.dumps(arguments) + "\n")
@@ -67,14 +74,14 @@ class Worker:
         if answer is None:
             state = self._process.poll()
             self.close()
-            return f"it took more than {LIMIT} s" if state is None else f"its process ended with {state}"
+            return f"it took more than {LIMIT} s" if state is None else f"its process ended with exit code {state}"
         errors = [line for line in answer["err"].splitlines() if line.startswith("qbheat: error")]
         if answer["code"] not in (0, 1, 2):
             return f"exit code {answer['code']}\n{answer['err'][-2000:]}"
         if "Traceback" in answer["err"]:
             return f"a traceback was printed\n{answer['err'][-2000:]}"
         if len(errors) != (answer["code"] != 0):
-            return f"{len(errors)} sentences with exit code {answer['code']}\n{answer['err'][-2000:]}"
+            return f"{len(errors)} error lines with exit code {answer['code']}\n{answer['err'][-2000:]}"
         return None
 
     def _begin(self):
@@ -87,6 +94,7 @@ class Worker:
         threading.Thread(target=_read, args=(self._process.stdout, self._answers), daemon=True).start()
 
     def close(self):
+        """Kill the process."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -100,7 +108,7 @@ def _read(stream, answers):
 
 
 def _base(place):
-    """A small run, and its weights in three kinds of file."""
+    """Train a small run and export its weights in three file formats. Return the run's workdir."""
     run = runs.Run(place, "base", steps=4)
     run.start()
     codes = run.wait(300)
@@ -119,11 +127,11 @@ def _base(place):
     return run.workdir
 
 
-# --- Kinds: (draw, an empty folder, the base run's workdir) -> the command's arguments ---------------------------------
+# --- Kinds: each function takes (draw, empty folder, workdir of the base run) and returns the command's arguments ------
 
 
 def _spoiled(draw, data):
-    """Bytes of a file: cut off, flipped, overwritten, repeated, padded or of nothing."""
+    """Return damaged bytes: truncated, flipped, overwritten, repeated, padded or empty."""
     data = bytearray(data)
     for _ in range(draw.choice((1, 1, 1, 3))):
         size = max(1, len(data))
@@ -172,11 +180,11 @@ _ENDINGS = (
 
 
 def _image(draw, folder, base):
-    """One spoiled image among good ones."""
+    """Make a damaged image next to a good one."""
     ending, kind, mode, options = draw.choice(_ENDINGS)
     data = _encoded(kind, mode, **options)
     (folder / f"good{ending}").write_bytes(data)
-    # Under its own ending, or another's.
+    # Use its own ending, another format's, or none.
     name = f"bad{draw.choice((ending, ending, ending, draw.choice(_ENDINGS)[0], ''))}"
     (folder / name).write_bytes(_spoiled(draw, data))
     return ["doctor", "--data", f"folder:{folder}"]
@@ -189,7 +197,7 @@ _NAMES = (
 
 
 def _folder(draw, folder, base):
-    """A tree of odd names, links, pipes and files that are none."""
+    """Make a tree of odd names, links, pipes and files that are not images."""
     data = _encoded("PNG")
     folders = [folder]
     for _ in range(draw.randrange(1, 14)):
@@ -229,7 +237,7 @@ _ODD = (
 
 
 def _annotations(draw, folder, base):
-    """A file in COCO's format with odd values, odd keys, or odd bytes."""
+    """Make a file in COCO's format with odd values, odd keys or odd bytes."""
     for n in range(3):
         (folder / f"{n}.png").write_bytes(_encoded("PNG"))
     truth = {
@@ -262,7 +270,7 @@ def _annotations(draw, folder, base):
 
 
 def _weights(draw, folder, base):
-    """A spoiled file of weights, under its own ending or another's."""
+    """Make a damaged file of weights with its own or another ending."""
     source = draw.choice(sorted(base.parent.glob("weights.*[zhs]")))
     ending = draw.choice((source.suffix, source.suffix, ".pth", ".bin", ""))
     path = folder / f"spoiled{ending}"
@@ -273,7 +281,7 @@ def _weights(draw, folder, base):
 
 
 def _checkpoint(draw, folder, base):
-    """A workdir of which a file is spoiled, emptied or gone."""
+    """Make a workdir with a damaged, emptied or removed file."""
     workdir = folder / "run"
     shutil.copytree(base, workdir)
     files = sorted(path for path in workdir.rglob("*") if path.is_file())
@@ -298,7 +306,7 @@ _FIELDS = (
 
 
 def _config(draw, folder, base):
-    """A config file with odd values, odd fields, or odd Python."""
+    """Make a config file with odd values, odd fields or invalid Python."""
     text = "".join(
         f"    config[{name!r}] = {value!r}\n" for name, value in runs.CONFIG.items() if not isinstance(value, dict)
     )
@@ -331,7 +339,7 @@ _WORDS = (
 
 
 def _words(draw, folder, base):
-    """A command line of odd words."""
+    """Make a command line of odd words."""
     words = [draw.choice(_WORDS[:12]), *draw.choices(_WORDS, k=draw.randrange(7))]
-    # Where a workdir is asked for there is one, so that nothing is written elsewhere.
+    # A --workdir at the end keeps commands from writing elsewhere.
     return [*words, "--workdir", str(folder / "workdir")] if draw.random() < 0.5 else words

@@ -1,4 +1,4 @@
-"""SIGKILL and SIGTERM at random moments of runs of one process and of two, with and without decoding processes."""
+"""SIGKILL and SIGTERM at random moments of runs with one or two processes, with and without decoding processes."""
 
 import os
 import shutil
@@ -7,21 +7,26 @@ import time
 
 from tests.campaign import runs
 
-# (name, how the run is made, share of the kills). SIGTERM comes a fifth as often.
+# (name, arguments of `runs.Run`, fraction of the signals).
 VARIANTS = (
     ("one process", {}, 0.4),
-    ("one process, two that decode", {"workers": 2}, 0.2),
+    ("one process, two decoding processes", {"workers": 2}, 0.2),
     ("two processes", {"processes": 2}, 0.3),
-    ("two processes, one each that decodes", {"processes": 2, "workers": 1}, 0.1),
+    ("two processes, one decoding process each", {"processes": 2, "workers": 1}, 0.1),
 )
-# Hits that one workdir takes before its run may end.
+# Signals to one workdir before its run may end.
 _EACH = 4
 
 
 def run(place, kills, terms, until, report):
-    """Hit runs `kills` times with SIGKILL and `terms` times with SIGTERM; stop at the time `until`.
+    """Send signals to runs and check that they resume.
 
-    report(kind, variant, wrong): after each hit; wrong is None, or says what went wrong.
+    Args:
+      place: `Path` of a folder for the runs.
+      kills: Number of SIGKILLs.
+      terms: Number of SIGTERMs.
+      until: Time of `time.monotonic` at which to stop.
+      report: Function (kind, variant, wrong) that is called after each signal, such as a `Tally`.
     """
     for name, how, share in VARIANTS:
         hits = [signal.SIGKILL] * round(kills * share) + [signal.SIGTERM] * round(terms * share)
@@ -34,7 +39,7 @@ def run(place, kills, terms, until, report):
 
 
 def _one(place, name, how, hits, whole, draw, report):
-    """One workdir: hit, started again, hit again, and in the end left alone; its curve is then the uninterrupted one's."""
+    """Signal and restart one run several times, then let it end. Its loss curve must equal the uninterrupted one."""
     run, done, wrong = runs.Run(place, "hit", **how), [], None
     for number in hits:
         while True:
@@ -43,9 +48,9 @@ def _one(place, name, how, hits, whole, draw, report):
                 break
             codes = run.wait()
             if any(codes):
-                wrong = wrong or f"it ended with {codes} before it was hit"
+                wrong = wrong or f"it ended with exit codes {codes} before the signal"
                 break
-            shutil.rmtree(run.workdir)  # it was quicker: from the start again
+            shutil.rmtree(run.workdir)  # the run ended before the signal, so start it again
             done.clear()
         done.append(number)
         target = run.children[draw.randrange(len(run.children))]
@@ -53,17 +58,17 @@ def _one(place, name, how, hits, whole, draw, report):
             for child in run.children:
                 child.terminate()
             codes = run.wait(60)
-            # Before its first step is done, there is nothing to save, and the signal ends it as it ends any process.
+            # Before the first step there is nothing to save, and SIGTERM ends the process by default.
             if any(code not in (143, -signal.SIGTERM, 0) for code in codes):
-                wrong = wrong or f"SIGTERM ended it with {codes}"
+                wrong = wrong or f"SIGTERM ended it with exit codes {codes}"
         else:
             os.kill(target.pid, signal.SIGKILL)
             target.wait()
-            run.kill()  # its peers and decoders, as a scheduler does
+            run.kill()  # kill the other processes and the decoders too, as a scheduler does
     run.start()
     codes = run.wait()
     if any(codes):
-        wrong = wrong or f"started again it ended with {codes}"
+        wrong = wrong or f"after its restart it ended with exit codes {codes}"
     else:
         try:
             wrong = wrong or runs.differs(run.curve(), whole)

@@ -1,4 +1,4 @@
-"""One small training run as processes of their own: started, watched, hit, started again; and its loss curve."""
+"""A small training run in child processes that can be started, killed and restarted, and its loss curve."""
 
 import json
 import os
@@ -13,8 +13,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 24
-# Seconds after which a run that should have ended is a miss.
+# Time limit of a run in seconds.
 LIMIT = 180
+# Beginning of the message of `differs` about different steps.
+OTHER_STEPS = "metrics.jsonl has steps"
 
 CONFIG = {
     "seed": 3, "image_size": 64, "batch_size": 16, "total_steps": STEPS, "log_every": 1, "checkpoint_every": 3, "keep": 2,
@@ -24,9 +26,16 @@ CONFIG = {
 
 
 class Run:
-    """A workdir, and the processes that train in it.
+    """A workdir and the processes that train in it.
 
-    processes: how many make the run; workers: decoding processes of each; devices: virtual CPU devices of each.
+    Args:
+      place: Folder of the workdir.
+      name: Name of the workdir.
+      processes: Number of processes of the run.
+      workers: Decoding processes of each process.
+      devices: Virtual CPU devices of each process.
+      steps: Length of the run.
+      log: `Path` of the log; by default next to the workdir.
     """
 
     def __init__(self, place, name, processes=1, workers=0, devices=1, steps=STEPS, log=None):
@@ -38,7 +47,7 @@ class Run:
         self.children = []
 
     def start(self):
-        """Start the command, every process of it."""
+        """Start all processes of the run."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -62,10 +71,11 @@ class Run:
                 )  # fmt: skip
 
     def running(self):
+        """Return whether all processes are running."""
         return all(child.poll() is None for child in self.children)
 
     def wait(self, limit=LIMIT):
-        """Return the exit codes, None for one that did not end within `limit` seconds; then all are killed."""
+        """Wait at most `limit` seconds, then kill all processes. Return their exit codes, None for those still running."""
         end = time.monotonic() + limit
         while any(child.poll() is None for child in self.children) and time.monotonic() < end:
             time.sleep(0.05)
@@ -74,7 +84,7 @@ class Run:
         return codes
 
     def kill(self):
-        """SIGKILL to every process of the run, and to those that decode for it."""
+        """Send SIGKILL to every process of the run and to its decoding processes."""
         for child in self.children:
             try:
                 os.killpg(child.pid, signal.SIGKILL)
@@ -83,14 +93,14 @@ class Run:
             child.wait()
 
     def lines(self):
-        """How many lines metrics.jsonl has."""
+        """Return the number of lines in metrics.jsonl."""
         try:
             return (self.workdir / "metrics.jsonl").read_bytes().count(b"\n")
         except OSError:
             return 0
 
     def until_random(self, draw):
-        """Wait for a random moment: of the start-up, or after a random step, a save among them. False: it ended before."""
+        """Wait for a random moment of the start-up or after a random step. Return False if the run ended before."""
         if draw.random() < 0.3:
             return self._sleep(draw.uniform(0, 12))
         step = draw.randrange(STEPS)
@@ -106,45 +116,48 @@ class Run:
         return self.running()
 
     def curve(self):
-        """{step: train/loss}. Raises ValueError for a step that is told twice or a line that is torn."""
+        """Return {step: train/loss}. Raise ValueError for a repeated step or a truncated line in metrics.jsonl."""
         found = {}
         for line in (self.workdir / "metrics.jsonl").read_text().splitlines():
             line = json.loads(line)
             if "train/loss" in line:
                 if line["step"] in found:
-                    raise ValueError(f"step {line['step']} is told twice")
+                    raise ValueError(f"metrics.jsonl has step {line['step']} twice")
                 found[line["step"]] = line["train/loss"]
         return found
 
     def log(self):
+        """Return the text of the log."""
         return self._log.read_text(errors="replace")
 
     def remove(self):
+        """Remove the workdir and the log."""
         shutil.rmtree(self.workdir, ignore_errors=True)
         self._log.unlink(missing_ok=True)
 
 
 def expected(place, **how):
-    """The loss curve of the same run, uninterrupted."""
+    """Return the loss curve of the same run without interruption. `how`: arguments of `Run`."""
     run = Run(place, "whole", **how)
     run.start()
     codes = run.wait(600)
     if any(codes):
-        raise RuntimeError(f"the uninterrupted run ended with {codes}: {run.log()[-2000:]}")
+        raise RuntimeError(f"the uninterrupted run ended with exit codes {codes}: {run.log()[-2000:]}")
     curve = run.curve()
     run.remove()
     return curve
 
 
 def differs(curve, other, rtol=0.0):
-    """Why two loss curves are not the same, or None."""
+    """Return None if two loss curves are equal up to the relative tolerance, else the first difference."""
     if list(curve) != list(other):
-        return f"it tells steps {list(curve)[:3]}...{list(curve)[-3:]} and not {list(other)[:3]}...{list(other)[-3:]}"
+        return f"{OTHER_STEPS} {list(curve)[:3]}...{list(curve)[-3:]}, not {list(other)[:3]}...{list(other)[-3:]}"
     for step, loss in other.items():
         if abs(curve[step] - loss) > rtol * abs(loss):
-            return f"loss {curve[step]!r} and not {loss!r} at step {step}"
+            return f"the loss at step {step} is {curve[step]!r}, not {loss!r}"
     return None
 
 
 def seeded(*words):
+    """Return a `random.Random` seeded by the arguments."""
     return random.Random(repr(words))

@@ -1,4 +1,4 @@
-"""Run commands one after the other in one process, since starting one takes seconds: JSON lists in, JSON results out."""
+"""Run commands one after the other in one process, because a start takes seconds. Input and output are JSON lines."""
 
 import json
 import os
@@ -8,13 +8,13 @@ import traceback
 
 
 def main():
-    """Read a line of JSON, a command's arguments, from stdin; write {"code", "out", "err"} for it; until stdin ends."""
+    """Read commands from stdin until its end. For each JSON list of arguments, write {"code", "out", "err"} to stdout."""
     answers = os.fdopen(os.dup(1), "w")
     from qbheat_jax import cli
 
     for line in sys.stdin:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            # Of the whole process: what C++ prints counts too.
+            # Redirect the file descriptors, to capture the output of C++ code too.
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             try:

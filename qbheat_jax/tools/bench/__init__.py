@@ -1,6 +1,6 @@
-"""Benchmarks: the package against PyTorch, its methods against each other, its input against the least that it costs.
+"""Benchmarks: the package against PyTorch, its methods against each other, its input pipeline against bare decoding.
 
-All that are compared run in one process, in turn, on the same number of threads, with the same shapes and types.
+Compared candidates run in turn in one process, with the same number of threads, shapes and dtypes.
 """
 
 import dataclasses
@@ -11,16 +11,24 @@ from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.tools.bench import machine, options
 
 
-def run(asked, show=None):
-    """options.Options -> the result, a dict of plain data for `table.text`; written to the file `asked.json` where set.
+def run(requested, show=None):
+    """Run the benchmarks.
 
-    show: called with the result so far, without sections at first and then after each; the file is written as often, so
-    that what was measured is not lost with a run that is cut off. Raises UserError for what cannot be, before anything is
-    compiled.
+    The result is shown and written after each section, so that an interrupted run keeps its measurements.
+
+    Args:
+      requested: An `options.Options`.
+      show: Function of the result so far, called before the first section and after each; None shows nothing.
+
+    Returns:
+      The result, a JSON-ready dict for `table.text`. It is also written to the file `requested.json`, if set.
+
+    Raises:
+      UserError: The options cannot be run (raised before compilation), or the file cannot be written.
     """
-    o = options.check(asked)
+    o = options.check(requested)
     parts = _parts(o)
-    # Both before jax starts.
+    # Both must run before jax starts its backend.
     machine.limit_threads(o.threads)
     machine.share_memory(o)
     result = {"machine": machine.machine(o.threads), "options": dataclasses.asdict(o), "sections": []}
@@ -40,7 +48,7 @@ def _save(result, path):
         try:
             pathlib.Path(path).write_text(json.dumps(result, indent=2) + "\n")
         except OSError as error:
-            raise UserError(f"--json {path} cannot be written: {error.strerror}", exit_code=RUN_FAILED) from error
+            raise UserError(f"cannot write --json {path}: {error.strerror}", exit_code=RUN_FAILED) from error
 
 
 def _parts(o):

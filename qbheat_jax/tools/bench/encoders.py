@@ -1,4 +1,4 @@
-"""`bench forward` and `bench step`: encoders against their twins in PyTorch, and QB-Heat's step against SimMIM's."""
+"""`bench forward` and `bench step`: encoders against their PyTorch counterparts, and QB-Heat's step against SimMIM's."""
 
 import dataclasses
 import functools
@@ -20,14 +20,22 @@ OURS = "jax"
 
 
 def forward(o):
-    """Yields a section an encoder: images [B, S, S, 3] -> features, running averages in the batch norms."""
+    """Yield a section per encoder: features of images [B, S, S, 3] in inference mode.
+
+    Args:
+      o: A checked `options.Options`.
+    """
     for name in o.encoders:
         yield _features(o, name)
         _forget(o)
 
 
 def step(o):
-    """Yields for each encoder a section of its training as a classifier, and one of its pre-training."""
+    """Yield two sections per encoder: training as a classifier, and pre-training.
+
+    Args:
+      o: A checked `options.Options`.
+    """
     for name in o.encoders:
         for make in (_classification, _pretraining):
             yield make(o, name)
@@ -48,7 +56,9 @@ def _features(o, name):
     def make(peer):
         call = peer.forward(inputs)
         difference = _difference(ours(), call())
-        notes.append(f"torch {peer.way}: features differ by at most {difference:.1e} of their scale from {OURS}")
+        notes.append(
+            f"torch {peer.way}: features differ from {OURS} by at most {difference:.1e} of the largest feature"
+        )
         return call
 
     runs = {OURS: timing.on_device(ours), **_peers(o, name, objective, variables, make)}
@@ -56,17 +66,24 @@ def _features(o, name):
 
 
 def _supervised(o, name):
-    """(training.Step, objective) of an encoder and a linear classifier on its features."""
+    """Return (training.Step, objective) of an encoder with a linear classifier on its features."""
     config = options.supervised(o, name)
     objective = dataclasses.replace(methods.build(config), head=PooledHead(o.classes))
-    log.info("%s: making its parameters", name)
+    log.info("%s: initialising its parameters", name)
     return training.Step(config, objective), objective
 
 
 def _peers(o, name, objective, variables, make):
-    """{name of a way: its `run`} of the encoder's twin, which is made when the first of them is used.
+    """Return {name: `run` function} of the encoder's PyTorch counterpart in each way.
 
-    make: function of a running.Peer that returns what to time. Where a compiler fails, the run raises timing.NotTimed.
+    The first run creates the PyTorch model. If PyTorch's compiler fails, the run raises `timing.NotTimed`.
+
+    Args:
+      o: A checked `options.Options`.
+      name: Name of the encoder.
+      objective: Object with the encoder.
+      variables: Variables of the encoder and head, {"params": ..., ...}.
+      make: Function of a `running.Peer` that returns the function to time.
     """
     if not o.peers:
         return {}
@@ -88,11 +105,11 @@ def _peers(o, name, objective, variables, make):
             call()
         except UserError:
             raise
-        except Exception as error:  # a compiler may fail in any way, and then the others are still of interest
+        except Exception as error:  # a compiler may raise anything; the other ways still count
             if way != "compile":
                 raise
             words = str(error).strip().splitlines() or [""]
-            reason = f"torch compile does not work here: {type(error).__name__}: {words[0][:200]}"
+            reason = f"torch compile fails on this machine: {type(error).__name__}: {words[0][:200]}"
             raise timing.NotTimed(reason) from None
         return timing.on_device(call, peer.wait)
 
@@ -107,13 +124,13 @@ def _against_peers(part, what, o, runs, limit, notes=()):
     if OURS in figures and others:
         best = timing.fastest(figures, others)
         speed = timing.ratio(figures[best]["seconds"], figures[OURS]["seconds"])
-        ratios.append((f"images/s of {OURS} over those of the best PyTorch, {best}", speed))
+        ratios.append((f"images/s of {OURS} over the fastest PyTorch, {best}", speed))
     title = f"{what}, batch {o.batch}, {o.size} px, {o.dtype}"
     return section.make(part, title, "images/s", candidates, figures, ratios, limit, notes)
 
 
 def _classification(o, name):
-    """The whole step of supervised training: cross-entropy of a linear classifier, gradients, AdamW."""
+    """Return the section of a full supervised step: cross-entropy of a linear classifier, gradients and AdamW."""
     limit = timing.Limit(o.limit)
     ours, objective = _supervised(o, name)
     config = ours.config
@@ -127,31 +144,31 @@ def _classification(o, name):
 
 
 def _pretraining(o, name):
-    """QB-Heat's whole step and SimMIM's on full images, same encoder and batch."""
+    """Return the section of QB-Heat's full step against SimMIM's, with the same encoder and batch."""
     limit = timing.Limit(o.limit)
 
     def run(which):
         config = options.pretraining(o, name, which)
-        log.info("%s: making the parameters of %s", name, which)
+        log.info("%s: initialising the parameters of %s", name, which)
         return timing.on_device(training.Step(config, methods.build(config)).call)
 
     runs = {which: timing.lazy(functools.partial(run, which)) for which in ("qbheat", "simmim")}
     candidates = [timing.Candidate(which, run, o.batch) for which, run in runs.items()]
     figures = timing.alternate(candidates, o.rounds, o.seconds, limit)
     seconds = {which: figure["seconds"] for which, figure in figures.items()}
-    pairs = [("cost of QB-Heat's step over SimMIM's, which sees the full image", "qbheat", "simmim")]
+    pairs = [("time of QB-Heat's step over SimMIM's, which encodes the full image", "qbheat", "simmim")]
     title = f"pre-training {name}, batch {o.batch}, {o.pretrain_size} px, {o.dtype}"
     return section.make("step", title, "images/s", candidates, figures, timing.ratios(seconds, pairs), limit)
 
 
 def _difference(ours, theirs):
-    """Largest difference of two feature maps over the largest feature."""
+    """Return the largest difference of two feature maps, relative to the largest feature."""
     ours, theirs = np.asarray(ours, np.float32), theirs.float().cpu().numpy()
     return np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30)
 
 
 def _forget(o):
-    """Free what the last section held: programs, the arrays they were called with, and PyTorch's part of the GPU."""
+    """Free the last section's compiled programs, their arrays, and PyTorch's GPU memory."""
     jax.clear_caches()
     gc.collect()
     if o.peers:

@@ -1,4 +1,4 @@
-"""On what was measured, and the same number of threads for everything that is."""
+"""Describe the machine, limit its threads, and share the GPU's memory with PyTorch."""
 
 import os
 import pathlib
@@ -11,25 +11,31 @@ from qbheat_jax.report.environment import versions
 from qbheat_jax.tools.bench import timing
 from qbheat_jax.train.runtime import cores
 
-# The share of a GPU's memory that jax takes when it starts, by its present and its former name.
+# Variables that set the fraction of a GPU's memory that jax preallocates: current and former name.
 MEMORY, FORMER_MEMORY = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
 _MEMORY_SET = {MEMORY, FORMER_MEMORY, "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR"}
 _PACKAGES = ("qbheat_jax", "jax", "jaxlib", "flax", "torch", "tensorflow-cpu", "tensorflow", "pillow", "numpy")
 
 
 def limit_threads(threads):
-    """Leaves this process and all its threads as many cores: XLA takes one thread for each, and has no other switch."""
+    """Pin this process and its threads to `threads` cores.
+
+    XLA starts one thread per available core and has no other setting.
+
+    Raises:
+      UserError: The system cannot pin processes.
+    """
     if threads == cores():
         return
     if not hasattr(os, "sched_setaffinity"):
-        raise UserError(f"--threads {threads}: on this system XLA always takes all cores, leave it out")
+        raise UserError(f"--threads {threads} is not accepted: on this system XLA always uses all cores; omit the flag")
     kept = sorted(os.sched_getaffinity(0))[:threads]
     for thread in os.listdir("/proc/self/task"):
         os.sched_setaffinity(int(thread), kept)
 
 
 def machine(threads):
-    """Dict of words and numbers."""
+    """Return a dict that describes the machine, the package versions and the settings."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -45,17 +51,21 @@ def machine(threads):
 
 
 def share_memory(options, environment=os.environ):
-    """Have jax take 0.45 of a GPU's memory and leave PyTorch the rest; by default jax takes 0.75.
+    """Limit jax to 0.45 of a GPU's memory (default: 0.75), so that PyTorch gets the rest.
 
-    Does nothing without peers, nor where the environment sets how jax takes memory. Call it before jax starts its backend.
-    On a CPU the variable has no effect.
+    Call it before jax starts its backend. It does nothing without peers, or if the environment already configures jax's
+    memory. On a CPU the variable has no effect.
+
+    Args:
+      options: A checked `options.Options`.
+      environment: Mapping of environment variables, changed in place.
     """
     if options.peers and {"forward", "step"} & set(options.parts) and not _MEMORY_SET & environment.keys():
         environment[MEMORY] = "0.45"
 
 
 def _jax_memory_fraction():
-    """The share of the GPU's memory that jax was told to take; "" where there is no GPU or the environment has none."""
+    """Return jax's fraction of the GPU's memory from the environment; "" without a GPU or a setting."""
     return (os.environ.get(MEMORY) or os.environ.get(FORMER_MEMORY, "")) if jax.default_backend() == "gpu" else ""
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark is asked for, and what cannot be, said before anything is compiled."""
+"""Options of a benchmark and their checks, which run before any compilation."""
 
 import dataclasses
 import math
@@ -15,13 +15,19 @@ from qbheat_jax.train import runtime
 PARTS = ("forward", "step", "heat", "input")
 PEERS = ("eager", "channels-last", "compile")
 _PAIRED = ("qbheat", "simmim")
-# The grids that cost is compared over are a half, one and one and a half times --cells; each needs a multiple of 4.
+# --cells must be a multiple of this: grids of 0.5, 1 and 1.5 times --cells are timed, and each needs a multiple of 4.
 CELLS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The command line's, see cli.py. `what`: one of PARTS, or all. `threads` 0: all cores that this process may use."""
+    """Options of `qbheat bench`, see its --help.
+
+    Attributes:
+      what: One of `PARTS`, or "all".
+      classes: Classes of the classifiers; the only option without a flag.
+      threads: Number of threads; 0 for all cores that this process may use.
+    """
 
     what: str = "all"
     encoders: tuple = ("mobile_former_294m", "mobilenet_v2", "resnet50", "vit_s")
@@ -43,52 +49,67 @@ class Options:
 
     @property
     def parts(self):
+        """Tuple of the parts to run."""
         return PARTS if self.what == "all" else (self.what,)
 
 
 def check(options):
-    """The options with the number of threads filled in. Raises UserError, one sentence, for what cannot be."""
+    """Check options.
+
+    Args:
+      options: An `Options`.
+
+    Returns:
+      The `Options`, with 0 threads replaced by the number of cores.
+
+    Raises:
+      UserError: An option is not accepted.
+    """
     o = options
     if o.what not in (*PARTS, "all"):
-        raise UserError(f"bench {o.what}: it takes {', '.join(PARTS)} or all")
-    for name, least in (
+        raise UserError(f"bench {o.what} is not accepted; it takes {', '.join(PARTS)} or all")
+    for name, minimum in (
         ("batch", 1), ("size", 1), ("pretrain_size", 1), ("heat_batch", 1), ("width", 1), ("images", 1), ("rounds", 1),
         ("seconds", 0), ("limit", 0), ("threads", 0),
     ):  # fmt: skip
         value = getattr(o, name)
-        if not (math.isfinite(value) and value >= least):
-            raise UserError(f"--{name.replace('_', '-')} {value}: it takes a number that is at least {least}")
+        if not (math.isfinite(value) and value >= minimum):
+            raise UserError(
+                f"--{name.replace('_', '-')} {value} is not accepted; it takes a number of at least {minimum}"
+            )
     if o.dtype not in registry.DTYPES:
-        raise UserError(f"--dtype {o.dtype}: it takes {' or '.join(registry.DTYPES)}")
+        raise UserError(f"--dtype {o.dtype} is not accepted; it takes {' or '.join(registry.DTYPES)}")
     wrong = [name for name in o.peers if name not in PEERS]
     if wrong:
-        raise UserError(f"--peers {wrong[0]}: it takes none, or some of {', '.join(PEERS)}")
+        raise UserError(f"--peers {wrong[0]} is not accepted; it takes none, or some of {', '.join(PEERS)}")
     if {"forward", "step"} & set(o.parts):
         _check_encoders(o)
     if "heat" in o.parts and (o.cells < CELLS or o.cells % CELLS):
         raise UserError(
-            f"--cells {o.cells}: it takes a multiple of {CELLS}, since a half and one and a half times as many are timed too"
+            f"--cells {o.cells} is not accepted; it takes a multiple of {CELLS}, since 0.5 and 1.5 times as many are timed too"
         )
     if "input" in o.parts and o.images < o.batch:
-        raise UserError(f"--images {o.images}: a batch alone has --batch {o.batch}, so it takes at least as many")
+        raise UserError(f"--images {o.images} is not accepted; it takes at least one batch, --batch {o.batch}")
     if o.json and not pathlib.Path(o.json).absolute().parent.is_dir():
-        raise UserError(f"--json {o.json}: there is no folder {pathlib.Path(o.json).parent}")
+        raise UserError(f"--json {o.json} is not accepted; the folder {pathlib.Path(o.json).parent} does not exist")
     cores = runtime.cores()
     if o.threads > cores:
-        raise UserError(f"--threads {o.threads}: of the cores, this process may use {cores}")
+        raise UserError(f"--threads {o.threads} is not accepted; this process may use at most {cores} cores")
     return dataclasses.replace(o, threads=o.threads or cores)
 
 
 def _check_encoders(o):
     if not o.encoders:
-        raise UserError(f"--encoders: it takes at least one of {', '.join(registry.names())}")
+        raise UserError(f"--encoders is empty; it takes at least one of {', '.join(registry.names())}")
     for name in o.encoders:
         stride = registry.encoder(name).stride
         if o.size % stride:
-            raise UserError(f"--size {o.size}: {name} takes a multiple of its stride, {stride}")
+            raise UserError(f"--size {o.size} is not accepted; {name} takes a multiple of its stride, {stride}")
         if "step" in o.parts:
             if o.batch * (o.size // stride) ** 2 < 2:
-                raise UserError(f"--batch {o.batch}: of one cell there is no batch norm, so it takes at least 2")
+                raise UserError(
+                    f"--batch {o.batch} is not accepted; batch norm needs more than one cell, so at least 2"
+                )
             for objective in _PAIRED:
                 pretraining(o, name, objective)
     if o.peers:
@@ -96,7 +117,7 @@ def _check_encoders(o):
 
 
 def supervised(o, name):
-    """The config by which encoder `name` is trained as a classifier; of a ViT as released, for its twin's sake."""
+    """Return the config that trains encoder `name` as a classifier. A ViT gets its released form, as in PyTorch."""
     fields = {"objective": "supervised", "image_size": o.size, "head.classes": o.classes, **_common(o, name)}
     encoder = registry.encoder(name)
     if isinstance(encoder, ViT):
@@ -106,7 +127,7 @@ def supervised(o, name):
 
 
 def pretraining(o, name, objective):
-    """The config by which encoder `name` is pre-trained. Raises UserError where the objective does not take the size."""
+    """Return the config that pre-trains encoder `name`. Raise UserError if the method does not accept the size."""
     config = config_lib.resolve({"objective": objective, "image_size": o.pretrain_size, **_common(o, name)})
     try:
         methods.build(config)
@@ -116,5 +137,5 @@ def pretraining(o, name, objective):
 
 
 def _common(o, name):
-    # As long as a run may be, so that the learning rate stays what it is.
+    # A long run keeps the learning rate constant during the benchmark.
     return {"encoder.name": name, "batch_size": o.batch, "dtype": o.dtype, "total_steps": 1_000_000}

@@ -1,4 +1,4 @@
-"""A section of a result: candidates that were timed together, and how they compare. Plain data, as it goes into JSON."""
+"""Make the sections of a benchmark's result: JSON-ready dicts of candidates that were timed together."""
 
 import sys
 
@@ -6,9 +6,17 @@ from qbheat_jax.tools.bench import timing
 
 
 def make(part, title, unit, candidates, figures, ratios, limit, notes=()):
-    """Return a section with a row for each candidate in `figures`.
+    """Return a section with a row for each timed candidate.
 
-    `unit`: of the rates, "" where only times are told. `ratios`: [(words, spread), ...]. `limit`: timing.Limit.
+    Args:
+      part: Part of the benchmark, such as "forward".
+      title: Title of the table.
+      unit: Unit of the rates, such as "images/s"; "" for times only.
+      candidates: List of `timing.Candidate`.
+      figures: Dict of `timing.alternate`.
+      ratios: [(words, spread), ...].
+      limit: The section's `timing.Limit`.
+      notes: List of notes for the table.
     """
     rows = [
         {
@@ -29,7 +37,7 @@ def make(part, title, unit, candidates, figures, ratios, limit, notes=()):
 
 
 def peak_memory():
-    """The most memory that this process has had at once, in bytes; None where the system does not tell."""
+    """Return the peak memory of this process in bytes, or None if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,15 +1,15 @@
-"""A result as Markdown: on what it was measured, then for each section a table and its ratios."""
+"""Format a benchmark's result as Markdown: the machine, then a table and its ratios for each section."""
 
 GIB = 2**30
 
 
 def text(result):
-    """The whole result."""
+    """Return the whole result as text."""
     return "\n".join([*_machine(result), *(line for s in result["sections"] for line in _section(s))])
 
 
 def newest(result):
-    """What `text` ends with since the last section came: that section, or before the first what stands above them all."""
+    """Return the newest part of `text`: the last section, or the head before the first section."""
     return "\n".join(_section(result["sections"][-1]) if result["sections"] else _machine(result))
 
 
@@ -22,14 +22,14 @@ def _machine(result):
     yield f"* Python {m['python']}, {versions}"
     yield f"* threads of every framework: {m['threads']}; GLIBC_TUNABLES={m['GLIBC_TUNABLES'] or 'not set'}"
     if m["sends_ahead"]:
-        yield "* all calls of a run are sent before the last one is waited for, by jax and by PyTorch"
+        yield "* jax and PyTorch send all calls of a run, then wait for the last one"
     if m["jax_memory_fraction"]:
-        yield f"* jax takes {m['jax_memory_fraction']} of the GPU's memory"
+        yield f"* jax uses {m['jax_memory_fraction']} of the GPU's memory"
     yield (
-        f"* {o['rounds']} rounds in one process, all candidates of a table in turn, every second round backwards, after a "
-        "warm-up, each turn's first call not counted: medians (least to most)"
+        f"* median (min to max) of {o['rounds']} rounds in one process, after a warm-up; the candidates of a table take turns, "
+        "in reverse order every second round, and the first call of a turn does not count"
     )
-    yield "* ratios are taken round by round"
+    yield "* ratios are computed round by round"
 
 
 def _section(s):
@@ -47,7 +47,7 @@ def _section(s):
     for note in s["notes"]:
         yield f"* {note}"
     if s["peak_bytes"] is not None:
-        yield f"* peak memory of the process up to here: {s['peak_bytes'] / GIB:.2f} GiB"
+        yield f"* peak memory of the process so far: {s['peak_bytes'] / GIB:.2f} GiB"
 
 
 def _row(cells):
@@ -59,7 +59,8 @@ def _spread(figure):
 
 
 def _number(x):
-    """
+    """Return a number with about three significant digits.
+
     >>> _number(1234.5), _number(12.34), _number(0.01234)
     ('1,234', '12.3', '0.0123')
     """

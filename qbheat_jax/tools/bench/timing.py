@@ -1,4 +1,4 @@
-"""Alternating runs of several candidates in one process: whatever slows the machine down slows all of them."""
+"""Time several candidates in alternating runs of one process, so that disturbances of the machine affect all of them."""
 
 import dataclasses
 import math
@@ -8,13 +8,19 @@ from collections.abc import Callable
 
 import jax
 
-# Calls in a run at the most, however short they are.
-_MOST = 1000
+# Limit on the calls of a run, however short they are.
+_MAX_CALLS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One thing to time. `run(calls) -> seconds` of so many calls in a row; `amount`: what a call does, such as images."""
+    """A function to time.
+
+    Attributes:
+      name: Name in the table.
+      run: Function (number of calls) -> seconds for that many calls in a row.
+      amount: Work of a call, such as its number of images.
+    """
 
     name: str
     run: Callable
@@ -22,13 +28,19 @@ class Candidate:
 
 
 class NotTimed(Exception):
-    """Raised by the first run of a candidate that does not work here. Its text goes into the section's notes."""
+    """Raised by the first run of a candidate that does not work on this machine. Its text goes into the notes."""
 
 
 class Limit:
-    """The seconds that a section may take, from now on; 0: no limit.
+    """Time limit of a section, from its creation.
 
-    `stopped`: whether it cut the section short. `notes`: what was not timed, and why.
+    Args:
+      seconds: The limit; 0 for none.
+      clock: Function that returns seconds.
+
+    Attributes:
+      stopped: Whether the limit cut the section short.
+      notes: List of notes on what was not timed, and why.
     """
 
     def __init__(self, seconds=0.0, clock=time.perf_counter):
@@ -36,23 +48,24 @@ class Limit:
         self._seconds, self._clock, self._began = seconds, clock, clock()
 
     def reached(self):
-        """Return whether the section has taken that long."""
+        """Return whether the limit is reached."""
         return bool(self._seconds) and self._clock() - self._began >= self._seconds
 
     def stop(self, words):
-        """Note what is left out because the limit is reached."""
+        """Add a note on what is left out because the limit is reached."""
         self.stopped = True
         self.notes.append(f"{words}: the limit of {self._seconds:g} s was reached")
 
 
 def repeated(call, wait=lambda result: None, ahead=False, clock=time.perf_counter):
-    """Return the `run` of a function.
+    """Return the `run` function of a call. It keeps no result while the next call runs.
 
     Args:
-      call: Does its work, or only sends it to a device and returns the result.
+      call: Function that does its work, or only sends it to a device, and returns the result.
       wait: Function of that result that returns once the work is done.
-      ahead: Send all calls of a run, then wait for the last one, since a device runs them in order. Otherwise wait for each
-        call. No result is kept while the next call runs.
+      ahead: Send all calls of a run and wait for the last one, since a device runs them in order. Otherwise wait for each
+        call.
+      clock: Function that returns seconds.
     """
 
     def run(calls):
@@ -68,20 +81,20 @@ def repeated(call, wait=lambda result: None, ahead=False, clock=time.perf_counte
 
 
 def sends_ahead():
-    """Return whether calls are sent before the last one is done, as the training loop sends steps.
+    """Return whether calls are sent ahead, as the training loop sends steps.
 
-    PyTorch on a CPU returns when the work is done, so jax waits for each call there too.
+    On a CPU they are not: PyTorch returns there when the work is done, so jax also waits for each call.
     """
     return jax.default_backend() != "cpu"
 
 
 def on_device(call, wait=jax.block_until_ready):
-    """Return the `run` of a function that sends work to the device jax computes on; `wait` as in `repeated`."""
+    """Return the `run` function of a call on jax's device; see `repeated`."""
     return repeated(call, wait, sends_ahead())
 
 
 def lazy(make):
-    """Return the `run` that `make()` returns, made when it is first used: setup and compilation are part of that run."""
+    """Return a `run` function that calls `make()` in its first run, which then includes setup and compilation."""
     made = []
 
     def run(calls):
@@ -95,17 +108,22 @@ def lazy(make):
 def alternate(candidates, rounds, seconds=1.0, limit=None):
     """Time the candidates in turn.
 
-    Each is warmed up first: called once, which compiles it, and once more, which says how many calls take `seconds`.
-    Every second round goes backwards, so that none always comes after the same other one, and every turn begins with one
-    call that does not count: caches and the allocator's memory are then as the one before left them (a step of jax was seen
-    to take twice as long right after one of PyTorch as after another of its own).
+    Two warm-up calls come first: one compiles, the other determines how many calls take `seconds`. Every second round
+    runs in reverse, so that no candidate always follows the same one. The first call of a turn does not count, because
+    it finds caches and memory as the last candidate left them: a jax step can take twice as long right after PyTorch.
 
-    The limit is checked before each candidate's first call and between rounds. Candidates that come too late are left
-    out. The others are timed for one round at least, so that what was compiled gives a figure.
+    The limit is checked before each candidate's first call and between rounds. Candidates after it are left out; the
+    others run for at least one round, so that every compiled program gives a figure.
+
+    Args:
+      candidates: List of `Candidate`.
+      rounds: Number of timed runs of each candidate.
+      seconds: Approximate length of a run; 0 for one call per run.
+      limit: A `Limit`, or None.
 
     Returns:
-      {name: {"calls": calls a run, "seconds": [seconds a call, one a round]}} of the candidates that were timed; why the
-      others were not is in `limit.notes`.
+      {name: {"calls": calls per run, "seconds": [seconds per call in each round]}} of the timed candidates. `limit.notes`
+      explains why others are missing.
     """
     limit = limit or Limit()
     figures, timed = {}, []
@@ -119,7 +137,7 @@ def alternate(candidates, rounds, seconds=1.0, limit=None):
             limit.notes.append(str(reason))
             continue
         second = candidate.run(1)
-        calls = min(_MOST, max(1, math.ceil(seconds / max(second, 1e-9)))) if seconds else 1
+        calls = min(_MAX_CALLS, max(1, math.ceil(seconds / max(second, 1e-9)))) if seconds else 1
         figures[candidate.name] = {"calls": calls, "seconds": []}
         timed.append(candidate)
     for number in range(rounds if timed else 0):
@@ -134,7 +152,8 @@ def alternate(candidates, rounds, seconds=1.0, limit=None):
 
 
 def spread(values):
-    """
+    """Return the median, minimum and maximum of a list of numbers.
+
     >>> spread([3.0, 1.0, 2.0])
     {'median': 2.0, 'min': 1.0, 'max': 3.0}
     """
@@ -142,12 +161,12 @@ def spread(values):
 
 
 def rates(seconds, amount):
-    """Spread of what is done a second, where a call does `amount` in each of `seconds`."""
+    """Return the `spread` of `amount` per second, for a list of seconds per call."""
     return spread([amount / s for s in seconds])
 
 
 def ratio(seconds, other):
-    """Spread of seconds / other, round by round: the two of a round ran next to each other.
+    """Return the `spread` of seconds / other, round by round, since the runs of a round are close in time.
 
     >>> ratio([1.0, 2.0, 3.0], [2.0, 2.0, 2.0])
     {'median': 1.0, 'min': 0.5, 'max': 1.5}
@@ -156,7 +175,7 @@ def ratio(seconds, other):
 
 
 def ratios(seconds, pairs):
-    """Return [(words, ratio), ...] of [(words, name, other name), ...]; those of candidates that were not timed are left out.
+    """Return [(words, ratio), ...] for pairs [(words, name, other name), ...], without candidates that were not timed.
 
     >>> ratios({"a": [1.0], "b": [2.0]}, [("b over a", "b", "a"), ("c over a", "c", "a")])
     [('b over a', {'median': 2.0, 'min': 2.0, 'max': 2.0})]
@@ -165,5 +184,5 @@ def ratios(seconds, pairs):
 
 
 def fastest(figures, names):
-    """Of `names`, the one whose median is least."""
+    """Return the name in `names` with the smallest median time."""
     return min(names, key=lambda name: statistics.median(figures[name]["seconds"]))

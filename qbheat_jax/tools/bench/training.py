@@ -1,4 +1,4 @@
-"""The package's own train step as something to time, on one device, with a batch that is there already."""
+"""The package's train step on one device with a fixed batch, for timing."""
 
 import jax
 import numpy as np
@@ -10,10 +10,15 @@ from qbheat_jax.train import state as state_lib
 
 
 class Step:
-    """The train step of a checked config and its objective, state made from the config's seed.
+    """The train step of a config, with a state initialised from the config's seed.
 
-    `call()` sends one step to the device and returns its loss there, which is ready when the step is done. `batch`: dict
-    of numpy arrays.
+    Args:
+      config: A checked config.
+      objective: The method.
+
+    Attributes:
+      config: The config.
+      batch: Dict of numpy arrays.
     """
 
     def __init__(self, config, objective):
@@ -27,16 +32,17 @@ class Step:
         self._placed = device_mesh.put_batch(self.batch, mesh, config.batch_size)
 
     def variables(self):
-        """A copy of {"params", "batch_stats"} as numpy arrays: the step donates its own."""
+        """Return {"params", "batch_stats"} as numpy copies, since the step donates its arrays."""
         return jax.tree.map(np.array, self._state.variables())
 
     def call(self):
+        """Send one step to the device and return its loss, an array that is ready when the step is done."""
         self._state, metrics = self._step(self._state, self._placed)
         return metrics["loss"]
 
 
 def noise(config):
-    """A batch of noise, as the batch contract has it."""
+    """Return a batch of noise for a config: {"image", "quarter", "label", "mask"} of numpy arrays."""
     generator, n, size = np.random.default_rng(0), config.batch_size, config.image_size
     placements = quarters.PLACEMENT_SETS[config.quarter.placements]
     return {
@@ -48,5 +54,5 @@ def noise(config):
 
 
 def normalised(config, batch):
-    """float32 [B, S, S, 3]: the batch's images as the encoder takes them."""
+    """Return the batch's images, normalised for the encoder: float32 [B, S, S, 3]."""
     return np.array(images.PIXELS[config.pixels].normalise(batch["image"]))

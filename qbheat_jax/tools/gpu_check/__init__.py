@@ -1,25 +1,25 @@
 """Check a machine with a GPU: `bash launch/gpu_check.sh`, or `python -m qbheat_jax.tools.gpu_check`. See docs/gpu.md.
 
-A part is a list of jobs. A job is a process of its own, so that one that XLA aborts, or that hangs, leaves the others. Each
-writes what it has measured as it goes, and that is kept where its time runs out. TensorFlow is never imported.
+A part is a list of jobs. Each job is a separate process, so that a hang or an abort of XLA does not affect the others.
+Jobs save their measurements as they go, which keeps them after a timeout. TensorFlow is never imported.
 """
 
 import dataclasses
 
-# Of `--tiny`, see tiny.py.
+# Encoder of `--tiny`, see tiny.py.
 TINY_ENCODER = "vit_check"
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One question to the machine.
+    """A part of the check.
 
     Attributes:
-      question: What it answers, for the report.
-      seconds: Its time limit. What one part leaves, the next ones may use.
-      jobs: Names of its jobs, longest first.
-      tiny: The jobs of `--tiny`.
-      timed: Whether jobs measure speed: they then take turns, and all others stand still meanwhile.
+      question: The question that it answers, for the report.
+      seconds: Time limit. Later parts may use time that is left over.
+      jobs: Names of the jobs, longest first.
+      tiny: Names of the jobs with `--tiny`.
+      timed: Whether jobs measure speed. They then take turns, and the others are paused meanwhile.
     """
 
     question: str
@@ -29,7 +29,7 @@ class Part:
     timed: bool = False
 
 
-# Seven minutes together, with what precedes them.
+# Together they take seven minutes, including the start.
 PARTS = {
     "values": Part(
         "Do values and gradients of every encoder agree with the CPU's, in float32 and in bfloat16?",
@@ -42,23 +42,23 @@ PARTS = {
         (TINY_ENCODER,),
     ),
     "resume": Part(
-        "Does a run that is killed and resumed end as one that is not, bit for bit?",
+        "Does a killed and resumed run end bit for bit like an uninterrupted one?",
         85,
         ("deterministic", "plain"),
         ("plain",),
     ),
     "objectives": Part(
-        "Do the steps of the other objectives run?", 40, ("detr", "dense", "moco", "simmim", "mae"), ("mae",)
+        "Do the train steps of the other methods run?", 40, ("detr", "dense", "moco", "simmim", "mae"), ("mae",)
     ),
     "steps": Part(
-        "How fast is QB-Heat's train step, and where does its time go?",
+        "How fast is QB-Heat's train step, and which kernels take its time?",
         125,
         ("mobile_former_w720", "resnet50", "vit_b"),
         (TINY_ENCODER,),
         timed=True,
     ),
     "peers": Part(
-        "How fast are classifiers trained beside the same ones in PyTorch?",
+        "How fast is the training of classifiers, compared with PyTorch?",
         75,
         ("mobile_former_w720", "resnet50", "vit_b"),
         (TINY_ENCODER,),
@@ -69,7 +69,7 @@ PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How large the jobs are. Those of `--tiny` are for a CPU, to try the program and not the machine."""
+    """Sizes of the jobs. Those of `--tiny` suit a CPU and test the program instead of the machine."""
 
     tiny: bool = False
     # values

@@ -1,4 +1,4 @@
-"""The program: run the parts that are asked for, one after the other, and report. See launch/gpu_check.sh."""
+"""Entry point of the GPU check: run the chosen parts one after the other and write the report."""
 
 import argparse
 import importlib
@@ -14,16 +14,16 @@ from qbheat_jax import __version__
 from qbheat_jax.tools.gpu_check import FULL, PARTS, TINY, crew, job, text
 from qbheat_jax.train import runtime as runtime_lib
 
-# What the machine itself is asked takes a while, since jax has to start.
+# Time limit for the query of the machine, in which jax has to start.
 FACTS_SECONDS = 60
 
 
 def main(argv=None):
-    """Return the exit code: 0 all passed, 1 something did not, 2 it cannot be run like this."""
+    """Run the check. Return the exit code: 0 all passed, 1 a part did not pass, 2 the check cannot run."""
     arguments = _parser().parse_args(argv)
     if arguments.job:
         return _work(*arguments.job, arguments.out, TINY if arguments.tiny else FULL)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that jobs are stopped too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exit also stops the jobs
     out = pathlib.Path(arguments.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     environment = _environment(out, arguments.tiny)
@@ -43,26 +43,30 @@ def main(argv=None):
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="gpu_check", description="Check a machine with a GPU.")
+    parser = argparse.ArgumentParser(
+        prog="gpu_check",
+        description="Check correctness, resumption and speed on a machine with a GPU, in about seven minutes. "
+        "Writes result.json and result.md.",
+    )
     known = ", ".join(PARTS)
     parser.add_argument(
         "parts", nargs="*", metavar="PART", choices=[*PARTS, []], help=f"some of {known} (default: all)"
     )
     parser.add_argument(
-        "--out", default="runs/gpu_check", metavar="DIR", help="for result.json, result.md and all else"
+        "--out", default="runs/gpu_check", metavar="DIR", help="directory of all files (default: runs/gpu_check)"
     )
     parser.add_argument(
-        "--limit", type=float, metavar="SECONDS", help="of each part (default: its own, 7 minutes in all)"
+        "--limit", type=float, metavar="SECONDS", help="time limit of each part (default: 7 minutes for all parts)"
     )
-    many = "processes at once, 1 for the cleanest timing (default: 3 where speed is measured)"
+    many = "parallel processes; 1 gives the cleanest timing (default: at most 3 for timed parts, else one per core)"
     parser.add_argument("--jobs", type=int, metavar="N", help=many)
-    parser.add_argument("--tiny", action="store_true", help="as small as can be, for a CPU: tries the program alone")
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes, to test this program on a CPU")
     parser.add_argument("--job", nargs=2, metavar=("PART", "NAME"), help=argparse.SUPPRESS)
     return parser
 
 
 def _work(part, name, folder, sizes):
-    """Be the process of one job -> exit code."""
+    """Run one job in this process and return the exit code."""
     if part == "machine":
         print(json.dumps(_facts()))
         return 0
@@ -78,7 +82,7 @@ def _work(part, name, folder, sizes):
 
 
 def _environment(out, tiny):
-    """The variables of the jobs. Several share one GPU, so that none may take most of its memory when it starts."""
+    """Return the jobs' environment variables. Jobs share one GPU, so jax must not preallocate its memory."""
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONUNBUFFERED": "1"}
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(out / "compiled"))
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(out / "compiled_torch"))
@@ -89,7 +93,7 @@ def _environment(out, tiny):
 
 
 def _machine(out, environment, tiny):
-    """(facts of the machine, ""), or (None, why nothing can be run here)."""
+    """Return (properties of the machine, ""), or (None, reason why the check cannot run)."""
     warm = os.path.isdir(environment["JAX_COMPILATION_CACHE_DIR"])
     command = _command("machine", "facts", out, tiny)
     try:
@@ -97,11 +101,11 @@ def _machine(out, environment, tiny):
     except subprocess.TimeoutExpired:
         return None, f"jax did not start within {FACTS_SECONDS} s"
     if got.returncode:
-        last = (got.stderr.strip().splitlines() or ["no word"])[-1]
-        return None, f"jax does not start here ({last[:300]}); --tiny tries the program on a CPU"
+        last = (got.stderr.strip().splitlines() or ["no output"])[-1]
+        return None, f"jax does not start on this machine ({last[:300]}); --tiny tests the program on a CPU"
     facts = json.loads(got.stdout.splitlines()[-1])
-    if facts["platform"] != "gpu" and not tiny:  # where CUDA cannot be loaded, jax takes the CPU and says so in passing
-        return None, "jax finds no GPU here; --tiny tries the program on a CPU"
+    if facts["platform"] != "gpu" and not tiny:  # without CUDA, jax falls back to the CPU with only a warning
+        return None, "jax finds no GPU on this machine; --tiny tests the program on a CPU"
     return {**facts, "compiled_before": warm}, ""
 
 
@@ -139,16 +143,16 @@ def _command(part, name, folder, tiny):
 
 
 def _part(name, seconds, result, out, environment, arguments):
-    """Run one part and put it into the result and its files, which are written again as each job ends."""
+    """Run one part and add it to the result. The result's files are rewritten after each job."""
     part, began = PARTS[name], time.monotonic()
     names = part.tiny if arguments.tiny else part.jobs
     entry = {"question": part.question, "limit": seconds, "seconds": 0.0, "passed": None, "jobs": {}}
     result["parts"][name] = entry
-    # What is timed has its turn, but what is compiled beside it still shares the GPU on which kernels are tried out.
+    # Timed sections take turns, but compilation in other jobs also uses the GPU for autotuning.
     parallel = arguments.jobs or (max(1, min(3, runtime_lib.cores() // 4)) if part.timed else runtime_lib.cores())
-    environment = {**environment, "OMP_NUM_THREADS": str(max(1, runtime_lib.cores() // parallel))}  # of PyTorch
+    environment = {**environment, "OMP_NUM_THREADS": str(max(1, runtime_lib.cores() // parallel))}  # for PyTorch
 
-    def told(which, outcome):
+    def on_end(which, outcome):
         entry["jobs"][which] = outcome
         entry["seconds"] = time.monotonic() - began
         print(f"{name} {which}: {outcome['state']} ({outcome['seconds']:.0f} s) {outcome['error']}", file=sys.stderr)
@@ -156,7 +160,7 @@ def _part(name, seconds, result, out, environment, arguments):
 
     print(f"{name}: at most {seconds:.0f} s", file=sys.stderr)
     commands = {which: _command(name, which, out / name / which, arguments.tiny) for which in names}
-    entry["jobs"] = crew.run(commands, out / name, environment, seconds, parallel, part.timed, told)
+    entry["jobs"] = crew.run(commands, out / name, environment, seconds, parallel, part.timed, on_end)
     entry["seconds"] = time.monotonic() - began
     entry["passed"] = all(outcome["state"] == "passed" for outcome in entry["jobs"].values())
     _write(result, out)

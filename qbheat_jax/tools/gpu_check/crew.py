@@ -1,4 +1,4 @@
-"""Run the jobs of a part as processes, several at once, within a time limit."""
+"""Run the jobs of a part as parallel processes within a time limit."""
 
 import dataclasses
 import json
@@ -9,8 +9,8 @@ import signal
 import subprocess
 import time
 
-# Lines of a failed job's log that say why, rather than where.
-_TELLING = ("Check failed", "Error", "RESOURCE_EXHAUSTED", "error:")
+# Words that mark the cause of a failure in a job's log.
+_CAUSES = ("Check failed", "Error", "RESOURCE_EXHAUSTED", "error:")
 
 
 @dataclasses.dataclass
@@ -20,17 +20,17 @@ class _Running:
     began: float
 
 
-def run(commands, folder, environment, seconds, parallel, timed, told=lambda name, outcome: None):
-    """Run jobs and return what became of each.
+def run(commands, folder, environment, seconds, parallel, timed, on_end=lambda name, outcome: None):
+    """Run jobs and return their outcomes.
 
     Args:
-      commands: {job's name: argv}, in the order they are begun in.
-      folder: Each job's files go to folder/NAME, which is emptied first; its output to folder/NAME/log.
-      environment: The processes' variables.
-      seconds: The limit for all together. Those that still run then are killed.
-      parallel: How many run at once.
-      timed: Whether jobs wait for their turn; while one has it, the others are stopped.
-      told: Called with a job's name and outcome as it ends.
+      commands: {name of a job: argv}, in the order of their start.
+      folder: Each job's files go to folder/NAME, which is emptied first, and its output to folder/NAME/log.
+      environment: Environment variables of the processes.
+      seconds: Time limit for all jobs together, after which running jobs are killed.
+      parallel: Number of parallel jobs.
+      timed: Whether jobs take turns. The others are paused during a turn.
+      on_end: Function of a job's name and outcome that is called at its end.
 
     Returns:
       {name: {"state": "passed" | "failed" | "timed out" | "not begun", "seconds", "error", "result"}}.
@@ -41,7 +41,7 @@ def run(commands, folder, environment, seconds, parallel, timed, told=lambda nam
     def settle(name, state, error=""):
         job = running.pop(name)
         outcomes[name] = _outcome(job, state, error)
-        told(name, outcomes[name])
+        on_end(name, outcomes[name])
 
     try:
         while waiting or running:
@@ -65,7 +65,7 @@ def run(commands, folder, environment, seconds, parallel, timed, told=lambda nam
         settle(name, "timed out", f"stopped at the limit of {seconds:.0f} s, while {doing}")
     for name in waiting:
         outcomes[name] = {"state": "not begun", "seconds": 0.0, "error": "no time was left", "result": {}}
-        told(name, outcomes[name])
+        on_end(name, outcomes[name])
     return {name: outcomes[name] for name in commands}
 
 
@@ -80,7 +80,7 @@ def _begin(command, folder, environment):
 
 
 def _turns(running, turn):
-    """Give the turn to a job that waits for it, if it is free -> the name of the one that has it, or None."""
+    """Give a free turn to a waiting job. Return the name of the job that has the turn, or None."""
     if turn in running and (running[turn].folder / "go").exists():
         return turn
     if turn is not None:
@@ -97,7 +97,7 @@ def _turns(running, turn):
 
 
 def _signal(job, number):
-    """To the job and what it has started."""
+    """Send a signal to a job and its child processes."""
     try:
         os.killpg(job.process.pid, number)
     except ProcessLookupError:
@@ -105,7 +105,7 @@ def _signal(job, number):
 
 
 def _verdict(job):
-    """(state, error) of a job that has ended."""
+    """Return (state, error) of a job that has ended."""
     code, result = job.process.returncode, _read(job)
     problems = result.get("problems", [])
     if code == 0 and not problems:
@@ -127,7 +127,7 @@ def _read(job):
 
 
 def _last_words(job):
-    """The line of its log that says most, at most 300 characters."""
+    """Return the last line of the log that names a cause, else the last line, cut to 300 characters."""
     lines = [line.strip() for line in (job.folder / "log").read_text(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if any(word in line for word in _TELLING)]
-    return (telling or lines or ["its log is empty"])[-1][:300]
+    causes = [line for line in lines if any(word in line for word in _CAUSES)]
+    return (causes or lines or ["its log is empty"])[-1][:300]

@@ -1,4 +1,4 @@
-"""What a job is given: where its results go, and when it is its turn to be timed."""
+"""The interface of a job: its sizes, its result, and its turns for timing."""
 
 import contextlib
 import json
@@ -8,13 +8,13 @@ import time
 
 
 class Job:
-    """One job, from inside its process.
+    """A job, as seen from its own process.
 
     Attributes:
-      name: Of the job.
-      sizes: `Sizes`.
-      folder: For its files, already there.
-      result: What it has found so far; `save` writes it. "problems" is a list of sentences: with any, the job has failed.
+      name: Name of the job.
+      sizes: The `Sizes`.
+      folder: `pathlib.Path` of an existing folder for its files.
+      result: Dict of findings so far, which `save` writes. The job fails if its list "problems" is not empty.
     """
 
     def __init__(self, name, sizes, folder):
@@ -22,13 +22,13 @@ class Job:
         self.result = {"problems": []}
 
     def save(self, **found):
-        """Add to the result and write it, so that it outlives the process."""
+        """Add findings to the result and write it to the disk."""
         self.result |= found
         replace(self.folder / "result.json", json.dumps(self.result, indent=2) + "\n")
 
     @contextlib.contextmanager
     def turn(self):
-        """Wait until nobody else is timed; no other job runs until it ends."""
+        """Wait until no other job is timed, and pause the other jobs during the `with` block."""
         ready, go = self.folder / "ready", self.folder / "go"
         ready.touch()
         while not go.exists():
@@ -41,14 +41,14 @@ class Job:
 
 
 def replace(path, text):
-    """Write a file in one go: a reader sees the old text or the new one."""
+    """Write a file atomically: a reader sees the old or the new text."""
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     os.replace(part, path)
 
 
 def losses(workdir):
-    """The losses of a run's metrics.jsonl, in order."""
-    from qbheat_jax.train import metrics  # brings jax, which a job sets up first
+    """Return the training losses in a run's metrics.jsonl, in order."""
+    from qbheat_jax.train import metrics  # imports jax, which a job must configure first
 
     return [line["train/loss"] for line in metrics.read(workdir) if "train/loss" in line]

@@ -1,6 +1,6 @@
-"""The command line of qbheat_jax, killed with SIGKILL once a step is done, and with the encoder of `--tiny`.
+"""Run the command line with the encoder of `--tiny` registered, and kill it with SIGKILL after a given step.
 
-`python -m qbheat_jax.tools.gpu_check.killed STEP pretrain ...`; with a STEP of 0 it is not killed.
+Usage: `python -m qbheat_jax.tools.gpu_check.killed STEP pretrain ...`. With STEP 0 it is not killed.
 """
 
 import os
@@ -13,7 +13,7 @@ from qbheat_jax.train import metrics
 
 
 def main():
-    """Run the rest of the arguments -> exit code, where the step is never reached."""
+    """Run the command in `sys.argv[2:]`. Return its exit code if it ends before the step."""
     tiny.register()
     step, original = int(sys.argv[1]), metrics.Progress.advance
 

@@ -1,4 +1,4 @@
-"""Arrays and train steps for the jobs: made on the host, since compiling an initialiser can take longer than the step."""
+"""Make arrays and train steps for the jobs, on the host, because compiling an initialiser can take longer than a step."""
 
 import dataclasses
 import time
@@ -13,10 +13,16 @@ from qbheat_jax.tools.preflight import compile as compile_lib
 
 
 def variables(shapes):
-    """Fill {"params": ..., "batch_stats": ...} of shapes with float32 arrays, the same each time.
+    """Return deterministic float32 arrays for a tree of shapes.
 
-    Gains of batch norms are about 0.5 and their biases about 1, so that few ReLUs are near their kink: where they are, a
-    rounding turns some of them over, and gradients of two correct programs differ by as much as they are large.
+    Batch norms get scales of about 0.5 and biases of about 1, which keeps most ReLU inputs away from zero. Near zero,
+    rounding flips a ReLU, and the gradients of two correct programs differ as much as their size.
+
+    Args:
+      shapes: {"params": ..., "batch_stats": ...} of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The same tree of float32 numpy arrays.
     """
     draw = np.random.default_rng(0)
     norms = {name.rpartition("/")[0] for name, _ in pytree.names(shapes.get("batch_stats", {}))}
@@ -40,14 +46,18 @@ def variables(shapes):
 
 @dataclasses.dataclass
 class Step:
-    """A config's train step on the first device, compiled, with a state and a batch of noise.
+    """A config's compiled train step on the first device, with its state and a batch of noise.
 
     Attributes:
-      objective: With the encoder.
-      variables: What the state began with, on the host.
+      objective: The method, with its encoder.
+      variables: Initial variables on the host.
       batch: Dict of numpy arrays.
-      traced: For `flops` and `products`.
-      seconds: {"trace", "compile"}.
+      traced: The traced step, for `matmul_flops`.
+      program: The compiled step.
+      seconds: {"trace": seconds, "compile": seconds}.
+      state: Current state on the device.
+      placed: The batch on the device.
+      metrics: Metrics of the last step.
     """
 
     objective: Any
@@ -65,7 +75,7 @@ class Step:
         self.state, self.metrics = self.program(self.state, self.placed)
 
     def wait(self):
-        """Wait for all steps that were sent. Returns the last one's loss."""
+        """Wait for all steps and return the loss of the last one."""
         jax.block_until_ready(self.state)
         return float(self.metrics["loss"])
 
@@ -88,5 +98,5 @@ def step(config):
 
 
 def sent(send, wait):
-    """The `run` of a step for `timing.alternate`: all are sent, then the last is waited for."""
+    """Return a step's `run` function for `timing.alternate`, which sends all steps before it waits for the last."""
     return timing.repeated(send, lambda _: wait(), ahead=True)

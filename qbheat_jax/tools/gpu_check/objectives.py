@@ -1,4 +1,4 @@
-"""`objectives`: a few steps of one objective, by the command line, on made-up images."""
+"""Part `objectives`: run a few steps of one method on synthetic images, from the command line."""
 
 from qbheat_jax import cli
 from qbheat_jax.tools.gpu_check import TINY_ENCODER
@@ -6,7 +6,7 @@ from qbheat_jax.tools.gpu_check.job import losses
 
 _SMALL = {"total_steps": 3, "log_every": 1, "checkpoint_every": 3, "data.eval_split": ""}
 _IMAGES = {"data.source": "synthetic:64", "batch_size": 16}
-# job -> (command, config, fields). Encoders are such as compile soon.
+# {job: (command, config, fields)}. The encoders compile fast.
 _RUNS = {
     "moco": ("pretrain", "photos.py", _IMAGES | {"moco.queue": 64, "encoder.name": "mobile_former_tiny"}),
     "simmim": ("pretrain", "photos.py", _IMAGES | {"encoder.name": "resnet18"}),
@@ -17,7 +17,7 @@ _RUNS = {
 
 
 def run(job):
-    """Take three steps. They are in bfloat16, as they would be on an accelerator."""
+    """Run three steps in the dtype of `job.sizes`."""
     command, config, fields = _RUNS[job.name]
     fields = {**_SMALL, **fields, "objective": job.name, "dtype": job.sizes.dtype}
     if job.sizes.tiny:
@@ -30,4 +30,4 @@ def run(job):
     if code:
         job.result["problems"].append(f"exit code {code}, see its log")
         return
-    job.save(losses=losses(workdir))  # the loop itself ends where one is not finite
+    job.save(losses=losses(workdir))  # the training loop itself fails at a loss that is not finite

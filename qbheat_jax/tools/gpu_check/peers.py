@@ -1,4 +1,4 @@
-"""`peers`: the training of one encoder as a classifier, beside the same network in PyTorch."""
+"""Part `peers`: time the training of one encoder as a classifier against the same network in PyTorch."""
 
 import os
 import statistics
@@ -9,16 +9,16 @@ from qbheat_jax.tools.bench import options, peers, timing
 from qbheat_jax.tools.gpu_check import made
 from qbheat_jax.train import optim
 
-# How far the losses of the same weights and images may be apart, over their size: far more than rounding in bfloat16.
-SAME = 0.05
+# Largest relative difference of the losses of equal weights and images; rounding in bfloat16 gives far less.
+TOLERANCE = 0.05
 
 
 def run(job):
-    """Time the package beside eager PyTorch first, then beside the compiled one too, since compiling may take too long."""
+    """Time the package against each of PyTorch's ways in turn. The compiled one is last, since it may take too long."""
     peers.need()
     sizes = job.sizes
-    asked = options.Options(batch=sizes.peer_batch, size=sizes.peer_pixels, dtype=sizes.dtype)
-    config = options.supervised(asked, job.name)
+    bench_options = options.Options(batch=sizes.peer_batch, size=sizes.peer_pixels, dtype=sizes.dtype)
+    config = options.supervised(bench_options, job.name)
     job.save(doing="compiling jax's step")
     step = made.step(config)
     step.send()
@@ -31,7 +31,7 @@ def run(job):
         job.save(doing=f"compiling torch {way}")
         try:
             send, wait = _peer(job.name, way, config, step)
-        except Exception as error:  # a compiler may fail in any way; what the others do is still of interest
+        except Exception as error:  # a compiler may raise anything; the other ways still count
             job.result["problems"].append(f"torch {way}: {type(error).__name__}: {str(error).strip()[:200]}")
             continue
         job.save(doing=f"timing torch {way}")
@@ -42,8 +42,8 @@ def run(job):
             _free()
         figures = {name: found["seconds"] for name, found in timed.items()}
         rates = {name: sizes.peer_batch / statistics.median(seconds) for name, seconds in figures.items()}
-        if not abs(losses[f"torch {way}"] / losses["jax"] - 1) < SAME:
-            job.result["problems"].append(f"torch {way}: of the same weights and images its loss differs: {losses}")
+        if not abs(losses[f"torch {way}"] / losses["jax"] - 1) < TOLERANCE:
+            job.result["problems"].append(f"torch {way}: its loss differs for equal weights and images: {losses}")
         best = max(rate for name, rate in rates.items() if name != "jax")
         job.save(
             first_losses=losses,
@@ -54,7 +54,7 @@ def run(job):
 
 
 def _peer(name, way, config, step):
-    """(send, wait) of PyTorch's step with the same weights and batch, called once already, which compiles it."""
+    """Return (send, wait) of PyTorch's step with the same weights and batch, after a first step that compiles it."""
     from qbheat_jax.tools.bench.peers import running
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
@@ -77,7 +77,7 @@ def _peer(name, way, config, step):
 
 
 def _free():
-    """Give back the memory that PyTorch keeps for later: other processes on this GPU may need it."""
+    """Free PyTorch's cached GPU memory for other processes."""
     import torch
 
     if torch.cuda.is_available():

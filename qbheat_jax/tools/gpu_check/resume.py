@@ -1,4 +1,4 @@
-"""`resume`: runs of the quickstart's config that are killed and resumed, beside one that is not. Bit for bit?"""
+"""Part `resume`: compare killed and resumed runs of the quickstart's config with an uninterrupted one, bit for bit."""
 
 import concurrent.futures
 import os
@@ -19,8 +19,11 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def run(job):
-    """Run the command line in processes of its own, with or without the flag, and compare the last parameters."""
-    jax.config.update("jax_platforms", "cpu")  # here checkpoints are only read
+    """Run the command line in child processes and compare their last parameters.
+
+    The job "deterministic" sets `DETERMINISTIC` in XLA_FLAGS; the job "plain" does not.
+    """
+    jax.config.update("jax_platforms", "cpu")  # this process only reads checkpoints
     wrapped = ["-m", "qbheat_jax.tools.gpu_check.killed"]
     killed = [*wrapped, str(job.sizes.resume_killed)]
     plain = [*wrapped, "0"] if job.sizes.tiny else ["-m", "qbheat_jax"]
@@ -30,7 +33,7 @@ def run(job):
     job.save(doing="running", XLA_FLAGS=environment.get("XLA_FLAGS", ""))
 
     def start(name, compiled, how):
-        """One process on the workdir `name`, with the compiled programs of `compiled` -> (exit code, log)."""
+        """Run one process on the workdir `name` with the compilation cache `compiled`. Return (exit code, log)."""
         where = {**environment, "JAX_COMPILATION_CACHE_DIR": str(job.folder / f"compiled_{compiled}")}
         command = [sys.executable, *how, *_arguments(job.sizes, job.folder / name)]
         got = subprocess.run(command, env=where, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -38,17 +41,17 @@ def run(job):
         return got.returncode, got.stderr
 
     def again(name, compiled):
-        """A run that is killed and resumed -> {"resumed_at": step}, or "problem"."""
+        """Kill and resume a run. Return {"resumed_at": step} or {"problem": text}."""
         code, log = start(name, compiled, killed)
         if code != -signal.SIGKILL:
-            return {"problem": f"it was to be killed, and ended with exit code {code}: {_last(log)}"}
+            return {"problem": f"it should have been killed, but ended with exit code {code}: {_last(log)}"}
         code, log = start(name, compiled, plain)
         resumed = re.search(r"resuming .* at step (\d+)", log)
         if code or not resumed:
-            return {"problem": f"it did not resume, exit code {code}: {_last(log)}"}
+            return {"problem": f"it did not resume; exit code {code}: {_last(log)}"}
         return {"resumed_at": int(resumed[1])}
 
-    # One has the programs of the run it is compared with; one compiles them itself, meanwhile, as another machine would.
+    # The first uses the compiled programs of the uninterrupted run; the second compiles its own, like another machine.
     own = {"same program": "whole", "compiled anew": "again"}
     with concurrent.futures.ThreadPoolExecutor() as pool:
         whole = pool.submit(start, "whole", "whole", plain)
@@ -61,7 +64,7 @@ def run(job):
         futures = {pool.submit(one, name): name for name in job.sizes.resume_again}
         code, log = whole.result()
         if code:
-            job.result["problems"].append(f"the run that is not killed ends with exit code {code}: {_last(log)}")
+            job.result["problems"].append(f"the uninterrupted run ended with exit code {code}: {_last(log)}")
         runs = {}
         for future in concurrent.futures.as_completed(futures):
             name, found = futures[future], future.result()
@@ -71,14 +74,14 @@ def run(job):
             if "problem" in found:
                 job.result["problems"].append(f"{name}: {found['problem']}")
             job.save(runs=runs)
-    # What is promised: with the flag, by the program that was compiled once. What else holds is reported.
-    promised = runs.get("same program", {})
-    if (job.name == "deterministic" or job.sizes.tiny) and promised.get("bitwise") is False:
-        job.result["problems"].append(f"not bit for bit: they differ by up to {promised['largest']:.1e} of their size")
+    # Only deterministic operations with the same compiled program must agree bit for bit. The rest is reported.
+    strict = runs.get("same program", {})
+    if (job.name == "deterministic" or job.sizes.tiny) and strict.get("bitwise") is False:
+        job.result["problems"].append(f"not bit for bit: the relative difference is up to {strict['largest']:.1e}")
 
 
 def _arguments(sizes, workdir):
-    """Of a run of `photos`, whose images are on the device, so that tensorflow is not needed."""
+    """Return the arguments of a run of `photos` with device-cached images, which needs no tensorflow."""
     fields = {
         "data.device_cache": True, "data.eval_split": "", "batch_size": sizes.resume_batch, "total_steps": sizes.resume_steps,
         "checkpoint_every": sizes.resume_every, "log_every": sizes.resume_every, "keep": 9,
@@ -90,13 +93,19 @@ def _arguments(sizes, workdir):
 
 
 def differences(one, other):
-    """Between the last checkpoints of two workdirs -> {"bitwise", "largest", "loss", "other_loss"}.
+    """Compare the last checkpoints of two workdirs.
 
-    largest: of all leaves, the largest difference over the leaf's largest number.
+    Args:
+      one: Workdir of a run.
+      other: Workdir of another run.
+
+    Returns:
+      {"bitwise", "largest", "loss", "other_loss"}, or {"problem"} if their steps differ. "largest" is the largest difference
+      in a leaf relative to the leaf's largest number, over all leaves.
     """
     (step, a), (other_step, b) = (Checkpoints(workdir).restore_variables() for workdir in (one, other))
     if step != other_step:
-        return {"problem": f"it ends at step {other_step}, not {step}"}
+        return {"problem": f"it ended at step {other_step} instead of {step}"}
     pairs = [(np.asarray(x), np.asarray(y)) for (_, x), (_, y) in zip(pytree.names(a), pytree.names(b), strict=True)]
     scaled = [np.abs(x - y).max() / max(np.abs(x).max(), 1e-30) for x, y in pairs]
     ends = [losses(workdir)[-1] for workdir in (one, other)]
@@ -109,4 +118,4 @@ def differences(one, other):
 
 
 def _last(log):
-    return (log.strip().splitlines() or ["no word"])[-1][:300]
+    return (log.strip().splitlines() or ["no output"])[-1][:300]

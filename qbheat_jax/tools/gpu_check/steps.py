@@ -1,4 +1,4 @@
-"""`steps`: how long QB-Heat's train step takes with one encoder, what of the device it uses, and its longest kernels."""
+"""Part `steps`: measure the time, MFU, memory and longest kernels of QB-Heat's train step with one encoder."""
 
 import math
 import statistics
@@ -57,12 +57,20 @@ def run(job):
             step.wait()
     found = profile.longest(job.folder / "trace", sizes.traced)
     if not found["devices"] and not sizes.tiny:
-        job.result["problems"].append("the trace holds no device: jax cannot use CUPTI here")
+        job.result["problems"].append("the trace holds no device: jax cannot use CUPTI on this machine")
     job.save(**{**found, "kernels": found["kernels"][:SHOWN]})
 
 
 def mfu(flops, seconds):
-    """Share of the device's peak in bfloat16 that the model's products are; None for a device of no known peak."""
+    """Return the model FLOPs utilisation of the first device.
+
+    Args:
+      flops: Model FLOPs of a step.
+      seconds: Time of the step.
+
+    Returns:
+      Fraction of the bfloat16 peak, or None for a device of unknown peak.
+    """
     kind = jax.devices()[0].device_kind.lower()
     peak = next((chip.flops for name, chip in chips.CHIPS.items() if name in kind.split("-")[0].split()), None)
     return flops / seconds / peak if peak else None

@@ -1,4 +1,4 @@
-"""The report of a check as Markdown. The result itself is a dict that goes into JSON as it is."""
+"""Format the result of a GPU check, a JSON-ready dict, as Markdown."""
 
 import statistics
 
@@ -8,7 +8,7 @@ _VERDICTS = {True: "passed", False: "NOT PASSED", None: "not finished"}
 
 
 def markdown(result):
-    """Return the report of a result, of which parts may be missing."""
+    """Return the report of a result. Parts and their findings may be missing."""
     lines = [*_machine(result), ""]
     for name, part in result["parts"].items():
         lines += [f"## `{name}`: {_VERDICTS[part['passed']]}", "", f"{part['question']} "]
@@ -20,14 +20,14 @@ def markdown(result):
 def _machine(result):
     m = result["machine"]
     memory = f", {m['memory_bytes'] / GIB:.0f} GiB for jax" if m["memory_bytes"] else ""
-    tiny = " TINY SIZES: this tries the program, not the machine." if result["tiny"] else ""
-    compiled = " Programs compiled by an earlier check were used." if m["compiled_before"] else ""
+    tiny = " TINY SIZES: this tests the program, not the machine." if result["tiny"] else ""
+    compiled = " It reused programs that an earlier check compiled." if m["compiled_before"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     yield "# GPU check"
     yield ""
     driver = f"; driver {m['driver']}" if m["driver"] else ""
     flags = f" XLA_FLAGS: `{m['XLA_FLAGS']}`." if m["XLA_FLAGS"] else ""
-    yield f"{m['device']} ({m['devices']} here{memory}{driver}), {m['cores']} CPU cores.{tiny}{compiled}"
+    yield f"{m['device']} ({m['devices']} devices{memory}{driver}), {m['cores']} CPU cores.{tiny}{compiled}"
     yield f"Python {m['python']}, {versions}.{flags}"
 
 

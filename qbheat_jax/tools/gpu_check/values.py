@@ -1,4 +1,4 @@
-"""`values`: one encoder's features and gradients on the device beside those of the CPU in float32."""
+"""Part `values`: compare one encoder's features and gradients on the device with those of the CPU in float32."""
 
 import concurrent.futures
 import functools
@@ -11,18 +11,18 @@ from qbheat_jax import pytree
 from qbheat_jax.models import registry
 from qbheat_jax.tools.gpu_check import made
 
-# The largest errors accepted, over the size of what is compared (2-norms). On a CPU its own forms of the operations and
-# accelerators' differ by at most 2.5e-6, 2.4e-4 and 4.9e-4 (float32), bfloat16 from float32 by 0.023, 0.13 and 0.30.
+# Largest accepted errors, relative to the 2-norm. On a CPU, its own variants of the operations and those for accelerators
+# differ by at most 2.5e-6, 2.4e-4 and 4.9e-4 in float32; bfloat16 differs from float32 by 0.023, 0.13 and 0.30.
 BOUNDS = {
     "float32": {"features": 1e-4, "gradients": 1e-2, "block": 5e-2},
     "bfloat16": {"features": 0.1, "gradients": 0.4, "block": 0.8},
 }
-# A block whose gradient is smaller than this, over all of the gradient, is compared with this instead.
+# Least norm, as a fraction of the whole gradient's, that a block's error is divided by.
 _SMALL = 0.01
 
 
 def run(job):
-    """Compare the device with the CPU, in each type that encoders compute in."""
+    """Compare the device with the CPU in each dtype of `BOUNDS`."""
     batch, pixels = job.sizes.value_batch, job.sizes.value_pixels
     draw = np.random.default_rng(1)
     images = draw.normal(size=(batch, pixels, pixels, 3)).astype(np.float32)
@@ -35,16 +35,16 @@ def run(job):
     cpu, device = jax.local_devices(backend="cpu")[0], jax.devices()[0]
 
     def start(dtype, where):
-        """The values, as a future: lowered here, compiled in a thread, of which Python runs many at once."""
+        """Return a future of the values: lower in this thread, compile and run in another."""
         placed = jax.device_put(inputs, where)
         with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
             lowered = jax.jit(_gradient(registry.encoder(job.name, dtype=dtype))).lower(*placed)
-        # Which instructions a CPU takes does not matter; how long LLVM looks for better ones does.
+        # On the CPU only the values matter, so skip LLVM's optimisations to compile faster.
         options = {"xla_backend_optimization_level": 0} if where.platform == "cpu" else {}
         return pool.submit(lambda: jax.device_get(lowered.compile(compiler_options=options)(*placed)))
 
     job.save(doing="compiling")
-    # One for each program: they compile side by side.
+    # The programs compile in parallel.
     pool = concurrent.futures.ThreadPoolExecutor()
     true = start("float32", cpu)
     found = {dtype: start(dtype, device) for dtype in BOUNDS}
@@ -55,7 +55,7 @@ def run(job):
 
 
 def _gradient(encoder):
-    """Function (params, batch_stats, images, toward) -> (features, gradient of their mean product with `toward`)."""
+    """Return a function (params, batch_stats, images, toward) -> (features, gradient of mean(features * toward))."""
 
     def value(params, batch_stats, images, toward):
         known = {"params": params, "batch_stats": batch_stats}
@@ -70,9 +70,14 @@ def _gradient(encoder):
 
 
 def compare(true, other):
-    """Errors of (features, gradients) over their size -> {"features", "gradients", "block", "block_name"}.
+    """Return the relative errors of features and gradients.
 
-    block: of the block of the encoder whose gradient is furthest off.
+    Args:
+      true: (features, gradients), an array and a pytree.
+      other: The same, to compare with `true`.
+
+    Returns:
+      {"features": error, "gradients": error, "block": largest error of a block's gradient, "block_name": its name}.
     """
     features, gradients = (
         np.linalg.norm(np.float64(a) - b) / np.linalg.norm(np.float64(a))
@@ -94,7 +99,7 @@ def _flat(tree):
 
 
 def wrong(errors, dtype):
-    """A sentence for each error that is too large, or not a number."""
+    """Return a message for each error that exceeds its bound or is NaN."""
     return [
         f"{dtype}: {name} differ by {errors[name]:.1e}" + (f" ({errors['block_name']})" if name == "block" else "")
         for name, bound in BOUNDS[dtype].items()

@@ -1,4 +1,4 @@
-"""Preflight: a config's real train step, compiled by the target's own compiler before a chip is rented."""
+"""Preflight: compile a config's train step for a TPU or GPU topology ahead of time, and report memory and cost."""
 
 import json
 import logging
@@ -15,58 +15,79 @@ from qbheat_jax.train import flops
 log = logging.getLogger("qbheat")
 
 GIB = 2**30
-# Of a GPU's memory: what jax takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise, and what it can take at most. The
-# rest is CUDA's, NCCL's and cuDNN's own.
+# Fractions of a GPU's memory: jax's default preallocation without XLA_PYTHON_CLIENT_MEM_FRACTION, and the most that jax can
+# have. CUDA, NCCL and cuDNN need the rest.
 PREALLOCATED, LARGEST = 0.75, 0.95
 
 
-def run(path, overrides, target, *, find_batch=False, save=None):
-    """The result for a config file on a topology, as `check` gives it; written to the file `save` where it is set.
+def run(path, overrides, topology_name, *, find_batch=False, save=None):
+    """Check a config file on a topology.
 
-    With `find_batch` the result is of the largest batch that fits, and `search` says what was tried. Raises UserError
-    for what cannot be, before anything is compiled.
+    Args:
+      path: Path of a pre-training config.
+      overrides: [(key, text), ...] from the command line.
+      topology_name: Name of a topology, such as "v5e:4x4".
+      find_batch: Search for the largest batch that fits.
+      save: Path of a JSON file for the result, or None.
+
+    Returns:
+      The dict of `check`. With `find_batch` it belongs to the largest batch, and its list "search" has all batches tried.
+
+    Raises:
+      UserError: Config and topology do not fit each other (raised before compilation), no batch fits, or `save` cannot be
+        written.
     """
-    where = topology.parse(target)
+    target = topology.parse(topology_name)
     config = config_lib.load(path, overrides)
-    topology.prepare(where)
-    devices = topology.devices(where)
+    topology.prepare(target)
+    devices = topology.devices(target)
     name = epath.Path(path).name
-    result = _search(config, where, devices, name) if find_batch else check(config, where, devices, name)
+    result = _search(config, target, devices, name) if find_batch else check(config, target, devices, name)
     if save:
         try:
             save = epath.Path(save)
             save.parent.mkdir(parents=True, exist_ok=True)
             save.write_text(json.dumps(result, indent=2) + "\n")
         except OSError as error:
-            raise UserError(f"{save} cannot be written: {error.strerror}", exit_code=RUN_FAILED) from error
+            raise UserError(f"cannot write the result to {save}: {error.strerror}", exit_code=RUN_FAILED) from error
     return result
 
 
-def check(config, where, devices, name="config"):
-    """All that is found out about one config -> dict of plain numbers and words; what is not known is None.
+def check(config, target, devices, name="config"):
+    """Compile the step of one config and report its memory and cost.
 
-    Bytes and seconds are of one device and one step, FLOPs of the whole batch. Raises UserError where config and
-    topology do not go together.
+    Args:
+      config: A checked pre-training config.
+      target: A `topology.Topology`.
+      devices: Devices of `topology.devices`.
+      name: Name of the config in the report.
+
+    Returns:
+      Dict of numbers and strings, None where unknown. Bytes and seconds are per device and step; FLOPs are per step of the
+      whole batch.
+
+    Raises:
+      UserError: Config and topology do not fit each other.
     """
-    step = build(config, where, devices)
-    if not where.gpu:
-        return _check(step, where, devices, name, compile.compile)
-    with process.Compilation(config, where) as running:  # beside what is counted here
-        return _check(step, where, devices, name, lambda _: running.result())
+    step = build(config, target, devices)
+    if not target.gpu:
+        return _check(step, target, devices, name, compile.compile)
+    with process.Compilation(config, target) as running:  # compiles while this process traces and counts
+        return _check(step, target, devices, name, lambda _: running.result())
 
 
-def _check(step, where, devices, name, compiler):
-    """`check` of a step. compiler: function of the traced step -> compile.Compiled."""
+def _check(step, target, devices, name, compiler):
+    """Return the result of `check` for a step. `compiler` maps the traced step to a `compile.Compiled`."""
     config = step.config
     log.info("%d parameters; tracing the step", step.parameters)
-    traced = _trace(step, where)
-    plain = _without_recomputing(step, traced, where, devices)
-    by_type = matmul_flops.by_type(plain.jaxpr)
-    product_flops = sum(by_type.values())
+    traced = _trace(step, target)
+    plain = _without_recomputing(step, traced, target, devices)
+    flops_by_type = matmul_flops.by_type(plain.jaxpr)
+    total_matmul_flops = sum(flops_by_type.values())
     result = {
         "config": name,
-        "topology": where.name,
-        "chips": where.chips,
+        "topology": target.name,
+        "chips": target.chips,
         "devices": len(devices),
         "mesh": dict(step.mesh.shape),
         "batch_size": config.batch_size,
@@ -74,163 +95,167 @@ def _check(step, where, devices, name, compiler):
         "parameters": step.parameters,
         "state_bytes": step.state_bytes(),
         "argument_bytes": step.argument_bytes(),
-        "least_bytes": step.least_bytes(),
-        "hbm_bytes": _hbm(where),
-        "product_flops": product_flops,
-        "product_flops_by_type": by_type,
+        "least_bytes": step.min_traffic_bytes(),
+        "hbm_bytes": _hbm(target),
+        "product_flops": total_matmul_flops,
+        "product_flops_by_type": flops_by_type,
         "flops": flops.count(plain.jaxpr),
         **dict.fromkeys(("fits", "reason", "error", "compile_seconds", "compiler", "memory", "needed_bytes")),
         **dict.fromkeys(
             ("bytes_accessed", "bytes_padding", "bytes_counted", "bytes_by_part", "collectives", "launches")
         ),
         **dict.fromkeys(("floors", "bounds")),
-        "not_known": _not_known(where),
-        "warnings": warnings.of_step(step, traced, by_type, where),
+        "not_known": _not_known(target),
+        "warnings": warnings.of_step(step, traced, flops_by_type, target),
     }
-    figures, module = {"arithmetic": product_flops / len(devices)}, None
-    if where.chip or where.kind == "cpu":
-        module = _compile(result, traced, where, len(devices), compiler)
-    if where.chip and module:
+    figures, module = {"arithmetic": total_matmul_flops / len(devices)}, None
+    if target.chip or target.kind == "cpu":
+        module = _compile(result, traced, target, len(devices), compiler)
+    if target.chip and module:
         figures["bytes_accessed"] = result["bytes_accessed"]
         figures["sent"] = sum(c["sent"] for c in result["collectives"].values())
-    if where.chip and result["fits"] is not False and not result["error"]:
-        result["floors"] = bounds.floors(where.chip, **figures)
-        result["bounds"] = bounds.upper(result["floors"], config.batch_size / where.chips)
+    if target.chip and result["fits"] is not False and not result["error"]:
+        result["floors"] = bounds.floors(target.chip, **figures)
+        result["bounds"] = bounds.upper(result["floors"], config.batch_size / target.chips)
     if module:
-        result["warnings"] += warnings.of_program(module, result["floors"] or {}, where, result["mesh"])
+        result["warnings"] += warnings.of_program(module, result["floors"] or {}, target, result["mesh"])
     return result
 
 
-def _trace(step, where):
+def _trace(step, target):
     try:
         return step.trace()
-    except RuntimeError as error:  # jax asks cuDNN for its version
-        remedy = process.advice(str(error))
+    except RuntimeError as error:  # tracing cuDNN's attention looks up cuDNN's version
+        remedy = process.remedy(str(error))
         if not remedy:
             raise
-        raise UserError(f"--topology {where.name}: {error}{remedy}", exit_code=RUN_FAILED) from error
+        raise UserError(f"--topology {target.name}: {error}{remedy}", exit_code=RUN_FAILED) from error
 
 
-def _not_known(where):
-    """What the result cannot say for this kind of topology, in words."""
-    if where.kind == "cpu":
-        return "what this machine's memory and arithmetic allow"
-    if where.gpu:
+def _not_known(target):
+    """Return a phrase that names what the result lacks on this kind of topology, or ""."""
+    if target.kind == "cpu":
+        return "the memory and speed of this machine's CPU"
+    if target.gpu:
         words = (
-            "time, since nothing was run. XLA chose algorithms without timing them: on a card it may take others, and "
-            "then kernels, their scratch memory and bytes differ"
+            "run time, since nothing was run. XLA chose algorithms without timing them; on a GPU it may choose others, "
+            "with other kernels, scratch memory and bytes"
         )
-        nodes = ". All GPUs count as joined by NVLink, though a slower network joins nodes" * (where.devices > NODE)
+        nodes = ". NVLink is assumed between all GPUs, but a slower network connects the nodes" * (
+            target.devices > NODE
+        )
         return words + nodes
-    return "" if where.tpu else "which GPU it is: take one of those that are known, such as h100:8"
+    return "" if target.tpu else "the GPU model; use a known one, such as h100:8"
 
 
-def _compile(result, traced, where, devices, compiler):
-    """Compile and add what is found to the result -> the program's hlo.Module, None where there is no program."""
-    log.info("compiling for %s, which takes minutes for a large model", where.name)
+def _compile(result, traced, target, devices, compiler):
+    """Compile the step and add the findings to `result`. Return the program's `hlo.Module`, or None without a program."""
+    log.info("compiling for %s; a large model takes minutes", target.name)
     done = compiler(traced)
-    result["compile_seconds"], result["compiler"] = done.seconds, _compiler(where)
-    result["fits"], result["reason"], result["error"] = _fits(done, where), done.refusal, done.error
+    result["compile_seconds"], result["compiler"] = done.seconds, _compiler(target)
+    result["fits"], result["reason"], result["error"] = _fits(done, target), done.refusal, done.error
     if done.note:
         result["warnings"].append(done.note)
     if not done.text:
         return None
     result["memory"] = done.memory
-    if where.gpu:
-        _add_need(result, where)
+    if target.gpu:
+        _add_need(result, target)
     module = hlo.Module(done.text, devices)
     result["collectives"] = {
         kind: {"count": c.count, "bytes": c.bytes, "sent": round(c.sent)} for kind, c in module.collectives().items()
     }
-    if where.chip:
+    if target.chip:
         moved, padding = module.traffic()
         result["bytes_accessed"], result["bytes_padding"] = moved - padding, padding
         result["bytes_by_part"] = module.traffic_by_part()
-        result["bytes_counted"] = "counted on the compiled HLO, loops as often as they run"
-    if where.gpu:
-        result["bytes_counted"] += ", as if the L2 cache kept nothing"
+        result["bytes_counted"] = "counted on the compiled HLO, loop bodies once per iteration"
+    if target.gpu:
+        result["bytes_counted"] += ", without L2 cache hits"
         result["launches"] = module.launches()
     return module
 
 
-def _fits(done, where):
-    """The compiler's verdict; None where it gives none, as a GPU's gives none of what it compiled."""
+def _fits(done, target):
+    """Return whether the program fits, by the compiler's verdict; None without a verdict, as for a compiled GPU program."""
     if done.refusal:
         return False
-    return True if where.tpu and done.text else None
+    return True if target.tpu and done.text else None
 
 
-def _add_need(result, where):
-    """Add what a GPU needs for a step and whether it has that: XLA compiles for GPUs what does not fit, too."""
-    m, hbm = result["memory"], where.chip.hbm
+def _add_need(result, target):
+    """Add the memory that a step needs and whether it fits, since XLA also compiles GPU programs that do not fit."""
+    m, hbm = result["memory"], target.chip.hbm
     need = m["argument"] + m["output"] - m["alias"] + m["temp"] + m["generated_code"]
     result["needed_bytes"], result["fits"] = need, need <= LARGEST * hbm
     words = f"a step needs {need / GIB:.1f} GiB"
     if not result["fits"]:
-        result["reason"] = f"{words}, and jax can have {LARGEST * hbm / GIB:.1f} of a GPU's {hbm / GIB:.1f} at most"
+        result["reason"] = f"{words}, but jax can use at most {LARGEST * hbm / GIB:.1f} of a GPU's {hbm / GIB:.1f} GiB"
     elif need > PREALLOCATED * hbm:
         result["warnings"].append(
-            f"{words}, and jax takes {PREALLOCATED * hbm / GIB:.1f} unless told: set "
+            f"{words}, but by default jax only takes {PREALLOCATED * hbm / GIB:.1f} GiB: set "
             f"XLA_PYTHON_CLIENT_MEM_FRACTION={min(LARGEST, math.ceil(need / hbm * 50 + 1) / 50):.2f}"
         )
 
 
-def _compiler(where):
-    if where.gpu:
+def _compiler(target):
+    if target.gpu:
         return topology.gpu_compiler()
-    package = "libtpu" if where.tpu else "jaxlib"
-    return topology.installed(package) or package  # TPU_LIBRARY_PATH names one that pip knows nothing of
+    package = "libtpu" if target.tpu else "jaxlib"
+    return topology.installed(package) or package  # TPU_LIBRARY_PATH may name a libtpu that pip does not know
 
 
-def _hbm(where):
-    return where.chip.hbm // where.chip.devices if where.chip else None
+def _hbm(target):
+    return target.chip.hbm // target.chip.devices if target.chip else None
 
 
-def build(config, where, devices):
-    """The step of a config on a topology; UserError names the topology and says what would work."""
+def build(config, target, devices):
+    """Return the `compile.Step` of a config on a topology. Raise UserError, with the topology's name, if they conflict."""
     try:
-        return compile.build(config, devices, _hbm(where) or math.inf)
+        return compile.build(config, devices, _hbm(target) or math.inf)
     except UserError as error:
-        raise UserError(f"--topology {where.name}: {error}") from error
+        raise UserError(f"--topology {target.name}: {error}") from error
 
 
-def _without_recomputing(step, traced, where, devices):
-    """The trace that model FLOPs are counted on: what is computed again to save memory is no work of the model."""
-    if step.config.remat == "none" and not where.chip:
+def _without_recomputing(step, traced, target, devices):
+    """Return the trace on which model FLOPs are counted. It excludes rematerialisation, which is not the model's work."""
+    if step.config.remat == "none" and not target.chip:
         return traced
     plain = config_lib.resolve({**config_lib.flatten(step.config.to_dict()), "remat": "none"})
     return compile.build(plain, devices, plain=True).trace()
 
 
-def _search(config, where, devices, name):
+def _search(config, target, devices, name):
     tried, results = [], {}
 
     def fits(batch_size):
         changed = config_lib.resolve({**config_lib.flatten(config.to_dict()), "batch_size": batch_size})
         try:
-            found = check(changed, where, devices, name)
+            found = check(changed, target, devices, name)
             row = {key: found[key] for key in ("batch_size", "fits", "reason", "compile_seconds")}
             row["reason"] = row["reason"] or found["error"]
         except UserError as error:
             found = None
             row = {"batch_size": batch_size, "fits": False, "reason": str(error), "compile_seconds": 0.0}
-        if found and found["error"] and not results:  # which no smaller batch is likely to cure
-            raise UserError(f"--topology {where.name}: {found['error']}", exit_code=RUN_FAILED)
+        if found and found["error"] and not results:  # a smaller batch is unlikely to help
+            raise UserError(f"--topology {target.name}: {found['error']}", exit_code=RUN_FAILED)
         log.info("batch %d: %s (%.0f s)", batch_size, row["reason"] or "fits", row["compile_seconds"])
         tried.append(row)
         if row["fits"]:
             results[batch_size] = found
         return row["fits"]
 
-    if not where.chip:
-        raise UserError(f"--find-batch needs a TPU or GPU by its name, such as v5e:4x4 or h100:8, not {where.name}")
-    shape = build(config, where, devices).mesh.shape  # what is wrong with the config itself is said at once
+    if not target.chip:
+        raise UserError(
+            f"--find-batch needs a named TPU or GPU, such as v5e:4x4 or h100:8, not --topology {target.name}"
+        )
+    shape = build(config, target, devices).mesh.shape  # raises at once if the config itself is wrong
     parts, groups = config.accumulate, config.bn_groups
     every = math.lcm(shape["data"] * shape["fsdp"] * parts, parts * groups)
     best = search.largest(fits, max(every, config.batch_size // every * every), every)
     if not best:
         raise UserError(
-            f"--topology {where.name}: not even batch_size={tried[-1]['batch_size']} fits: {tried[-1]['reason']}",
+            f"--topology {target.name}: no batch fits, even batch_size={tried[-1]['batch_size']}: {tried[-1]['reason']}",
             exit_code=RUN_FAILED,
         )
     return {**results[best], "search": tried}

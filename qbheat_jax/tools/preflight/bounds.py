@@ -1,10 +1,17 @@
-"""What a step must take at least, and what follows at most: floors of time and upper bounds, not predictions."""
+"""Lower bounds on a step's time and upper bounds on its speed. They are bounds, not predictions."""
 
 
 def floors(chip, *, arithmetic, bytes_accessed=None, sent=None):
-    """{"arithmetic", "memory", "interconnect": seconds}, each as if alone; what is not known is left out.
+    """Return the least time of a step for each resource alone.
 
-    Of one device and step: `arithmetic` operations of products, `bytes_accessed` in HBM, bytes `sent` to other devices.
+    Args:
+      chip: A `chips.Chip`.
+      arithmetic: Floating-point operations of matmuls and convolutions, per device and step.
+      bytes_accessed: HBM bytes, per device and step; None if unknown.
+      sent: Bytes sent to other devices, per device and step; None if unknown.
+
+    Returns:
+      {"arithmetic": seconds, "memory": seconds, "interconnect": seconds}, without the unknown ones.
     """
     given = {
         "arithmetic": (arithmetic, chip.flops),
@@ -15,9 +22,17 @@ def floors(chip, *, arithmetic, bytes_accessed=None, sent=None):
 
 
 def upper(floors, images_per_chip):
-    """What no step can exceed: the largest floor binds, and the others are hidden behind it.
+    """Return upper bounds on a step's speed.
 
-    `images_per_chip`: of one step. MFU: model FLOPs over what the chips could do in the time.
+    The largest floor binds: the other resources can at best overlap with it.
+
+    Args:
+      floors: Dict of `floors`.
+      images_per_chip: Images per chip and step.
+
+    Returns:
+      Dict with "binds" (name of the largest floor), "step_seconds_at_least", "images_per_second_per_chip_at_most" and
+      "mfu_at_most" (model FLOPs over peak FLOPs in that time).
     """
     binds = max(floors, key=floors.get)
     seconds = floors[binds]

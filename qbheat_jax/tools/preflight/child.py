@@ -1,4 +1,4 @@
-"""The process that `process.Compilation` starts: compile what a folder asks for, and write the answer there."""
+"""Child process of `process.Compilation`: compile the step that a request file describes, and write the answer."""
 
 import dataclasses
 import json
@@ -13,15 +13,15 @@ from qbheat_jax.tools.preflight import compile, process, topology
 
 
 def main(folder):
-    """Read `process.REQUEST` in a folder, compile, and write `process.ANSWER`."""
+    """Read `process.REQUEST` from a folder, compile the step, and write `process.ANSWER` there."""
     folder = pathlib.Path(folder)
     request = json.loads((folder / process.REQUEST).read_text())
-    where = topology.parse(request["topology"])
-    topology.prepare(where)
-    # jax would keep programs for devices that are not here, and could not read them back.
+    target = topology.parse(request["topology"])
+    topology.prepare(target)
+    # jax cannot read cached programs back for devices that are not present.
     jax.config.update("jax_enable_compilation_cache", False)
     config = config_lib.from_json(request["config"], config_lib.PRETRAIN)
-    done = _compile(compile.build(config, topology.devices(where)).trace())
+    done = _compile(compile.build(config, topology.devices(target)).trace())
     (folder / process.ANSWER).write_text(json.dumps(dataclasses.asdict(done)))
 
 
@@ -29,12 +29,12 @@ def _compile(traced):
     try:
         return compile.compile(traced)
     except jax.errors.JaxRuntimeError as error:
-        said = str(error)
-    if "tile sizes" not in said:
-        return compile.Compiled(error=f"XLA's compiler refused it: {said.splitlines()[0]}{process.advice(said)}")
-    # On a GPU, XLA times several tiles and drops those that do not work. Without one it has a single guess.
+        message = str(error)
+    if "tile sizes" not in message:
+        return compile.Compiled(error=f"XLA's compiler failed: {message.splitlines()[0]}{process.remedy(message)}")
+    # With a GPU, XLA times several tile sizes and drops those that fail. Without one it has a single guess.
     done = compile.compile(traced, {"xla_gpu_enable_triton_gemm": False})
-    note = "XLA found no tiles for one of its Triton products without timing any, so cuBLAS has all products here"
+    note = "XLA found no tile size for a Triton matmul, since it cannot time any here; all matmuls use cuBLAS instead"
     return dataclasses.replace(done, note=note)
 
 
@@ -43,4 +43,4 @@ if __name__ == "__main__":
         main(sys.argv[1])
     except Exception as error:
         traceback.print_exc()
-        sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])  # the last line, which the parent tells
+        sys.exit(f"{type(error).__name__}: {error}".splitlines()[0])  # the parent reports this last line

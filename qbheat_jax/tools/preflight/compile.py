@@ -1,4 +1,4 @@
-"""The real train step, compiled ahead of time from shapes: no array is made, no device of the target is needed."""
+"""Compile the train step ahead of time from shapes, without arrays and without the target's devices."""
 
 import dataclasses
 import logging
@@ -22,7 +22,16 @@ log = logging.getLogger("qbheat")
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A config's train step on a mesh, not yet traced. `state` and `batch` are trees of shapes with their shardings."""
+    """A config's train step on a mesh, before tracing.
+
+    Attributes:
+      config: The checked config.
+      objective: The method.
+      mesh: `jax.sharding.Mesh`.
+      function: The jitted step.
+      state: Pytree of `jax.ShapeDtypeStruct` with shardings.
+      batch: Dict of `jax.ShapeDtypeStruct` with shardings.
+    """
 
     config: Any
     objective: Any
@@ -33,23 +42,26 @@ class Step:
 
     @property
     def parameters(self):
+        """The number of parameters."""
         return pytree.count(self.state.params)
 
     def state_bytes(self):
-        """What one device keeps of the state: parameters, optimizer, averages, statistics."""
+        """Return the bytes of the state per device: parameters, optimizer, averages and statistics."""
         return _local_bytes(self.state)
 
     def argument_bytes(self):
-        """State and batch together, what one device is given for a step."""
+        """Return the bytes of a step's arguments per device: state and batch."""
         return self.state_bytes() + _local_bytes(self.batch)
 
     def trace(self):
+        """Return the traced step."""
         return self.function.trace(self.state, self.batch)
 
-    def least_bytes(self):
-        """What one device moves through HBM at the least: what the gradient needs, the state, the gradients, the batch.
+    def min_traffic_bytes(self):
+        """Return the least HBM traffic of a step per device, in bytes.
 
-        Each is written once and read once, but for the batch, which is read.
+        The activations that the gradient needs, the state and the gradients are written once and read once. The batch is
+        only read.
         """
 
         def loss(params, batch_stats, batch):
@@ -67,10 +79,20 @@ def _local_bytes(tree):
 
 
 def build(config, devices, room=math.inf, plain=False, lr_multipliers=None):
-    """The Step of a checked config on these devices, each with `room` bytes of memory. `plain`: as of `state.train_step`;
-    `lr_multipliers`: as of `optim.adamw`.
+    """Build the `Step` of a config.
 
-    Raises UserError where they do not go together, or where not even what a device is given for a step has room.
+    Args:
+      config: A checked config.
+      devices: List of devices.
+      room: Memory of each device in bytes.
+      plain: Argument of `state.train_step`.
+      lr_multipliers: Argument of `optim.adamw`.
+
+    Returns:
+      The `Step`.
+
+    Raises:
+      UserError: Config and devices do not fit each other, or a step's arguments alone exceed `room`.
     """
     mesh = device_mesh.make_mesh(config.mesh, devices)
     objective = methods.build(config)
@@ -78,14 +100,14 @@ def build(config, devices, room=math.inf, plain=False, lr_multipliers=None):
     sharding.check_heads(objective, mesh)
     if getattr(objective, "head", ()) is None:
         raise UserError(
-            f"config field head.classes={config.head.classes} is not accepted here: preflight opens no data, so it "
-            "must be told how many classes they have, such as --config.head.classes 1000"
+            f"config field head.classes={config.head.classes} is not accepted: preflight opens no data, so set the number "
+            "of classes, as in --config.head.classes 1000"
         )
     shapes = loop.batch_shapes(config, methods.views(objective))
     batches = jax.sharding.NamedSharding(mesh, device_mesh.BATCH)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batches), shapes)
-    _check_room(0, _local_bytes(batch), room)  # first, since the position code of too large an image is large itself
-    # How long the run is does not change what a step does.
+    _check_room(0, _local_bytes(batch), room)  # checked first, since a huge image also has a huge position code
+    # The run's length does not change the step.
     schedule = optax.warmup_cosine_decay_schedule(0.0, optim.peak_learning_rate(config), 1, 2)
     optimizer = optim.adamw(config, schedule, lr_multipliers)
     abstract = state.abstract(objective, optimizer, shapes, config.ema)
@@ -102,28 +124,28 @@ def build(config, devices, room=math.inf, plain=False, lr_multipliers=None):
 def _check_room(state, batch, room):
     if state + batch <= room:
         return
-    advice = (
-        "split it over more devices with mesh.fsdp, or take a smaller model or larger chips"
+    remedy = (
+        "split the state over more devices with mesh.fsdp, or use a smaller model or larger chips"
         if state > batch
-        else "take a smaller batch_size or image_size, or more devices"
+        else "use a smaller batch_size or image_size, or more devices"
     )
     raise UserError(
-        f"before it computes anything a device would need {(state + batch) / GIB:.1f} GiB, {state / GIB:.1f} for state "
-        f"and {batch / GIB:.1f} for images, and has {room / GIB:.0f}: {advice}"
+        f"a step's arguments need {(state + batch) / GIB:.1f} GiB per device ({state / GIB:.1f} for the state, "
+        f"{batch / GIB:.1f} for the batch), but a device has {room / GIB:.0f} GiB: {remedy}"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a step, plain enough to go into JSON.
+    """Result of compiling a step, in types that JSON can hold.
 
-    Args:
-      text: The program's HLO, "" where there is none.
-      memory: {name: bytes} of one device, as of `_memory`, empty where there is no program.
-      seconds: Lowering and compilation.
-      refusal: Why the program does not fit, in the compiler's words; "" where it fits or the compiler does not say.
-      error: Why there is no program though it might fit: the compiler failed.
-      note: What a reader must know of how it was compiled.
+    Attributes:
+      text: The program's HLO; "" without a program.
+      memory: {name: bytes} per device, see `_memory`; empty without a program.
+      seconds: Time of lowering and compilation.
+      refusal: The compiler's message for a program that does not fit; else "".
+      error: Reason for a failure of the compiler itself; else "".
+      note: Remark for the report on how it was compiled; else "".
     """
 
     text: str = ""
@@ -135,11 +157,17 @@ class Compiled:
 
 
 def compile(traced, options=None):
-    """Compile a traced step. A program too large for the chip is a result; other errors are raised.
+    """Compile a traced step.
 
     Args:
-      traced: As of `Step.trace`.
-      options: XLA's options by their names, for this program alone.
+      traced: Result of `Step.trace`.
+      options: {name: value} of XLA's options for this program.
+
+    Returns:
+      A `Compiled`. If the program is too large for the chip, its `refusal` says so.
+
+    Raises:
+      jax.errors.JaxRuntimeError: Any other failure of the compiler.
     """
     started = time.perf_counter()
     lowered = traced.lower()
@@ -154,7 +182,7 @@ def compile(traced, options=None):
 
 
 def refusal(text):
-    """The compiler's account of what does not fit, on one line with its sizes.
+    """Return the compiler's out-of-memory message, with its sizes, on one line.
 
     >>> refusal("RESOURCE_EXHAUSTED: Ran out of memory. Used 17.2G of 15.75G hbm.\\n\\nProgram: ...")
     'RESOURCE_EXHAUSTED: Ran out of memory. Used 17.2G of 15.75G hbm.'

@@ -1,8 +1,7 @@
-"""What a compiled program does, read off its HLO text: collectives and kernels by kind, and bytes to and from HBM.
+"""Count collectives, kernels and HBM traffic in the HLO text of a compiled program.
 
-XLA's own `cost_analysis` counts the body of a loop once, and what never leaves the core like what does; here a body
-counts as often as the loop runs (all branches of a conditional once), and bytes count in HBM alone. All figures are of
-one device and one step.
+XLA's `cost_analysis` counts a loop body once, and counts on-chip traffic like HBM traffic. This module counts a loop body
+once per iteration, each branch of a conditional once, and HBM traffic only. All figures are per device and step.
 """
 
 import collections
@@ -10,11 +9,11 @@ import dataclasses
 import math
 import re
 
-# Bits of the types whose names do not say them, as f32, bf16, f8e4m3fn and c64 do.
+# Bits of the types whose names do not hold the number. Those of f32, bf16, f8e4m3fn and c64 do.
 BITS = {"pred": 8, "token": 0, "opaque": 0}
 
-# What each kind puts on a device's links at the least, as a multiple of its size, among n devices (a ring's cost, which
-# no algorithm on links of one bandwidth beats).
+# Least bytes that a device sends in each collective among n devices, as a multiple of its size. This is the cost of a ring,
+# which is optimal on links of equal bandwidth.
 SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -23,13 +22,13 @@ SENT = {
     "collective-permute": lambda n: 1.0,
 }
 
-# Nothing is moved by these themselves.
+# Opcodes that move no data themselves.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast while conditional call opt-barrier optimization-barrier "
     "after-all partition-id replica-id add-dependency domain".split()
 )
 _SLICES = ("dynamic-slice", "slice", "gather")
-# What a GPU's custom calls are, by the beginning of their targets; the Triton ones are Pallas kernels.
+# Kinds of a GPU's custom calls by the prefix of their targets. The Triton ones are Pallas kernels.
 _LIBRARIES = {
     "__cublas": "cuBLAS products",
     "__cudnn$conv": "cuDNN convolutions",
@@ -52,7 +51,13 @@ _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a type: its element type, dimensions and layout, such as "1,0:T(8,128)S(1)"."""
+    """An array type of HLO.
+
+    Attributes:
+      dtype: Name of the element type, such as "bf16".
+      shape: Tuple of ints.
+      layout: Layout, such as "1,0:T(8,128)S(1)".
+    """
 
     dtype: str
     shape: tuple
@@ -60,16 +65,17 @@ class Array:
 
     @property
     def bits(self):
-        """Of one number."""
+        """Bits of one element."""
         return BITS[self.dtype] if self.dtype in BITS else int(re.search(r"\d+", self.dtype)[0])
 
     @property
     def bytes(self):
+        """Bytes of the elements."""
         return math.prod(self.shape) * self.bits // 8
 
     @property
     def padded(self):
-        """Bytes with the dimensions filled up to whole tiles: a TPU keeps the last two in tiles such as 8 x 128."""
+        """Bytes with tile padding. A TPU stores the last two dimensions in whole tiles, such as 8 x 128."""
         tile = re.search(r"T\(([\d,]+)\)", self.layout)
         if not tile or not self.shape:
             return self.bytes
@@ -82,11 +88,22 @@ class Array:
 
     @property
     def in_hbm(self):
-        return "S(" not in self.layout  # other spaces are on the core
+        """Whether the array is in HBM."""
+        return "S(" not in self.layout  # other memory spaces are on the chip
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+    """An HLO instruction.
+
+    Attributes:
+      name: Name without "%".
+      arrays: Tuple of `Array`, its results.
+      opcode: Such as "fusion".
+      operands: Tuple of the operands' names.
+      text: Attributes, and the number of a parameter or constant.
+    """
+
     name: str
     arrays: tuple
     opcode: str
@@ -95,19 +112,26 @@ class Instruction:
 
     @property
     def op_name(self):
+        """The JAX operation in the metadata, or ""."""
         found = _OP_NAME.search(self.text)
         return found[1] if found else ""
 
     @property
     def target(self):
-        """What a custom call calls."""
+        """The target of a custom call, or ""."""
         found = _TARGET.search(self.text)
         return found[1] if found else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind: how many, their bytes (the larger of in and out), bytes sent at the least."""
+    """Collectives of one kind in a step of one device.
+
+    Attributes:
+      count: How often they run.
+      bytes: The larger of their input and output bytes.
+      sent: Least bytes sent to other devices.
+    """
 
     count: int = 0
     bytes: int = 0
@@ -118,7 +142,7 @@ class Collective:
 
 
 def _type(text):
-    """(the type's text, the rest of the line); a tuple's type ends at its closing bracket."""
+    """Return (text of the type, rest of the line). The type of a tuple ends at its closing bracket."""
     if not text.startswith("("):
         head, _, rest = text.partition(" ")
         return head, rest
@@ -147,7 +171,12 @@ def _operands(rest):
 
 
 class Module:
-    """A program's HLO text, parsed. `devices`: how many it is for, which is the group where a collective names none."""
+    """A parsed HLO program.
+
+    Args:
+      text: HLO text of the compiled program.
+      devices: Number of devices, which is the group size of collectives that name no group.
+    """
 
     def __init__(self, text, devices):
         self._devices, self._computations, self._entry = devices, {}, None
@@ -175,7 +204,7 @@ class Module:
         computation[name] = Instruction(name, _arrays(kind), opcode[1], names, number + attributes)
 
     def executed(self):
-        """(instruction, its computation, how often a step runs it) of everything but what is within a fusion."""
+        """Return [(instruction, its computation, executions per step), ...], without the insides of fusions."""
         return list(self._walk(self._entry, 1))
 
     def _walk(self, name, times):
@@ -189,7 +218,7 @@ class Module:
                 yield from self._walk(called, times * turns)
 
     def turns(self, loop):
-        """How often a while loop runs, None where it does not say: as the compiler notes, or `counter < constant`."""
+        """Return the iterations of a while loop, from the compiler's note or a `counter < constant` condition, else None."""
         found = _TRIPS.search(loop.text)
         if found:
             return int(found[1])
@@ -207,19 +236,19 @@ class Module:
         return (*_CALLED.findall(instruction.text), *(_NAME.findall(branches[1]) if branches else ()))
 
     def unknown_loops(self):
-        """How many loops do not say how often they run; they count once."""
+        """Return the number of loops with unknown iteration counts. Their bodies count once."""
         return sum(i.opcode == "while" and self.turns(i) is None for i, _, _ in self.executed())
 
     def serial_gathers(self):
-        """[(turns, op_name)] of the loops that the compiler made of a gather or scatter, one index a turn."""
+        """Return [(iterations, op_name), ...] of loops that the compiler made from a gather or scatter, one index each."""
         loops = ((i, re.search(r"(gather|scatter)[\w\-]*$", i.op_name)) for i, _, _ in self.executed())
         return [(self.turns(i), i.op_name) for i, found in loops if i.opcode == "while" and found and self.turns(i)]
 
     def launches(self):
-        """Return {kind: how often a step launches such a kernel or copy} on a GPU, the most frequent first.
+        """Return {kind of kernel or copy: launches per step} on a GPU, the most frequent first.
 
-        One for each instruction that computes or copies. Not counted: the memory that a reduction or a library sets to
-        zero first, and a library's call that launches several kernels counts once.
+        Each instruction that computes or copies counts once, even a library call that launches several kernels. The
+        zero-fills before reductions and library calls are not counted.
         """
         found = collections.Counter()
         for instruction, _, times in self.executed():
@@ -245,14 +274,14 @@ class Module:
         return "others"
 
     def collectives(self):
-        """{kind: Collective} of one step, those in fusions and loops too, of groups of more than one device."""
+        """Return {kind: Collective} per step, including those in fusions and loops, for groups of several devices."""
         found = collections.defaultdict(Collective)
         for _, kind, collective in self.each_collective():
             found[kind] += collective
         return dict(found)
 
     def each_collective(self):
-        """(op_name, kind, Collective) of every collective instruction."""
+        """Yield (op_name, kind, Collective) for every collective instruction."""
         for instruction, computation, times in self.executed():
             yield from self._collective(instruction, computation, times, "")
 
@@ -271,18 +300,18 @@ class Module:
         read = sum(a.bytes for name in instruction.operands for a in _of(computation, name))
         size = max(read, read * group if kind == "all-gather" else 0)
         if kind == "all-reduce" and "all-reduce-scatter" in within:
-            kind = "reduce-scatter"  # how a TPU's compiler writes one
+            kind = "reduce-scatter"  # the TPU compiler's form of it
         yield instruction.op_name, kind, Collective(times, times * size, times * SENT[kind](group) * size)
 
     def _group(self, text):
-        """Devices in a group of a collective, from any of the three ways in which HLO writes them."""
+        """Return the group size of a collective, from any of HLO's three notations."""
         if "source_target_pairs=" in text:
             return self._devices
         mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:\([^)]*\)|<[^>]*>)?,? *\{([^}]*)\}", text)
         if mesh:
             sizes = dict(re.findall(r"'?([\w.\-]+)'?=(\d+)", mesh[1]))
             names = [n.strip().strip("'") for n in mesh[2].split(",")]
-            # An axis may be split: 'axis':(before)size.
+            # A split axis is written as 'axis':(before)size.
             split = [re.fullmatch(r"([\w.\-]+)'?:\(\d+\)(\d+)", n) for n in names]
             return math.prod(int(s[2]) if s else int(sizes.get(n, 1)) for n, s in zip(names, split) if n)
         iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", text)
@@ -292,19 +321,19 @@ class Module:
         return len(listed[1].split(",")) if listed else self._devices
 
     def traffic(self):
-        """(bytes, padding): what a step reads from and writes to HBM, and how much of that fills up tiles.
+        """Return (bytes, padding): HBM reads and writes per step, and the part of them that is tile padding.
 
-        An instruction reads its operands and writes its results once. Of an operand that a fusion only takes slices of,
-        the slices count; of one that it updates in place, the update. What lies on the core does not count.
+        An instruction reads its operands and writes its results once. If a fusion only slices an operand, the slices
+        count; if it updates an operand in place, the update counts. On-chip memory does not count.
         """
         movements = list(self._movements())
         padded = sum(filled for *_, filled in movements)
         return padded, padded - sum(plain for *_, plain, _ in movements)
 
     def traffic_by_part(self):
-        """{part of the model: bytes of `traffic` without what fills tiles}, the largest first. See `part`.
+        """Return {part of the model: HBM bytes without padding}, the largest first; see `part` for the names.
 
-        What the compiler moves between HBM and the core ahead of time has no name and counts to what made it.
+        The compiler's prefetches have no name and count towards the instruction that made their data.
         """
         found = collections.Counter()
         for instruction, computation, plain, _ in self._movements():
@@ -314,19 +343,19 @@ class Module:
         return dict(found.most_common())
 
     def _movements(self):
-        """(instruction, its computation, bytes it moves in a step, the same with tiles filled up) of what moves any."""
+        """Yield (instruction, its computation, bytes moved per step, the same with padding) if any are moved."""
         for instruction, computation, times in self.executed():
             plain, filled = self._moved(instruction, computation)
             if filled:
                 yield instruction, computation, times * plain, times * filled
 
     def recomputed(self):
-        """Return (instructions, bytes they move) of what the compiler computes a second time to save memory."""
+        """Return (number of instructions, bytes moved) that the compiler recomputes to save memory."""
         found = [(i, plain) for i, _, plain, _ in self._movements() if ".remat" in i.name]
         return len(found), sum(plain for _, plain in found)
 
     def most_padded(self):
-        """(Array, op_name) of the array whose filling costs the most bytes in one reading; None where there is none."""
+        """Return (Array, op_name) of the array with the most bytes of padding, or None."""
         arrays = ((a, i.op_name) for i, _, _ in self.executed() if i.opcode not in _FREE for a in i.arrays if a.in_hbm)
         return max(arrays, key=lambda a: a[0].padded - a[0].bytes, default=None)
 
@@ -347,8 +376,8 @@ class Module:
     def _written(self, instruction, computation):
         if instruction.opcode == "dynamic-update-slice":
             return _of(computation, instruction.operands[1])
-        if instruction.opcode.endswith("-start"):  # (operands, results, counters), of a copy (result, operand, ...)
-            if instruction.opcode == "all-reduce-start":  # that one alone has its result's type
+        if instruction.opcode.endswith("-start"):  # (operands, results, counters); of a copy (result, operand, ...)
+            if instruction.opcode == "all-reduce-start":  # the only one with the type of its result
                 return instruction.arrays
             if instruction.opcode == "copy-start":
                 return instruction.arrays[:1]
@@ -369,7 +398,7 @@ class Module:
         return self._computations.get(next(iter(self._called(instruction)), ""), {})
 
     def _read(self, instruction, position, arrays, computation):
-        """What of an operand's arrays is read."""
+        """Return the arrays that an instruction reads from one operand."""
         if not arrays:
             return []
         if instruction.opcode in _SLICES and position == 0:
@@ -389,9 +418,10 @@ class Module:
 
 
 def part(op_name):
-    """Of an instruction's name the modules it belongs to, two deep, blocks of one kind together, forward and backward too.
+    """Return the part of the model that an op_name belongs to.
 
-    Of an argument of the step "state" or "batch".
+    It is the path of modules, at most three names, with digits replaced by "*". Forward and backward pass share it. The
+    step's arguments give "state" or "batch".
 
     >>> part("jit(step)/transpose(jvp(HeatDecoder))/block3/attn/qkv/dot_general")
     'HeatDecoder/block*/attn'

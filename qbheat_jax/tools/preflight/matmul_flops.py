@@ -1,4 +1,4 @@
-"""The matrix products and convolutions of a jaxpr, which are what a chip's peak is about."""
+"""Count the FLOPs of a jaxpr's matmuls and convolutions, to which a chip's peak rate refers."""
 
 import collections
 
@@ -7,14 +7,14 @@ from jax.extend.core import jaxprs_in_params
 
 from qbheat_jax.train import flops
 
-PRODUCTS = ("dot_general", "conv_general_dilated")
+PRIMITIVES = ("dot_general", "conv_general_dilated")
 
 
 def each(jaxpr, times=1):
-    """(equation, how often it runs) of every product; of a cond, those of one `flops.branch`."""
+    """Yield (equation, number of executions) for every matmul and convolution; of a cond, those in one `flops.branch`."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name, params = equation.primitive.name, equation.params
-        if name in PRODUCTS:
+        if name in PRIMITIVES:
             yield equation, times
         elif name == "cond":
             yield from each(flops.branch(equation), times)
@@ -24,7 +24,7 @@ def each(jaxpr, times=1):
 
 
 def by_type(jaxpr):
-    """{type of the operands: operations}; both operands must be of 16 bits to be multiplied as such."""
+    """Return {dtype name: FLOPs}. The wider of the two operands decides the dtype, since it decides the hardware's path."""
     counts = collections.Counter()
     for equation, times in each(jaxpr):
         widest = max((v.aval.dtype for v in equation.invars[:2]), key=lambda d: jnp.dtype(d).itemsize)

@@ -1,7 +1,7 @@
-"""The least that a step moves through HBM: what its gradient needs, written once and read once, and the state likewise.
+"""Count the least HBM traffic of a step on its jaxpr: the activations that the gradient needs.
 
-Counted on the jaxpr, before any compiler. What the gradient needs is what goes into products and convolutions, and what
-comes out of them, of reductions and of loops; all else follows from these element by element, and no compiler need keep it.
+The gradient needs the inputs of matmuls and convolutions, and the outputs of these, of reductions and of loops. All other
+values can be recomputed from them elementwise, so a compiler need not store them.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from jax.extend.core import Literal, jaxprs_in_params
 
 from qbheat_jax.train import flops
 
-# The same numbers, in another shape or type.
+# Primitives that return the same numbers in another shape or dtype.
 _SAME = frozenset("convert_element_type copy expand_dims reshape squeeze transpose".split())
-# What follows element by element from its operands, or from nothing but a key.
+# Primitives whose outputs can be recomputed elementwise from their operands, or from a key alone.
 _CHEAP = (
     _SAME
     | flops.ELEMENTWISE
@@ -28,7 +28,13 @@ _LOOPS = ("scan", "while", "cond")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Node:
-    """One value: what made it, of what, and how large it is. `made` is "input" for an argument, "literal" for a number."""
+    """A value of the jaxpr.
+
+    Attributes:
+      made: Name of the primitive that made it; "input" for an argument, "literal" for a constant.
+      operands: Tuple of `_Node`.
+      aval: Abstract value with shape and dtype.
+    """
 
     made: str
     operands: tuple = ()
@@ -36,15 +42,25 @@ class _Node:
 
     @property
     def bytes(self):
+        """Size of the value."""
         shape, dtype = getattr(self.aval, "shape", ()), getattr(self.aval, "dtype", None)
         return math.prod(shape) * getattr(dtype, "itemsize", 0)
 
 
 def activations(loss, params, *arguments):
-    """Bytes, in all, of what the gradient of `loss(params, *arguments) -> (scalar, aux)` needs besides its arguments."""
+    """Return the bytes of all activations that a gradient needs.
+
+    Args:
+      loss: Function (params, *arguments) -> (scalar, aux).
+      params: Pytree of arrays or shapes, with respect to which the gradient is taken.
+      *arguments: Pytrees of arrays or shapes.
+
+    Returns:
+      Bytes over all devices, without the arguments themselves.
+    """
 
     def kept(params, *arguments):
-        return jax.vjp(lambda p: loss(p, *arguments), params, has_aux=True)[1]  # the pullback, whose leaves they are
+        return jax.vjp(lambda p: loss(p, *arguments), params, has_aux=True)[1]  # its leaves are the stored values
 
     closed = jax.make_jaxpr(kept)(params, *arguments)
     entering = set()
@@ -59,7 +75,11 @@ def activations(loss, params, *arguments):
 
 
 def _nodes(jaxpr, inputs, entering):
-    """The nodes of a jaxpr's outputs, calls within it opened. `entering` collects what goes into products and loops."""
+    """Return the nodes of a jaxpr's outputs, with inner calls inlined.
+
+    The set `entering` collects the inputs of matmuls, convolutions, loops and all other primitives that are neither
+    elementwise nor reductions.
+    """
     known = {**{v: _Node("literal", aval=v.aval) for v in jaxpr.constvars}, **dict(zip(jaxpr.invars, inputs))}
 
     def node(v):
@@ -67,7 +87,7 @@ def _nodes(jaxpr, inputs, entering):
 
     for equation in jaxpr.eqns:
         name, operands = equation.primitive.name, tuple(map(node, equation.invars))
-        if equation.params.get("branches_platforms"):  # forms for platforms, of which one is there in the end
+        if equation.params.get("branches_platforms"):  # of the variants for platforms, one remains in the program
             inner, operands = [flops.branch(equation)], operands[1:]
         else:
             inner = [] if name in _LOOPS else list(jaxprs_in_params(equation.params))
@@ -82,7 +102,7 @@ def _nodes(jaxpr, inputs, entering):
 
 
 def _same(node):
-    """(the node that holds the same numbers first, the fewest bytes that they take on the way from there)."""
+    """Return (the first node with the same numbers, their smallest size in bytes between that node and this one)."""
     size = node.bytes
     while node.made in _SAME:
         node = node.operands[0]
@@ -91,7 +111,7 @@ def _same(node):
 
 
 def _roots(node):
-    """The nodes that a node follows from element by element."""
+    """Return the set of nodes from which a node can be recomputed elementwise."""
     found, seen, waiting = set(), set(), [node]
     while waiting:
         node = waiting.pop()

@@ -1,10 +1,10 @@
-"""A preflight's result in words. The result itself is a dict that goes into JSON as it is."""
+"""Format a preflight result, a JSON-ready dict, as text."""
 
 GIB, MIB = 2**30, 2**20
 
 
 def text(result):
-    """Some thirty lines."""
+    """Return the report of a result of `preflight.check`, about thirty lines."""
     lines = [_head(result), "", *_memory(result), *_work(result), *_collectives(result), *_bounds(result)]
     lines += [f"warning: {words}" for words in result["warnings"]]
     if result.get("search"):
@@ -17,7 +17,7 @@ def _head(r):
     devices = f"{r['chips']} chips" if r["hbm_bytes"] else f"{r['devices']} devices"
     return (
         f"{r['config']} on {r['topology']}: {devices}, mesh {mesh}, batch {r['batch_size']} "
-        f"({r['images_per_device']} images a device)"
+        f"({r['images_per_device']} images per device)"
     )
 
 
@@ -38,24 +38,24 @@ def _memory(r):
         m = r["memory"]
         words = f"arguments {_size(m['argument'])}, temporary {_size(m['temp'])}, code {_size(m['generated_code'])}"
         if r["needed_bytes"]:
-            words += f"; {_size(r['needed_bytes'])} together, {r['needed_bytes'] / r['hbm_bytes']:.0%} of the GPU"
+            words += f"; {_size(r['needed_bytes'])} in total, {r['needed_bytes'] / r['hbm_bytes']:.0%} of the GPU"
         elif r["fits"]:
-            words += " (they only inform: the verdict decides)"
+            words += " (for information; the verdict decides)"
         yield _row("compiler's figures", words)
 
 
 def _work(r):
     image = r["product_flops"] / r["batch_size"]
     types = ", ".join(f"{name} {n / r['product_flops']:.1%}" for name, n in r["product_flops_by_type"].items())
-    yield _row("model FLOPs a step", f"{r['product_flops']:.4g} in matrix products and convolutions ({types})")
-    yield _row("", f"{image:.4g} an image; {r['flops']:.4g} a step with elementwise arithmetic")
+    yield _row("model FLOPs a step", f"{r['product_flops']:.4g} in matmuls and convolutions ({types})")
+    yield _row("", f"{image:.4g} per image; {r['flops']:.4g} per step including elementwise arithmetic")
     if r["bytes_accessed"] is not None:
-        padding = f"; {_size(r['bytes_padding'])} more fill tiles" if r["bytes_padding"] else ""
-        yield _row("HBM bytes a device", f"{_size(r['bytes_accessed'])} a step ({r['bytes_counted']}){padding}")
+        padding = f"; {_size(r['bytes_padding'])} more of tile padding" if r["bytes_padding"] else ""
+        yield _row("HBM bytes a device", f"{_size(r['bytes_accessed'])} per step ({r['bytes_counted']}){padding}")
         yield _row(
             "",
-            f"{r['bytes_accessed'] / r['least_bytes']:.2f} times {_size(r['least_bytes'])}: what the gradient needs, and the "
-            "state, written once and read once",
+            f"{r['bytes_accessed'] / r['least_bytes']:.2f} times the least traffic, {_size(r['least_bytes'])}: the gradient's "
+            "activations and the state, written once and read once",
         )
         largest = list(r["bytes_by_part"].items())[:6]
         yield _row("", ", ".join(f"{part} {n / r['bytes_accessed']:.0%}" for part, n in largest))
@@ -72,7 +72,7 @@ def _collectives(r):
     over = " over NVLink" if r["launches"] else ""
     for kind, c in sorted(r["collectives"].items()):
         yield _row(
-            kind, f"{c['count']} a step, {_size(c['bytes'])} a device; {_size(c['sent'])} to send at the least{over}"
+            kind, f"{c['count']} per step, {_size(c['bytes'])} per device; at least {_size(c['sent'])} to send{over}"
         )
 
 
@@ -86,8 +86,8 @@ def _bounds(r):
     yield _row("a step takes at least", f"{floors}; {b['binds']} binds")
     yield _row(
         "upper bounds",
-        f"{b['images_per_second_per_chip_at_most']:,.0f} images/s a chip, MFU {b['mfu_at_most']:.0%}: bounds, no "
-        "prediction; a real step is slower",
+        f"{b['images_per_second_per_chip_at_most']:,.0f} images/s per chip, MFU {b['mfu_at_most']:.0%}; not a prediction: a "
+        "real step is slower",
     )
     if r["not_known"]:
         yield _row("not known", r["not_known"])

@@ -1,4 +1,4 @@
-"""Where a program is to run: "v5e:4x4" read and checked, and its devices, which need not be there."""
+"""Parse names of topologies such as "v5e:4x4", and give their devices, which need not be present."""
 
 import dataclasses
 import difflib
@@ -16,13 +16,20 @@ from qbheat_jax.tools.preflight.chips import CHIPS, NODE, Chip
 
 log = logging.getLogger("qbheat")
 
-# Of these nothing is known but what JAX itself says.
+# Kinds without an entry in CHIPS: this machine's CPUs, and GPUs of an unknown model.
 HOSTS = ("cpu", "gpu")
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """`chip` is None of a plain "cpu" or "gpu"."""
+    """The target devices of a program.
+
+    Attributes:
+      name: Such as "v5e:4x4".
+      kind: Part of the name before the colon.
+      shape: Tuple of ints: sides of the slice, or the number of devices.
+      chip: A `chips.Chip`; None for plain "cpu" and "gpu".
+    """
 
     name: str
     kind: str
@@ -31,25 +38,36 @@ class Topology:
 
     @property
     def chips(self):
+        """The number of chips."""
         return math.prod(self.shape)
 
     @property
     def devices(self):
-        """How many JAX sees."""
+        """The number of JAX devices."""
         return self.chips * (self.chip.devices if self.chip else 1)
 
     @property
     def tpu(self):
+        """Whether it is a TPU."""
         return self.chip is not None and self.chip.tpu
 
     @property
     def gpu(self):
-        """Whether it names a GPU that XLA can compile for, as "h100" does and "gpu" does not."""
+        """Whether it is a GPU model that XLA can compile for, such as "h100" but not plain "gpu"."""
         return self.chip is not None and self.chip.gpu is not None
 
 
 def parse(name):
-    """ "v5e:4x4", "h100:8" or "cpu:8" -> Topology. Raises UserError, saying what would be accepted.
+    """Parse the name of a topology.
+
+    Args:
+      name: Such as "v5e:4x4", "h100:8" or "cpu:8".
+
+    Returns:
+      The `Topology`.
+
+    Raises:
+      UserError: The name is not accepted.
 
     >>> parse("v5e:4x4").chips
     16
@@ -58,45 +76,55 @@ def parse(name):
     kinds = (*CHIPS, *HOSTS)
     if kind not in kinds:
         near = difflib.get_close_matches(kind, kinds, 1, 0.0)[0]
-        raise UserError(f"--topology {name}: {kind!r} is unknown, the nearest is {near}; known are {', '.join(kinds)}")
+        raise UserError(f"--topology {name}: {kind!r} is unknown; did you mean {near}? It takes {', '.join(kinds)}")
     chip = CHIPS.get(kind)
     dimensions = chip.dimensions if chip and chip.tpu else 1
     example = {1: f"{kind}:8", 2: f"{kind}:4x4", 3: f"{kind}:4x4x8"}[dimensions]
     if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", text) or len(text.split("x")) != dimensions:
-        sides = "a number of devices" if dimensions == 1 else f"{dimensions} sides"
-        raise UserError(f"--topology {name}: {kind} takes {sides}, such as {example}")
+        sides = "a number of devices" if dimensions == 1 else f"{dimensions} side lengths"
+        raise UserError(f"--topology {name} is not accepted; {kind} takes {sides}, such as {example}")
     shape = tuple(int(n) for n in text.split("x"))
     if chip and chip.gpu and shape[0] > NODE and shape[0] % NODE:
-        raise UserError(f"--topology {name}: more than {NODE} GPUs come in nodes of {NODE}, such as {kind}:{2 * NODE}")
+        raise UserError(
+            f"--topology {name} is not accepted; more than {NODE} GPUs must fill nodes of {NODE}, such as {kind}:{2 * NODE}"
+        )
     if dimensions > 1 and math.prod(shape) > 1 and (shape[0] % 2 or shape[1] % 2):
         raise UserError(
-            f"--topology {name}: chips come in boards of 2 x 2, so the first two sides are even, such as {example}"
+            f"--topology {name} is not accepted; boards have 2 x 2 chips, so the first two sides must be even, such as "
+            f"{example}"
         )
-    if dimensions > 1 and math.prod(shape) > chip.most:
+    if dimensions > 1 and math.prod(shape) > chip.max_chips:
         raise UserError(
-            f"--topology {name} has {math.prod(shape)} chips, but no slice of {kind} has more than {chip.most}: take a "
+            f"--topology {name} has {math.prod(shape)} chips, but a slice of {kind} has at most {chip.max_chips}; use a "
             f"smaller one, such as {example}"
         )
     return Topology(name, kind, shape, chip)
 
 
 def prepare(topology):
-    """Before JAX looks for devices: it is to look for none but this machine's CPUs, as many as are asked for.
+    """Restrict JAX to this machine's CPUs, before it initialises its backends.
 
-    Nothing is changed where it has looked already. Raises UserError where a compiler is missing.
+    For "cpu" and "gpu", JAX then makes as many CPU devices as the topology has. If the backends are already initialised,
+    nothing changes.
+
+    Args:
+      topology: A `Topology`.
+
+    Raises:
+      UserError: The compiler of this topology is not installed.
     """
     if topology.tpu and not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")):
         raise UserError(
-            f"--topology {topology.name} needs the TPU's compiler, libtpu, which is not installed: pip install "
+            f"--topology {topology.name} needs the TPU compiler libtpu, which is not installed: pip install "
             "'qbheat_jax[tpu]' (on Linux; no TPU is needed)"
         )
     if topology.gpu and not gpu_compiler():
         raise UserError(
-            f"--topology {topology.name} needs XLA's compiler for GPUs, the package jax-cuda13-pjrt, which is not installed: "
+            f"--topology {topology.name} needs XLA's GPU compiler (package jax-cuda13-pjrt), which is not installed: "
             "pip install 'qbheat_jax[gpu-compiler]' (on Linux; no GPU is needed)"
         )
-    # What libtpu would ask of a TPU's host, and complains of elsewhere. Its lock keeps two processes off one TPU, which
-    # is not used here: two preflights may run at once.
+    # libtpu queries the TPU host for these values and complains on other machines. Its lock on the TPU is not needed,
+    # since no TPU is used: two preflights may run at once.
     for variable, value in (
         ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
         ("TPU_SKIP_MDS_QUERY", "1"),
@@ -111,16 +139,16 @@ def prepare(topology):
         if not (topology.tpu or topology.gpu) and "device_count" not in os.environ.get("XLA_FLAGS", ""):
             jax.config.update("jax_num_cpu_devices", topology.devices)
     except RuntimeError:
-        log.debug("JAX has its devices already")
+        log.debug("JAX has already initialised its backends")
 
 
 def gpu_compiler():
-    """Return the installed package that holds XLA's GPU compiler as "name version", or "" where there is none."""
+    """Return the installed package of XLA's GPU compiler as "name version", or "" if none is installed."""
     return installed("jax-cuda13-pjrt", "jax-cuda12-pjrt")
 
 
 def installed(*packages):
-    """Return the first of some packages that is installed as "name version", or "" where none is."""
+    """Return the first installed one of `packages` as "name version", or "" if none is installed."""
     for package in packages:
         try:
             return f"{package} {importlib.metadata.version(package)}"
@@ -130,10 +158,10 @@ def installed(*packages):
 
 
 def describe(chip):
-    """Return a GPU in the form that XLA's compiler reads, stream_executor.GpuTargetConfigProto as text.
+    """Return a GPU's description for XLA's compiler: stream_executor.GpuTargetConfigProto as text.
 
-    Accelerated features are the instructions of one generation alone, such as Hopper's warp-group products. XLA turns
-    them on from capability 9 on, as it does on a real card.
+    Accelerated features are instructions of a single GPU generation, such as Hopper's warp-group matmuls. As on a real
+    GPU, they are on from compute capability 9.
     """
     gpu, (major, minor) = chip.gpu, chip.gpu.capability
     return f"""
@@ -173,9 +201,16 @@ device_description_str: "{gpu.name}"
 
 
 def devices(topology):
-    """The devices to compile for; those of a TPU or GPU need not be here. Raises UserError where there are none.
+    """Return the devices to compile for. TPUs and GPUs need not be present.
 
-    GPUs beyond one node of `chips.NODE` are in several nodes, each with one process.
+    Args:
+      topology: A `Topology`. More than `chips.NODE` GPUs form several nodes of one process each.
+
+    Returns:
+      List of devices.
+
+    Raises:
+      UserError: This process has too few CPU devices, or the compiler does not accept the topology.
     """
     if topology.gpu:
         nodes = -(-topology.devices // NODE)
@@ -185,7 +220,7 @@ def devices(topology):
         here = jax.devices("cpu")
         if len(here) < topology.devices:
             raise UserError(
-                f"--topology {topology.name}: this process has {len(here)} CPU devices; set "
+                f"--topology {topology.name}: this process has only {len(here)} CPU devices; set "
                 f"XLA_FLAGS=--xla_force_host_platform_device_count={topology.devices}"
             )
         return here[: topology.devices]
@@ -200,7 +235,7 @@ def _described(name, platform, **options):
 
     try:
         return topologies.get_topology_desc(name, platform=platform, **options).devices
-    except Exception as error:  # the compiler's own words for what it does not make
+    except Exception as error:  # each compiler raises its own types
         compiler = "libtpu" if platform == "tpu" else "XLA's GPU compiler"
         words = str(error).splitlines()[0]
         raise UserError(f"--topology {name} is not accepted by {compiler}: {words}") from error

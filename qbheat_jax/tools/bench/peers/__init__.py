@@ -1,6 +1,6 @@
-"""The encoders once more in PyTorch, plainly, by the names of their releases: what one would use without this package.
+"""Plain PyTorch implementations of the encoders, with the parameter names of their releases, for comparison only.
 
-Written to compare with: nothing else here computes with them. Only this file may be imported without torch.
+Only this file can be imported without torch.
 """
 
 import sys
@@ -17,24 +17,30 @@ from qbheat_jax.port import names, tables
 
 
 def need():
-    """The module torch. UserError where it is missing."""
+    """Return the module torch. Raise UserError if it is not installed."""
     try:
         import torch
     except ImportError as error:
         raise UserError(
-            f"the peers are in PyTorch, which is missing ({error}): pip install 'qbheat_jax[torch]', or pass --peers none"
+            f"--peers needs PyTorch, which is not installed ({error}): pip install 'qbheat_jax[torch]', or pass --peers none"
         ) from None
-    # PyTorch's optimizers and compiler load triton where it is installed, and that crashes the process once tensorflow is
-    # loaded (each brings an LLVM). Only compiling for a GPU cannot do without it, and then says so.
+    # PyTorch's optimizers and compiler load triton if it is installed. After tensorflow this crashes the process, because
+    # each brings its own LLVM. Only compilation for a GPU needs triton, and fails with a clear message without it.
     if "tensorflow" in sys.modules and "triton" not in sys.modules:
         sys.modules["triton"] = None
     return torch
 
 
 def build(encoder, classes=1000):
-    """The torch module of an encoder of `models.registry` with its own stride, and a linear classifier.
+    """Return the PyTorch counterpart of an encoder, with a linear classifier.
 
-    forward: normalised images [B, 3, H, W] -> logits [B, classes]; `maps`: -> the encoder's features [B, C, h, w].
+    Args:
+      encoder: Encoder of `models.registry` with its default stride.
+      classes: Number of classes.
+
+    Returns:
+      A `torch.nn.Module`. `forward` maps normalised images [B, 3, H, W] to logits [B, classes]; `maps` maps them to the
+      encoder's features [B, C, h, w].
     """
     need()
     from qbheat_jax.tools.bench.peers import efficientnet_lite0, mobile_former, mobilenet_v2, resnet, vit
@@ -50,7 +56,19 @@ def build(encoder, classes=1000):
 
 
 def load(model, name, variables):
-    """Gives a module of `build` the variables {"params": {"encoder", "head"}, ...} of encoder `name`; all must fit."""
+    """Load the variables of an encoder into its PyTorch counterpart.
+
+    Args:
+      model: Module of `build`.
+      name: Name of the encoder.
+      variables: {"params": {"encoder": ..., "head": ...}, ...} of arrays.
+
+    Returns:
+      `model`.
+
+    Raises:
+      LookupError: The names do not match.
+    """
     torch = need()
     leaves = {path: np.asarray(leaf) for path, leaf in pytree.names(variables)}
     named = tables.of(name).torch_names(leaves)
@@ -58,5 +76,5 @@ def load(model, name, variables):
     wrong = model.load_state_dict(state, strict=False)
     missing = [name for name in wrong.missing_keys if not name.endswith("num_batches_tracked")]
     if missing or wrong.unexpected_keys:
-        raise LookupError(f"{name} in PyTorch has other names: {[*missing, *wrong.unexpected_keys][0]}")
+        raise LookupError(f"{name}: its names do not match those in PyTorch: {[*missing, *wrong.unexpected_keys][0]}")
     return model

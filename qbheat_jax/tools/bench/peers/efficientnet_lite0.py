@@ -1,11 +1,11 @@
-"""EfficientNet-Lite0 in PyTorch, by the names of efficientnet_lite_pytorch."""
+"""EfficientNet-Lite0 in PyTorch, with the parameter names of efficientnet_lite_pytorch."""
 
 import torch.nn.functional as F
 from torch import nn
 
 
 def _same(x, conv):
-    """A convolution padded as TensorFlow's "same": the odd zero after, on each axis by its own size."""
+    """Apply a convolution with TensorFlow's "same" padding, which puts the odd zero at the end of each axis."""
     pads = []
     for size in (x.shape[3], x.shape[2]):
         total = max((-(-size // conv.stride[0]) - 1) * conv.stride[0] + conv.kernel_size[0] - size, 0)
@@ -32,8 +32,9 @@ class MBConv(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """efficientnet_lite_pytorch's names."""
+    """The network. `forward` returns logits [B, classes], `maps` the last feature map [B, C, h, w]."""
 
+    # (expansion, channels, blocks, stride, kernel)
     ROWS = (
         (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5),
         (6, 320, 1, 1, 3),

@@ -1,6 +1,7 @@
-"""Mobile-Former in PyTorch (arXiv 2108.05895), by the names of its released weights, with a linear classifier.
+"""Mobile-Former in PyTorch (arXiv 2108.05895), with the parameter names of its release and a linear classifier.
 
-Maps are [B, C, H, W], tokens [B, T, D]. `last` and its norm are QB-Heat's, whose encoders end in one more convolution.
+Maps are [B, C, H, W], tokens are [B, T, D]. `last` and its norm belong to QB-Heat, whose encoders end in one more
+convolution.
 """
 
 import torch
@@ -13,12 +14,12 @@ def _hard_sigmoid(x):
 
 
 def _cells(x):
-    """[B, C, H, W] -> [B, H * W, C]."""
+    """Reshape [B, C, H, W] to [B, H * W, C]."""
     return x.flatten(2).transpose(1, 2)
 
 
 def _attend(query, key, value, heads):
-    """Softmax attention, channels split into `heads` contiguous parts: [B, N, C], [B, M, C], [B, M, C] -> [B, N, C]."""
+    """Return softmax attention: query [B, N, C], key and value [B, M, C] -> [B, N, C], heads contiguous in C."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
     return (weights @ v).transpose(1, 2).flatten(2)
@@ -30,7 +31,7 @@ def _conv(channels, out, kernel=1, stride=1, groups=1):
 
 
 class Shuffle(nn.Module):
-    """Channels seen as (groups, C / groups), transposed; nothing where there is one group."""
+    """Channel shuffle: reshape channels to (groups, C / groups) and transpose. Identity for one group."""
 
     def __init__(self, groups):
         super().__init__()
@@ -87,7 +88,7 @@ class GlobalLocal(nn.Module):
 
 
 class ConvAlone(nn.Module):
-    """A depthwise and a 1x1 convolution; tokens pass through."""
+    """A depthwise and a 1x1 convolution, which leave the tokens unchanged."""
 
     def __init__(self, channels, e1, out, stride, groups):
         super().__init__()
@@ -104,7 +105,7 @@ class ConvAlone(nn.Module):
 
 
 class Bridged(nn.Module):
-    """What both kinds of blocks with tokens have."""
+    """Base class of the two kinds of blocks with tokens."""
 
     def __init__(self, channels, out, stride, token_dim):
         super().__init__()
@@ -153,7 +154,7 @@ class DnaBlock3(Bridged):
 
 
 class LinearClassifier(nn.Module):
-    """A linear map of the mean over the cells, where the release has its last layer."""
+    """A linear classifier on the mean over the cells, in place of the release's last layer."""
 
     def __init__(self, channels, classes):
         super().__init__()
@@ -164,7 +165,12 @@ class LinearClassifier(nn.Module):
 
 
 class MobileFormer(nn.Module):
-    """`variant`: of qbheat_jax.models.mobile_former. forward -> logits; `maps` -> the last map, [B, C, h, w]."""
+    """The network. `forward` returns logits [B, classes], `maps` the last feature map [B, C, h, w].
+
+    Args:
+      variant: A `qbheat_jax.models.mobile_former.Variant`.
+      classes: Number of classes.
+    """
 
     def __init__(self, variant, classes=1000):
         super().__init__()
@@ -186,14 +192,14 @@ class MobileFormer(nn.Module):
         self.classifier = LinearClassifier(v.width or channels, classes)
 
     def blocks(self, x):
-        """Yields (map, tokens) after every block."""
+        """Yield (map [B, C, H, W], tokens [B, T, D]) after every block."""
         x, tokens = self.stem(x), self.tokens.weight.expand(len(x), -1, -1)
         for block in self.features:
             x, tokens = block(x, tokens)
             yield x, tokens
 
     def maps(self, x):
-        # The last bridge to the tokens is not computed: nothing here uses what it gives.
+        # Skip the last bridge to the tokens, whose output is not used.
         *_, (x, _) = self.blocks(x)
         return self.last(x) if self.last else x
 

@@ -1,4 +1,4 @@
-"""MobileNetV2 in PyTorch, by the names of torchvision."""
+"""MobileNetV2 in PyTorch, with the parameter names of torchvision."""
 
 from torch import nn
 
@@ -21,8 +21,9 @@ class Inverted(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """torchvision's names."""
+    """The network. `forward` returns logits [B, classes], `maps` the last feature map [B, C, h, w]."""
 
+    # (expansion, channels, blocks, stride)
     ROWS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
     def __init__(self, classes=1000):
@@ -33,7 +34,7 @@ class MobileNetV2(nn.Module):
                 layers.append(Inverted(channels, out, stride if n == 0 else 1, expansion))
                 channels = out
         self.features = nn.Sequential(*layers, nn.Sequential(*_conv_bn(320, 1280), nn.ReLU6()))
-        self.classifier = nn.Sequential(nn.Identity(), nn.Linear(1280, classes))  # no dropout in its place
+        self.classifier = nn.Sequential(nn.Identity(), nn.Linear(1280, classes))  # Identity replaces the dropout
 
     def maps(self, x):
         return self.features(x)

@@ -1,4 +1,4 @@
-"""ResNet in PyTorch, by the names of torchvision."""
+"""ResNet in PyTorch, with the parameter names of torchvision."""
 
 import torch.nn.functional as F
 from torch import nn
@@ -41,7 +41,7 @@ def _shortcut(channels, out, stride):
 
 
 class ResNet(nn.Module):
-    """torchvision's names. forward -> logits; `maps` -> the last feature map [B, C, h, w]."""
+    """The network. `forward` returns logits [B, classes], `maps` the last feature map [B, C, h, w]."""
 
     def __init__(self, block, counts, classes=1000):
         super().__init__()

@@ -1,6 +1,6 @@
-"""The ways in which PyTorch runs a model: eager, channels-last, compiled. Each gives a function of nothing to time.
+"""Run a PyTorch model in one of three ways: eager, channels-last or compiled.
 
-On a GPU that function only sends its work, and `Peer.wait` waits for it.
+Each way gives a function without arguments to time. On a GPU it only sends its work, and `Peer.wait` waits for it.
 """
 
 import copy
@@ -14,21 +14,28 @@ from qbheat_jax.errors import RUN_FAILED, UserError
 
 
 def check(device):
-    """Raise UserError where PyTorch cannot use the device that jax computes on."""
+    """Raise UserError if PyTorch cannot use jax's device. `device` is "cpu" or "cuda"."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("jax computes on a GPU and this PyTorch has none: set JAX_PLATFORMS=cpu", exit_code=RUN_FAILED)
+        raise UserError(
+            "jax uses a GPU, but this PyTorch finds none: set JAX_PLATFORMS=cpu, or pass --peers none",
+            exit_code=RUN_FAILED,
+        )
 
 
 class Peer:
-    """One model run in one way, its images on the device that jax computes on.
+    """A PyTorch model that runs in one way on jax's device.
 
-    `way`: one of options.PEERS; compiled models are channels-last too. `threads`: of the CPU. `dtype`: as of the
-    encoder: parameters are float32, and with bfloat16 PyTorch's autocast chooses what is computed in it.
+    Args:
+      model: Module of `peers.build`; the peer copies it.
+      way: One of `options.PEERS`. "compile" is also channels-last.
+      threads: Number of CPU threads.
+      dtype: "float32" or "bfloat16". Parameters are float32; with bfloat16, PyTorch's autocast chooses the operations.
+      device: "cpu" or "cuda".
     """
 
     def __init__(self, model, way, threads, dtype, device):
         torch.set_num_threads(threads)
-        if device == "cuda":  # as jax multiplies by default there
+        if device == "cuda":  # matches jax's default matmul precision on GPUs
             torch.set_float32_matmul_precision("high")
         self._device, self._dtype = device, getattr(torch, dtype)
         self._layout = torch.contiguous_format if way == "eager" else torch.channels_last
@@ -36,7 +43,7 @@ class Peer:
         self.way, self._compiled = way, way == "compile"
 
     def forward(self, images):
-        """Return a function that returns the features [B, h, w, C] of images float32 [B, H, W, 3]."""
+        """Return a function that computes the features [B, h, w, C] of `images`, a float32 array [B, H, W, 3]."""
         self.model.eval()
         maps = torch.compile(self.model.maps) if self._compiled else self.model.maps
         placed = self._place(images)
@@ -48,9 +55,15 @@ class Peer:
         return call
 
     def step(self, batch, pixels, rate, decay, betas):
-        """Batch of numpy arrays -> function that takes one step of AdamW on the cross-entropy and returns the loss.
+        """Return a function that takes one AdamW step on the cross-entropy and returns the loss.
 
-        The batch's images stay uint8 and are normalised in the step, by `pixels` as of images.PIXELS, as they are here.
+        Args:
+          batch: {"image": uint8 [B, H, W, 3], "label": int32 [B]} of numpy arrays. Images are normalised in the step, as in
+            this package.
+          pixels: Entry of `images.PIXELS`.
+          rate: Learning rate.
+          decay: Weight decay of parameters with more than one dimension.
+          betas: (b1, b2) of AdamW.
         """
         self.model.train()
         parameters = list(self.model.parameters())
@@ -78,7 +91,7 @@ class Peer:
         return call
 
     def _place(self, images):
-        """[B, H, W, 3] -> [B, 3, H, W] on the device, laid out as the model's weights are."""
+        """Return [B, H, W, 3] images as [B, 3, H, W] on the device, in the memory format of the weights."""
         placed = torch.from_numpy(images).permute(0, 3, 1, 2).to(self._device)
         return placed.contiguous(memory_format=self._layout)
 
@@ -86,13 +99,13 @@ class Peer:
         return torch.autocast(self._device, torch.bfloat16, enabled=self._dtype is torch.bfloat16)
 
     def wait(self, _):
-        """Return once all work sent to the device is done, whatever result is given."""
+        """Wait for all work on the device. The argument is ignored."""
         if self._device == "cuda":
             torch.cuda.synchronize()
 
 
 def free():
-    """Give back what compiled models and freed tensors still hold of the GPU's memory."""
+    """Free the GPU memory that compiled models and deleted tensors still hold."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
     gc.collect()

@@ -1,4 +1,4 @@
-"""ViT in PyTorch, by the names of timm, with PyTorch's own fused attention."""
+"""ViT in PyTorch, with the parameter names of timm and PyTorch's fused attention."""
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,18 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(nn.Module):
-    """timm's names. A smaller image than the table's takes the table's top left."""
+    """The network. `forward` returns logits [B, classes], `maps` the last feature map [B, C, h, w].
+
+    A smaller image uses the top left of the position table.
+
+    Args:
+      width: Width of the tokens.
+      heads: Attention heads.
+      depth: Number of blocks.
+      patch: Patch size in pixels.
+      grid: Cells per side of the position table.
+      classes: Number of classes; 0 for no classifier.
+    """
 
     def __init__(self, width, heads, depth=12, patch=16, grid=14, classes=1000):
         super().__init__()
