@@ -115,12 +115,13 @@ def pretrain(arguments, overrides):
     from qbheat_jax import config
     from qbheat_jax.tasks import pretrain
     from qbheat_jax.train import distributed, profile
+    from qbheat_jax.train.config_tables import PRETRAIN
 
     traced = profile.parse(arguments.profile_steps) if arguments.profile_steps is not None else None
     distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
     if arguments.init:
         overrides = [*overrides, ("init", arguments.init)]
-    summary = pretrain.run(config.load(arguments.config, overrides), arguments.workdir, traced)
+    summary = pretrain.run(config.load(arguments.config, overrides, PRETRAIN), arguments.workdir, traced)
     distributed.say(json.dumps(summary))
 
 
@@ -129,9 +130,10 @@ def probe(arguments, overrides):
     from qbheat_jax import config
     from qbheat_jax.probe.encode import POOLED
     from qbheat_jax.probe.encoders import NO_ENCODER
+    from qbheat_jax.probe.fields import PROBE
     from qbheat_jax.tasks import probe
 
-    configs = [config.load(path, overrides, config.PROBE) for path in arguments.config]
+    configs = [config.load(path, overrides, PROBE) for path in arguments.config]
     pairs = [
         (c, init)
         for c, init in itertools.product(configs, arguments.init)
@@ -165,9 +167,10 @@ def finetune(arguments, overrides):
     from qbheat_jax.tasks import finetune
     from qbheat_jax.tasks.probe import line
     from qbheat_jax.train import distributed
+    from qbheat_jax.train.config_tables import FINETUNE
 
     distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
-    fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.FINETUNE)
+    fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], FINETUNE)
     result = finetune.run(fields, arguments.workdir)
     log.info("%s", line(result))
     distributed.say(json.dumps(result))
@@ -177,9 +180,10 @@ def detect(arguments, overrides):
     from qbheat_jax import config
     from qbheat_jax.tasks import detect
     from qbheat_jax.train import distributed
+    from qbheat_jax.train.config_tables import DETECT
 
     distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
-    fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.DETECT)
+    fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], DETECT)
     result = detect.run(fields, arguments.workdir)
     log.info("%s", detect.line(result))
     distributed.say(json.dumps(result))
@@ -263,11 +267,12 @@ def preflight(arguments, overrides):
 
 def analyse(arguments, overrides):
     from qbheat_jax import analysis, config
+    from qbheat_jax.analysis.fields import ANALYSE
     from qbheat_jax.report import analysis_page
 
     if arguments.data:
         overrides = [*overrides, ("data.source", arguments.data)]
-    fields = config.resolve(config.parse(overrides, config.ANALYSE), config.ANALYSE)
+    fields = config.resolve(config.parse(overrides, ANALYSE), ANALYSE)
     folder, result = analysis.run(fields, arguments.workdir, arguments.init)
     try:
         page = analysis_page.write(folder)

@@ -9,9 +9,11 @@ import pytest
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import methods
-from qbheat_jax.config import PRETRAIN, PROBE
 from qbheat_jax.errors import BAD_INPUT, UserError
 from qbheat_jax.ops import heat, quarters
+from qbheat_jax.probe.fields import PROBE
+from qbheat_jax.train import config_tables
+from qbheat_jax.train.config_tables import PRETRAIN
 
 BASE = {"total_steps": 10}
 FIELDS = [(name, key) for name, fields in (("PRETRAIN", PRETRAIN), ("PROBE", PROBE)) for key in fields]
@@ -47,7 +49,7 @@ def from_file(tmp_path, *overrides, body="def get_config():\n    return {'total_
 
 
 def test_pretrain_defaults_are_those_of_the_method():
-    config = config_lib.resolve(BASE)
+    config = config_tables.resolve(BASE)
     assert set(config_lib.flatten(config)) == set(PRETRAIN)
     assert config.total_steps == 10 and config.total_epochs is None
     assert (config.image_size, config.batch_size, config.seed) == (256, 1024, 0)
@@ -69,7 +71,7 @@ def test_choices_are_those_of_the_code_that_takes_them():
     assert PRETRAIN["heat.directions"].accept == heat.DIRECTIONS
     assert PRETRAIN["heat.norm"].accept == heat.NORMS
     assert PRETRAIN["quarter.placements"].accept == tuple(quarters.PLACEMENT_SETS)
-    assert heat.Heat(**config_lib.resolve(BASE).heat.to_dict()) == heat.Heat()
+    assert heat.Heat(**config_tables.resolve(BASE).heat.to_dict()) == heat.Heat()
 
 
 @pytest.mark.parametrize("placements", PRETRAIN["quarter.placements"].accept)
@@ -77,12 +79,12 @@ def test_choices_are_those_of_the_code_that_takes_them():
 def test_choices_build(placements, dtype):
     encoder = {"encoder.name": "resnet18", "encoder.stride": 16, "image_size": 64}
     given = BASE | encoder | {"quarter.placements": placements, "dtype": dtype}
-    objective = methods.build(config_lib.resolve(given))
+    objective = methods.build(config_tables.resolve(given))
     assert objective.decoder.placements == quarters.PLACEMENT_SETS[placements]
 
 
 def test_config_is_locked():
-    config = config_lib.resolve(BASE)
+    config = config_tables.resolve(BASE)
     with pytest.raises(AttributeError):
         config.batchsize = 3
     with pytest.raises(AttributeError):
@@ -170,7 +172,7 @@ def test_lists_of_the_probe(value):
 
 
 def test_whole_numbers_and_lists_are_taken_for_what_they_mean():
-    config = config_lib.resolve({"total_epochs": 3, "weight_decay": 0, "data.crop_scale": [1, 1]})
+    config = config_tables.resolve({"total_epochs": 3, "weight_decay": 0, "data.crop_scale": [1, 1]})
     assert type(config.total_epochs) is type(config.weight_decay) is float
     assert config.data.crop_scale == (1.0, 1.0) and type(config.data.crop_scale) is tuple
 
@@ -220,7 +222,7 @@ def test_a_value_is_not_a_section(tmp_path):
 @pytest.mark.parametrize("base", ["warmup", "log_every", "eval_every", "checkpoint_every"])
 @pytest.mark.parametrize("unit", config_lib.UNITS)
 def test_durations_in_other_units_take_the_place_of_steps(base, unit):
-    flat = config_lib.flatten(config_lib.resolve(BASE | {f"{base}_{unit}": 2}))
+    flat = config_lib.flatten(config_tables.resolve(BASE | {f"{base}_{unit}": 2}))
     assert flat[f"{base}_{unit}"] == 2.0 and base not in flat
 
 
@@ -407,7 +409,7 @@ def test_odd_text_is_refused(tmp_path, text):
     "key,value", [("batch_size", np.int64(4)), ("learning_rate", np.float64(0.1)), ("norm_pix", np.True_)]
 )
 def test_numpy_scalars_are_numbers(key, value):
-    found = config_lib.flatten(config_lib.resolve(BASE | {key: value}))[key]
+    found = config_lib.flatten(config_tables.resolve(BASE | {key: value}))[key]
     assert found == value and type(found) is kind(PRETRAIN[key])
 
 
@@ -424,7 +426,7 @@ def test_numpy_scalars_are_numbers(key, value):
     ],
 )
 def test_configs_differ_by_value_and_unit(saved, now, differs):
-    saved, now = (config_lib.resolve(BASE | given) for given in (saved, now))
+    saved, now = (config_tables.resolve(BASE | given) for given in (saved, now))
     as_json = json.loads(config_lib.to_json(saved))
     found = config_lib.differing(as_json, now)
     assert sorted(found) == differs and found == config_lib.differing(as_json, now.to_dict())

@@ -15,7 +15,6 @@ from PIL import Image
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import data, device_mesh
-from qbheat_jax.config import PROBE
 from qbheat_jax.data import device_cache
 from qbheat_jax.data.device_cache import DeviceCache
 from qbheat_jax.data.sources import photos
@@ -23,6 +22,7 @@ from qbheat_jax.data.specs.image import MEAN_GREY
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import encoders
 from qbheat_jax.probe.encode import Encoding
+from qbheat_jax.probe.fields import PROBE
 from tests.test_cli import BLOCKED, CONFIGS, ROOT
 from tests.test_data_pipeline import EVAL, KEYS, TRAIN, bag, joined, take
 

@@ -80,21 +80,21 @@ class DeviceCache:
             bad.add(name, reason)
         bad.check()
 
-    def batch(self, recipe, epochs, indices, batch_size):
+    def batch(self, spec, epochs, indices, batch_size):
         """The global batch on the mesh of every process's examples (epochs int64[b], indices int64[b], -1 for padding)."""
         real = indices >= 0
         rows = np.where(real, indices, 0)
         local = {
-            "quarter": recipe.quarters(epochs, rows),
+            "quarter": spec.quarters(epochs, rows),
             "label": np.where(real, self._labels[rows], -1).astype(np.int32),
             "mask": real & self._good[rows],
             "index": indices.astype(np.int32),
         }
         batch = device_mesh.put_batch(local, self.mesh, batch_size)
-        for view, name in enumerate(recipe.images):
-            shown = (rows.astype(np.int32), *self._draw(recipe, epochs, rows, view))
+        for view, name in enumerate(spec.images):
+            shown = (rows.astype(np.int32), *self._draw(spec, epochs, rows, view))
             shown = (device_mesh.put(x, self.mesh, batch_size) for x in shown)
-            batch[name] = _grey_where_masked(self.crop(*shown, recipe.image_size), batch["mask"])
+            batch[name] = _grey_where_masked(self.crop(*shown, spec.image_size), batch["mask"])
         return batch
 
     def crop(self, rows, boxes, flips, size):
@@ -104,14 +104,14 @@ class DeviceCache:
         """
         return _crop(self._images, rows, boxes, flips, mesh=self.mesh, shape=self._shape, size=size)
 
-    def _draw(self, recipe, epochs, rows, view):
-        """(float32[b, 4] boxes in pixels of the cache, bool[b] mirrored): those of `examples.Recipe`, example by example."""
+    def _draw(self, spec, epochs, rows, view):
+        """(float32[b, 4] boxes in pixels of the cache, bool[b] mirrored): those of the data spec, example by example."""
         sizes = self._sizes[rows]
-        whole = recipe.train and isinstance(self.source, Synthetic) and view == 0  # which is not augmented
+        whole = spec.train and isinstance(self.source, Synthetic) and view == 0  # which is not augmented
         examples = zip(epochs.tolist(), rows.tolist(), *sizes.T.tolist())
-        boxes = [(0, 0, h, w) if whole else recipe.box(epoch, row, h, w, view) for epoch, row, h, w in examples]
+        boxes = [(0, 0, h, w) if whole else spec.box(epoch, row, h, w, view) for epoch, row, h, w in examples]
         boxes = np.array(boxes) * np.tile(np.minimum(sizes, self.cache_size) / sizes, 2)
-        flips = np.zeros(len(rows), bool) if whole else recipe.mirrored(epochs, rows, view)
+        flips = np.zeros(len(rows), bool) if whole else spec.mirrored(epochs, rows, view)
         return boxes.astype(np.float32), np.broadcast_to(flips, len(rows))
 
     def _load(self):
@@ -203,7 +203,7 @@ class DeviceBatches(Batches):
         if not self._loaded:
             self._cache.load(self.plan.bad)
             self._loaded = True
-        return self._cache.batch(self.plan.recipe, epochs, indices, self.plan.batch_size)
+        return self._cache.batch(self.plan.spec, epochs, indices, self.plan.batch_size)
 
 
 def _pack(images):

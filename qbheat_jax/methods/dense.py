@@ -6,9 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qbheat_jax.config import COUNTS, POSITIVE, Field, at_least, refuse
+from qbheat_jax.methods.common import detection
 from qbheat_jax.methods.common.detection import Detection, quality_focal
-from qbheat_jax.models.pyramid import locations
+from qbheat_jax.models.dense_detector import DenseDetector
+from qbheat_jax.models.pyramid import GroupNorm, locations
 from qbheat_jax.ops import boxes as geometry
+from qbheat_jax.ops import images
 
 # A box belongs to the finest level whose stride, times this, is its longer side or more; the largest to the coarsest.
 REACH = 8.0
@@ -26,6 +30,34 @@ class Dense(Detection):
 
     candidates: int = 300
     overlap: float = 0.6
+
+    NAME = "dense"
+    NOTE = "at every cell, as FCOS"
+    TITLE = "dense detector"
+    STORY = "a detector that looks at every cell of the encoder's maps"
+    FIELDS = {
+        **detection.FIELDS,
+        "dense.strides": Field((8, 16, 32), "pixels a cell of its levels, each twice the one before", COUNTS),
+        "dense.width": Field(128, "its channels, a multiple of 8", POSITIVE),
+        "dense.depth": Field(2, "convolutions of its towers", at_least(0)),
+    }
+
+    @classmethod
+    def check(cls, values):
+        strides = _whole(values["dense.strides"])
+        if any(b != 2 * a for a, b in zip(strides, strides[1:])) or strides[0] & (strides[0] - 1):
+            refuse("dense.strides", strides, "powers of two, each twice the one before")
+        if values["image_size"] % strides[-1]:
+            refuse("image_size", values["image_size"], f"a multiple of the largest of dense.strides={strides}")
+        if values["dense.width"] % GroupNorm.num_groups:
+            refuse("dense.width", values["dense.width"], f"a multiple of {GroupNorm.num_groups}")
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        fields, dtype = config.dense, jnp.dtype(config.dtype)
+        detector = DenseDetector(config.detector.classes, _whole(fields.strides), fields.width, fields.depth, dtype)
+        pixels = images.PIXELS[config.pixels]
+        return cls(encoder, detector, pixels, config.tune, config.detector.stages, config.detector.count)
 
     def outputs_loss(self, outputs, boxes, classes, mask, size):
         """(loss, {"class", "box", "cells"}); losses are sums over cells, divided by the cells of boxes in the batch."""
@@ -53,6 +85,11 @@ class Dense(Detection):
             return geometry.best(boxes, scores, self.count, self.candidates, self.overlap)
 
         return jax.vmap(one)(found, jax.nn.sigmoid(logits))
+
+
+def _whole(strides):
+    """Return the strides as ints; a config's lists are of floats."""
+    return tuple(int(stride) for stride in strides)
 
 
 def assign(points, strides, boxes, classes, levels):

@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from qbheat_jax.config import POSITIVE, Field, refuse
+from qbheat_jax.methods.common import detection
 from qbheat_jax.methods.common.detection import Detection, focal
+from qbheat_jax.models.detr_detector import DETR
 from qbheat_jax.ops import boxes as geometry
+from qbheat_jax.ops import images
 
 # Weights of class, L1 and GIoU, in the costs of matching and in the loss (those of Deformable DETR, arXiv 2010.04159).
 CLASS, L1, GIOU = 2.0, 5.0, 2.0
@@ -19,6 +23,34 @@ _TOO_MUCH = 1e6
 @dataclasses.dataclass(frozen=True)
 class Detr(Detection):
     """`Detection` by a `DETR`; every layer of its decoder, and every group of queries, is matched and asked by itself."""
+
+    NAME = "detr"
+    NOTE = "queries, as DETR"
+    TITLE = "DETR detector"
+    STORY = "a detector whose queries look at the encoder's maps"
+    FIELDS = {
+        **detection.FIELDS,
+        "detr.size": Field("small", "width 128 and 3 layers, or width 256 and 6", ("small", "base")),
+        "detr.queries": Field(100, "boxes that it can see in an image, data.max_boxes or more", POSITIVE),
+        "detr.anchors": Field(
+            True, "queries are boxes that the layers refine; converges far sooner than learnt queries"
+        ),
+        "detr.groups": Field(
+            4, "sets of queries that learn side by side, of which the first is asked afterwards", POSITIVE
+        ),
+    }
+
+    @classmethod
+    def check(cls, values):
+        queries, boxes = values["detr.queries"], values["data.max_boxes"]
+        if queries < boxes:
+            refuse("detr.queries", queries, f"data.max_boxes={boxes} or more, one for each box")
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        detector = DETR(config.detector.classes, **config.detr, dtype=jnp.dtype(config.dtype))
+        pixels = images.PIXELS[config.pixels]
+        return cls(encoder, detector, pixels, config.tune, count=config.detector.count)
 
     def detections(self, variables, images):
         """As `Detection.detections`, by the first group of queries."""

@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qbheat_jax.config import BELOW_ONE, Field, at_least
+from qbheat_jax.methods import base
 from qbheat_jax.methods.supervised import Supervised
+from qbheat_jax.models import registry
+from qbheat_jax.models.ghost_batch_norm import grouped
+from qbheat_jax.ops import images as images_lib
 
 
 def mixup(images, targets, key, alpha):
@@ -49,20 +54,38 @@ class Finetune(Supervised):
     mixup: float = 0.0
     cutmix: float = 0.0
 
-    def loss(self, params, mutable, batch, rng, train=True):
+    NAME = "finetune"
+    TASK = base.FINETUNE
+    TITLE = "fine-tuned classifier"
+    STORY = "the encoder and a linear classifier, trained together from end to end"
+    FIELDS = {
+        "head.classes": Field(0, "set from the data", at_least(0)),
+        "head.dropout": Field(0.0, "dropout before the last layer", BELOW_ONE),
+        "mixup": Field(0.0, "alpha of mixup, images averaged in pairs; 0: none", at_least(0)),
+        "cutmix": Field(0.0, "alpha of cutmix, a box of one image put into another; 0: none", at_least(0)),
+        "label_smoothing": Field(0.1, "share of the target spread over all classes", BELOW_ONE),
+    }
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        head = registry.head(config.encoder.name, config.head.classes, config.head.dropout, config.dtype)
+        mixing = {name: config[name] for name in ("label_smoothing", "mixup", "cutmix")}
+        return cls(encoder, grouped(head, config.bn_groups), images_lib.PIXELS[config.pixels], **mixing)
+
+    def loss(self, params, state, batch, rng, train=True):
         """As `Supervised.loss`. Of mixed images `top1` counts the class that has most of the image."""
         if not train or not (self.mixup or self.cutmix):
-            return super().loss(params, mutable, batch, rng, train)
+            return super().loss(params, state, batch, rng, train)
         mix_rng, which_rng, rng = jax.random.split(rng, 3)
         classes = self.head.classes
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], classes), self.label_smoothing)
         images = self.pixels.normalise(batch["image"])
         images, targets = self._mix(images, targets, mix_rng, which_rng)
-        logits, mutable = self._forward(params, mutable, images, rng, True)
+        logits, state = self._forward(params, state, images, rng, True)
         counts = (batch["mask"] & batch["mask"][::-1]).astype(jnp.float32)  # both of a pair must be images
         weight = counts / jnp.maximum(counts.sum(), 1.0)
         loss = (optax.softmax_cross_entropy(logits, targets) * weight).sum()
-        return loss, (mutable, {"top1": ((logits.argmax(-1) == targets.argmax(-1)) * weight).sum()})
+        return loss, (state, {"top1": ((logits.argmax(-1) == targets.argmax(-1)) * weight).sum()})
 
     def _mix(self, images, targets, key, which):
         if not self.cutmix:

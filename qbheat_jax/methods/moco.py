@@ -7,6 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qbheat_jax.config import BELOW_ONE, FRACTION, POSITIVE, RANGE, Field, refuse
+from qbheat_jax.data.specs.views import ViewsSpec
+from qbheat_jax.methods import base
 from qbheat_jax.methods.common import encoding
 from qbheat_jax.methods.common.encoding import encode, pooled
 from qbheat_jax.models.layers import BatchNorm
@@ -95,13 +98,13 @@ def enqueue(queue, pointer, key, mask):
 
 
 @dataclasses.dataclass(frozen=True)
-class MoCo:
-    """The objective. A batch has two random crops of every image, `image` (the query's) and `image2` (the key's).
+class MoCo(base.Method):
+    """The method. A batch has two random crops of every image, `image` (the query's) and `image2` (the key's).
 
     `encoder`: any of `models.registry`. `queue`: how many keys are kept, a multiple of the batch. `momentum`: of the
     key encoder. `width`: numbers in a key.
 
-    What follows the parameters lives in the mutable state, and is checkpointed and sharded with it: `key_encoder`
+    What follows the parameters lives in the state state, and is checkpointed and sharded with it: `key_encoder`
     {"params", "batch_stats"} and `key_projector` {"params"}, the momentum encoder; `queue` float32 [K, width];
     `pointer` int32, where the next keys go; `steps` int32, how many were made.
 
@@ -128,7 +131,50 @@ class MoCo:
     colours: Colours = Colours()
     pixels: images_lib.Pixels = images_lib.Pixels()
 
-    views = 2
+    NAME = "moco"
+    NOTE = "MoCo-v2"
+    TITLE = "MoCo-v2"
+    STORY = (
+        "{encoder} was shown two random crops of an image in random colours, and had to tell that they are of one image: the "
+        "feature of the one is to be nearer to that of the other, as a slowly moving average of the encoder gives it, than "
+        "to those of {config.moco.queue:,} crops before (MoCo-v2). No labels were used."
+    )
+    FIELDS = {
+        "moco.queue": Field(65536, "keys kept to compare with, a multiple of batch_size", POSITIVE),
+        "moco.momentum": Field(0.999, "of the key encoder; of few steps less, such as 0.99", BELOW_ONE),
+        "moco.temperature": Field(0.2, "the similarities are divided by", POSITIVE),
+        "moco.width": Field(128, "numbers in a key", POSITIVE),
+        "moco.standardise": Field(
+            False, "features to mean 0, variance 1 over the batch before the projector; for small encoders (our choice)"
+        ),
+        "moco.blur_share": Field(0.5, "share of the images that is blurred", FRACTION),
+        "moco.blur_sigma": Field((0.1, 2.0), "range of the blur in pixels (the paper's, of 224 x 224 images)", RANGE),
+    }
+    sharded_like_params = ("key_encoder", "key_projector")
+
+    @classmethod
+    def check(cls, values):
+        if values["accumulate"] > 1:
+            refuse("accumulate", values["accumulate"], "1 with objective='moco', whose key encoder follows once a step")
+        queue, batch = values["moco.queue"], values["batch_size"]
+        if queue % batch:
+            refuse("moco.queue", queue, f"a multiple of batch_size={batch}")
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        fields = config.moco
+        colours = Colours(blur_prob=fields.blur_share, sigma=fields.blur_sigma)
+        projector = Projector(fields.width, fields.standardise)
+        pixels = images_lib.PIXELS[config.pixels]
+        return cls(encoder, projector, fields.queue, fields.momentum, fields.temperature, colours, pixels)
+
+    @classmethod
+    def batch_spec(cls, config):
+        return ViewsSpec.of(config, views=2)
+
+    @classmethod
+    def loss_text(cls, config):
+        return "InfoNCE, the cross-entropy of finding the other view"
 
     def init(self, rng, batch):
         """Variables {"params": {"encoder", "projector"}, "batch_stats": ...}; the key encoder starts as a copy."""
@@ -139,12 +185,12 @@ class MoCo:
         made = {"encoder": encoder, "projector": projector}
         params = {part: tree["params"] for part, tree in made.items()}
         stats = {part: tree["batch_stats"] for part, tree in made.items() if "batch_stats" in tree}
-        follower = self.started({"params": params, "batch_stats": stats})["batch_stats"]
+        follower = self.init_copies({"params": params, "batch_stats": stats})["batch_stats"]
         queue = l2_normalize(jax.random.normal(keys[2], (self.queue, self.projector.width)))
         counters = {"pointer": jnp.zeros((), jnp.int32), "steps": jnp.zeros((), jnp.int32)}
         return {"params": params, "batch_stats": {**follower, "queue": queue, **counters}}
 
-    def started(self, variables):
+    def init_copies(self, variables):
         """Variables that some parts are to start from, with the key encoder's parts as copies of them."""
         params, stats = variables["params"], dict(variables.get("batch_stats", {}))
         for part in [part for part in ("encoder", "projector") if part in params]:
@@ -152,8 +198,8 @@ class MoCo:
             stats[f"key_{part}"] = jax.tree.map(jnp.copy, encoding.variables(params, stats, part))
         return {"params": params, "batch_stats": stats}
 
-    def loss(self, params, mutable, batch, rng, train=True):
-        """Mean InfoNCE of the examples that count -> (float32 loss, (mutable, {"top1"})).
+    def loss(self, params, state, batch, rng, train=True):
+        """Mean InfoNCE of the examples that count -> (float32 loss, (state, {"top1"})).
 
         batch: image, image2 uint8 [B, H, W, 3], mask bool[B]. One without `image2` has the same crop twice, which only
         the colours tell apart: so it is in evaluation, where rng is None, the colours are drawn the same every time, and
@@ -164,42 +210,40 @@ class MoCo:
         crops = jnp.stack([batch["image"], batch["image2" if "image2" in batch else "image"]])
         first, second = jax.vmap(self._view)(crops, keys[:2])
         if train:
-            mutable = self._follow(params, mutable)
-        key = jax.lax.stop_gradient(self._key(mutable, second))
-        features, out, mutable = encode(self.encoder, params, mutable, first, keys[2], train)
-        query, mutable = self._query(params, mutable, pooled(features, out), train)
-        losses, nearest = info_nce(query, key, mutable["queue"], self.temperature)
+            state = self._follow(params, state)
+        key = jax.lax.stop_gradient(self._key(state, second))
+        features, out, state = encode(self.encoder, params, state, first, keys[2], train)
+        query, state = self._query(params, state, pooled(features, out), train)
+        losses, nearest = info_nce(query, key, state["queue"], self.temperature)
         weight = batch["mask"].astype(jnp.float32) / jnp.maximum(batch["mask"].sum(), 1)
         if train:
-            queue, pointer = enqueue(mutable["queue"], mutable["pointer"], key, batch["mask"])
-            mutable = {**mutable, "queue": queue, "pointer": pointer, "steps": mutable["steps"] + 1}
-        return (losses * weight).sum(), (mutable, {"top1": (nearest * weight).sum()})
+            queue, pointer = enqueue(state["queue"], state["pointer"], key, batch["mask"])
+            state = {**state, "queue": queue, "pointer": pointer, "steps": state["steps"] + 1}
+        return (losses * weight).sum(), (state, {"top1": (nearest * weight).sum()})
 
-    def _query(self, params, mutable, features, train):
-        """(unit vectors float32 [B, width], mutable with the projector's statistics updated where it trains)."""
-        known = encoding.variables(params, mutable, "projector")
-        if not train or "projector" not in mutable:
-            return self.projector.apply(known, features), mutable
+    def _query(self, params, state, features, train):
+        """(unit vectors float32 [B, width], state with the projector's statistics updated where it trains)."""
+        known = encoding.variables(params, state, "projector")
+        if not train or "projector" not in state:
+            return self.projector.apply(known, features), state
         query, updated = self.projector.apply(known, features, True, mutable=["batch_stats"])
-        return query, {**mutable, "projector": updated["batch_stats"]}
+        return query, {**state, "projector": updated["batch_stats"]}
 
     def _view(self, images, rng):
         """uint8 [B, H, W, 3] -> augmented and normalised."""
         coloured = self.colours(images.astype(jnp.float32) / 255.0, rng)
         return self.pixels.normalise(coloured * 255.0)
 
-    def _follow(self, params, mutable):
+    def _follow(self, params, state):
         """The key encoder one step nearer to the encoder as it now is."""
         params = jax.lax.stop_gradient(params)
-        steps = mutable["steps"].astype(jnp.float32)
+        steps = state["steps"].astype(jnp.float32)
         momentum = jnp.minimum(self.momentum, (1 + steps) / (10 + steps))
         followed = {
-            f"key_{part}": ema_update(mutable[f"key_{part}"], encoding.variables(params, mutable, part), momentum)
+            f"key_{part}": ema_update(state[f"key_{part}"], encoding.variables(params, state, part), momentum)
             for part in ("encoder", "projector")
         }
-        return {**mutable, **followed}
+        return {**state, **followed}
 
-    def _key(self, mutable, images):
-        return self.projector.apply(
-            mutable["key_projector"], pooled(*self.encoder.apply(mutable["key_encoder"], images))
-        )
+    def _key(self, state, images):
+        return self.projector.apply(state["key_projector"], pooled(*self.encoder.apply(state["key_encoder"], images)))

@@ -7,10 +7,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qbheat_jax.config import Field, at_least
+from qbheat_jax.data.specs.image import ImageSpec
+from qbheat_jax.errors import UserError
+from qbheat_jax.methods import base
+from qbheat_jax.methods.common import decoding, targets
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.decoder import HeatDecoder
+from qbheat_jax.ops import heat, poisson, quarters
 from qbheat_jax.ops import images as images_lib
-from qbheat_jax.ops import poisson, quarters
+
+# Words for pages.
+_PLACEMENTS = {
+    "corners": "in one of the four corners",
+    "center": "in the centre",
+    "corners_center": "in one of the four corners or in the centre",
+    "all9": "at one of nine places",
+}
+_PROPAGATORS = {
+    "offset": "over a distance d a feature z becomes (I + dA) z",
+    "power": "each cell's feature is (I + A/n) times its neighbour's, n cells to half an image",
+    "exp": "over a distance d a feature z becomes exp(dA) z",
+    "spectral": "over a distance d a feature z becomes V exp(d\u039b) V\u207b\u00b9 z, with one basis V for both axes",
+}
+_SHOWN = (
+    "; the pictures below are un-normalised with the mean and deviation that were predicted, their mean colours interpolated "
+    "between the patches"
+)
 
 
 def crop_visible(images, quarter):
@@ -30,6 +53,14 @@ def crop_visible(images, quarter):
     return images
 
 
+def _check_grid(config, encoder, placements):
+    cells = config.image_size // encoder.stride
+    try:
+        quarters.check_grid(cells, cells, placements)
+    except UserError as error:
+        raise UserError(f"config field image_size={config.image_size} with stride {encoder.stride}: {error}") from error
+
+
 def _interpolated(patches, size):
     """Patches [B, h, w, size * size * 3] -> pixels [B, H, W, 3] whose mean colours run on linearly between the cells."""
     batch, height, width, _ = patches.shape
@@ -40,8 +71,8 @@ def _interpolated(patches, size):
 
 
 @dataclasses.dataclass(frozen=True)
-class QBHeat:
-    """The objective: what is learnt and what is minimised.
+class QBHeat(base.Method):
+    """The method.
 
     `encoder` is any module of `models.registry`; it sees the visible crop alone. `target`: what each cell is to predict,
     as many numbers as the decoder has outputs. `loss_on`: "masked" cells or "all".
@@ -52,6 +83,65 @@ class QBHeat:
     target: Target
     loss_on: str = "masked"
     pixels: images_lib.Pixels = images_lib.Pixels()
+
+    NAME = "qbheat"
+    TITLE = "QB-Heat"
+    STORY = (
+        "One quarter of a {config.image_size} \u00d7 {config.image_size} image was visible, and the rest had to be predicted. "
+        "{encoder} turned the visible quarter into features; linear maps that are the same everywhere, as the heat equation "
+        "asks, carried the features into the three hidden quarters; and a small decoder turned them into pixels. The error "
+        "on {cells} was all there was to learn from: no labels were used."
+    )
+    FIELDS = {
+        **decoding.FIELDS,
+        "heat.propagator": Field("offset", "the map over a distance (offset is the paper's)", heat.PROPAGATORS),
+        "heat.directions": Field(
+            "untied", "one matrix a direction, or a step back as the inverse of one ahead", heat.DIRECTIONS
+        ),
+        "heat.norm": Field("none", "layer norm before the map (none is QB-Heat, layer is FINOLA)", heat.NORMS),
+        "heat.init_scale": Field(0.0, "standard deviation of A and B at the start, times sqrt(width)", at_least(0)),
+        "quarter.placements": Field(
+            "corners_center", "placements drawn from, uniformly (our choice)", tuple(quarters.PLACEMENT_SETS)
+        ),
+        **targets.FIELDS,
+    }
+
+    @classmethod
+    def check(cls, values):
+        decoding.check(values)
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        placements = quarters.PLACEMENT_SETS[config.quarter.placements]
+        _check_grid(config, encoder, placements)
+        target = targets.build(config, encoder)
+        decoder = HeatDecoder(
+            outputs=sum(target.widths.values()),
+            heat=heat.Heat(**config.heat.to_dict()),
+            placements=placements,
+            **decoding.options(config),
+        )
+        return cls(encoder, decoder, target, config.loss_on, images_lib.PIXELS[config.pixels])
+
+    @classmethod
+    def batch_spec(cls, config):
+        return ImageSpec.of(config, placements=quarters.PLACEMENT_SETS[config.quarter.placements])
+
+    @classmethod
+    def loss_text(cls, config):
+        return targets.error_text(config)
+
+    @classmethod
+    def details(cls, config):
+        untied = config.heat.directions == "untied"
+        own = "each of the four directions has a matrix of its own" if untied else "a step back inverts the step ahead"
+        norm = ", after a layer norm" if config.heat.norm == "layer" else ""
+        propagator = config.heat.propagator
+        maps = (
+            f"The visible block lay {_PLACEMENTS[config.quarter.placements]}. The maps are those of "
+            f"\u201c{propagator}\u201d: {_PROPAGATORS[propagator]}{norm}, and {own}."
+        )
+        return " ".join(filter(None, [maps, decoding.text(config), targets.text(config, _SHOWN)]))
 
     def init(self, rng, batch):
         """Variables {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}} for batches of this shape."""
@@ -64,14 +154,14 @@ class QBHeat:
         stats = {"encoder": encoder["batch_stats"]} if "batch_stats" in encoder else {}
         return {"params": params, "batch_stats": stats}
 
-    def loss(self, params, mutable, batch, rng, train=True):
-        """Mean squared error (`Target.error`) over the cells asked for -> (float32 loss, (mutable, metrics)).
+    def loss(self, params, state, batch, rng, train=True):
+        """Mean squared error (`Target.error`) over the cells asked for -> (float32 loss, (state, metrics)).
 
         batch: image uint8 [B, H, W, 3], quarter int32[B], mask bool[B] (False: the example does not count).
         metrics: `variance`, the same error if the mean target patch of the batch were predicted (the trivial predictor's).
         """
         images = self.pixels.normalise(batch["image"])
-        predicted, _, mutable = self._forward(params, mutable, images, batch["quarter"], rng, train)
+        predicted, _, state = self._forward(params, state, images, batch["quarter"], rng, train)
         target = self.target(images)
         cells = jnp.ones(target.shape[:3], bool)
         if self.loss_on == "masked":
@@ -81,7 +171,7 @@ class QBHeat:
         loss = (self.target.error(predicted, target) * weight).sum()
         mean = (target * weight[..., None]).sum((0, 1, 2))
         variance = (self.target.error(mean, target) * weight).sum()
-        return loss, (mutable, {"variance": variance})
+        return loss, (state, {"variance": variance})
 
     def reconstruct(self, variables, images, quarter, blend=True):
         """Predicted images with the visible pixels put back. images uint8 [B, H, W, 3] -> uint8 [B, H, W, 3].
@@ -111,17 +201,17 @@ class QBHeat:
         pixels = self.pixels.normalise(images)
         return self._forward(variables["params"], variables["batch_stats"], pixels, quarter)[1]
 
-    def _forward(self, params, mutable, images, quarter, rng=None, train=False):
-        """-> (what was predicted for each cell [B, h, w, ...], the extrapolated grid [B, h, w, C], updated mutable)."""
+    def _forward(self, params, state, images, quarter, rng=None, train=False):
+        """-> (what was predicted for each cell [B, h, w, ...], the extrapolated grid [B, h, w, C], updated state)."""
         visible = crop_visible(images, quarter)
         variables = {"params": params["encoder"]}
-        if "encoder" in mutable:
-            variables["batch_stats"] = mutable["encoder"]
+        if "encoder" in state:
+            variables["batch_stats"] = state["encoder"]
         if train:
             rngs = dict(zip(("dropout", "drop_path"), jax.random.split(rng)))
             (features, _), updated = self.encoder.apply(variables, visible, True, mutable=["batch_stats"], rngs=rngs)
-            mutable = {"encoder": updated["batch_stats"]} if "encoder" in mutable else mutable
+            state = {"encoder": updated["batch_stats"]} if "encoder" in state else state
         else:
             features, _ = self.encoder.apply(variables, visible)
         predicted, out = self.decoder.apply({"params": params["decoder"]}, features, quarter)
-        return predicted, out["grid"], mutable
+        return predicted, out["grid"], state

@@ -10,13 +10,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import atomic, device_mesh, methods, pytree, rng
+from qbheat_jax import atomic, device_mesh, pytree, rng
 from qbheat_jax import config as config_lib
 from qbheat_jax import data as data_lib
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
-from qbheat_jax.ops import quarters
-from qbheat_jax.train import distributed, flops, metrics, optim, profile, sharding
+from qbheat_jax.train import config_tables, distributed, flops, metrics, optim, profile, sharding
 from qbheat_jax.train import state as state_lib
 from qbheat_jax.train.checkpoint import Checkpoints
 
@@ -56,7 +55,8 @@ def train(
     optimizer = optim.adamw(config, schedule, lr_multipliers)
     saved = Checkpoints(workdir, config.keep)
     prepare_workdir(workdir, config, saved.config())
-    shapes = batch_shapes(config, methods.views(objective))
+    spec = objective.batch_spec(config)
+    shapes = spec.shapes(config.batch_size)
     state, shardings = state_lib.create(objective, optimizer, shapes, key, mesh, config.ema)
     sharding.check_split(shardings, mesh)
     step_fn = state_lib.train_step(objective, optimizer, key, shardings, mesh, config.ema, config.accumulate)
@@ -74,9 +74,8 @@ def train(
         log.info("%d parameters, %d steps, seed %d", pytree.count(state.params), steps, config.seed)
     begin, evaluated = step, {}
     due = _Due(config, steps, examples, begin)
-    batches = _device_batches(
-        config, source, mesh, position, bad, methods.views(objective)
-    )  # first, since it may bring tensorflow for TensorBoard
+    # Before the writer, since it may bring tensorflow, which TensorBoard needs.
+    batches = _device_batches(config, spec, source, mesh, position, bad)
     writer, progress = metrics.Writer(workdir, step), metrics.Progress(step, steps, config.batch_size)
     history, guard, stop = _History(workdir, begin), None, False
     trace = profile.Trace(workdir, traced, begin, steps)
@@ -164,23 +163,6 @@ def train(
     return {**run, **evaluated}
 
 
-def batch_shapes(config, views=1):
-    """Shapes and dtypes of a global batch of one or two crops an image, as the batch contract has them; a detector's has
-    boxes beside them."""
-    n, size, most = config.batch_size, config.image_size, config.data.get("max_boxes", 0)
-    boxes = {
-        "boxes": jax.ShapeDtypeStruct((n, most, 4), np.float32),
-        "classes": jax.ShapeDtypeStruct((n, most), np.int32),
-    }
-    return {
-        **{name: jax.ShapeDtypeStruct((n, size, size, 3), np.uint8) for name in ("image", "image2")[:views]},
-        "quarter": jax.ShapeDtypeStruct((n,), np.int32),
-        "label": jax.ShapeDtypeStruct((n,), np.int32),
-        "mask": jax.ShapeDtypeStruct((n,), bool),
-        **(boxes if most else {}),
-    }
-
-
 def prepare_workdir(workdir, config, saved=None):
     """Makes the workdir and writes its config.json; UserError where it holds a run of another config.
 
@@ -188,7 +170,7 @@ def prepare_workdir(workdir, config, saved=None):
     its config is simply replaced.
     """
     if saved is not None:
-        differ = config_lib.differing(saved, config)
+        differ = config_lib.differing(saved, config, config_tables.of)
         if differ:
             words = ", ".join(f"{key}={old!r} (now {new!r})" for key, old, new in differ[:5])
             raise UserError(
@@ -209,7 +191,7 @@ class _Due:
     """
 
     def __init__(self, config, steps, examples, begin):
-        names = [name for name, field in config_lib.table(config).items() if field.duration and name != "warmup"]
+        names = [name for name, field in config_tables.of(config).items() if field.duration and name != "warmup"]
         self._every = {name: optim.duration(config, name, steps, examples) for name in names}
         self._steps, self._begin = steps, begin
 
@@ -264,31 +246,23 @@ class _History:
         return means
 
 
-def _device_batches(config, source, mesh, position, bad, views):
-    """Batches on the mesh, `data.prefetch` of them on their way while a step runs."""
-    if "max_boxes" in config.data:
-        cache, shown = None, {"boxes": config.data.max_boxes, "jitter": config.data.jitter}
-    else:
-        cache = device_cache.of(config.data, config.image_size, source, config.data.split, mesh)
-        shown = {"crop_scale": config.data.crop_scale, "crop_ratio": config.data.crop_ratio, "views": views}
+def _device_batches(config, spec, source, mesh, position, bad):
+    """Return an iterator over batches on the mesh. `data.prefetch` of them are on their way while a step runs."""
+    cache = device_cache.of(config.data, config.image_size, source, config.data.split, mesh) if spec.cacheable else None
     local = data_lib.train_batches(
         source,
+        spec,
         split=config.data.split,
         batch_size=config.batch_size,
-        image_size=config.image_size,
-        seed=config.seed,
         position=position,
-        placements=quarters.PLACEMENT_SETS[config.quarter.placements] if "quarter" in config else (0,),
-        flip=config.data.flip,
         rows=device_mesh.rows(mesh, config.batch_size),
         workers=config.data.workers,
         processes=config.data.processes,
         prefetch=config.data.prefetch,
         bad=bad,
         cache=cache,
-        **shown,
     )
-    names = batch_shapes(config, views)
+    names = spec.shapes(config.batch_size)
 
     def batches():
         ready = collections.deque()

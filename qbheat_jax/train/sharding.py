@@ -10,15 +10,15 @@ from qbheat_jax.errors import UserError
 
 # The first pattern found in a leaf's name decides. "fsdp" means: the largest dimension that the axis divides is split
 # over it. A PartitionSpec is used without the axes that do not divide their dimension. Small leaves are not split over
-# fsdp. Optimizer moments, averaged parameters and MoCo's key encoder carry their parameter's name, so they follow it.
+# fsdp. Optimizer moments and averaged parameters carry their parameter's name, so they follow it; so do the copies of
+# parameters in a method's state (`Method.sharded_like_params`), which are looked up as parameters.
 RULES = (
     # Tensor parallelism (Megatron-LM, arXiv 1909.08053): what follows qkv and fc1 needs its own part of their outputs
     # alone, so that a block exchanges activations twice, after proj and after fc2.
     (r"/block\d+/(attn/qkv|fc1)/kernel$", PartitionSpec("fsdp", "model")),
     (r"/block\d+/(attn/qkv|fc1)/bias$", PartitionSpec("model")),
     (r"/block\d+/(attn/proj|fc2)/kernel$", PartitionSpec("model", "fsdp")),
-    (r"batch_stats/key_\w+/params/", "fsdp"),  # MoCo's momentum encoder
-    (r"batch_stats/", PartitionSpec()),  # MoCo's queue too: every example is compared with all of it
+    (r"batch_stats/", PartitionSpec()),  # a queue of negatives too: every example is compared with all of it
     (r"decoder/heat/", PartitionSpec()),  # propagators are powers of whole matrices
     (r"(params|ema|mu|nu)/", "fsdp"),
     (r"", PartitionSpec()),
@@ -40,28 +40,51 @@ def _spec(name, leaf, mesh, rules):
     return PartitionSpec(*axes) if any(axes) else PartitionSpec()
 
 
-def shardings(tree, mesh, rules=RULES):
-    """A NamedSharding for every leaf of a tree of arrays or shapes."""
-    return pytree.map_with_names(lambda name, leaf: NamedSharding(mesh, _spec(name, leaf, mesh, rules)), tree)
+def shardings(tree, mesh, rules=RULES, like_params=()):
+    """Return a NamedSharding for every leaf of a train state of arrays or shapes.
+
+    like_params: entries of the method's state that are copies of parameters, see `Method.sharded_like_params`.
+    """
+
+    def sharding(name, leaf):
+        return NamedSharding(mesh, _spec(_as_param(name, like_params), leaf, mesh, rules))
+
+    return pytree.map_with_names(sharding, tree)
 
 
-def spread(batch, objective, mesh):
+def _as_param(name, like_params):
+    """Return the name that a leaf is looked up by: that of a parameter where it is a copy of one.
+
+    The running statistics that go with a copy are not.
+
+    >>> _as_param("batch_stats/teacher/params/conv/kernel", ("teacher",))
+    'params/teacher/conv/kernel'
+    >>> _as_param("batch_stats/teacher/batch_stats/bn/mean", ("teacher",))
+    'batch_stats/teacher/batch_stats/bn/mean'
+    """
+    collection, *path = name.split("/")
+    if collection != "batch_stats" or path[0] not in like_params or "batch_stats" in path:
+        return name
+    return "/".join(["params", *(part for part in path if part != "params")])
+
+
+def spread(batch, method, mesh):
     """Inside the jitted step: a batch whose images are split over `model` too, where the encoder is not.
 
     Otherwise the devices along `model` would all encode the same images. And XLA, which splits the gradient of a grouped
     convolution's kernel wrongly where devices hold the same images (jax 0.10: it comes out as many times too large as there
     are such devices), would train another model.
     """
-    if mesh.shape["model"] == 1 or hasattr(objective.encoder, "heads"):
+    if mesh.shape["model"] == 1 or hasattr(method.encoder, "heads"):
         return batch
     everywhere = NamedSharding(mesh, PartitionSpec(device_mesh.AXES))
     images = {name: x for name, x in batch.items() if name.startswith("image")}
     return {**batch, **jax.lax.with_sharding_constraint(images, everywhere)}
 
 
-def check_batch(batch_size, objective, mesh, accumulate=1):
+def check_batch(batch_size, method, mesh, accumulate=1):
     """Raises UserError where the batch, or each of the `accumulate` parts of it, does not divide over the devices."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"] if hasattr(objective.encoder, "heads") else mesh.size
+    devices = mesh.shape["data"] * mesh.shape["fsdp"] if hasattr(method.encoder, "heads") else mesh.size
     if batch_size % (devices * accumulate):
         times = f" times accumulate={accumulate}, {devices * accumulate}" if accumulate > 1 else ""
         but = " along data and fsdp" if devices < mesh.size else ""
@@ -70,10 +93,10 @@ def check_batch(batch_size, objective, mesh, accumulate=1):
         )
 
 
-def check_heads(objective, mesh):
-    """Raises UserError where the attention heads of an objective's encoder or decoder do not divide over `model`."""
+def check_heads(method, mesh):
+    """Raises UserError where the attention heads of an method's encoder or decoder do not divide over `model`."""
     for part in ("encoder", "decoder"):
-        heads = getattr(getattr(objective, part, None), "heads", 1)
+        heads = getattr(getattr(method, part, None), "heads", 1)
         if heads % mesh.shape["model"]:
             raise UserError(
                 f"mesh.model={mesh.shape['model']} is not accepted: the {part} has {heads} attention heads, so it takes a "

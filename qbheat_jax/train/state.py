@@ -44,7 +44,7 @@ def create(objective, optimizer, batch, key, mesh, ema=0.0):
     `batch` gives shapes and dtypes alone.
     """
     init = initialiser(objective, optimizer, batch, ema)
-    shardings = sharding.shardings(jax.eval_shape(init, key), mesh)
+    shardings = sharding.shardings(jax.eval_shape(init, key), mesh, like_params=objective.sharded_like_params)
     return jax.jit(init, out_shardings=shardings)(rng_lib.fold(key, "init")), shardings
 
 

@@ -7,13 +7,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qbheat_jax.config import POSITIVE, Field, at_least
+from qbheat_jax.data.specs.boxes import BoxesSpec
+from qbheat_jax.methods import base
 from qbheat_jax.methods.common.encoding import variables as variables_of
 from qbheat_jax.models import pyramid
 from qbheat_jax.ops import images as images_lib
 
+FIELDS = {
+    "tune": Field(False, "train the encoder too; its batch norm stays frozen"),
+    "encoder_rate": Field(0.1, "with tune, the encoder's learning rate is the detector's times this", POSITIVE),
+    "detector.classes": Field(0, "set from the data", at_least(0)),
+    "detector.stages": Field(
+        False, "give the detector the encoder's maps of finer strides too, not the last one alone"
+    ),
+    "detector.count": Field(100, "detections an image, at most", POSITIVE),
+}
+
 
 @dataclasses.dataclass(frozen=True)
-class Detection:
+class Detection(base.Method):
     """An objective. `detector`: a linen module of {stride: map}; a subclass has `outputs_loss` and `decode`.
 
     `tune`: gradients reach the encoder. Its batch norm and drop path are those of evaluation even then: batches of
@@ -26,6 +39,12 @@ class Detection:
     tune: bool = False
     stages: bool = False
     count: int = 100
+
+    TASK = base.DETECT
+
+    @classmethod
+    def batch_spec(cls, config):
+        return BoxesSpec.of(config)
 
     def init(self, rng, batch):
         """Variables {"params": {"encoder", "detector"}, "batch_stats": {"encoder"} where it has any}."""
@@ -40,18 +59,18 @@ class Detection:
             "batch_stats": statistics,
         }
 
-    def loss(self, params, mutable, batch, rng, train=True):
-        """(float32 loss, (mutable, metrics)); the same in training and evaluation.
+    def loss(self, params, state, batch, rng, train=True):
+        """(float32 loss, (state, metrics)); the same in training and evaluation.
 
         batch: image uint8 [B, H, W, 3], boxes float32 [B, N, 4], classes int32 [B, N] (-1: none), mask bool [B].
         """
         del rng, train
         if not self.tune:
             params = {**params, "encoder": jax.lax.stop_gradient(params["encoder"])}
-        outputs = self._outputs(params, mutable, self.pixels.normalise(batch["image"]))
+        outputs = self._outputs(params, state, self.pixels.normalise(batch["image"]))
         classes = jnp.where(batch["mask"][:, None], batch["classes"], -1)
         loss, metrics = self.outputs_loss(outputs, batch["boxes"], classes, batch["mask"], batch["image"].shape[1:3])
-        return loss, (mutable, metrics)
+        return loss, (state, metrics)
 
     def detections(self, variables, images):
         """Normalised images float32 [B, H, W, 3] -> (boxes [B, count, 4] corners in pixels, scores [B, count] descending,
@@ -59,8 +78,8 @@ class Detection:
         outputs = self._outputs(variables["params"], variables.get("batch_stats", {}), images)
         return self.decode(outputs, images.shape[1:3])
 
-    def _outputs(self, params, mutable, images):
-        features, out = self.encoder.apply(variables_of(params, mutable), images)
+    def _outputs(self, params, state, images):
+        features, out = self.encoder.apply(variables_of(params, state), images)
         return self.detector.apply({"params": params["detector"]}, self._maps(features, out, images))
 
     def _maps(self, features, out, images):

@@ -4,24 +4,24 @@ import jax
 import jax.numpy as jnp
 
 
-def variables(params, mutable, part="encoder"):
+def variables(params, state, part="encoder"):
     """What `apply` takes for one part of an objective's parameters and statistics."""
-    return {"params": params[part], **({"batch_stats": mutable[part]} if part in mutable else {})}
+    return {"params": params[part], **({"batch_stats": state[part]} if part in state else {})}
 
 
-def encode(encoder, params, mutable, images, rng, train, **options):
-    """(features, out, mutable with the encoder's statistics updated where it trains).
+def encode(encoder, params, state, images, rng, train, **options):
+    """(features, out, the state with the encoder's statistics updated where it trains).
 
     images: normalised float32 [B, H, W, 3]. rng: for drop path; None with train=False. options: of the encoder's call.
     """
-    known = variables(params, mutable)
+    known = variables(params, state)
     if not train:
-        return *encoder.apply(known, images, **options), mutable
+        return *encoder.apply(known, images, **options), state
     rngs = dict(zip(("dropout", "drop_path"), jax.random.split(rng)))
     (features, out), updated = encoder.apply(known, images, True, mutable=["batch_stats"], rngs=rngs, **options)
-    if "encoder" in mutable:
-        mutable = {**mutable, "encoder": updated["batch_stats"]}
-    return features, out, mutable
+    if "encoder" in state:
+        state = {**state, "encoder": updated["batch_stats"]}
+    return features, out, state
 
 
 def pooled(features, out):

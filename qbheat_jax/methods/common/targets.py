@@ -4,9 +4,24 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from qbheat_jax.config import Field, at_least
 from qbheat_jax.ops import images as images_lib
 
 BINS = 9
+FIELDS = {
+    "norm_pix": Field(False, "predict pixels normalised within each patch (our choice)"),
+    "norm_pix_statistics": Field(
+        1.0,
+        "with norm_pix, weight of predicting each patch's mean and deviation too; 0: not (our choice)",
+        at_least(0),
+    ),
+    "hog": Field(
+        0.0,
+        "weight of predicting each patch's histogram of oriented gradients too, MaskFeat's target; 0: not (our choice)",
+        at_least(0),
+    ),
+    "loss_on": Field("masked", "cells that count (masked is the paper's, and MAE's and SimMIM's)", ("masked", "all")),
+}
 
 
 def statistics(patches):
@@ -37,6 +52,35 @@ def oriented_gradients(images, size):
     sums = jnp.stack([first + last, *sums], -1)
     sums = sums / jnp.sqrt((sums**2).sum(-1, keepdims=True) + 1e-6)
     return sums.reshape(*sums.shape[:3], channels * BINS)
+
+
+def build(config, encoder):
+    """Return the `Target` of a config, in cells of the encoder's stride."""
+    return Target(encoder.stride, config.norm_pix, config.norm_pix_statistics, config.hog)
+
+
+def error_text(config, error="mean squared error"):
+    """Return a few words on an error and the cells that it is taken over."""
+    return f"{error} on hidden cells" if config.loss_on == "masked" else error
+
+
+def text(config, pictures=""):
+    """Return sentences on what is predicted beside plain pixels; "" for nothing.
+
+    pictures: words on what is shown of the predictions where their statistics are predicted too.
+    """
+    sentences = []
+    if config.norm_pix and config.norm_pix_statistics > 0:
+        sentences.append(
+            f"The targets were each patch's normalised pixels and, beside them, their mean and deviation{pictures}."
+        )
+    elif config.norm_pix:
+        sentences.append("The targets were normalised within each patch.")
+    if config.hog > 0:
+        sentences.append(
+            f"Which way the edges of each patch run (a histogram) was asked for too, with a weight of {config.hog:g}."
+        )
+    return " ".join(sentences)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.tools.preflight import bounds, compile, hlo, matmul_flops, process, search, topology, warnings
 from qbheat_jax.tools.preflight.chips import NODE
 from qbheat_jax.train import flops
+from qbheat_jax.train.config_tables import PRETRAIN
 
 log = logging.getLogger("qbheat")
 
@@ -27,7 +28,7 @@ def run(path, overrides, target, *, find_batch=False, save=None):
     for what cannot be, before anything is compiled.
     """
     where = topology.parse(target)
-    config = config_lib.load(path, overrides)
+    config = config_lib.load(path, overrides, PRETRAIN)
     topology.prepare(where)
     devices = topology.devices(where)
     name = epath.Path(path).name
@@ -198,7 +199,7 @@ def _without_recomputing(step, traced, where, devices):
     """The trace that model FLOPs are counted on: what is computed again to save memory is no work of the model."""
     if step.config.remat == "none" and not where.chip:
         return traced
-    plain = config_lib.resolve({**config_lib.flatten(step.config.to_dict()), "remat": "none"})
+    plain = config_lib.resolve({**config_lib.flatten(step.config.to_dict()), "remat": "none"}, PRETRAIN)
     return compile.build(plain, devices, plain=True).trace()
 
 
@@ -206,9 +207,9 @@ def _search(config, where, devices, name):
     tried, results = [], {}
 
     def fits(batch_size):
-        changed = config_lib.resolve({**config_lib.flatten(config.to_dict()), "batch_size": batch_size})
+        changed = {**config_lib.flatten(config.to_dict()), "batch_size": batch_size}
         try:
-            found = check(changed, where, devices, name)
+            found = check(config_lib.resolve(changed, PRETRAIN), where, devices, name)
             row = {key: found[key] for key in ("batch_size", "fits", "reason", "compile_seconds")}
             row["reason"] = row["reason"] or found["error"]
         except UserError as error:
