@@ -158,7 +158,7 @@ def test_every_field_says_what_it_is(table, key):
     ],
 )
 def test_values_out_of_range(key, value, takes):
-    message = refusal(config_lib.resolve, BASE | {key: value})
+    message = refusal(config_lib.resolve, BASE | {key: value}, PRETRAIN)
     if isinstance(value, tuple) and takes != "numbers":
         assert message.startswith(f"config field {key}=(") and message.endswith(f" is not accepted: it takes {takes}")
     else:
@@ -191,29 +191,34 @@ def test_whole_numbers_and_lists_are_taken_for_what_they_mean():
     ],
 )
 def test_unknown_field_names_the_likeliest(key, meant):
-    assert refusal(config_lib.resolve, BASE | {key: 1}) == f"config field {key} is unknown; did you mean {meant}?"
+    assert (
+        refusal(config_lib.resolve, BASE | {key: 1}, PRETRAIN)
+        == f"config field {key} is unknown; did you mean {meant}?"
+    )
 
 
 def test_unknown_field_without_a_likely_one_lists_them():
-    message = refusal(config_lib.resolve, BASE | {"zzzz": 1})
+    message = refusal(config_lib.resolve, BASE | {"zzzz": 1}, PRETRAIN)
     assert message == f"config field zzzz is unknown; the fields are {', '.join(PRETRAIN)}"
 
 
 @pytest.mark.parametrize("key", ["batch_size_epochs", "total_steps_percent", "warmup_minutes", "keep_examples"])
 def test_only_durations_have_units(key):
-    assert refusal(config_lib.resolve, BASE | {key: 1}).startswith(f"config field {key} is unknown; ")
+    assert refusal(config_lib.resolve, BASE | {key: 1}, PRETRAIN).startswith(f"config field {key} is unknown; ")
 
 
 @pytest.mark.parametrize("section", ["data", "mesh", "heat"])
 @pytest.mark.parametrize("value", ["photos", None, 3])
 def test_a_section_is_not_a_value(tmp_path, section, value):
     body = f"def get_config():\n    return {{'total_steps': 10, {section!r}: {value!r}}}\n"
-    assert refusal(config_lib.load, write(tmp_path, body)).startswith(f"config field {section} ")
+    assert refusal(config_lib.load, write(tmp_path, body), (), PRETRAIN).startswith(f"config field {section} ")
 
 
 def test_a_value_is_not_a_section(tmp_path):
     body = "def get_config():\n    return {'total_steps': 10, 'batch_size': {'train': 4}}\n"
-    assert refusal(config_lib.load, write(tmp_path, body)).startswith("config field batch_size.train is unknown; ")
+    assert refusal(config_lib.load, write(tmp_path, body), (), PRETRAIN).startswith(
+        "config field batch_size.train is unknown; "
+    )
 
 
 # --- Durations and combinations -------------------------------------------------------------------------------------
@@ -228,7 +233,7 @@ def test_durations_in_other_units_take_the_place_of_steps(base, unit):
 
 @pytest.mark.parametrize("given", [{"warmup": 3, "warmup_epochs": 1.0}, {"warmup_epochs": 1.0, "warmup": 3}])
 def test_a_duration_in_steps_and_in_another_unit(given):
-    message = refusal(config_lib.resolve, BASE | given)
+    message = refusal(config_lib.resolve, BASE | given, PRETRAIN)
     assert message.startswith("config field") and "warmup_epochs" in message and "warmup " in message
 
 
@@ -240,7 +245,7 @@ def test_a_duration_in_steps_and_in_another_unit(given):
     ],
 )
 def test_exactly_one_length_of_the_run(given, said):
-    assert refusal(config_lib.resolve, given) == f"config fields {said}: exactly one of them must be set"
+    assert refusal(config_lib.resolve, given, PRETRAIN) == f"config fields {said}: exactly one of them must be set"
 
 
 @pytest.mark.parametrize(
@@ -252,7 +257,7 @@ def test_exactly_one_length_of_the_run(given, said):
     ],
 )
 def test_combinations_that_cannot_be(given, field, takes):
-    message = refusal(config_lib.resolve, BASE | given)
+    message = refusal(config_lib.resolve, BASE | given, PRETRAIN)
     assert message.startswith(f"config field {field} is not accepted: it takes {takes}")
 
 
@@ -336,16 +341,16 @@ def test_a_file_may_give_nested_or_dotted_fields(tmp_path, form):
 )
 def test_a_broken_file(tmp_path, body, said):
     path = write(tmp_path, body)
-    message = refusal(config_lib.load, path)
+    message = refusal(config_lib.load, path, (), PRETRAIN)
     assert message.startswith(f"--config {path}: ") and said in message
 
 
 def test_a_file_that_is_not_there_or_not_python(tmp_path):
     missing = str(tmp_path / "none.py")
-    assert refusal(config_lib.load, missing) == f"--config {missing}: there is no such file"
-    assert "there is no such file" in refusal(config_lib.load, str(tmp_path))
+    assert refusal(config_lib.load, missing, (), PRETRAIN) == f"--config {missing}: there is no such file"
+    assert "there is no such file" in refusal(config_lib.load, str(tmp_path), (), PRETRAIN)
     text = write(tmp_path, "{}", "config.txt")
-    assert refusal(config_lib.load, text) == f"--config {text}: a python file with get_config() is needed"
+    assert refusal(config_lib.load, text, (), PRETRAIN) == f"--config {text}: a python file with get_config() is needed"
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -368,7 +373,7 @@ def test_json_round_trip(given, fields):
 
 def test_json_of_another_table_is_refused():
     text = config_lib.to_json(config_lib.resolve({}, PROBE))
-    assert "is unknown" in refusal(config_lib.from_json, text)
+    assert "is unknown" in refusal(config_lib.from_json, text, PRETRAIN)
 
 
 # --- What must not end in a traceback --------------------------------------------------------------------------------
@@ -394,7 +399,7 @@ HUGE = 10**400
     ids=lambda given: str(given)[:40],
 )
 def test_odd_values_are_refused(given):
-    assert refusal(config_lib.resolve, BASE | given).startswith("config field")
+    assert refusal(config_lib.resolve, BASE | given, PRETRAIN).startswith("config field")
 
 
 ODD_TEXT = ["{[]: 1}", "-" * 100000 + "1", "(" * 1000, "1" * 5000, "\0", "...", "b'1'"]
@@ -428,9 +433,9 @@ def test_numpy_scalars_are_numbers(key, value):
 def test_configs_differ_by_value_and_unit(saved, now, differs):
     saved, now = (config_tables.resolve(BASE | given) for given in (saved, now))
     as_json = json.loads(config_lib.to_json(saved))
-    found = config_lib.differing(as_json, now)
-    assert sorted(found) == differs and found == config_lib.differing(as_json, now.to_dict())
+    found = config_lib.differing(as_json, now, PRETRAIN)
+    assert sorted(found) == differs and found == config_lib.differing(as_json, now.to_dict(), PRETRAIN)
     # Fields that are newer than what was saved had their default, and those that are gone are not asked for.
     for name in ("ema", "heat"):
         as_json.pop(name)
-    assert config_lib.differing(as_json | {"gone": 1}, now) == found
+    assert config_lib.differing(as_json | {"gone": 1}, now, PRETRAIN) == found

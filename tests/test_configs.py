@@ -104,7 +104,7 @@ def test_lin_trains_sixteen_rates_at_once():
 )
 @pytest.mark.parametrize("epochs", [100, 300, 800])
 def test_the_lengths_of_imagenet(path, epochs):
-    config = config_lib.load(path, [("total_epochs", str(epochs))])
+    config = config_lib.load(path, [("total_epochs", str(epochs))], PRETRAIN)
     steps = optim.total_steps(config, IMAGENET)
     assert steps == epochs * IMAGENET // config.batch_size
     assert 0 < optim.duration(config, "warmup", steps, IMAGENET) < steps / 2

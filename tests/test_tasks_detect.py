@@ -20,6 +20,7 @@ from qbheat_jax.ops import boxes as geometry
 from qbheat_jax.report import detection_page as page_of
 from qbheat_jax.tasks import detect, pretrained
 from qbheat_jax.train import config_tables, initial
+from tests.batches import train_batches
 from tests.conftest import leave_one_device
 from tests.test_analysis import check
 
@@ -215,9 +216,7 @@ def built(**fields):
 
 
 def first_batch(count=16):
-    return next(
-        data.train_batches(Squares(), split="train", batch_size=count, image_size=SIZE, seed=0, flip=False, boxes=3)
-    )
+    return next(train_batches(Squares(), split="train", batch_size=count, image_size=SIZE, seed=0, flip=False, boxes=3))
 
 
 @pytest.fixture(scope="module")

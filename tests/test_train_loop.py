@@ -16,6 +16,7 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.tasks import pretrain
 from qbheat_jax.train import config_tables, loop, metrics
 from qbheat_jax.train.checkpoint import Checkpoints
+from tests.batches import train_batches
 
 ONE_DEVICE = {"mesh.data": 1}
 
@@ -271,7 +272,7 @@ def test_shapes_of_the_loop_are_those_of_the_data(small_config):
     config = small_config()
     source = data.open_source(config.data.source, image_size=32)
     batch = next(
-        data.train_batches(
+        train_batches(
             source,
             split="train",
             batch_size=16,
