@@ -1,4 +1,4 @@
-"""Fine-tuning as an objective: supervised classification of mixed images (mixup, cutmix)."""
+"""Fine-tuning: supervised classification of mixed images (mixup, cutmix)."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from qbheat_jax.ops import images as images_lib
 
 
 def mixup(images, targets, key, alpha):
-    """Weighted means of images and targets in pairs (Zhang et al., arXiv 1710.09412).
+    """Return weighted means of images and targets in pairs (Zhang et al., arXiv 1710.09412).
 
     images [B, H, W, C], targets [B, classes] -> the same shapes. One weight a batch, from Beta(alpha, alpha); image i is
     paired with image B - 1 - i.
@@ -29,10 +29,10 @@ def mixup(images, targets, key, alpha):
 
 
 def cutmix(images, targets, key, alpha):
-    """A box of each image replaced by that of its partner (Yun et al., arXiv 1905.04899); shapes and pairs as `mixup`.
+    """Return images with a box pasted from their partner (Yun et al., arXiv 1905.04899); shapes and pairs as of `mixup`.
 
-    The box has the image's aspect, the share 1 - w of its area with w from Beta(alpha, alpha), and any centre; it is one box
-    a batch. Targets are weighted by the area that the box has within the image.
+    One box a batch, with the image's aspect, a fraction 1 - w of its area with w from Beta(alpha, alpha), and any centre.
+    Targets are weighted by the area of the box within the image.
     """
     height, width = images.shape[1:3]
     weight_key, *centres = jax.random.split(key, 3)
@@ -49,7 +49,7 @@ def cutmix(images, targets, key, alpha):
 
 @dataclasses.dataclass(frozen=True)
 class Finetune(Supervised):
-    """`Supervised` on images mixed by mixup and cutmix with these alphas (0: not); with both, one of them each step."""
+    """`Supervised` with mixup and cutmix of these alphas (0: off); with both, every step takes one of them."""
 
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -73,7 +73,7 @@ class Finetune(Supervised):
         return cls(encoder, grouped(head, config.bn_groups), images_lib.PIXELS[config.pixels], **mixing)
 
     def loss(self, params, state, batch, rng, train=True):
-        """As `Supervised.loss`. Of mixed images `top1` counts the class that has most of the image."""
+        """As `Supervised.loss`. For mixed images `top1` counts the class with the larger weight."""
         if not train or not (self.mixup or self.cutmix):
             return super().loss(params, state, batch, rng, train)
         mix_rng, which_rng, rng = jax.random.split(rng, 3)
@@ -82,7 +82,7 @@ class Finetune(Supervised):
         images = self.pixels.normalise(batch["image"])
         images, targets = self._mix(images, targets, mix_rng, which_rng)
         logits, state = self._forward(params, state, images, rng, True)
-        counts = (batch["mask"] & batch["mask"][::-1]).astype(jnp.float32)  # both of a pair must be images
+        counts = (batch["mask"] & batch["mask"][::-1]).astype(jnp.float32)  # both images of a pair must count
         weight = counts / jnp.maximum(counts.sum(), 1.0)
         loss = (optax.softmax_cross_entropy(logits, targets) * weight).sum()
         return loss, (state, {"top1": ((logits.argmax(-1) == targets.argmax(-1)) * weight).sum()})

@@ -1,4 +1,4 @@
-"""MAE (arXiv 2111.06377): a ViT sees a quarter of an image's cells, a small decoder predicts the others."""
+"""MAE (arXiv 2111.06377): a ViT sees a quarter of the cells of an image, and a small decoder predicts the others."""
 
 import dataclasses
 from typing import Any
@@ -19,10 +19,10 @@ from qbheat_jax.ops import images as images_lib
 
 
 class MaskDecoder(nn.Module):
-    """Features of the kept cells -> `outputs` numbers for every cell of the image.
+    """Transformer from the features of the kept cells to `outputs` numbers for every cell.
 
-    kept [B, n, C]; ranks int32 [B, cells], where in (kept, then masked) each cell of the grid is; grid (h, w); class_token
-    [B, C] or None -> float32 [B, h, w, outputs]. A learnt token stands for every masked cell, and all get a position.
+    kept [B, n, C]; ranks int32 [B, cells], each cell's place in (kept, then masked); grid (h, w); class_token [B, C] or None
+    -> float32 [B, h, w, outputs]. A learnt token stands for every masked cell, and all cells get a position code.
     """
 
     outputs: int
@@ -53,10 +53,15 @@ class MaskDecoder(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class MAE(base.Method):
-    """The method. `encoder`: a ViT, which alone can leave cells out; `target`: what each cell is to predict.
+    """Masked autoencoding.
 
-    `mask_ratio`: the share of the cells that is hidden (0.75 is the paper's); the share that is kept, to the nearest
-    whole cell, is the same in every image.
+    Args:
+      encoder: ViT, the only encoder that can leave cells out.
+      decoder: MaskDecoder.
+      target: What each cell predicts.
+      mask_ratio: Fraction of masked cells (0.75 in the paper). Every image keeps the same number, see `kept`.
+      loss_on: Cells that count, "masked" or "all".
+      pixels: How images are normalised.
     """
 
     encoder: ViT
@@ -110,7 +115,7 @@ class MAE(base.Method):
         return " ".join(filter(None, [decoding.text(config), targets.text(config)]))
 
     def init(self, rng, batch):
-        """Variables {"params": {"encoder", "decoder"}, "batch_stats": {}}."""
+        """Return {"params": {"encoder", "decoder"}, "batch_stats": {}}."""
         keys = random.split(rng)
         images = self.pixels.normalise(batch["image"][:1])
         grid, keep, ranks = self.draw(None, images.shape)
@@ -119,11 +124,10 @@ class MAE(base.Method):
         return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}, "batch_stats": {}}
 
     def loss(self, params, state, batch, rng, train=True):
-        """Mean squared error (`Target.error`) over the cells asked for -> (float32 loss, (state, metrics)).
+        """Return (mean `Target.error` over the cells that count, (state, {"variance"})).
 
-        batch: image uint8 [B, H, W, 3], mask bool[B] (False: the example does not count). The cells come from `rng`; with
-        None, in evaluation, they are the same every time. metrics: `variance`, what predicting the mean cell of the batch
-        would cost.
+        batch: image uint8 [B, H, W, 3], mask bool [B]. The mask is drawn by `rng`; None draws the same every time.
+        `variance` is the loss of predicting the mean cell of the batch.
         """
         mask_rng, encoder_rng = (None, None) if rng is None else random.split(rng)
         images = self.pixels.normalise(batch["image"])
@@ -137,10 +141,10 @@ class MAE(base.Method):
         return loss, (state, {"variance": masks.variance(self.target, wanted, cells)})
 
     def draw(self, rng, shape):
-        """(grid, keep, ranks) for images of that shape.
+        """Return (grid, keep, ranks) for images of a shape.
 
-        keep int32 [B, n]: the cells that the encoder sees. ranks int32 [B, cells]: each cell's place when the kept ones,
-        in the order of `keep`, come first; below n it is seen.
+        keep int32 [B, n]: the cells that the encoder sees. ranks int32 [B, cells]: each cell's place when the kept cells, in
+        the order of `keep`, come first; a cell of rank below n is seen.
         """
         grid = (shape[1] // self.encoder.stride, shape[2] // self.encoder.stride)
         ranks = masks.ranks(rng, shape[0], grid[0] * grid[1])
@@ -149,7 +153,7 @@ class MAE(base.Method):
 
 
 def kept(cells, ratio):
-    """How many of the cells the encoder sees.
+    """Return the number of cells that the encoder sees.
 
     >>> kept(196, 0.75), kept(10, 0.6)
     (49, 4)

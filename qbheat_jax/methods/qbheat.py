@@ -1,4 +1,4 @@
-"""QB-Heat (arXiv 2211.13228): see a quarter, extrapolate its features by the heat equation, predict the other pixels."""
+"""QB-Heat (arXiv 2211.13228): encode a quarter, extrapolate its features by the heat equation, decode the other pixels."""
 
 import dataclasses
 from typing import Any
@@ -12,6 +12,7 @@ from qbheat_jax.data.specs.image import ImageSpec
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common import decoding, targets
+from qbheat_jax.methods.common.encoding import encode
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.decoder import HeatDecoder
 from qbheat_jax.ops import heat, poisson, quarters
@@ -37,10 +38,9 @@ _SHOWN = (
 
 
 def crop_visible(images, quarter):
-    """The visible quarter of every image. images [B, H, W, C], quarter int32[B] -> [B, H/2, W/2, C].
+    """Return the visible quarter of every image: images [B, H, W, C], quarter int32 [B] -> [B, H/2, W/2, C].
 
-    Of the few slices that placements ask for, each image selects its own: a slice that begins elsewhere for every image
-    would be a loop over them on a TPU.
+    Every image selects one of the few static slices. A dynamic slice an image would be a loop over images on a TPU.
     """
     for axis in (0, 1):
         length = images.shape[axis + 1]
@@ -62,7 +62,7 @@ def _check_grid(config, encoder, placements):
 
 
 def _interpolated(patches, size):
-    """Patches [B, h, w, size * size * 3] -> pixels [B, H, W, 3] whose mean colours run on linearly between the cells."""
+    """Return pixels [B, H, W, 3] of patches [B, h, w, size * size * 3], mean colours interpolated between the cells."""
     batch, height, width, _ = patches.shape
     cells = patches.reshape(batch, height, width, size * size, 3)
     means = cells.mean(3)
@@ -72,10 +72,14 @@ def _interpolated(patches, size):
 
 @dataclasses.dataclass(frozen=True)
 class QBHeat(base.Method):
-    """The method.
+    """Quarter-block prediction by the heat equation.
 
-    `encoder` is any module of `models.registry`; it sees the visible crop alone. `target`: what each cell is to predict,
-    as many numbers as the decoder has outputs. `loss_on`: "masked" cells or "all".
+    Args:
+      encoder: Module of `models.registry`; it sees the visible quarter alone.
+      decoder: HeatDecoder, which extrapolates the features and predicts every cell.
+      target: What each cell predicts.
+      loss_on: Cells that count, "masked" or "all".
+      pixels: How images are normalised.
     """
 
     encoder: Any
@@ -144,7 +148,7 @@ class QBHeat(base.Method):
         return " ".join(filter(None, [maps, decoding.text(config), targets.text(config, _SHOWN)]))
 
     def init(self, rng, batch):
-        """Variables {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}} for batches of this shape."""
+        """Return {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}}."""
         visible = crop_visible(self.pixels.normalise(batch["image"][:1]), batch["quarter"][:1])
         encoder_rng, decoder_rng = jax.random.split(rng)
         encoder = self.encoder.init(encoder_rng, visible)
@@ -155,10 +159,10 @@ class QBHeat(base.Method):
         return {"params": params, "batch_stats": stats}
 
     def loss(self, params, state, batch, rng, train=True):
-        """Mean squared error (`Target.error`) over the cells asked for -> (float32 loss, (state, metrics)).
+        """Return (mean `Target.error` over the cells that count, (state, {"variance"})).
 
-        batch: image uint8 [B, H, W, 3], quarter int32[B], mask bool[B] (False: the example does not count).
-        metrics: `variance`, the same error if the mean target patch of the batch were predicted (the trivial predictor's).
+        batch: image uint8 [B, H, W, 3], quarter int32 [B], mask bool [B]. `variance` is the loss of the trivial predictor,
+        which predicts the mean target of the batch.
         """
         images = self.pixels.normalise(batch["image"])
         predicted, _, state = self._forward(params, state, images, batch["quarter"], rng, train)
@@ -174,11 +178,15 @@ class QBHeat(base.Method):
         return loss, (state, {"variance": variance})
 
     def reconstruct(self, variables, images, quarter, blend=True):
-        """Predicted images with the visible pixels put back. images uint8 [B, H, W, 3] -> uint8 [B, H, W, 3].
+        """Return images uint8 [B, H, W, 3] with the masked quarters predicted and the visible one kept.
 
-        Where patches were normalised, what is predicted of them has no slope from cell to cell: their mean colours are then
-        interpolated between the centres of the cells, from those of the visible cells on. `blend`: what is predicted is
-        raised or lowered to meet the visible pixels (`harmonic.blend`); without it, it is as the decoder left it.
+        Normalised patches carry no slope between cells, so their mean colours are interpolated between the cells' centres.
+
+        Args:
+          variables: {"params", "batch_stats"}.
+          images: uint8 [B, H, W, 3].
+          quarter: int32 [B], the visible quarter.
+          blend: Shift predictions to meet the visible pixels (`poisson.blend`); otherwise they are the decoder's.
         """
         size, pixels = self.encoder.stride, self.pixels.normalise(images)
         predicted, _, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter)
@@ -190,28 +198,19 @@ class QBHeat(base.Method):
         else:
             predicted = images_lib.from_patches(patches, size)
         hidden = jnp.repeat(jnp.repeat(hidden, size, 1), size, 2)
-        # Of the two only one is computed, in a program that has both.
+        # A condition in the program, so that both choices share one compilation.
         predicted = jax.lax.cond(
             blend, poisson.blend, lambda predicted, *_: predicted, predicted, pixels, ~hidden[..., 0]
         )
         return jnp.where(hidden, self.pixels.unnormalise(predicted), images)
 
     def continued(self, variables, images, quarter):
-        """The visible features extrapolated over the grid. images uint8 [B, H, W, 3] -> float32 [B, h, w, C]."""
+        """Return the extrapolated feature grid float32 [B, h, w, C] of images uint8 [B, H, W, 3]."""
         pixels = self.pixels.normalise(images)
         return self._forward(variables["params"], variables["batch_stats"], pixels, quarter)[1]
 
     def _forward(self, params, state, images, quarter, rng=None, train=False):
-        """-> (what was predicted for each cell [B, h, w, ...], the extrapolated grid [B, h, w, C], updated state)."""
-        visible = crop_visible(images, quarter)
-        variables = {"params": params["encoder"]}
-        if "encoder" in state:
-            variables["batch_stats"] = state["encoder"]
-        if train:
-            rngs = dict(zip(("dropout", "drop_path"), jax.random.split(rng)))
-            (features, _), updated = self.encoder.apply(variables, visible, True, mutable=["batch_stats"], rngs=rngs)
-            state = {"encoder": updated["batch_stats"]} if "encoder" in state else state
-        else:
-            features, _ = self.encoder.apply(variables, visible)
+        """Return (predicted cells [B, h, w, ...], extrapolated grid [B, h, w, C], state)."""
+        features, _, state = encode(self.encoder, params, state, crop_visible(images, quarter), rng, train)
         predicted, out = self.decoder.apply({"params": params["decoder"]}, features, quarter)
         return predicted, out["grid"], state

@@ -1,4 +1,4 @@
-"""Supervised classification: an encoder, its classifier, cross-entropy. Also what a ported checkpoint is built as."""
+"""Supervised classification: an encoder, its classifier, cross-entropy."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ from qbheat_jax.ops import images as images_lib
 
 
 def build_head(config):
-    """Return the encoder's classifier; None as long as the number of classes is not known."""
+    """Return the encoder's classifier; None while the number of classes is not known."""
     classes = config.head.classes
     head = registry.head(config.encoder.name, classes, dtype=config.dtype) if classes else None
     return grouped(head, config.get("bn_groups", 1))
@@ -24,10 +24,14 @@ def build_head(config):
 
 @dataclasses.dataclass(frozen=True)
 class Supervised(base.Method):
-    """The method. `encoder`: of `models.registry`, `head`: of `registry.head`, None where there are no classes.
+    """Classification of augmented images. Crops and mirror images come with the batch.
 
-    `label_smoothing`: the share of the target spread over all classes; `jitter`: of the colours, in training. Crops and
-    mirror images come with the batch.
+    Args:
+      encoder: Module of `models.registry`.
+      head: Module of `registry.head`; None where there are no classes.
+      pixels: How images are normalised.
+      label_smoothing: Fraction of the target spread over all classes.
+      jitter: Colour jitter in training.
     """
 
     encoder: Any
@@ -61,7 +65,7 @@ class Supervised(base.Method):
         return "cross-entropy"
 
     def init(self, rng, batch):
-        """Variables {"params": {"encoder", "head"}, "batch_stats": likewise, without what has none}."""
+        """Return {"params": {"encoder", "head"}, "batch_stats": likewise, of the parts that have any}."""
         encoder_rng, head_rng = jax.random.split(rng)
         images = self.pixels.normalise(batch["image"][:1])
         made = {"encoder": self.encoder.init(encoder_rng, images)}
@@ -74,9 +78,9 @@ class Supervised(base.Method):
         }
 
     def loss(self, params, state, batch, rng, train=True):
-        """Mean cross-entropy over the examples that count -> (float32 loss, (state, {"top1"})).
+        """Return (mean cross-entropy over the examples that count, (state, {"top1"})).
 
-        batch: image uint8 [B, H, W, 3], label int32[B], mask bool[B] (False: the example does not count).
+        batch: image uint8 [B, H, W, 3], label int32 [B], mask bool [B].
         """
         images = batch["image"]
         if train and self.jitter != colour.Jitter():
@@ -89,7 +93,7 @@ class Supervised(base.Method):
         return loss, (state, {"top1": ((logits.argmax(-1) == batch["label"]) * weight).sum()})
 
     def logits(self, variables, images):
-        """Normalised images float32 [B, H, W, 3] -> float32 [B, classes]."""
+        """Return the logits float32 [B, classes] of normalised images float32 [B, H, W, 3]."""
         return self._forward(variables["params"], variables.get("batch_stats", {}), images, None, False)[0]
 
     def _forward(self, params, state, images, rng, train):

@@ -54,7 +54,7 @@ def _context(run, model, images):
         shown, no_images = None, "none of its images could be read"
     groups, params, sizes = run.groups(), model.variables["params"], shown.sizes if shown else {}
     encoder = pytree.count(params["encoder"]) if params.get("encoder") else None
-    reconstructs = hasattr(model.objective, "reconstruct")
+    reconstructs = hasattr(methods.of(run.config), "reconstruct")
     if shown is not None and not reconstructs:
         no_images = f"a run of {run.method} does not continue images from a quarter, as one of QB-Heat does"
     blocks = pictures(model, shown, run.config) if shown is not None and reconstructs else []

@@ -1,4 +1,4 @@
-"""What detectors have in common: an encoder that is frozen (or not), a detector on its maps, and how both are made."""
+"""Base class of the detectors: an encoder, frozen or not, and a detector on its maps; focal losses."""
 
 import dataclasses
 from typing import Any
@@ -27,10 +27,15 @@ FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Detection(base.Method):
-    """An objective. `detector`: a linen module of {stride: map}; a subclass has `outputs_loss` and `decode`.
+    """A detector on an encoder. A subclass has `outputs_loss` and `decode`.
 
-    `tune`: gradients reach the encoder. Its batch norm and drop path are those of evaluation even then: batches of
-    detection are small. `stages`: the detector gets the encoder's intermediate maps too. `count`: detections an image.
+    Args:
+      encoder: Linen module. Its batch norm and drop path are those of evaluation, since batches of detection are small.
+      detector: Linen module of {stride: map}.
+      pixels: How images are normalised.
+      tune: Train the encoder too.
+      stages: Give the detector the encoder's intermediate maps too.
+      count: Detections an image.
     """
 
     encoder: Any
@@ -47,7 +52,7 @@ class Detection(base.Method):
         return BoxesSpec.of(config)
 
     def init(self, rng, batch):
-        """Variables {"params": {"encoder", "detector"}, "batch_stats": {"encoder"} where it has any}."""
+        """Return {"params": {"encoder", "detector"}, "batch_stats": {"encoder"}}."""
         encoder_rng, detector_rng = jax.random.split(rng)
         images = self.pixels.normalise(batch["image"][:1])
         encoder = self.encoder.init(encoder_rng, images)
@@ -60,7 +65,7 @@ class Detection(base.Method):
         }
 
     def loss(self, params, state, batch, rng, train=True):
-        """(float32 loss, (state, metrics)); the same in training and evaluation.
+        """Return (loss, (state, metrics)), the same in training and evaluation.
 
         batch: image uint8 [B, H, W, 3], boxes float32 [B, N, 4], classes int32 [B, N] (-1: none), mask bool [B].
         """
@@ -73,8 +78,12 @@ class Detection(base.Method):
         return loss, (state, metrics)
 
     def detections(self, variables, images):
-        """Normalised images float32 [B, H, W, 3] -> (boxes [B, count, 4] corners in pixels, scores [B, count] descending,
-        classes int32 [B, count]); score 0 where there are fewer."""
+        """Return the detections of normalised images float32 [B, H, W, 3].
+
+        Returns:
+          (boxes [B, count, 4], corners in pixels; scores [B, count], descending, 0 where there are fewer; classes int32
+          [B, count]).
+        """
         outputs = self._outputs(variables["params"], variables.get("batch_stats", {}), images)
         return self.decode(outputs, images.shape[1:3])
 
@@ -87,7 +96,7 @@ class Detection(base.Method):
 
 
 def focal(logits, targets, alpha=0.25, gamma=2.0):
-    """Focal loss (arXiv 1708.02002) of each logit, targets 0 or 1, same shape -> same shape."""
+    """Return the focal loss (arXiv 1708.02002) of each logit; targets 0 or 1 of the same shape."""
     probability = jax.nn.sigmoid(logits)
     miss = jnp.where(targets > 0, 1.0 - probability, probability)
     weight = jnp.where(targets > 0, alpha, 1.0 - alpha)
@@ -95,5 +104,5 @@ def focal(logits, targets, alpha=0.25, gamma=2.0):
 
 
 def quality_focal(logits, targets, beta=2.0):
-    """Quality focal loss (arXiv 2006.04388) of each logit, targets from 0 to 1 (how well the box fits) -> same shape."""
+    """Return the quality focal loss (arXiv 2006.04388) of each logit; targets 0..1 of the same shape, the box's IoU."""
     return jnp.abs(jax.nn.sigmoid(logits) - targets) ** beta * optax.sigmoid_binary_cross_entropy(logits, targets)

@@ -1,18 +1,24 @@
-"""Running an encoder inside an objective: its random numbers and its batch statistics, in one place."""
+"""Run an encoder inside a method: its variables, random keys and running statistics."""
 
 import jax
 import jax.numpy as jnp
 
 
 def variables(params, state, part="encoder"):
-    """What `apply` takes for one part of an objective's parameters and statistics."""
+    """Return the variables that `apply` takes for one part of a method's parameters and state."""
     return {"params": params[part], **({"batch_stats": state[part]} if part in state else {})}
 
 
 def encode(encoder, params, state, images, rng, train, **options):
-    """(features, out, the state with the encoder's statistics updated where it trains).
+    """Return (features, out, state); training updates the encoder's running statistics in the state.
 
-    images: normalised float32 [B, H, W, 3]. rng: for drop path; None with train=False. options: of the encoder's call.
+    Args:
+      encoder: Linen module, see the contract of `models`.
+      params, state: The method's.
+      images: Normalised float32 [B, H, W, 3].
+      rng: Key of dropout and drop path; None outside training.
+      train: Whether batch norm, dropout and drop path are those of training.
+      options: Further keyword arguments of the encoder.
     """
     known = variables(params, state)
     if not train:
@@ -25,5 +31,5 @@ def encode(encoder, params, state, images, rng, train, **options):
 
 
 def pooled(features, out):
-    """One vector an image, float32 [B, C]: the class token where there is one, otherwise the mean over the cells."""
+    """Return one vector an image, float32 [B, C]: the class token where there is one, else the mean over the cells."""
     return out["class_token"].astype(jnp.float32) if "class_token" in out else features.astype(jnp.float32).mean((1, 2))
