@@ -125,7 +125,7 @@ class NumpyBatches(Batches):
 def _moved(spec, images, epochs, indices, view):
     """Return another view of the images uint8 [c, S, S, 3] of these examples, likewise."""
     size = images.shape[1]
-    draws = augment.bits(spec.seed, epochs, indices, "crop2")
+    draws = augment.bits(spec.seed, epochs, indices, augment.of_view("crop", view))
     # Not by nothing at all: a crop of its own.
     down, right = ((draws >> shift) % max(1, size - 1) + 1 for shift in (0, 32))
     across = np.arange(size, dtype=np.uint64)

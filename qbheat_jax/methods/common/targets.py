@@ -128,7 +128,7 @@ class Target:
         return jnp.concatenate(parts, -1)
 
     def error(self, predicted, target):
-        """Return the squared error [B, h, w]: means over pixels and over the two statistics, sums over a channel's histogram."""
+        """Return the squared error [B, h, w]: means over pixels and statistics, sums over histograms."""
         pixels, stats, hog = self._split(jnp.square(predicted - target))
         error = pixels.mean(-1)
         if self.widths["statistics"]:
