@@ -39,10 +39,14 @@ _NAME = re.compile(r"\w[\w+-]*")
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-    """A row of the table. config: of its pre-training, whatever the seed; None for a baseline. own: the fields that differ.
+class Row:
+    """One row of the table: a method with its fields, or a baseline.
 
-    steps, examples, epochs: the length of its pre-training; 0 for a baseline.
+    Args:
+      name: As the config file has it.
+      config: Of its pre-training, whatever the seed; None for a baseline.
+      own: The fields in which it differs.
+      steps, examples, epochs: Length of its pre-training; 0 for a baseline.
     """
 
     name: str
@@ -57,7 +61,7 @@ class Method:
 class Cell:
     """One pre-training (`probe` is empty), or one probe or detector of one encoder. path: its folder in the comparison's."""
 
-    method: Method
+    method: Row
     seed: int
     probe: str
     path: str
@@ -79,7 +83,7 @@ class Cell:
 
 
 def table_of(config):
-    """The fields of the config of a probe or a detector."""
+    """Return the table of the config, or {dotted key: value}, of a probe or a detector."""
     return DETECT if config_tables.of(config) is DETECT else PROBE
 
 
@@ -144,7 +148,7 @@ def read(path, overrides=()):
         name: _within(f"probes.{name}", lambda: _probe(_file(folder, name, file), shared, given["probe"]))
         for name, file in given["probes"].items()
     }
-    return Plan(str(path), seeds, (*methods, *map(Method, baselines)), probes)
+    return Plan(str(path), seeds, (*methods, *map(Row, baselines)), probes)
 
 
 def _method(name, own, base, shared, folder):
@@ -157,7 +161,7 @@ def _method(name, own, base, shared, folder):
     optim.schedule(config, steps, images)
     sharding.check_batch(config.batch_size, objective, device_mesh.make_mesh(config.mesh))
     examples = steps * config.batch_size
-    return Method(name, config, own, steps, examples, examples / images)
+    return Row(name, config, own, steps, examples, examples / images)
 
 
 def _probe(fields, shared, own):

@@ -42,7 +42,7 @@ _TRANSIT = 2**28
 
 
 def of(settings, image_size, source, split, mesh):
-    """The cache of a split as the `data` section of a config wants it: a `DeviceCache`, or None where it wants none."""
+    """Return the `DeviceCache` of a split that the `data` section of a config asks for, or None."""
     if not settings.device_cache:
         return None
     size = settings.cache_size or DEFAULT_SIZE * image_size
@@ -81,7 +81,7 @@ class DeviceCache:
         bad.check()
 
     def batch(self, spec, epochs, indices, batch_size):
-        """The global batch on the mesh of every process's examples (epochs int64[b], indices int64[b], -1 for padding)."""
+        """Return the global batch on the mesh of every process's examples: epochs, indices int64 [b], index -1 for padding."""
         real = indices >= 0
         rows = np.where(real, indices, 0)
         local = {
@@ -105,7 +105,7 @@ class DeviceCache:
         return _crop(self._images, rows, boxes, flips, mesh=self.mesh, shape=self._shape, size=size)
 
     def _draw(self, spec, epochs, rows, view):
-        """(float32[b, 4] boxes in pixels of the cache, bool[b] mirrored): those of the data spec, example by example."""
+        """Return (float32 [b, 4] boxes in pixels of the cache, bool [b] mirrored) of one of the data spec's views."""
         sizes = self._sizes[rows]
         whole = spec.train and isinstance(self.source, Synthetic) and view == 0  # which is not augmented
         examples = zip(epochs.tolist(), rows.tolist(), *sizes.T.tolist())

@@ -8,13 +8,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qbheat_jax import device_mesh, pytree
 from qbheat_jax.errors import UserError
 
-# The first pattern found in a leaf's name decides. "fsdp" means: the largest dimension that the axis divides is split
-# over it. A PartitionSpec is used without the axes that do not divide their dimension. Small leaves are not split over
-# fsdp. Optimizer moments and averaged parameters carry their parameter's name, so they follow it; so do the copies of
-# parameters in a method's state (`Method.sharded_like_params`), which are looked up as parameters.
+# The first pattern found in a leaf's name decides. "fsdp" splits the largest dimension that the axis divides. An axis of a
+# PartitionSpec that does not divide its dimension is left out. Leaves below SMALLEST_SPLIT are not split over fsdp. Optimizer
+# moments and averaged parameters carry their parameter's name, so they follow it. Copies of parameters in a method's state
+# (`Method.sharded_like_params`) are looked up as parameters.
 RULES = (
-    # Tensor parallelism (Megatron-LM, arXiv 1909.08053): what follows qkv and fc1 needs its own part of their outputs
-    # alone, so that a block exchanges activations twice, after proj and after fc2.
+    # Tensor parallelism (Megatron-LM, arXiv 1909.08053). Each device computes its part of qkv and fc1 and what follows, so a
+    # block exchanges activations twice: after proj and after fc2.
     (r"/block\d+/(attn/qkv|fc1)/kernel$", PartitionSpec("fsdp", "model")),
     (r"/block\d+/(attn/qkv|fc1)/bias$", PartitionSpec("model")),
     (r"/block\d+/(attn/proj|fc2)/kernel$", PartitionSpec("model", "fsdp")),
@@ -23,7 +23,7 @@ RULES = (
     (r"(params|ema|mu|nu)/", "fsdp"),
     (r"", PartitionSpec()),
 )
-SMALLEST_SPLIT = 2**12  # numbers; below it a leaf costs more to gather over fsdp than to keep
+SMALLEST_SPLIT = 2**12  # numbers; gathering a smaller leaf costs more than keeping it whole
 
 
 def _spec(name, leaf, mesh, rules):
@@ -69,11 +69,10 @@ def _as_param(name, like_params):
 
 
 def spread(batch, method, mesh):
-    """Inside the jitted step: a batch whose images are split over `model` too, where the encoder is not.
+    """Split the batch's images over `model` too, where the encoder is not split. For use inside the jitted step.
 
-    Otherwise the devices along `model` would all encode the same images. And XLA, which splits the gradient of a grouped
-    convolution's kernel wrongly where devices hold the same images (jax 0.10: it comes out as many times too large as there
-    are such devices), would train another model.
+    Otherwise the devices along `model` would encode the same images. XLA (jax 0.10) would also get the gradient of a grouped
+    convolution's kernel wrong: it is too large by the number of devices with the same images.
     """
     if mesh.shape["model"] == 1 or hasattr(method.encoder, "heads"):
         return batch
@@ -83,7 +82,7 @@ def spread(batch, method, mesh):
 
 
 def check_batch(batch_size, method, mesh, accumulate=1):
-    """Raises UserError where the batch, or each of the `accumulate` parts of it, does not divide over the devices."""
+    """Raise UserError where the batch, or each of its `accumulate` parts, does not divide over the devices."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"] if hasattr(method.encoder, "heads") else mesh.size
     if batch_size % (devices * accumulate):
         times = f" times accumulate={accumulate}, {devices * accumulate}" if accumulate > 1 else ""
@@ -94,7 +93,7 @@ def check_batch(batch_size, method, mesh, accumulate=1):
 
 
 def check_heads(method, mesh):
-    """Raises UserError where the attention heads of an method's encoder or decoder do not divide over `model`."""
+    """Raise UserError where the attention heads of the encoder or decoder do not divide over `model`."""
     for part in ("encoder", "decoder"):
         heads = getattr(getattr(method, part, None), "heads", 1)
         if heads % mesh.shape["model"]:
@@ -105,7 +104,7 @@ def check_heads(method, mesh):
 
 
 def check_split(shardings, mesh):
-    """Raises UserError where the axis `model` has devices and nothing of the train state is split over it."""
+    """Raise UserError where the axis `model` has devices and nothing of the train state is split over it."""
     if mesh.shape["model"] > 1 and not any("model" in s.spec for s in jax.tree.leaves(shardings)):
         raise UserError(
             f"mesh.model={mesh.shape['model']} is not accepted: this model has no transformer blocks to split, so it takes 1"
