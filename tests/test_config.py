@@ -1,7 +1,9 @@
 """Configs: defaults resolve, files and the command line are read, and every mistake is one sentence that helps."""
 
+import ast
 import json
 import math
+from pathlib import Path
 
 import ml_collections
 import numpy as np
@@ -43,6 +45,13 @@ def write(tmp_path, body, name="config.py"):
 
 def from_file(tmp_path, *overrides, body="def get_config():\n    return {'total_steps': 10}\n", fields=PRETRAIN):
     return config_lib.load(write(tmp_path, body), overrides, fields)
+
+
+def test_the_engine_knows_no_field():
+    """It imports no room; every table is put together above it."""
+    tree = ast.parse(Path(config_lib.__file__).read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {module for module in modules if module.startswith("qbheat_jax")} == {"qbheat_jax.errors"}
 
 
 # --- Defaults -------------------------------------------------------------------------------------------------------
