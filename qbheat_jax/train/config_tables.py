@@ -27,6 +27,10 @@ def _objective(task, doc):
     return {"objective": Field(names[0], doc, names)}
 
 
+def _without(fields, *names):
+    return {key: field for key, field in fields.items() if key not in names}
+
+
 def pretrain():
     """Return the table of pre-training, with the fields of every pre-training method."""
     return Table(
@@ -45,12 +49,7 @@ def pretrain():
             **PIXELS,
             **methods.fields(base.PRETRAIN),
             **fields.learning_rate(1.5e-4),
-            **fields.OPTIMIZER,
-            **fields.MESH,
-            **fields.BATCH_NORM,
-            **fields.EVERY,
-            **fields.IMAGES,
-            **fields.CHECKPOINTS,
+            **fields.LOOP,
         },
         fields.check,
         methods.check,
@@ -79,11 +78,7 @@ def finetune():
             "batch_size": Field(256, "examples a step, over all devices", POSITIVE),
             **fields.LENGTH,
             **image.FIELDS,
-            **fields.OPTIMIZER,
-            **fields.MESH,
-            **fields.BATCH_NORM,
-            **fields.EVERY,
-            **fields.CHECKPOINTS,
+            **_without(fields.LOOP, "images_every"),
             **ENCODER,
             "encoder.name": _BROUGHT["encoder.name"],
             "encoder.drop_path": dataclasses.replace(
@@ -99,7 +94,7 @@ def finetune():
                 POSITIVE_FRACTION,
             ),
             **fields.learning_rate(5e-4),
-            "adam_b2": dataclasses.replace(fields.OPTIMIZER["adam_b2"], default=0.999),
+            "adam_b2": dataclasses.replace(fields.LOOP["adam_b2"], default=0.999),
         },
         fields.check,
         methods.check,
@@ -116,7 +111,7 @@ def detect():
             **_SEED,
             **_objective(base.DETECT, f"the detector: {methods.described(base.DETECT)}"),
             "init": Field("", "a run or ported checkpoint (directory) whose encoder is taken, or random"),
-            **{name: field for name, field in DATA.items() if name not in CACHE},
+            **_without(DATA, *CACHE),
             "data.source": Field(
                 "scenes", "images with boxes: coco:IMAGES_DIR,ANNOTATIONS.json[,...], tfds:coco/2017 or scenes"
             ),
@@ -126,10 +121,7 @@ def detect():
             "image_size": _BROUGHT["image_size"],
             "batch_size": Field(16, "examples a step, over all devices", POSITIVE),
             **fields.LENGTH,
-            **fields.OPTIMIZER,
-            **fields.MESH,
-            **fields.EVERY,
-            **fields.CHECKPOINTS,
+            **_without(fields.LOOP, "images_every", "bn_groups"),
             **ENCODER,
             "encoder.name": _BROUGHT["encoder.name"],
             "encoder.stride": Field(
@@ -138,7 +130,7 @@ def detect():
             **PIXELS,
             **methods.fields(base.DETECT),
             **fields.learning_rate(1e-3),
-            "adam_b2": dataclasses.replace(fields.OPTIMIZER["adam_b2"], default=0.999),
+            "adam_b2": dataclasses.replace(fields.LOOP["adam_b2"], default=0.999),
         },
         fields.check,
         methods.check,

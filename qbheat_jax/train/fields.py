@@ -17,15 +17,13 @@ LENGTH = {
         None, "length of the run in passes over the split", POSITIVE, float, excludes=("total_steps",)
     ),
 }
-OPTIMIZER = {
+LOOP = {
     "warmup": Field(0, "linear warm-up; then a cosine to 0", at_least(0), duration=True),
     "weight_decay": Field(0.05, "AdamW's, not on biases and norms", at_least(0)),
     "adam_b1": Field(0.9, "AdamW's first decay", BELOW_ONE),
     "adam_b2": Field(0.95, "AdamW's second decay", BELOW_ONE),
     "clip_norm": Field(0.0, "largest norm of the gradient; 0: no clipping", at_least(0)),
     "ema": Field(0.0, "decay of an average of the parameters, which then is what is evaluated; 0: none", BELOW_ONE),
-}
-MESH = {
     "mesh.data": Field(-1, "devices over which the batch is split; -1: all that are left", _AXIS, resumable=True),
     "mesh.fsdp": Field(1, "devices over which batch and parameters are split", _AXIS, resumable=True),
     "mesh.model": Field(
@@ -41,17 +39,11 @@ MESH = {
         ("none", "nothing_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable"),
         resumable=True,
     ),
-}
-BATCH_NORM = {
     "bn_groups": Field(
         1, "parts of a batch, each normalised by its own statistics; 1: batch norm is over all devices", at_least(1)
     ),
-}
-EVERY = {
     "log_every": Field(50, "steps between lines of metrics", POSITIVE, duration=True, resumable=True),
     "eval_every": Field(0, "steps between evaluations; 0: only at the end", at_least(0), duration=True, resumable=True),
-}
-IMAGES = {
     "images_every": Field(
         0,
         "steps between pictures in TensorBoard: reconstructions, features; 0: none",
@@ -59,8 +51,6 @@ IMAGES = {
         duration=True,
         resumable=True,
     ),
-}
-CHECKPOINTS = {
     "checkpoint_every": Field(
         1000,
         "steps between checkpoints; there is always one at the end",
