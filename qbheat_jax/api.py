@@ -15,6 +15,7 @@ from qbheat_jax.data import labels
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import vit
 from qbheat_jax.ops import quarters
+from qbheat_jax.train import config_tables
 from qbheat_jax.train.checkpoint import Checkpoints
 
 log = logging.getLogger("qbheat")
@@ -62,8 +63,7 @@ class Model:
             table = vit.resample(params["encoder"]["pos_embed"], (grid, grid), (cells, cells))
             params = {**params, "encoder": {**params["encoder"], "pos_embed": table}}
             fields["encoder.grid"] = cells
-        sized = config_lib.resolve(fields, config_lib.table(fields))
-        return Model(sized, {**self.variables, "params": params}, self.step, self.classes)
+        return Model(config_tables.resolve(fields), {**self.variables, "params": params}, self.step, self.classes)
 
     def anywhere(self):
         """The same run, with a decoder that takes every placement of which its images' cells can be split.
@@ -143,7 +143,7 @@ def read_config(directory):
         raise UserError(f"{directory} holds no run that can be read: config.json is no text file") from error
     _check_carried(directory, text)
     try:
-        return config_lib.from_json(text)
+        return config_tables.from_json(text)
     except UserError as error:
         raise UserError(f"{directory} holds no run that can be read: {error}") from error
 
@@ -164,7 +164,7 @@ def _check_carried(directory, text):
             f"{directory}: none of its checkpoints {steps} says of what config it is: its config is lost or damaged"
         )
     try:
-        differ = config_lib.differing(carried, json.loads(text))
+        differ = config_lib.differing(carried, json.loads(text), config_tables.of)
     except (ValueError, AttributeError):  # no JSON, or no dict: `from_json` says so
         return
     if differ:

@@ -137,12 +137,13 @@ def pretrain(arguments, overrides):
     from qbheat_jax import config
     from qbheat_jax.tasks import pretrain
     from qbheat_jax.train import distributed, profile
+    from qbheat_jax.train.config_tables import PRETRAIN
 
     traced = profile.parse(arguments.profile_steps) if arguments.profile_steps is not None else None
     distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
     if arguments.init:
         overrides = [*overrides, ("init", arguments.init)]
-    summary = pretrain.run(config.load(arguments.config, overrides), arguments.workdir, traced)
+    summary = pretrain.run(config.load(arguments.config, overrides, PRETRAIN), arguments.workdir, traced)
     distributed.say(json.dumps(summary))
 
 
@@ -151,9 +152,10 @@ def probe(arguments, overrides):
     from qbheat_jax import config
     from qbheat_jax.probe.encode import POOLED
     from qbheat_jax.probe.encoders import NO_ENCODER
+    from qbheat_jax.probe.fields import PROBE
     from qbheat_jax.tasks import probe
 
-    configs = [config.load(path, overrides, config.PROBE) for path in arguments.config]
+    configs = [config.load(path, overrides, PROBE) for path in arguments.config]
     pairs = [
         (c, init)
         for c, init in itertools.product(configs, arguments.init)
@@ -192,9 +194,10 @@ def finetune(arguments, overrides):
     from qbheat_jax.tasks import finetune
     from qbheat_jax.tasks.probe import line
     from qbheat_jax.train import distributed
+    from qbheat_jax.train.config_tables import FINETUNE
 
     distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
-    fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.FINETUNE)
+    fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], FINETUNE)
     result = finetune.run(fields, arguments.workdir)
     log.info("%s", line(result))
     distributed.say(json.dumps(result))
@@ -205,9 +208,10 @@ def detect(arguments, overrides):
     from qbheat_jax import config
     from qbheat_jax.tasks import detect
     from qbheat_jax.train import distributed
+    from qbheat_jax.train.config_tables import DETECT
 
     distributed.start(arguments.coordinator, arguments.processes, arguments.process, arguments.wait)
-    fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], config.DETECT)
+    fields = config.load(arguments.config, [*overrides, ("init", arguments.init)], DETECT)
     result = detect.run(fields, arguments.workdir)
     log.info("%s", detect.line(result))
     distributed.say(json.dumps(result))
@@ -297,11 +301,12 @@ def preflight(arguments, overrides):
 def analyse(arguments, overrides):
     """Analyse an encoder's features, and print the figures and the path of the page."""
     from qbheat_jax import analysis, config
+    from qbheat_jax.analysis.fields import ANALYSE
     from qbheat_jax.report import analysis_page
 
     if arguments.data:
         overrides = [*overrides, ("data.source", arguments.data)]
-    fields = config.resolve(config.parse(overrides, config.ANALYSE), config.ANALYSE)
+    fields = config.resolve(config.parse(overrides, ANALYSE), ANALYSE)
     folder, result = analysis.run(fields, arguments.workdir, arguments.init)
     try:
         page = analysis_page.write(folder)

@@ -17,22 +17,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax import api, rng
+from qbheat_jax import api, methods, rng
 from qbheat_jax import config as config_lib
 from qbheat_jax.analysis import image_summaries
 from qbheat_jax.analysis import target as target_lib
 from qbheat_jax.data import device_cache
 from qbheat_jax.eval.detections import AveragePrecision
+from qbheat_jax.methods import base
 from qbheat_jax.models import detr_detector, layers, mobile_former, mobilenet, registry
 from qbheat_jax.models.resnet import ResNet
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.probe import encode, encoders, fit, knn
+from qbheat_jax.probe.fields import PROBE
 from qbheat_jax.report import tiles
 from qbheat_jax.tasks import classify, detect, finetune, pretrain
 from qbheat_jax.tasks import probe as probe_lib
 from qbheat_jax.tools.preflight import compile as compile_lib
 from qbheat_jax.tools.preflight import topology
-from qbheat_jax.train import optim, state
+from qbheat_jax.train import config_tables, optim, state
 from qbheat_jax.train.checkpoint import _bit_sums
 
 GPU, TPU = "h100:1", "v5e:1x1"
@@ -65,14 +67,14 @@ _DENSE = {"dense.strides": (8, 16), "dense.width": 64, "dense.depth": 1}
 _DETR = {"detr.size": "base", "detr.queries": 32, "detr.groups": 2}
 _BOXES = {"detector.classes": 10, "data.max_boxes": 16}
 OBJECTIVES = {
-    "qbheat": (config_lib.PRETRAIN, {**_DECODER, "image_size": 256}),  # its encoder sees crops of the others' size
-    "moco": (config_lib.PRETRAIN, {"moco.queue": 512}),
-    "simmim": (config_lib.PRETRAIN, {}),
-    "mae": (config_lib.PRETRAIN, _DECODER),
-    "supervised": (config_lib.PRETRAIN, {"head.classes": 10}),
-    "finetune": (config_lib.FINETUNE, {"head.classes": 10}),
-    "dense": (config_lib.DETECT, {**_BOXES, **_DENSE}),
-    "detr": (config_lib.DETECT, {**_BOXES, **_DETR}),
+    "qbheat": (config_tables.PRETRAIN, {**_DECODER, "image_size": 256}),  # its encoder sees crops of the others' size
+    "moco": (config_tables.PRETRAIN, {"moco.queue": 512}),
+    "simmim": (config_tables.PRETRAIN, {}),
+    "mae": (config_tables.PRETRAIN, _DECODER),
+    "supervised": (config_tables.PRETRAIN, {"head.classes": 10}),
+    "finetune": (config_tables.FINETUNE, {"head.classes": 10}),
+    "dense": (config_tables.DETECT, {**_BOXES, **_DENSE}),
+    "detr": (config_tables.DETECT, {**_BOXES, **_DETR}),
 }
 _DETR_SIZES = {"small": (64, 4, 1, 2), "base": (64, 4, 0, 1)}  # shrunken as the encoders are
 
@@ -141,7 +143,7 @@ def _train(devices, encoder, objective, options):
     multipliers = None
     if objective == "finetune":
         multipliers = functools.partial(finetune.lr_multipliers, decay=made.layer_decay)
-    elif objective in config_lib.DETECTORS:
+    elif methods.METHODS[objective].TASK == base.DETECT:
         multipliers = functools.partial(detect.lr_multipliers, config=made)
     yield compile_lib.build(made, devices, lr_multipliers=multipliers).trace().lower()
 
@@ -243,7 +245,7 @@ def _probe(devices, encoder):
         {"protocol": "lin", "weight_decays": (0.0, 1e-4), **grid},
         {"protocol": "tran-1", "optimizer": "adamw", "head.pool": 2, **grid, **dropped},
     ):
-        made = config_lib.resolve({**about, **fields}, config_lib.PROBE)
+        made = config_lib.resolve({**about, **fields}, PROBE)
         encoding = encode.Encoding(frozen, made, None, 8)
         yield encoding.mapped.lower(shapes.copies(shapes.encoder), shapes.images(1, 32))
         recipe = probe_lib._recipe(made, 10, encoding.shape[-1])

@@ -17,9 +17,9 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 
-from qbheat_jax import config as config_lib  # noqa: E402
 from qbheat_jax.models import layers, mobile_former, registry  # noqa: E402
 from qbheat_jax.models.vit import ViT  # noqa: E402
+from qbheat_jax.train import config_tables  # noqa: E402
 
 # A Mobile-Former of every kind of block, small enough to compile in seconds. Known to the tests alone.
 MICRO = mobile_former.Variant(4, 2, 8, ((3, 2, 8, 2, 0), (3, 2, 8, 2, 2), (1, 2, 8, 1, 2)), width=16)
@@ -88,7 +88,7 @@ def small_config():
     """Function of overrides ({"dotted.key": value} or keywords for undotted keys) -> a checked pre-training config."""
 
     def make(overrides=None, **undotted):
-        return config_lib.resolve({**SMALL, **(overrides or {}), **undotted})
+        return config_tables.resolve({**SMALL, **(overrides or {}), **undotted})
 
     return make
 

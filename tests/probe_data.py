@@ -6,6 +6,7 @@ import numpy as np
 from qbheat_jax import config as config_lib
 from qbheat_jax.data.sources.base import ArraySource
 from qbheat_jax.probe import encoders
+from qbheat_jax.probe.fields import PROBE
 
 
 class Blobs(ArraySource):
@@ -41,7 +42,7 @@ def config(**fields):
         "head.heads": 2,
     }
     given.update({name.replace("__", "."): value for name, value in fields.items()})
-    return config_lib.resolve(given, config_lib.PROBE)
+    return config_lib.resolve(given, PROBE)
 
 
 def tiny(seed=0, width=16):

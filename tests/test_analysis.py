@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qbheat_jax import api, cli, config, methods, report, rng
+from qbheat_jax import api, cli, methods, report, rng
 from qbheat_jax.analysis import (
     decoder_images,
     extrapolation_test,
@@ -29,6 +29,7 @@ from qbheat_jax.ops import heat as heat_lib
 from qbheat_jax.ops import quarters
 from qbheat_jax.ops.heat import Heat
 from qbheat_jax.report import analysis_page
+from qbheat_jax.train import config_tables
 from tests.test_report import Page
 from tests.workdirs import ANALYSED, analyse_run
 
@@ -267,7 +268,9 @@ def test_reconstructions_at_placements_not_trained_on(analysed_run):
     choice, params = model.objective.decoder.heat, model.variables["params"]["decoder"]["heat"]
     step = heat_lib.propagator(params, choice, "x", 1.0, 2)
     np.testing.assert_allclose(grid[:, :2, 2:], grid[:, :2, :2] @ step.T, atol=1e-4)
-    odd = api.Model(config.resolve({**ANALYSED, "image_size": 48, "quarter.placements": "corners"}), model.variables, 2)
+    odd = api.Model(
+        config_tables.resolve({**ANALYSED, "image_size": 48, "quarter.placements": "corners"}), model.variables, 2
+    )
     assert odd.anywhere().objective.decoder.placements == quarters.PLACEMENT_SETS["corners"]
 
 
@@ -276,7 +279,7 @@ def test_reconstructions_at_placements_not_trained_on(analysed_run):
     {"encoder.name": "vit_micro", "encoder.position": "learnt", "encoder.grid": 2},
 ])  # fmt: skip
 def test_pictures_while_it_trains(fields):
-    fields = config.resolve({**ANALYSED, **fields, "data.eval_split": ""})
+    fields = config_tables.resolve({**ANALYSED, **fields, "data.eval_split": ""})
     objective = methods.build(fields)
     batch = {"image": np.zeros((1, 32, 32, 3), np.uint8), "quarter": np.full(1, 4, np.int32)}
     shown = image_summaries.ImageSummaries(fields, objective)(jax.jit(objective.init)(rng.root(0), batch))

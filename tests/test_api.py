@@ -12,6 +12,7 @@ from qbheat_jax import api, methods, rng
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.tasks import pretrain
+from qbheat_jax.train import config_tables
 from qbheat_jax.train.checkpoint import Checkpoints
 
 VIT = {"encoder.name": "vit_ti", "encoder.class_token": True, "encoder.position": "learnt", "encoder.grid": 2}
@@ -19,7 +20,7 @@ VIT = {"encoder.name": "vit_ti", "encoder.class_token": True, "encoder.position"
 
 def make_workdir(path, fields):
     """A ported workdir with random weights -> (its path, the variables)."""
-    config = config_lib.resolve({"objective": "classifier", "image_size": 32, **fields}, config_lib.CLASSIFIER)
+    config = config_lib.resolve({"objective": "classifier", "image_size": 32, **fields}, config_tables.CLASSIFIER)
     batch = {"image": np.zeros((1, 32, 32, 3), np.uint8)}
     variables = jax.jit(methods.build(config).init)(rng.root(0), batch)
     saved = Checkpoints(path)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from qbheat_jax import cli, compare
-from qbheat_jax import config as config_lib
 from qbheat_jax.errors import PREEMPTED, UserError
 from qbheat_jax.report import charts, comparison_page
 from qbheat_jax.tasks import detect, pretrain, probe
+from qbheat_jax.train import config_tables
 from tests.conftest import leave_one_device
 from tests.workdirs import COMPARISON, comparison_config
 
@@ -68,7 +68,7 @@ def test_every_figure_is_that_of_its_cell(done):
         assert method["seconds"] == pytest.approx(statistics.fmean(run["seconds"] for run in runs))
         assert method["gflops_per_image"] == runs[0]["gflops_per_image"] > 0
         assert method["pflops"] == pytest.approx(32 * runs[0]["gflops_per_image"] / 1e6)
-        trained = config_lib.from_json((workdir / f"{name}/seed-1/config.json").read_text())
+        trained = config_tables.from_json((workdir / f"{name}/seed-1/config.json").read_text())
         assert trained.seed == 1 and trained.weight_decay == 0.0
     assert not list(workdir.glob("**/features"))
 

@@ -1,7 +1,9 @@
 """Configs: defaults resolve, files and the command line are read, and every mistake is one sentence that helps."""
 
+import ast
 import json
 import math
+from pathlib import Path
 
 import ml_collections
 import numpy as np
@@ -9,9 +11,11 @@ import pytest
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import methods
-from qbheat_jax.config import PRETRAIN, PROBE
 from qbheat_jax.errors import BAD_INPUT, UserError
 from qbheat_jax.ops import heat, quarters
+from qbheat_jax.probe.fields import PROBE
+from qbheat_jax.train import config_tables
+from qbheat_jax.train.config_tables import PRETRAIN
 
 BASE = {"total_steps": 10}
 FIELDS = [(name, key) for name, fields in (("PRETRAIN", PRETRAIN), ("PROBE", PROBE)) for key in fields]
@@ -43,11 +47,18 @@ def from_file(tmp_path, *overrides, body="def get_config():\n    return {'total_
     return config_lib.load(write(tmp_path, body), overrides, fields)
 
 
+def test_the_engine_knows_no_field():
+    """It imports no room; every table is put together above it."""
+    tree = ast.parse(Path(config_lib.__file__).read_text())
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {module for module in modules if module.startswith("qbheat_jax")} == {"qbheat_jax.errors"}
+
+
 # --- Defaults -------------------------------------------------------------------------------------------------------
 
 
 def test_pretrain_defaults_are_those_of_the_method():
-    config = config_lib.resolve(BASE)
+    config = config_tables.resolve(BASE)
     assert set(config_lib.flatten(config)) == set(PRETRAIN)
     assert config.total_steps == 10 and config.total_epochs is None
     assert (config.image_size, config.batch_size, config.seed) == (256, 1024, 0)
@@ -69,7 +80,7 @@ def test_choices_are_those_of_the_code_that_takes_them():
     assert PRETRAIN["heat.directions"].accept == heat.DIRECTIONS
     assert PRETRAIN["heat.norm"].accept == heat.NORMS
     assert PRETRAIN["quarter.placements"].accept == tuple(quarters.PLACEMENT_SETS)
-    assert heat.Heat(**config_lib.resolve(BASE).heat.to_dict()) == heat.Heat()
+    assert heat.Heat(**config_tables.resolve(BASE).heat.to_dict()) == heat.Heat()
 
 
 @pytest.mark.parametrize("placements", PRETRAIN["quarter.placements"].accept)
@@ -77,12 +88,12 @@ def test_choices_are_those_of_the_code_that_takes_them():
 def test_choices_build(placements, dtype):
     encoder = {"encoder.name": "resnet18", "encoder.stride": 16, "image_size": 64}
     given = BASE | encoder | {"quarter.placements": placements, "dtype": dtype}
-    objective = methods.build(config_lib.resolve(given))
+    objective = methods.build(config_tables.resolve(given))
     assert objective.decoder.placements == quarters.PLACEMENT_SETS[placements]
 
 
 def test_config_is_locked():
-    config = config_lib.resolve(BASE)
+    config = config_tables.resolve(BASE)
     with pytest.raises(AttributeError):
         config.batchsize = 3
     with pytest.raises(AttributeError):
@@ -156,7 +167,7 @@ def test_every_field_says_what_it_is(table, key):
     ],
 )
 def test_values_out_of_range(key, value, takes):
-    message = refusal(config_lib.resolve, BASE | {key: value})
+    message = refusal(config_lib.resolve, BASE | {key: value}, PRETRAIN)
     if isinstance(value, tuple) and takes != "numbers":
         assert message.startswith(f"config field {key}=(") and message.endswith(f" is not accepted: it takes {takes}")
     else:
@@ -170,7 +181,7 @@ def test_lists_of_the_probe(value):
 
 
 def test_whole_numbers_and_lists_are_taken_for_what_they_mean():
-    config = config_lib.resolve({"total_epochs": 3, "weight_decay": 0, "data.crop_scale": [1, 1]})
+    config = config_tables.resolve({"total_epochs": 3, "weight_decay": 0, "data.crop_scale": [1, 1]})
     assert type(config.total_epochs) is type(config.weight_decay) is float
     assert config.data.crop_scale == (1.0, 1.0) and type(config.data.crop_scale) is tuple
 
@@ -189,29 +200,34 @@ def test_whole_numbers_and_lists_are_taken_for_what_they_mean():
     ],
 )
 def test_unknown_field_names_the_likeliest(key, meant):
-    assert refusal(config_lib.resolve, BASE | {key: 1}) == f"config field {key} is unknown; did you mean {meant}?"
+    assert (
+        refusal(config_lib.resolve, BASE | {key: 1}, PRETRAIN)
+        == f"config field {key} is unknown; did you mean {meant}?"
+    )
 
 
 def test_unknown_field_without_a_likely_one_lists_them():
-    message = refusal(config_lib.resolve, BASE | {"zzzz": 1})
+    message = refusal(config_lib.resolve, BASE | {"zzzz": 1}, PRETRAIN)
     assert message == f"config field zzzz is unknown; the fields are {', '.join(PRETRAIN)}"
 
 
 @pytest.mark.parametrize("key", ["batch_size_epochs", "total_steps_percent", "warmup_minutes", "keep_examples"])
 def test_only_durations_have_units(key):
-    assert refusal(config_lib.resolve, BASE | {key: 1}).startswith(f"config field {key} is unknown; ")
+    assert refusal(config_lib.resolve, BASE | {key: 1}, PRETRAIN).startswith(f"config field {key} is unknown; ")
 
 
 @pytest.mark.parametrize("section", ["data", "mesh", "heat"])
 @pytest.mark.parametrize("value", ["photos", None, 3])
 def test_a_section_is_not_a_value(tmp_path, section, value):
     body = f"def get_config():\n    return {{'total_steps': 10, {section!r}: {value!r}}}\n"
-    assert refusal(config_lib.load, write(tmp_path, body)).startswith(f"config field {section} ")
+    assert refusal(config_lib.load, write(tmp_path, body), (), PRETRAIN).startswith(f"config field {section} ")
 
 
 def test_a_value_is_not_a_section(tmp_path):
     body = "def get_config():\n    return {'total_steps': 10, 'batch_size': {'train': 4}}\n"
-    assert refusal(config_lib.load, write(tmp_path, body)).startswith("config field batch_size.train is unknown; ")
+    assert refusal(config_lib.load, write(tmp_path, body), (), PRETRAIN).startswith(
+        "config field batch_size.train is unknown; "
+    )
 
 
 # --- Durations and combinations -------------------------------------------------------------------------------------
@@ -220,13 +236,13 @@ def test_a_value_is_not_a_section(tmp_path):
 @pytest.mark.parametrize("base", ["warmup", "log_every", "eval_every", "checkpoint_every"])
 @pytest.mark.parametrize("unit", config_lib.UNITS)
 def test_durations_in_other_units_take_the_place_of_steps(base, unit):
-    flat = config_lib.flatten(config_lib.resolve(BASE | {f"{base}_{unit}": 2}))
+    flat = config_lib.flatten(config_tables.resolve(BASE | {f"{base}_{unit}": 2}))
     assert flat[f"{base}_{unit}"] == 2.0 and base not in flat
 
 
 @pytest.mark.parametrize("given", [{"warmup": 3, "warmup_epochs": 1.0}, {"warmup_epochs": 1.0, "warmup": 3}])
 def test_a_duration_in_steps_and_in_another_unit(given):
-    message = refusal(config_lib.resolve, BASE | given)
+    message = refusal(config_lib.resolve, BASE | given, PRETRAIN)
     assert message.startswith("config field") and "warmup_epochs" in message and "warmup " in message
 
 
@@ -238,7 +254,7 @@ def test_a_duration_in_steps_and_in_another_unit(given):
     ],
 )
 def test_exactly_one_length_of_the_run(given, said):
-    assert refusal(config_lib.resolve, given) == f"config fields {said}: exactly one of them must be set"
+    assert refusal(config_lib.resolve, given, PRETRAIN) == f"config fields {said}: exactly one of them must be set"
 
 
 @pytest.mark.parametrize(
@@ -250,7 +266,7 @@ def test_exactly_one_length_of_the_run(given, said):
     ],
 )
 def test_combinations_that_cannot_be(given, field, takes):
-    message = refusal(config_lib.resolve, BASE | given)
+    message = refusal(config_lib.resolve, BASE | given, PRETRAIN)
     assert message.startswith(f"config field {field} is not accepted: it takes {takes}")
 
 
@@ -334,16 +350,16 @@ def test_a_file_may_give_nested_or_dotted_fields(tmp_path, form):
 )
 def test_a_broken_file(tmp_path, body, said):
     path = write(tmp_path, body)
-    message = refusal(config_lib.load, path)
+    message = refusal(config_lib.load, path, (), PRETRAIN)
     assert message.startswith(f"--config {path}: ") and said in message
 
 
 def test_a_file_that_is_not_there_or_not_python(tmp_path):
     missing = str(tmp_path / "none.py")
-    assert refusal(config_lib.load, missing) == f"--config {missing}: there is no such file"
-    assert "there is no such file" in refusal(config_lib.load, str(tmp_path))
+    assert refusal(config_lib.load, missing, (), PRETRAIN) == f"--config {missing}: there is no such file"
+    assert "there is no such file" in refusal(config_lib.load, str(tmp_path), (), PRETRAIN)
     text = write(tmp_path, "{}", "config.txt")
-    assert refusal(config_lib.load, text) == f"--config {text}: a python file with get_config() is needed"
+    assert refusal(config_lib.load, text, (), PRETRAIN) == f"--config {text}: a python file with get_config() is needed"
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -366,7 +382,7 @@ def test_json_round_trip(given, fields):
 
 def test_json_of_another_table_is_refused():
     text = config_lib.to_json(config_lib.resolve({}, PROBE))
-    assert "is unknown" in refusal(config_lib.from_json, text)
+    assert "is unknown" in refusal(config_lib.from_json, text, PRETRAIN)
 
 
 # --- What must not end in a traceback --------------------------------------------------------------------------------
@@ -392,7 +408,7 @@ HUGE = 10**400
     ids=lambda given: str(given)[:40],
 )
 def test_odd_values_are_refused(given):
-    assert refusal(config_lib.resolve, BASE | given).startswith("config field")
+    assert refusal(config_lib.resolve, BASE | given, PRETRAIN).startswith("config field")
 
 
 ODD_TEXT = ["{[]: 1}", "-" * 100000 + "1", "(" * 1000, "1" * 5000, "\0", "...", "b'1'"]
@@ -407,7 +423,7 @@ def test_odd_text_is_refused(tmp_path, text):
     "key,value", [("batch_size", np.int64(4)), ("learning_rate", np.float64(0.1)), ("norm_pix", np.True_)]
 )
 def test_numpy_scalars_are_numbers(key, value):
-    found = config_lib.flatten(config_lib.resolve(BASE | {key: value}))[key]
+    found = config_lib.flatten(config_tables.resolve(BASE | {key: value}))[key]
     assert found == value and type(found) is kind(PRETRAIN[key])
 
 
@@ -424,11 +440,11 @@ def test_numpy_scalars_are_numbers(key, value):
     ],
 )
 def test_configs_differ_by_value_and_unit(saved, now, differs):
-    saved, now = (config_lib.resolve(BASE | given) for given in (saved, now))
+    saved, now = (config_tables.resolve(BASE | given) for given in (saved, now))
     as_json = json.loads(config_lib.to_json(saved))
-    found = config_lib.differing(as_json, now)
-    assert sorted(found) == differs and found == config_lib.differing(as_json, now.to_dict())
+    found = config_lib.differing(as_json, now, PRETRAIN)
+    assert sorted(found) == differs and found == config_lib.differing(as_json, now.to_dict(), PRETRAIN)
     # Fields that are newer than what was saved had their default, and those that are gone are not asked for.
     for name in ("ema", "heat"):
         as_json.pop(name)
-    assert config_lib.differing(as_json | {"gone": 1}, now) == found
+    assert config_lib.differing(as_json | {"gone": 1}, now, PRETRAIN) == found

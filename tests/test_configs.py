@@ -9,12 +9,13 @@ import pytest
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import methods
-from qbheat_jax.config import DETECT, FINETUNE, PRETRAIN, PROBE
 from qbheat_jax.models import registry
 from qbheat_jax.ops import quarters
 from qbheat_jax.probe import encode
+from qbheat_jax.probe.fields import PROBE
 from qbheat_jax.tasks import pretrained
 from qbheat_jax.train import optim
+from qbheat_jax.train.config_tables import DETECT, FINETUNE, PRETRAIN
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*(ROOT / "configs").glob("*.py"), *(ROOT / "configs" / "detect").glob("*.py")])
@@ -103,7 +104,7 @@ def test_lin_trains_sixteen_rates_at_once():
 )
 @pytest.mark.parametrize("epochs", [100, 300, 800])
 def test_the_lengths_of_imagenet(path, epochs):
-    config = config_lib.load(path, [("total_epochs", str(epochs))])
+    config = config_lib.load(path, [("total_epochs", str(epochs))], PRETRAIN)
     steps = optim.total_steps(config, IMAGENET)
     assert steps == epochs * IMAGENET // config.batch_size
     assert 0 < optim.duration(config, "warmup", steps, IMAGENET) < steps / 2

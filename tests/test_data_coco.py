@@ -13,6 +13,7 @@ from qbheat_jax import data
 from qbheat_jax.data import decode
 from qbheat_jax.data.sources import scenes
 from qbheat_jax.errors import UserError
+from tests.batches import train_batches
 
 TRUTH = {
     "images": [{"id": n, "file_name": f"{n}.png", "width": 40, "height": 30} for n in (7, 3, 9)],
@@ -146,12 +147,12 @@ def test_scenes_have_exact_boxes_of_their_own_digits():
 def test_training_batches_of_scenes_resume_where_they_stopped():
     source = data.open_source("scenes:24")
     fields = dict(split="train", batch_size=4, image_size=64, seed=1, flip=True, boxes=6, jitter=(0.7, 1.5))
-    whole = data.train_batches(source, **fields)
+    whole = train_batches(source, **fields)
     three = [next(whole) for _ in range(3)]
-    resumed = next(data.train_batches(source, **fields, position=8))
+    resumed = next(train_batches(source, **fields, position=8))
     for name, expected in three[2].items():
         np.testing.assert_array_equal(resumed[name], expected, err_msg=name)
-    shares = [next(data.train_batches(source, **fields, process_index=p, process_count=2)) for p in (0, 1)]
+    shares = [next(train_batches(source, **fields, process_index=p, process_count=2)) for p in (0, 1)]
     np.testing.assert_array_equal(np.concatenate([s["boxes"] for s in shares]), three[0]["boxes"])
 
 
@@ -189,7 +190,7 @@ def test_boxes_of_tensorflow_datasets(tmp_path, kind):
     kept = [(greys[a["image_id"]], a["category_id"], a["iscrowd"], round(a["area"])) for a in truth["annotations"]]
     assert sorted(kept) == [(1, 1, 0, 360), (2, 0, 1, 600), (2, 1, 0, 360)]
     fields = dict(batch_size=3, image_size=32, seed=0, flip=False, boxes=4)
-    batch = next(iter(data.train_batches(source, split="train", **fields)))
+    batch = next(iter(train_batches(source, split="train", **fields)))
     assert batch["mask"].all() and sorted((batch["classes"] >= 0).sum(1)) == [0, 1, 1], "a crowd is not trained on"
 
 

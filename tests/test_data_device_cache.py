@@ -15,7 +15,6 @@ from PIL import Image
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import data, device_mesh
-from qbheat_jax.config import PROBE
 from qbheat_jax.data import device_cache
 from qbheat_jax.data.device_cache import DeviceCache
 from qbheat_jax.data.sources import photos
@@ -23,6 +22,8 @@ from qbheat_jax.data.specs.image import MEAN_GREY
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import encoders
 from qbheat_jax.probe.encode import Encoding
+from qbheat_jax.probe.fields import PROBE
+from tests.batches import train_batches
 from tests.test_cli import BLOCKED, CONFIGS, ROOT
 from tests.test_data_pipeline import EVAL, KEYS, TRAIN, bag, joined, take
 
@@ -74,8 +75,8 @@ def few(tmp_path_factory):
 @pytest.mark.parametrize("size", [32, 64])
 def test_photos_are_those_of_the_tf_data_pipeline(twenty, size):
     settings = {**TRAIN, "image_size": size, "batch_size": 48, "position": 2400}  # over an epoch's end
-    expected = take(data.train_batches(twenty, **settings), 3)
-    got = host(take(data.train_batches(twenty, cache=cached(twenty), **settings), 3))
+    expected = take(train_batches(twenty, **settings), 3)
+    got = host(take(train_batches(twenty, cache=cached(twenty), **settings), 3))
     assert joined(got, "mask").all() and len(set(joined(got, "quarter"))) == 5
     close(got, expected, most=8, share_equal=0.97)  # the rounding between the passes, see `resample`
 
@@ -83,8 +84,8 @@ def test_photos_are_those_of_the_tf_data_pipeline(twenty, size):
 def test_two_views_are_those_of_the_tf_data_pipeline(twenty):
     """MoCo's: a second crop of each image by its own draws; the first is the same with and without it."""
     settings = {**TRAIN, "batch_size": 48, "views": 2}
-    expected = take(data.train_batches(twenty, **settings), 2)
-    got = host(take(data.train_batches(twenty, cache=cached(twenty, on=mesh(8)), **settings), 2))
+    expected = take(train_batches(twenty, **settings), 2)
+    got = host(take(train_batches(twenty, cache=cached(twenty, on=mesh(8)), **settings), 2))
     close(got, expected, most=8, share_equal=0.97)
     second = [[{**batch, "image": batch["image2"]} for batch in batches] for batches in (got, expected)]
     close(*second, most=8, share_equal=0.95)
@@ -93,8 +94,8 @@ def test_two_views_are_those_of_the_tf_data_pipeline(twenty):
 
 def test_a_folder_of_many_sizes_is_that_of_the_tf_data_pipeline(few):
     cache = cached(few, on=mesh(8), size=90)
-    expected = take(data.train_batches(few, batch_size=8, **TRAIN), 12)
-    close(host(take(data.train_batches(few, batch_size=8, cache=cache, **TRAIN), 12)), expected, 8, 0.97)
+    expected = take(train_batches(few, batch_size=8, **TRAIN), 12)
+    close(host(take(train_batches(few, batch_size=8, cache=cache, **TRAIN), 12)), expected, 8, 0.97)
     expected = list(data.eval_batches(few, split="train", batch_size=16, **EVAL))
     got = host(data.eval_batches(few, split="train", batch_size=16, cache=cache, **EVAL))
     close(got, expected, most=1, share_equal=0.99)
@@ -110,9 +111,9 @@ def test_larger_images_are_squeezed_and_show_the_same_parts(tmp_path, size, most
         Image.fromarray(photos.load("coffee")).crop(box).save(tmp_path / "train" / f"{k}.png")
     source, evaluation = data.open_source(f"folder:{tmp_path}"), {**EVAL, "image_size": 64, "split": "train"}
     cache, training = cached(source, size=size), {**TRAIN, "image_size": 64}
-    got = host(take(data.train_batches(source, batch_size=4, cache=cache, **training), 6))
+    got = host(take(train_batches(source, batch_size=4, cache=cache, **training), 6))
     got += host(data.eval_batches(source, batch_size=4, cache=cache, **evaluation))
-    expected = take(data.train_batches(source, batch_size=4, **training), 6)
+    expected = take(train_batches(source, batch_size=4, **training), 6)
     expected += list(data.eval_batches(source, batch_size=4, **evaluation))
     equal(got, expected, KEYS - {"image"})
     got, expected = joined(got, "image").astype(int), joined(expected, "image")
@@ -124,30 +125,30 @@ def test_larger_images_are_squeezed_and_show_the_same_parts(tmp_path, size, most
 def test_one_device_and_eight_give_the_same_bits(few, axes):
     alone, shared = cached(few, size=50), cached(few, on=mesh(*axes), size=50)
     settings = {**TRAIN, "batch_size": 16}
-    iterator = data.train_batches(few, cache=shared, **settings)
+    iterator = train_batches(few, cache=shared, **settings)
     batch = next(iterator)
     assert batch.keys() == KEYS
     for key, value in batch.items():
         assert value.sharding.is_equivalent_to(jax.NamedSharding(shared.mesh, device_mesh.BATCH), value.ndim), key
     # 45 images on 8 devices: six each, and none holds them all.
     assert {shard.data.shape for shard in shared._images.addressable_shards} == {(6, 15, 128)}
-    equal(host([batch, *take(iterator, 4)]), host(take(data.train_batches(few, cache=alone, **settings), 5)))
+    equal(host([batch, *take(iterator, 4)]), host(take(train_batches(few, cache=alone, **settings), 5)))
 
 
 def test_images_sent_a_few_at_a_time_are_the_same(few, monkeypatch):
     settings = {**TRAIN, "batch_size": 40}
-    (expected,) = host(take(data.train_batches(few, cache=cached(few, size=50), **settings), 1))
+    (expected,) = host(take(train_batches(few, cache=cached(few, size=50), **settings), 1))
     monkeypatch.setattr(device_cache, "_TRANSIT", 4 * 8 * 7680)  # four at a time of the five of each device: one
     jax.clear_caches()
-    (got,) = host(take(data.train_batches(few, cache=cached(few, on=mesh(8), size=50), **settings), 1))
+    (got,) = host(take(train_batches(few, cache=cached(few, on=mesh(8), size=50), **settings), 1))
     equal([got], [expected])
 
 
 def test_resuming_from_any_position_equals_the_uninterrupted_stream(few):
-    whole = host(take(data.train_batches(few, batch_size=1, cache=cached(few, size=50), **TRAIN), 61))
+    whole = host(take(train_batches(few, batch_size=1, cache=cached(few, size=50), **TRAIN), 61))
     cache = cached(few, size=50)
     for position in (8, 13, 44):
-        iterator = data.train_batches(few, batch_size=8, position=position, cache=cache, **TRAIN)
+        iterator = train_batches(few, batch_size=8, position=position, cache=cache, **TRAIN)
         assert iterator.position == position
         resumed = host([next(iterator), next(iterator)])
         assert iterator.position == position + 16
@@ -159,23 +160,23 @@ def test_resuming_from_any_position_equals_the_uninterrupted_stream(few):
 def test_synthetic_is_not_augmented_here_either():
     source = data.open_source("synthetic:80", image_size=32)
     settings = {**TRAIN, "batch_size": 16}
-    got = host(take(data.train_batches(source, cache=cached(source, on=mesh(8)), **settings), 6))
-    equal(got, take(data.train_batches(source, **settings), 6))
+    got = host(take(train_batches(source, cache=cached(source, on=mesh(8)), **settings), 6))
+    equal(got, take(train_batches(source, **settings), 6))
 
 
 def test_bad_files_are_masked_counted_once_and_named_in_the_log(tmp_path, caplog):
     source = bag(tmp_path, bad=3)
     bad, cache = data.BadFiles(0.1, 43), cached(source, on=mesh(8))
     with caplog.at_level(logging.WARNING, "qbheat"):
-        got = host(take(data.train_batches(source, batch_size=40, bad=bad, cache=cache, **TRAIN), 3))
+        got = host(take(train_batches(source, batch_size=40, bad=bad, cache=cache, **TRAIN), 3))
     names = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert bad.count == 3
     assert sorted(re.search(r"bad\d\.jpg", name)[0] for name in names) == ["bad0.jpg", "bad1.jpg", "bad2.jpg"]
-    expected = take(data.train_batches(source, batch_size=40, bad=data.BadFiles(0.1, 43), **TRAIN), 3)
+    expected = take(train_batches(source, batch_size=40, bad=data.BadFiles(0.1, 43), **TRAIN), 3)
     close(got, expected, most=1, share_equal=0.99)
     assert 0 < (~joined(got, "mask")).sum() and (joined(got, "image")[~joined(got, "mask")] == MEAN_GREY).all()
     with pytest.raises(UserError, match=r"3 of 43 images .* cannot be decoded, more than data.max_bad_fraction=0.05"):
-        next(data.train_batches(source, batch_size=40, bad=data.BadFiles(0.05, 43), cache=cached(source), **TRAIN))
+        next(train_batches(source, batch_size=40, bad=data.BadFiles(0.05, 43), cache=cached(source), **TRAIN))
 
 
 def test_what_does_not_fit_is_refused_with_sizes(twenty):
@@ -183,10 +184,10 @@ def test_what_does_not_fit_is_refused_with_sizes(twenty):
         "2500 images of photos train .*0.0286 GiB at 64 x 64 pixels.* data.cache_gib=0.01.* data.cache_size below 64"
     )
     with pytest.raises(UserError, match=words) as caught:
-        next(data.train_batches(twenty, batch_size=8, cache=cached(twenty, gib=0.01), **TRAIN))
+        next(train_batches(twenty, batch_size=8, cache=cached(twenty, gib=0.01), **TRAIN))
     assert caught.value.exit_code == 2
     # An eighth of it fits.
-    next(data.train_batches(twenty, batch_size=8, cache=cached(twenty, on=mesh(8), gib=0.01), **TRAIN))
+    next(train_batches(twenty, batch_size=8, cache=cached(twenty, on=mesh(8), gib=0.01), **TRAIN))
 
 
 def test_a_cache_is_made_where_the_config_asks_for_it(small_config, twenty):
@@ -207,7 +208,7 @@ def test_tfds_that_is_read_in_order_is_cached_too():
         cache = cached(source, on=mesh(2))
         got = host(data.eval_batches(source, split="train", batch_size=8, cache=cache, **EVAL))
         equal(got, list(data.eval_batches(source, split="train", batch_size=8, **EVAL)))
-        batches = host(take(data.train_batches(source, batch_size=4, cache=cache, **TRAIN), 3))
+        batches = host(take(train_batches(source, batch_size=4, cache=cache, **TRAIN), 3))
     assert sorted(joined(batches, "index")) == list(range(12)) and joined(batches, "image").std() > 20
 
 
@@ -278,15 +279,14 @@ process, port = int(sys.argv[1]), sys.argv[2]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
 import numpy as np
-from qbheat_jax import config as config_lib
 from qbheat_jax import data, device_mesh
-from qbheat_jax.config import PROBE
 from qbheat_jax.data.device_cache import DeviceCache
+from tests.batches import train_batches
 from tests.test_data_pipeline import TRAIN
 source = data.open_source(sys.argv[3])
 cache = DeviceCache(source, "train", device_mesh.make_mesh({"data": -1, "fsdp": 1}), 50, 1.0)
 bad = data.BadFiles(0.1, cache.n)
-batches = data.train_batches(
+batches = train_batches(
     source, batch_size=32, cache=cache, bad=bad, process_index=process, process_count=2, **TRAIN
 )
 for k, batch in zip(range(2), batches):
@@ -317,7 +317,7 @@ def test_two_processes_decode_a_half_each_and_make_the_same_batches(tmp_path):
     assert [out.split()[-1] for out, _ in outputs] == ["2", "2"], "both know of both bad files"
     # 42 images on 16 devices: three each.
     assert ["decoding 24 of 42" in outputs[0][1], "decoding 18 of 42" in outputs[1][1]] == [True, True]
-    expected = host(take(data.train_batches(source, batch_size=32, cache=cached(source, size=50), **TRAIN), 2))
+    expected = host(take(train_batches(source, batch_size=32, cache=cached(source, size=50), **TRAIN), 2))
     for k, batch in enumerate(expected):
         halves = [np.load(tmp_path / f"{process}-{k}.npz") for process in range(2)]
         for key in KEYS:

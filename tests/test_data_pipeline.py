@@ -18,6 +18,7 @@ from qbheat_jax.data.specs.image import MEAN_GREY
 from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.ops.quarters import PLACEMENT_SETS
 from qbheat_jax.probe import splits
+from tests.batches import train_batches
 
 EVAL = {"image_size": 32, "seed": 0, "placements": (0, 2, 4, 6, 8)}
 TRAIN = {**EVAL, "split": "train", "crop_scale": (0.2, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": True}
@@ -67,7 +68,7 @@ def refused(words, call, *args, **kwargs):
 
 @pytest.mark.parametrize("spec", ["photos", "synthetic:200"])
 def test_contract(spec):
-    iterator = data.train_batches(data.open_source(spec), batch_size=24, position=48, **TRAIN)
+    iterator = train_batches(data.open_source(spec), batch_size=24, position=48, **TRAIN)
     assert iterator.position == 48
     for batch in take(iterator, 3):
         assert batch.keys() == KEYS
@@ -81,15 +82,15 @@ def test_contract(spec):
 
 def test_labels_and_pixels_belong_to_the_index(twenty):
     settings = {**TRAIN, "image_size": 64, "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "flip": False}
-    (batch,) = take(data.train_batches(twenty, batch_size=100, **settings), 1)
+    (batch,) = take(train_batches(twenty, batch_size=100, **settings), 1)
     np.testing.assert_array_equal(batch["image"], twenty.images("train")[batch["index"]])
     np.testing.assert_array_equal(batch["label"], twenty.labels("train")[batch["index"]])
 
 
 def test_two_runs_are_equal_and_seeds_and_epochs_differ(twenty):
-    first = take(data.train_batches(twenty, batch_size=250, workers=2, **TRAIN), 11)
-    same(first, take(data.train_batches(twenty, batch_size=250, workers=1, prefetch=1, **TRAIN), 11))
-    (other,) = take(data.train_batches(twenty, batch_size=250, **{**TRAIN, "seed": 1}), 1)
+    first = take(train_batches(twenty, batch_size=250, workers=2, **TRAIN), 11)
+    same(first, take(train_batches(twenty, batch_size=250, workers=1, prefetch=1, **TRAIN), 11))
+    (other,) = take(train_batches(twenty, batch_size=250, **{**TRAIN, "seed": 1}), 1)
     for key in ("image", "index", "quarter"):
         assert (first[0][key] != other[key]).any()
         assert (first[0][key] != first[10][key]).any()
@@ -104,7 +105,7 @@ def test_two_runs_are_equal_and_seeds_and_epochs_differ(twenty):
 
 def test_both_mirrored_and_plain_images_come_out(twenty):
     settings = {**TRAIN, "image_size": 64, "crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
-    (batch,) = take(data.train_batches(twenty, batch_size=200, **settings), 1)
+    (batch,) = take(train_batches(twenty, batch_size=200, **settings), 1)
     original = twenty.images("train")[batch["index"]]
     plain = (batch["image"] == original).all((1, 2, 3))
     mirrored = (batch["image"] == original[:, :, ::-1]).all((1, 2, 3))
@@ -115,8 +116,8 @@ def test_both_mirrored_and_plain_images_come_out(twenty):
 @pytest.mark.parametrize("position", [8, 13, 48, 104])
 def test_resuming_from_any_position_equals_the_uninterrupted_stream(fifty, spec, position):
     source = fifty if spec == "folder" else data.open_source(spec)
-    whole = take(data.train_batches(source, batch_size=1, **TRAIN), position + 16)[position:]
-    resumed = take(data.train_batches(source, batch_size=8, position=position, **TRAIN), 2)
+    whole = take(train_batches(source, batch_size=1, **TRAIN), position + 16)[position:]
+    resumed = take(train_batches(source, batch_size=8, position=position, **TRAIN), 2)
     for key in KEYS:
         np.testing.assert_array_equal(joined(whole, key), joined(resumed, key), key)
 
@@ -124,10 +125,10 @@ def test_resuming_from_any_position_equals_the_uninterrupted_stream(fifty, spec,
 @pytest.mark.parametrize("spec", ["folder", "synthetic:50"])
 def test_any_number_of_processes_makes_the_same_global_batches(fifty, spec):
     source = fifty if spec == "folder" else data.open_source(spec)
-    alone = take(data.train_batches(source, batch_size=16, **TRAIN), 4)
+    alone = take(train_batches(source, batch_size=16, **TRAIN), 4)
     for count in (2, 4):
         shares = [
-            take(data.train_batches(source, batch_size=16, process_index=h, process_count=count, **TRAIN), 4)
+            take(train_batches(source, batch_size=16, process_index=h, process_count=count, **TRAIN), 4)
             for h in range(count)
         ]
         assert shares[0][0]["image"].shape[0] == 16 // count
@@ -138,7 +139,7 @@ def test_resuming_on_another_number_of_processes_sees_every_example_of_the_epoch
     seen, position = [], 0
     for count, batches in ((1, 2), (2, 1), (4, 2), (1, 1)):
         iterators = [
-            data.train_batches(fifty, batch_size=8, position=position, process_index=h, process_count=count, **TRAIN)
+            train_batches(fifty, batch_size=8, position=position, process_index=h, process_count=count, **TRAIN)
             for h in range(count)
         ]
         seen += [joined(take(iterator, batches), "index") for iterator in iterators]
@@ -146,7 +147,7 @@ def test_resuming_on_another_number_of_processes_sees_every_example_of_the_epoch
         position = iterators[0].position
     seen = np.concatenate(seen)
     assert len(seen) == 48 and len(set(seen)) == 48
-    (last,) = take(data.train_batches(fifty, batch_size=2, position=position, **TRAIN), 1)
+    (last,) = take(train_batches(fifty, batch_size=2, position=position, **TRAIN), 1)
     assert sorted([*seen, *last["index"]]) == list(range(50))
 
 
@@ -157,8 +158,8 @@ VIEWS = KEYS | {"image2"}
 def test_two_views_are_two_crops_of_one_example(spec):
     source = data.open_source(spec)
     settings = {**TRAIN, "batch_size": 20, "position": 40}
-    alone = take(data.train_batches(source, **settings), 2)
-    for one, both in zip(alone, take(data.train_batches(source, views=2, **settings), 2)):
+    alone = take(train_batches(source, **settings), 2)
+    for one, both in zip(alone, take(train_batches(source, views=2, **settings), 2)):
         assert both.keys() == VIEWS and both["image2"].dtype == np.uint8 and both["image2"].shape == (20, 32, 32, 3)
         for key in KEYS:  # the first is what it was
             np.testing.assert_array_equal(one[key], both[key], key)
@@ -177,7 +178,7 @@ def test_two_views_are_two_crops_of_one_example(spec):
 
 def test_the_second_view_shows_its_own_box(twenty):
     settings = {**TRAIN, "batch_size": 30, "views": 2, "image_size": 24}
-    (batch,) = take(data.train_batches(twenty, **settings), 1)
+    (batch,) = take(train_batches(twenty, **settings), 1)
     otherwise = 0
     for index, pixels in zip(batch["index"], batch["image2"]):
         whole = twenty.images("train")[index]
@@ -194,10 +195,8 @@ def test_the_second_view_shows_its_own_box(twenty):
 def test_two_views_resume_and_are_shared(fifty, spec):
     source = fifty if spec == "folder" else data.open_source(spec)
     settings = {**TRAIN, "batch_size": 8, "views": 2}
-    alone = take(data.train_batches(source, **settings), 9)[6:]
-    shares = [
-        take(data.train_batches(source, position=48, process_index=h, process_count=2, **settings), 3) for h in (0, 1)
-    ]
+    alone = take(train_batches(source, **settings), 9)[6:]
+    shares = [take(train_batches(source, position=48, process_index=h, process_count=2, **settings), 3) for h in (0, 1)]
     for one, *parts in zip(alone, *shares):
         for key in VIEWS:
             np.testing.assert_array_equal(one[key], joined(parts, key), key)
@@ -332,7 +331,7 @@ def test_bad_files_are_masked_counted_once_and_named_in_the_log(tmp_path, caplog
     source = bag(tmp_path, bad=3)
     bad = data.BadFiles(0.1, source.splits["train"])
     with caplog.at_level(logging.WARNING, "qbheat"):
-        batches = take(data.train_batches(source, batch_size=43, bad=bad, **TRAIN), 2)
+        batches = take(train_batches(source, batch_size=43, bad=bad, **TRAIN), 2)
     assert bad.count == 3
     names = [record.getMessage() for record in caplog.records if record.name == "qbheat"]
     assert sorted(re.search(r"bad\d\.jpg", name)[0] for name in names) == ["bad0.jpg", "bad1.jpg", "bad2.jpg"]
@@ -348,7 +347,7 @@ def test_bad_files_are_masked_counted_once_and_named_in_the_log(tmp_path, caplog
 
 def test_too_many_bad_files_stop_the_run(tmp_path):
     source = bag(tmp_path, bad=3)
-    iterator = data.train_batches(source, batch_size=43, bad=data.BadFiles(0.05, 43), **TRAIN)
+    iterator = train_batches(source, batch_size=43, bad=data.BadFiles(0.05, 43), **TRAIN)
     words = "3 of 43 images (7.0%) cannot be decoded, more than data.max_bad_fraction=0.05 allows (first: "
     error = refused(words, next, iterator)
     assert error.exit_code == RUN_FAILED and "bad" in str(error) and "raise data.max_bad_fraction" in str(error)
@@ -358,7 +357,7 @@ def test_a_file_that_has_vanished_is_a_bad_file(tmp_path):
     source = bag(tmp_path, bad=0)
     os.remove(tmp_path / "train" / "07.png")
     bad = data.BadFiles(1.0, 40)
-    (batch,) = take(data.train_batches(source, batch_size=40, bad=bad, **TRAIN), 1)
+    (batch,) = take(train_batches(source, batch_size=40, bad=bad, **TRAIN), 1)
     assert batch["mask"].sum() == 39 and [os.path.basename(name) for name in bad.names] == ["07.png"]
 
 
@@ -374,11 +373,11 @@ def test_bad_files_limit():
 
 def test_refusals(twenty, fifty):
     dev = {**TRAIN, "split": "dev"}
-    refused("has no split 'dev': it has 'train' (2500 images)", data.train_batches, twenty, batch_size=8, **dev)
-    refused("split 'train' has 50 images, fewer than batch_size=64", data.train_batches, fifty, batch_size=64, **TRAIN)
+    refused("has no split 'dev': it has 'train' (2500 images)", train_batches, twenty, batch_size=8, **dev)
+    refused("split 'train' has 50 images, fewer than batch_size=64", train_batches, fifty, batch_size=64, **TRAIN)
     refused(
         "batch_size=10 cannot be shared by 4 processes: use a multiple of 4",
-        data.train_batches, fifty, batch_size=10, process_count=4, **TRAIN,
+        train_batches, fifty, batch_size=10, process_count=4, **TRAIN,
     )  # fmt: skip
     refused(
         "has no split 'test': it has 'train' (50 images)", data.eval_batches, fifty, split="test", batch_size=8, **EVAL
@@ -391,8 +390,9 @@ def run(script):
 
 def test_synthetic_batches_need_no_tensorflow():
     done = run(
-        "import sys; from qbheat_jax import data; s = data.open_source('synthetic:64', image_size=16)\n"
-        f"next(data.train_batches(s, batch_size=8, **{TRAIN!r}))\n"
+        "import sys; from qbheat_jax import data; from tests.batches import train_batches\n"
+        "s = data.open_source('synthetic:64', image_size=16)\n"
+        f"next(train_batches(s, batch_size=8, **{TRAIN!r}))\n"
         f"list(data.eval_batches(s, split='test', batch_size=8, **{EVAL!r}))\n"
         "data.open_source('photos')\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'tensorflow_datasets', 'jax')))"
@@ -403,8 +403,8 @@ def test_synthetic_batches_need_no_tensorflow():
 
 def test_an_abandoned_iterator_neither_hangs_nor_complains_at_exit():
     done = run(
-        "from qbheat_jax import data\n"
-        f"it = data.train_batches(data.open_source('photos'), batch_size=64, prefetch=8, **{TRAIN!r})\n"
+        "from qbheat_jax import data; from tests.batches import train_batches\n"
+        f"it = train_batches(data.open_source('photos'), batch_size=64, prefetch=8, **{TRAIN!r})\n"
         "next(it); print('here', flush=True)"
     )
     assert (done.returncode, done.stdout) == (0, "here\n"), done.stderr
@@ -460,7 +460,7 @@ def toy(request, tmp_path_factory):
 
 def test_tfds_prepared_on_disk(toy):
     assert toy.splits == {"train": 50, "val": 5} and toy.class_names == ["a", "b", "c"]
-    batches = take(data.train_batches(toy, batch_size=10, **TRAIN), 10)
+    batches = take(train_batches(toy, batch_size=10, **TRAIN), 10)
     epochs = [joined(batches[:5], "index"), joined(batches[5:], "index")]
     for epoch in epochs:
         assert sorted(epoch) == list(range(50)) and epoch.tolist() != list(range(50))
@@ -483,15 +483,15 @@ def test_a_subset_of_tfds_is_read_and_shared(toy):
         batches = list(data.eval_batches(subset, split="few", batch_size=4, process_index=h, process_count=2, **EVAL))
         values += [image[0, 0, 0] for b in batches for image, real in zip(b["image"], b["mask"]) if real]
     assert sorted(values) == [5 * k for k in chosen]
-    batches = take(data.train_batches(subset, batch_size=6, **{**TRAIN, "split": "few"}), 2)
+    batches = take(train_batches(subset, batch_size=6, **{**TRAIN, "split": "few"}), 2)
     assert all(sorted(batch["label"]) == sorted(k % 3 for k in chosen) for batch in batches)
 
 
 def test_tfds_resumes_and_shares(toy):
-    whole = take(data.train_batches(toy, batch_size=8, **TRAIN), 9)
-    same(whole[5:], take(data.train_batches(toy, batch_size=8, position=40, **TRAIN), 4))
+    whole = take(train_batches(toy, batch_size=8, **TRAIN), 9)
+    same(whole[5:], take(train_batches(toy, batch_size=8, position=40, **TRAIN), 4))
     shares = [
-        take(data.train_batches(toy, batch_size=8, position=40, process_index=h, process_count=2, **TRAIN), 4)
+        take(train_batches(toy, batch_size=8, position=40, process_index=h, process_count=2, **TRAIN), 4)
         for h in range(2)
     ]
     same(whole[5:], [{key: joined(batch, key) for key in KEYS} for batch in zip(*shares)])
@@ -508,10 +508,10 @@ def test_tfds_mocked(random_access, monkeypatch):
         source = data.open_source("tfds:cifar10")
         assert source.splits["train"] == 12 and source.random_access is random_access
         source.check_labels("train", "test")
-        batches = take(data.train_batches(source, batch_size=4, **TRAIN), 6)
+        batches = take(train_batches(source, batch_size=4, **TRAIN), 6)
         assert sorted(joined(batches[:3], "index")) == sorted(joined(batches[3:], "index")) == list(range(12))
         assert joined(batches, "mask").all() and joined(batches, "image").std() > 20
-        same(batches[2:], take(data.train_batches(source, batch_size=4, position=8, **TRAIN), 4))
+        same(batches[2:], take(train_batches(source, batch_size=4, position=8, **TRAIN), 4))
         evaluated = list(data.eval_batches(source, split="test", batch_size=8, **EVAL))
         assert joined(evaluated, "mask").tolist() == [True] * 12 + [False] * 4
 
@@ -526,7 +526,7 @@ def test_tfds_that_decodes_all_the_same():
 
     with tfds.testing.mock_data(num_examples=6, as_dataset_fn=as_dataset):
         source = data.open_source("tfds:mnist")
-        (batch,) = take(data.train_batches(source, batch_size=6, **TRAIN), 1)
+        (batch,) = take(train_batches(source, batch_size=6, **TRAIN), 1)
     assert (batch["image"] == batch["label"][:, None, None, None]).all() and batch["mask"].all()
 
 
@@ -535,7 +535,7 @@ def test_tfds_damaged_file(tmp_path):
     (file,) = (tmp_path / "toy" / "1.0.0").glob("toy-train*")
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(UserError, match="data.source='tfds:toy' cannot be read: ") as caught:
-        take(data.train_batches(source, batch_size=10, **TRAIN), 2)
+        take(train_batches(source, batch_size=10, **TRAIN), 2)
     assert caught.value.exit_code == RUN_FAILED
 
 
@@ -547,7 +547,7 @@ def test_tfds_damaged_record_is_a_bad_file(tmp_path):
     file.write_bytes(content)
     bad = data.BadFiles(0.1, 40)
     source = data.open_source("tfds:toy", tfds_dir=str(tmp_path))
-    (batch,) = take(data.train_batches(source, batch_size=40, bad=bad, **TRAIN), 1)
+    (batch,) = take(train_batches(source, batch_size=40, bad=bad, **TRAIN), 1)
     (broken,) = batch["index"][~batch["mask"]]
     assert bad.names == (f"tfds:toy train[{broken}]",)
 

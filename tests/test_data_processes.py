@@ -14,6 +14,7 @@ from PIL import Image
 from qbheat_jax import data
 from qbheat_jax.data import processes
 from qbheat_jax.errors import RUN_FAILED, UserError
+from tests.batches import train_batches
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -41,7 +42,7 @@ def folder(tmp_path_factory):
 
 def batches(source, count, **how):
     bad = data.BadFiles(0.1, 40)
-    iterator = data.train_batches(source, bad=bad, **{**HOW, **how})
+    iterator = train_batches(source, bad=bad, **{**HOW, **how})
     try:
         return [next(iterator) for _ in range(count)], set(bad.names)
     finally:
@@ -71,7 +72,7 @@ def test_evaluation_fills_its_last_batch(folder):
 
 
 def test_a_process_that_dies_ends_the_run_in_a_line(folder):
-    iterator = data.train_batches(folder, processes=2, **HOW)
+    iterator = train_batches(folder, processes=2, **HOW)
     next(iterator)
     for process in iterator._work.decoders.processes:
         os.kill(process.pid, signal.SIGKILL)
@@ -85,9 +86,10 @@ def test_a_process_that_dies_ends_the_run_in_a_line(folder):
 RUN = """
 import sys, time
 from qbheat_jax import data
+from tests.batches import train_batches
 
 if __name__ == "__main__":
-    iterator = data.train_batches(data.open_source(sys.argv[1]), processes=2, **eval(sys.argv[2]))
+    iterator = train_batches(data.open_source(sys.argv[1]), processes=2, **eval(sys.argv[2]))
     next(iterator)
     print(*(p.pid for p in iterator._work.decoders.processes), flush=True)
     time.sleep(100)

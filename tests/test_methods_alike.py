@@ -8,11 +8,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import qbheat_jax
-from qbheat_jax import config as config_lib
 from qbheat_jax import data, device_mesh, methods, pytree, report, rng
 from qbheat_jax.errors import UserError
 from qbheat_jax.tasks import pretrain
-from qbheat_jax.train import loop, metrics, optim, sharding, state
+from qbheat_jax.train import config_tables, metrics, optim, sharding, state
 from tests.conftest import SMALL
 
 CASES = {
@@ -26,7 +25,7 @@ CASES = {
 
 
 def config_of(name, **fields):
-    return config_lib.resolve({**SMALL, "objective": name, "ema": 0.9, "total_steps": 4, **CASES[name], **fields})
+    return config_tables.resolve({**SMALL, "objective": name, "ema": 0.9, "total_steps": 4, **CASES[name], **fields})
 
 
 def train(config, mesh, steps=2):
@@ -34,7 +33,7 @@ def train(config, mesh, steps=2):
     objective = methods.build(config)
     optimizer = optim.adamw(config, optim.schedule(config, 6, 64))
     key = rng.root(config.seed)
-    shapes = loop.batch_shapes(config, methods.views(objective))
+    shapes = methods.batch_spec(config).shapes(config.batch_size)
     current, shardings = state.create(objective, optimizer, shapes, key, mesh, config.ema)
     step = state.train_step(objective, optimizer, key, shardings, mesh, config.ema)
     generator, losses = np.random.default_rng(0), []

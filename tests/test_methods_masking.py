@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qbheat_jax import config as config_lib
 from qbheat_jax import methods
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import mae, simmim
 from qbheat_jax.methods.common import masks
 from qbheat_jax.ops import images as images_lib
+from qbheat_jax.train import config_tables
 from tests.conftest import SMALL
 
 KEY = jax.random.key(3)
@@ -24,7 +24,7 @@ BATCH = {
 
 
 def configs(fields):
-    return config_lib.resolve({**SMALL, "decoder.depth": 0, **fields})
+    return config_tables.resolve({**SMALL, "decoder.depth": 0, **fields})
 
 
 def build(**fields):

@@ -9,6 +9,7 @@ from qbheat_jax import methods
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import moco
 from qbheat_jax.ops import colour
+from qbheat_jax.train import config_tables
 
 FIELDS = {
     "objective": "moco", "encoder.name": "pebble", "moco.queue": 32, "moco.momentum": 0.9, "moco.width": 12,
@@ -25,11 +26,10 @@ def batch_of(seed=0):
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "standardise"])
 def case(request):
-    from qbheat_jax import config as config_lib
     from tests.conftest import SMALL
 
     objective = methods.build(
-        config_lib.resolve({**SMALL, "batch_size": BATCH, **FIELDS, "moco.standardise": request.param})
+        config_tables.resolve({**SMALL, "batch_size": BATCH, **FIELDS, "moco.standardise": request.param})
     )
     variables = jax.jit(objective.init)(jax.random.key(0), batch_of())
     return objective, variables, jax.jit(objective.loss, static_argnames="train")
@@ -164,7 +164,7 @@ def test_weights_to_start_from_are_the_key_encoders_too(case):
     objective, variables, _ = case
     given = jax.tree.map(lambda x: np.asarray(x) + 1, {"encoder": variables["params"]["encoder"]})
     stats = {"encoder": jax.tree.map(np.asarray, variables["batch_stats"]["encoder"])}
-    started = objective.started({"params": given, "batch_stats": stats})
+    started = objective.init_copies({"params": given, "batch_stats": stats})
     assert set(started["batch_stats"]) == {"encoder", "key_encoder"}
     jax.tree.map(np.testing.assert_array_equal, started["batch_stats"]["key_encoder"]["params"], given["encoder"])
 

@@ -10,6 +10,7 @@ from qbheat_jax import config as config_lib
 from qbheat_jax import methods
 from qbheat_jax.methods.supervised import Supervised
 from qbheat_jax.ops import images
+from qbheat_jax.train import config_tables
 
 CLASSES = 5
 PIXELS = images.PIXELS["lite"]
@@ -24,7 +25,7 @@ def case():
         "head.classes": CLASSES,
         "pixels": "lite",
     }
-    objective = methods.build(config_lib.resolve(fields, config_lib.CLASSIFIER))
+    objective = methods.build(config_lib.resolve(fields, config_tables.CLASSIFIER))
     generator = np.random.default_rng(0)
     batch = {
         "image": generator.integers(0, 256, (8, 32, 32, 3), np.uint8),
@@ -86,6 +87,6 @@ def test_it_learns_a_batch_by_heart_and_updates_the_statistics(case):
 def test_without_a_head_there_is_an_encoder_alone(case):
     _, batch, _ = case
     fields = {"objective": "classifier", "encoder.name": "pebble", "image_size": 32}
-    objective = methods.build(config_lib.resolve(fields, config_lib.CLASSIFIER))
+    objective = methods.build(config_lib.resolve(fields, config_tables.CLASSIFIER))
     shapes = jax.eval_shape(objective.init, jax.random.key(0), jax.tree.map(jnp.asarray, batch))
     assert objective.head is None and set(shapes["params"]) == {"encoder"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qbheat_jax.data import annotations as lists
-from qbheat_jax.data.specs.boxes import BoxRecipe, paste
+from qbheat_jax.data.specs.boxes import BoxesSpec, paste
 from qbheat_jax.ops import boxes as geometry
 
 
@@ -116,7 +116,7 @@ def test_boxes_stay_on_what_they_are_around():
         h, w = generator.integers(12, 20, 2).tolist()
         image = np.zeros((height, width, 3), np.uint8)
         image[y : y + h, x : x + w] = 255
-        recipe = BoxRecipe(64, 7, (0,), True, flip=True, jitter=(0.6, 1.8), count=4)
+        recipe = BoxesSpec(64, 7, (0,), True, flip=True, jitter=(0.6, 1.8), count=4)
         out = recipe.empty(1)
         recipe.prepare(out, 0, image, own([[x, y, x + w, y + h]], (height, width)), 3, index)()
         white = (out["image"][0] > 200).all(-1)
@@ -131,7 +131,7 @@ def test_boxes_stay_on_what_they_are_around():
 
 
 def test_evaluation_shows_the_whole_image_in_the_top_left_corner():
-    recipe = BoxRecipe(32, 0, (0,), False, flip=True, jitter=(0.5, 2.0), count=2)
+    recipe = BoxesSpec(32, 0, (0,), False, flip=True, jitter=(0.5, 2.0), count=2)
     image = np.full((10, 20, 3), 255, np.uint8)
     out = recipe.empty(1)
     recipe.prepare(out, 0, image, own([[5, 5, 20, 10]], (10, 20)), 9, 1)()

@@ -10,9 +10,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from qbheat_jax import compare, report
-from qbheat_jax import config as config_lib
 from qbheat_jax.compare import table
 from qbheat_jax.report import comparison_page
+from qbheat_jax.train import config_tables
 from tests import workdirs
 
 CHECKS = Path(__file__).with_name("page_checks.js")
@@ -44,7 +44,7 @@ def written(tmp_path_factory):
     workdirs.write_config(place["run-begun"], **{"quarter.placements": "all9"})
     pages = {"analysis": place["analysis"] / "analysis" / "index.html"}
     for name in ("run", "run-begun"):
-        config = config_lib.from_json((place[name] / "config.json").read_text())
+        config = config_tables.from_json((place[name] / "config.json").read_text())
         pages[name] = report.write(place[name], workdirs.make_model(config), workdirs.make_images())
     for name, source in (("detection", "scenes:64"), ("detection-without-images", "coco:/no/such/folder")):
         workdirs.detector(place[name], source)

@@ -12,12 +12,11 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from qbheat_jax import config as config_lib
 from qbheat_jax import device_mesh, methods, pytree, rng
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import kernels, layers, registry, resnet
 from qbheat_jax.models.ghost_batch_norm import GhostBatchNorm
-from qbheat_jax.train import loop, sharding, state
+from qbheat_jax.train import config_tables, sharding, state
 from tests.conftest import SMALL, Pebble
 
 
@@ -55,19 +54,25 @@ def mesh_of(data=1, fsdp=1, model=1):
 
 def config_of(encoder, **fields):
     own = {"encoder.name": encoder, "encoder.drop_path": 0.3, "decoder.depth": int(encoder == "vit_micro")}
-    return config_lib.resolve({**SMALL, **own, **fields})
+    return config_tables.resolve({**SMALL, **own, **fields})
 
 
 @functools.cache
 def born(encoder):
     """The state that every run of an encoder begins with, on one device: to make it anew on each mesh takes a while."""
     config = config_of(encoder)
-    return state.create(methods.build(config), OPTIMIZER, loop.batch_shapes(config), rng.root(3), mesh_of())[0]
+    return state.create(
+        methods.build(config), OPTIMIZER, methods.batch_spec(config).shapes(config.batch_size), rng.root(3), mesh_of()
+    )[0]
 
 
 def parts_of(config, mesh):
     """(objective, state, the compiled step, a batch on the mesh)."""
-    objective, key, shapes = methods.build(config), rng.root(config.seed), loop.batch_shapes(config)
+    objective, key, shapes = (
+        methods.build(config),
+        rng.root(config.seed),
+        methods.batch_spec(config).shapes(config.batch_size),
+    )
     shardings = sharding.shardings(born(config.encoder.name), mesh)
     # Through the host: a state that shared buffers with `born` would be donated with them.
     current = jax.device_put(jax.device_get(born(config.encoder.name)), shardings)
@@ -276,7 +281,7 @@ def test_what_cannot_be_split_is_refused():
     with pytest.raises(UserError, match=r"mesh.model=8 is not accepted: the encoder has 2 attention heads"):
         sharding.check_heads(methods.build(config_of("vit_micro")), mesh_of(1, 1, 8))
     objective, mesh = methods.build(config_of("pebble")), mesh_of(4, 1, 2)
-    shapes = jax.eval_shape(objective.init, jax.random.key(0), loop.batch_shapes(config_of("pebble")))
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), methods.batch_spec(config_of("pebble")).shapes(16))
     with pytest.raises(UserError, match="mesh.model=2 is not accepted: this model has no transformer blocks"):
         sharding.check_split(sharding.shardings(shapes, mesh), mesh)
     sharding.check_split(sharding.shardings(shapes, mesh_of(8)), mesh_of(8))

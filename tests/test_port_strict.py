@@ -9,6 +9,7 @@ from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.port import names, shapes, strict, tables
+from qbheat_jax.train import config_tables
 from tests.conftest import TESTS_OWN
 
 RELEASED = {
@@ -33,7 +34,7 @@ VIT = {"encoder.class_token": True, "encoder.position": "learnt", "encoder.grid"
 def config_of(arch, classes=1000, **fields):
     options = VIT if arch.startswith("vit") else {}
     given = {"encoder.name": arch, "head.classes": classes, **options, **fields}
-    return config_lib.resolve(given, config_lib.CLASSIFIER)
+    return config_lib.resolve(given, config_tables.CLASSIFIER)
 
 
 def file_of(arch, classes=1000, dialect="", **fields):

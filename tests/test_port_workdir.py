@@ -16,6 +16,7 @@ from qbheat_jax.models import registry
 from qbheat_jax.models.resnet import ResNet
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.port import names, shapes, tables
+from qbheat_jax.train import config_tables
 
 RANDOM = np.random.default_rng(0)
 
@@ -23,7 +24,7 @@ RANDOM = np.random.default_rng(0)
 def state_dict(arch, classes=10, **fields):
     """{PyTorch's name: random array} of a whole file."""
     given = {"encoder.name": arch, "head.classes": classes, "image_size": 32, **fields}
-    leaves = shapes.of(config_lib.resolve(given, config_lib.CLASSIFIER))
+    leaves = shapes.of(config_lib.resolve(given, config_tables.CLASSIFIER))
     named = tables.of(arch).torch_names(leaves)
     return {
         named[path]: RANDOM.uniform(0.1, 1, names.torch_shape(path, shape)).astype(np.float32)

@@ -13,6 +13,7 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.models.heads import BlockHead, LinearHead
 from qbheat_jax.probe import encoders, fit, pmap, scores
 from qbheat_jax.probe.features import Features, standard
+from qbheat_jax.probe.fields import PROBE
 from qbheat_jax.tasks import pretrain, probe
 from tests.probe_data import Blobs, config, tiny
 
@@ -372,5 +373,5 @@ def test_data_without_labels_or_test_images(monkeypatch, tmp_path, source, messa
 def test_a_probe_takes_the_run_it_is_given(small_config, tmp_path):
     pretrain.run(small_config(total_steps=2), tmp_path / "run")
     given = {"data.source": "synthetic:64", "total_epochs": 1, "batch_size": 16, "encoder.name": "vit_b"}
-    result = probe.run(config_lib.resolve(given, config_lib.PROBE), tmp_path / "probe", tmp_path / "run")
+    result = probe.run(config_lib.resolve(given, PROBE), tmp_path / "probe", tmp_path / "run")
     assert result["encoder"] == "pebble" and result["step"] == 2 and result["init"] == str(tmp_path / "run")

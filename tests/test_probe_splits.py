@@ -11,11 +11,12 @@ from qbheat_jax import data
 from qbheat_jax.data.sources.base import ArraySource, Source
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import splits
+from qbheat_jax.probe.fields import PROBE
 from qbheat_jax.tasks import probe
 
 
 def probe_config(**fields):
-    return config_lib.resolve({name.replace("__", "."): value for name, value in fields.items()}, config_lib.PROBE)
+    return config_lib.resolve({name.replace("__", "."): value for name, value in fields.items()}, PROBE)
 
 
 @pytest.mark.parametrize("fraction, each", [(0.01, 1), (0.1, 10), (0.5, 50)])
@@ -119,7 +120,7 @@ def test_a_class_that_only_val_has_is_named_and_val_is_not_called_test(tmp_path)
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (16, 16), (20 * n, 200 if "a" in name else 10, 0)).save(path)
     fields = {"protocol": "knn", "data.source": f"folder:{tmp_path}", "image_size": 16, "batch_size": 6}
-    config = config_lib.resolve({**fields, "knn.neighbours": (1,)}, config_lib.PROBE)
+    config = config_lib.resolve({**fields, "knn.neighbours": (1,)}, PROBE)
     with pytest.raises(UserError) as caught:
         probe.run(config, tmp_path / "out", "pixels")
     assert "'plum'" in str(caught.value) and "3 images" in str(caught.value) and caught.value.exit_code == 2

@@ -17,11 +17,10 @@ import jax
 import numpy as np
 import pytest
 
-from qbheat_jax import config as config_lib
-from qbheat_jax import device_mesh
+from qbheat_jax import device_mesh, methods
 from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
 from qbheat_jax.tasks import pretrain
-from qbheat_jax.train import distributed, loop, metrics, rendezvous
+from qbheat_jax.train import config_tables, distributed, metrics, rendezvous
 from qbheat_jax.train.checkpoint import Checkpoints
 from tests.conftest import SMALL
 
@@ -55,7 +54,7 @@ def losses(workdir):
 
 
 def config_of(**fields):
-    return config_lib.resolve({**FIELDS, **fields})
+    return config_tables.resolve({**FIELDS, **fields})
 
 
 def assert_same_curve(workdir, expected):
@@ -360,4 +359,4 @@ def test_rows_of_a_batch():
     placed = device_mesh.put_batch(batch, mesh)["label"]
     np.testing.assert_array_equal(placed, batch["label"])
     assert {shard.data.shape for shard in placed.addressable_shards} == {(4,)}, "devices along model hold the same rows"
-    assert loop.batch_shapes(config_of())["label"].shape == (16,)
+    assert methods.batch_spec(config_of()).shapes(16)["label"].shape == (16,)

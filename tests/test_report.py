@@ -16,6 +16,7 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.ops import quarters
 from qbheat_jax.report import charts, load_run, sample, tiles
 from qbheat_jax.report import text as text_lib
+from qbheat_jax.train import config_tables
 from tests.workdirs import (
     CHANNELS,
     SIZE,
@@ -75,7 +76,7 @@ def workdir(bare):
 
 
 def build(workdir, **kwargs):
-    config = config_lib.from_json((workdir / "config.json").read_text())
+    config = config_tables.from_json((workdir / "config.json").read_text())
     path = report.write(workdir, model=make_model(config), images=kwargs.pop("images", None) or make_images(**kwargs))
     assert path == workdir / "report" / "index.html"
     return Page(path.read_text(encoding="utf-8"))
@@ -161,7 +162,7 @@ def test_config_and_commands(workdir, monkeypatch):
     assert f"qbheat report --workdir {name}" in page.text
     assert str(workdir) not in (workdir / "report" / "index.html").read_text()
     table = {row[0]: row for row in rows(workdir / "report" / "index.html")}
-    assert table["total_steps"][1] == "40" and table["decoder.depth"][2] == config_lib.PRETRAIN["decoder.depth"].doc
+    assert table["total_steps"][1] == "40" and table["decoder.depth"][2] == config_tables.PRETRAIN["decoder.depth"].doc
 
 
 def test_names_are_escaped(workdir):
@@ -195,7 +196,7 @@ def test_torn_and_foreign_files_are_left_out(bare):
 
 def test_images_that_cannot_be_opened_are_named(bare):
     (bare / "config.json").write_text(config_lib.to_json(make_config(**{"data.source": "folder:/no/such/folder"})))
-    config = config_lib.from_json((bare / "config.json").read_text())
+    config = config_tables.from_json((bare / "config.json").read_text())
     page = Page(report.write(bare, model=make_model(config)).read_text())
     assert "There are no pictures on this page" in page.text and not page.all("img")
 

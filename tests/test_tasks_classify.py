@@ -16,6 +16,7 @@ from qbheat_jax.data import decode, labels
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.tasks import classify
+from qbheat_jax.train import config_tables
 from qbheat_jax.train.checkpoint import Checkpoints
 
 SIZE, CLASSES = 32, 7
@@ -44,7 +45,7 @@ def encoder():
 def make(workdir, classes=CLASSES, names=None):
     """A workdir as `qbheat port` leaves it, of random weights."""
     given = {"objective": "classifier", "encoder.name": "patches", "image_size": SIZE, "head.classes": classes}
-    config = config_lib.resolve(given, config_lib.CLASSIFIER)
+    config = config_lib.resolve(given, config_tables.CLASSIFIER)
     image = np.zeros((1, SIZE, SIZE, 3), np.uint8)
     variables = methods.build(config).init(jax.random.key(0), {"image": image})
     workdir.mkdir()
@@ -76,7 +77,7 @@ def expected(model):
     loaded = api.load(model)
 
     def probabilities(image):
-        pixels = data.Recipe(SIZE, 0, (0,), False).image(image, 0, 0)
+        pixels = data.ImageSpec(SIZE, 0, (0,), False).image(image, 0, 0)
         return np.asarray(jax.nn.softmax(loaded.logits(pixels[None])))[0]
 
     return probabilities

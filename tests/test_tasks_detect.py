@@ -19,7 +19,8 @@ from qbheat_jax.models import pyramid
 from qbheat_jax.ops import boxes as geometry
 from qbheat_jax.report import detection_page as page_of
 from qbheat_jax.tasks import detect, pretrained
-from qbheat_jax.train import initial
+from qbheat_jax.train import config_tables, initial
+from tests.batches import train_batches
 from tests.conftest import leave_one_device
 from tests.test_analysis import check
 
@@ -91,7 +92,7 @@ class Squares(ArraySource):
 
 
 def config(**fields):
-    return config_lib.resolve({**GIVEN, **{k.replace("__", "."): v for k, v in fields.items()}}, config_lib.DETECT)
+    return config_lib.resolve({**GIVEN, **{k.replace("__", "."): v for k, v in fields.items()}}, config_tables.DETECT)
 
 
 @pytest.fixture(autouse=True)
@@ -211,13 +212,11 @@ def test_focal_losses_are_their_formulas():
 
 
 def built(**fields):
-    return methods.build(pretrained.with_fields(config(**fields), {"detector.classes": 2}, config_lib.DETECT))
+    return methods.build(pretrained.with_fields(config(**fields), {"detector.classes": 2}, config_tables.DETECT))
 
 
 def first_batch(count=16):
-    return next(
-        data.train_batches(Squares(), split="train", batch_size=count, image_size=SIZE, seed=0, flip=False, boxes=3)
-    )
+    return next(train_batches(Squares(), split="train", batch_size=count, image_size=SIZE, seed=0, flip=False, boxes=3))
 
 
 @pytest.fixture(scope="module")
@@ -360,7 +359,7 @@ def test_ap_does_not_depend_on_devices_or_batch(trained, monkeypatch, count, bat
     monkeypatch.setattr(jax, "local_devices", lambda *a: chosen)
     model = api.load(workdir)
     precision = detect.AveragePrecision(
-        model.objective, Squares(), "val", pretrained.with_fields(fields, {"batch_size": batch}, config_lib.DETECT)
+        model.objective, Squares(), "val", pretrained.with_fields(fields, {"batch_size": batch}, config_tables.DETECT)
     )
     measured = precision(model.variables)
     assert measured["val/AP"] == pytest.approx(result["AP"], abs=1e-3) and precision.n == 19
@@ -370,7 +369,7 @@ def test_ap_does_not_depend_on_devices_or_batch(trained, monkeypatch, count, bat
 def test_images_that_cannot_be_read_do_not_count(trained):
     workdir, _, fields = trained
     model = api.load(workdir)
-    fields = pretrained.with_fields(fields, {"data.max_bad_fraction": 0.2}, config_lib.DETECT)
+    fields = pretrained.with_fields(fields, {"data.max_bad_fraction": 0.2}, config_tables.DETECT)
     precision = detect.AveragePrecision(model.objective, Squares(broken=(0, 7)), "val", fields)
     precision(model.variables)
     assert precision.n == 17 and not {50, 57} & {d["image_id"] for d in precision.detections}

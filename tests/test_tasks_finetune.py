@@ -16,7 +16,7 @@ from qbheat_jax.methods.supervised import Supervised
 from qbheat_jax.models import registry
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.tasks import finetune
-from qbheat_jax.train import optim
+from qbheat_jax.train import config_tables, optim
 from tests.conftest import leave_one_device
 from tests.probe_data import Blobs
 
@@ -31,7 +31,7 @@ GIVEN = {
 
 
 def config(**fields):
-    return config_lib.resolve({**GIVEN, **{k.replace("__", "."): v for k, v in fields.items()}}, config_lib.FINETUNE)
+    return config_lib.resolve({**GIVEN, **{k.replace("__", "."): v for k, v in fields.items()}}, config_tables.FINETUNE)
 
 
 @pytest.fixture(scope="module")

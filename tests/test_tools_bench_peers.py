@@ -14,7 +14,7 @@ from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.mobile_former import MobileFormer, Variant
 from qbheat_jax.ops import images
 from qbheat_jax.tools.bench import options, peers, training
-from qbheat_jax.train import loop, optim
+from qbheat_jax.train import optim
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
@@ -64,7 +64,9 @@ def as_released(name, classes=5, size=32):
 
 
 def shapes_of(config, objective):
-    return jax.eval_shape(lambda batch: objective.init(jax.random.key(0), batch), loop.batch_shapes(config))
+    return jax.eval_shape(
+        lambda batch: objective.init(jax.random.key(0), batch), methods.batch_spec(config).shapes(config.batch_size)
+    )
 
 
 @pytest.mark.parametrize("name", ["micro", "vit_micro"])

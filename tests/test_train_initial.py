@@ -8,7 +8,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from qbheat_jax import methods, pytree, rng
-from qbheat_jax.train import initial, loop, optim, state
+from qbheat_jax.train import initial, optim, state
 
 
 def primitives(jaxpr):
@@ -27,7 +27,7 @@ def leaves(tree):
 def test_no_forward_pass_and_one_draw(encoder, small_config):
     config = small_config({"encoder.name": encoder, "image_size": 128})
     optimizer = optim.adamw(config, lambda n: 1e-3)
-    make = state.initialiser(methods.build(config), optimizer, loop.batch_shapes(config))
+    make = state.initialiser(methods.build(config), optimizer, methods.batch_spec(config).shapes(config.batch_size))
     found = list(primitives(jax.make_jaxpr(make)(rng.root(0))))
     assert found.count("random_bits") == 1
     assert not {"dot_general", "conv_general_dilated", "reduce_window_max", "exp"} & set(found)
@@ -36,7 +36,9 @@ def test_no_forward_pass_and_one_draw(encoder, small_config):
 def test_distributions_are_those_of_the_modules(small_config):
     config = small_config({"encoder.name": "vit_micro", "decoder.width": 64, "decoder.heads": 4})
     objective = methods.build(config)
-    batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in loop.batch_shapes(config).items()}
+    batch = {
+        name: jnp.zeros(x.shape, x.dtype) for name, x in methods.batch_spec(config).shapes(config.batch_size).items()
+    }
     own = leaves(objective.init(rng.root(1), batch))
     ours = leaves(jax.jit(initial.in_one_draw(objective.init))(rng.root(1), batch))
     assert {n: (x.shape, x.dtype) for n, x in own.items()} == {n: (x.shape, x.dtype) for n, x in ours.items()}

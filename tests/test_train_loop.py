@@ -14,8 +14,9 @@ import qbheat_jax
 from qbheat_jax import api, data, methods
 from qbheat_jax.errors import UserError
 from qbheat_jax.tasks import pretrain
-from qbheat_jax.train import loop, metrics
+from qbheat_jax.train import config_tables, loop, metrics
 from qbheat_jax.train.checkpoint import Checkpoints
+from tests.batches import train_batches
 
 ONE_DEVICE = {"mesh.data": 1}
 
@@ -38,14 +39,13 @@ def variables(workdir):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted run of six steps on one device."""
-    from qbheat_jax import config as config_lib
     from tests.conftest import SMALL
 
     workdir = tmp_path_factory.mktemp("whole")
     device = jax.devices()[:1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *a: device)
-        summary = pretrain.run(config_lib.resolve(SMALL), workdir)
+        summary = pretrain.run(config_tables.resolve(SMALL), workdir)
     return workdir, summary
 
 
@@ -272,7 +272,7 @@ def test_shapes_of_the_loop_are_those_of_the_data(small_config):
     config = small_config()
     source = data.open_source(config.data.source, image_size=32)
     batch = next(
-        data.train_batches(
+        train_batches(
             source,
             split="train",
             batch_size=16,
@@ -284,7 +284,7 @@ def test_shapes_of_the_loop_are_those_of_the_data(small_config):
             flip=True,
         )  # fmt: skip
     )
-    for name, shape in loop.batch_shapes(config).items():
+    for name, shape in methods.batch_spec(config).shapes(config.batch_size).items():
         assert batch[name].shape == shape.shape and batch[name].dtype == shape.dtype
     assert methods.build(config).encoder.stride == 8
 

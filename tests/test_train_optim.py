@@ -6,13 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
-from qbheat_jax.train import optim
+from qbheat_jax.train import config_tables, optim
 
 
 def resolve(**given):
-    return config_lib.resolve({"total_steps": 100, "batch_size": 512, "learning_rate": 1e-3} | given)
+    return config_tables.resolve({"total_steps": 100, "batch_size": 512, "learning_rate": 1e-3} | given)
 
 
 @pytest.mark.parametrize(

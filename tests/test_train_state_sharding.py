@@ -8,7 +8,7 @@ import pytest
 
 from qbheat_jax import device_mesh, methods, pytree, rng
 from qbheat_jax.errors import UserError
-from qbheat_jax.train import loop, optim, sharding, state
+from qbheat_jax.train import config_tables, optim, sharding, state
 
 # All kinds of Mobile-Former's blocks; the decoder's are in test_pods.
 FIELDS = {"encoder.name": "micro", "decoder.depth": 0, "ema": 0.9, "clip_norm": 1.0}
@@ -32,7 +32,9 @@ def run(config, mesh, steps=3):
     # A large epsilon: Adam divides a gradient that is rounding alone by its own size, and makes a whole step of it.
     optimizer = optax.adamw(optim.schedule(config, 6, 64), eps=1e-2, weight_decay=0.05, mask=optim.decay_mask)
     key = rng.root(config.seed)
-    current, shardings = state.create(objective, optimizer, loop.batch_shapes(config), key, mesh, config.ema)
+    current, shardings = state.create(
+        objective, optimizer, methods.batch_spec(config).shapes(config.batch_size), key, mesh, config.ema
+    )
     step = state.train_step(objective, optimizer, key, shardings, mesh, config.ema)
     losses = []
     for batch in batches(config, steps):
@@ -43,10 +45,9 @@ def run(config, mesh, steps=3):
 
 @pytest.fixture(scope="module")
 def alone():
-    from qbheat_jax import config as config_lib
     from tests.conftest import SMALL
 
-    config = config_lib.resolve({**SMALL, **FIELDS})
+    config = config_tables.resolve({**SMALL, **FIELDS})
     mesh = device_mesh.make_mesh({"data": 1, "fsdp": 1}, jax.devices()[:1])
     return config, run(config, mesh)
 

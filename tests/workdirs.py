@@ -10,6 +10,7 @@ from qbheat_jax import cli, data, methods, report, rng
 from qbheat_jax import config as config_lib
 from qbheat_jax.eval import average_precision
 from qbheat_jax.ops import images, quarters
+from qbheat_jax.train import config_tables
 from qbheat_jax.train.checkpoint import Checkpoints
 
 SIZE, CHANNELS = 32, 8
@@ -55,7 +56,7 @@ def write_lines(path, lines):
 
 
 def make_config(**fields):
-    return config_lib.resolve({"image_size": SIZE, "batch_size": 16, "total_steps": 40, **fields})
+    return config_tables.resolve({"image_size": SIZE, "batch_size": 16, "total_steps": 40, **fields})
 
 
 def make_model(config):
@@ -125,7 +126,7 @@ def add_detectors(workdir):
 
 def analyse_run(workdir):
     """Makes a run of two checkpoints in a workdir, and analyses it there by the command line."""
-    fields = config_lib.resolve(ANALYSED)
+    fields = config_tables.resolve(ANALYSED)
     batch = {"image": np.zeros((1, SIZE, SIZE, 3), np.uint8), "quarter": np.full(1, 4, np.int32)}
     variables = jax.device_get(jax.jit(methods.build(fields).init)(rng.root(0), batch))
     saved = Checkpoints(workdir, keep=2)
@@ -146,7 +147,7 @@ def analyse_run(workdir):
 
 def detector(workdir, source="scenes:64"):
     """Makes the workdir of a detector that finds two of three boxes, the middle one off its place."""
-    config = config_lib.resolve({"data.source": source, "total_steps": 40}, config_lib.DETECT)
+    config = config_lib.resolve({"data.source": source, "total_steps": 40}, config_tables.DETECT)
     (workdir / "config.json").write_text(config_lib.to_json(config))
     truth = data.open_source("scenes:64", image_size=config.image_size, tfds_dir="").annotations("val")
     found = [

@@ -37,7 +37,7 @@ text = outputs.text
 
 
 def run(config, workdir, init):
-    """Analyses one init (the directory of a run or ported checkpoint, or random) as a config of `config.ANALYSE` says.
+    """Analyses one init (the directory of a run or ported checkpoint, or random) as a config of `fields.ANALYSE` says.
 
     Writes analysis.json, analysis.csv, pictures.npz and PNGs into WORKDIR, or into WORKDIR/analysis where WORKDIR is the run
     itself -> (that folder, the result: what analysis.json holds). Raises UserError for what cannot be analysed.

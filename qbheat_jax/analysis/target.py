@@ -91,7 +91,7 @@ def _flat(function, maps):
 
 
 def open_subject(init, config):
-    """--init DIR | random and a config of `config.ANALYSE` -> Subject. Raises UserError for what has no map."""
+    """--init DIR | random and a config of `fields.ANALYSE` -> Subject. Raises UserError for what has no map."""
     if init in encoders.NO_ENCODER:
         raise UserError(
             f"--init {init} has no feature map to analyse: give a run's or ported checkpoint's DIR, or random"
@@ -134,8 +134,8 @@ def read(source, split, rows, config, image_size):
     """
     bad = data.BadFiles(config.data.max_bad_fraction, len(rows))
     if source.random_access:
-        recipe = image.Recipe(image_size, config.seed, (0,), False)
-        batch = image.build(recipe, lambda _, i: source.fetch(split, i), np.zeros_like(rows), rows, bad)
+        spec = image.ImageSpec(image_size, config.seed, (0,), False)
+        batch = image.build(spec, lambda _, i: source.fetch(split, i), np.zeros_like(rows), rows, bad)
         bad.check()
         batches = [batch]
     else:

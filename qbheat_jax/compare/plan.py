@@ -25,13 +25,14 @@ from typing import Any
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import data, device_mesh
-from qbheat_jax.config import DETECT, DETECTORS, PRETRAIN, PROBE
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import splits
 from qbheat_jax.probe.encode import POOLED
 from qbheat_jax.probe.encoders import NO_ENCODER
+from qbheat_jax.probe.fields import PROBE, SHARED
 from qbheat_jax.tasks import detect, pretrain
-from qbheat_jax.train import optim, sharding
+from qbheat_jax.train import config_tables, optim, sharding
+from qbheat_jax.train.config_tables import DETECT, PRETRAIN
 
 BASELINES = ("random", *NO_ENCODER)
 KEYS = ("seeds", "pretrain", "all", "methods", "probes", "probe", "baselines")
@@ -39,7 +40,7 @@ _NAME = re.compile(r"\w[\w+-]*")
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class Row:
     """A row of the table.
 
     Attributes:
@@ -64,14 +65,14 @@ class Cell:
     """One pre-training run, or one probe or detector of one encoder.
 
     Attributes:
-      method: The `Method`.
+      method: The `Row`.
       seed: int.
       probe: Name of the probe or detector; "" for a pre-training run.
       path: Folder of the cell, relative to the comparison's workdir.
       config: Resolved config, with the seed.
     """
 
-    method: Method
+    method: Row
     seed: int
     probe: str
     path: str
@@ -94,8 +95,8 @@ class Cell:
 
 
 def table_of(config):
-    """Return the table of fields of a probe's or detector's config: `config.PROBE` or `config.DETECT`."""
-    return DETECT if config.get("objective") in DETECTORS else PROBE
+    """Return the table of the config, or {dotted key: value}, of a probe or a detector."""
+    return DETECT if config_tables.of(config) is DETECT else PROBE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Plan:
     Attributes:
       path: Path of the config file.
       seeds: Tuple of ints.
-      methods: Tuple of `Method`, baselines last.
+      methods: Tuple of `Row`, baselines last.
       probes: {name: config, before the seed is set}.
     """
 
@@ -169,35 +170,35 @@ def read(path, overrides=()):
 
     folder = os.path.dirname(os.path.abspath(path))
     base = _within("all", lambda: _merged(_file(folder, "pretrain", given.get("pretrain")), given["all"], PRETRAIN))
-    _within("all", lambda: config_lib.resolve(base))
+    _within("all", lambda: config_lib.resolve(base, PRETRAIN))
     methods = [
         _within(f"methods.{name}", lambda: _method(name, own, base, given["all"], folder))
         for name, own in given["methods"].items()
     ]
-    trained = config_lib.flatten(config_lib.resolve(base).to_dict())
-    shared = {key: trained[key] for key in (*config_lib.SHARED, "pixels")}
+    trained = config_lib.flatten(config_lib.resolve(base, PRETRAIN).to_dict())
+    shared = {key: trained[key] for key in (*SHARED, "pixels")}
     probes = {
         name: _within(f"probes.{name}", lambda: _probe(_file(folder, name, file), shared, given["probe"]))
         for name, file in given["probes"].items()
     }
-    return Plan(str(path), seeds, (*methods, *map(Method, baselines)), probes)
+    return Plan(str(path), seeds, (*methods, *map(Row, baselines)), probes)
 
 
 def _method(name, own, base, shared, folder):
     own = config_lib.flatten(own)
     if "config" in own:
         base = _merged(_file(folder, "config", own.pop("config")), shared, PRETRAIN)
-    config, objective, source = pretrain.prepare(config_lib.resolve(_merged(base, own, PRETRAIN)))
+    config, objective, source = pretrain.prepare(config_lib.resolve(_merged(base, own, PRETRAIN), PRETRAIN))
     images = source.splits[config.data.split]
     steps = optim.total_steps(config, images)
     optim.schedule(config, steps, images)
     sharding.check_batch(config.batch_size, objective, device_mesh.make_mesh(config.mesh))
     examples = steps * config.batch_size
-    return Method(name, config, own, steps, examples, examples / images)
+    return Row(name, config, own, steps, examples, examples / images)
 
 
 def _probe(fields, shared, own):
-    if config_lib.flatten(fields).get("objective") in DETECTORS:
+    if table_of(config_lib.flatten(fields)) is DETECT:
         return _detector(fields, shared)
     shared = {key: value for key, value in shared.items() if key in PROBE}
     config = config_lib.resolve(_merged(_merged(fields, shared, PROBE), own, PROBE), PROBE)

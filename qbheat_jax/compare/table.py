@@ -13,11 +13,11 @@ import qbheat_jax
 from qbheat_jax import atomic
 from qbheat_jax.compare import cells
 from qbheat_jax.compare import plan as plan_lib
-from qbheat_jax.config import DETECT
 from qbheat_jax.errors import UserError
 from qbheat_jax.report.text import NONE, number
 from qbheat_jax.tasks import results
 from qbheat_jax.train import metrics
+from qbheat_jax.train.config_tables import DETECT
 
 log = logging.getLogger("qbheat")
 

@@ -1,43 +1,44 @@
 """Images in, batches out. Importing this, and making `synthetic` batches, brings no tensorflow.
 
-A batch is a dict of numpy arrays, this process's share of a global batch:
+A batch is a dict of numpy arrays, this process's share of a global batch. A data spec (`specs`) says what it holds. Always:
 
-    image    uint8[B, S, S, 3]
-    image2   uint8[B, S, S, 3]   another random crop of the same example, only where two views are asked for
-    quarter  int32[B]   index of the visible block's placement, 0..8 (see qbheat_jax.ops.quarters)
-    label    int32[B]   -1 where there is none
-    mask     bool[B]    False for padding and for images that could not be decoded
-    index    int32[B]   number of the example in its split, -1 for padding
-    boxes, classes, scale   only of sources with boxes and where they are asked for, see `boxed.BoxRecipe`
+    image    uint8 [B, S, S, 3]
+    quarter  int32 [B]   index of the visible block's placement, 0..8 (see qbheat_jax.ops.quarters)
+    label    int32 [B]   -1 where there is none
+    mask     bool [B]    False for padding and for images that could not be decoded
+    index    int32 [B]   number of the example in its split, -1 for padding
 
-With a `device_cache.DeviceCache` it is the global batch instead, its arrays on the cache's mesh, and needs no tensorflow.
+`ViewsSpec` adds image2, image3, ...; `BoxesSpec` adds boxes, classes and scale. With a `device_cache.DeviceCache` it is the
+global batch instead, its arrays on the cache's mesh, and needs no tensorflow.
 """
 
 from qbheat_jax.data.bad_files import BadFiles
 from qbheat_jax.data.batches import NumpyBatches, PlainBatches, Plan
 from qbheat_jax.data.sources import describe, open_source
 from qbheat_jax.data.sources.synthetic import Synthetic
-from qbheat_jax.data.specs.boxes import BoxRecipe
-from qbheat_jax.data.specs.image import Recipe
+from qbheat_jax.data.specs.boxes import BoxesSpec
+from qbheat_jax.data.specs.image import ImageSpec
+from qbheat_jax.data.specs.views import ViewsSpec
 from qbheat_jax.errors import UserError
 
-__all__ = ["BadFiles", "describe", "eval_batches", "open_source", "train_batches"]
+__all__ = [
+    "BadFiles",
+    "BoxesSpec",
+    "ImageSpec",
+    "ViewsSpec",
+    "describe",
+    "eval_batches",
+    "open_source",
+    "train_batches",
+]
 
 
 def train_batches(
     source,
+    spec,
     *,
     split,
     batch_size,
-    image_size,
-    seed,
-    flip,
-    placements=(0,),
-    crop_scale=(1.0, 1.0),
-    crop_ratio=(1.0, 1.0),
-    views=1,
-    boxes=0,
-    jitter=(1.0, 1.0),
     position=0,
     process_index=0,
     process_count=1,
@@ -48,23 +49,29 @@ def train_batches(
     cache=None,
     rows=None,
 ):
-    """Endless iterator over this process's training batches: `rows` (int[n]) of the global ones, `device_mesh.rows`, or without
-    them the `process_index`-th of `process_count` equal parts.
+    """Return an endless iterator over this process's training batches.
 
-    Every epoch shows every example once, in an order of its own; the stream of examples is a pure function of
-    (seed, position), whatever `process_count`, `workers` (threads, 0 for one a core), `processes` (that decode in their place,
-    see `processes.Decoders`) and `prefetch` (batches made ahead) are. `position` is the first example's place in the run's
-    global stream; the iterator's `.position` is that of the next batch. `crop_scale`, `crop_ratio`: ranges of the random crop;
-    `flip`: mirror half of the images; `views`: 2 for a second crop of every image, `image2`; `boxes`: length of the list of
-    boxes, which is asked for by any but 0, and then `jitter` says how images are scaled, see `boxed.BoxRecipe`. `bad`: a
-    `BadFiles`, checked after every batch; without one, bad files are only logged. `cache`: a `DeviceCache` of the split, which
-    then gives the same stream, as global batches on its mesh.
+    Every epoch shows every example once, in an order of its own. The stream of examples is a pure function of
+    (spec, position), whatever `process_count`, `workers`, `processes` and `prefetch` are. The iterator's `.position` is that
+    of the next batch.
+
+    Args:
+      source: Data source, see `open_source`.
+      spec: ImageSpec or a subclass, with `train` set.
+      split: Name of the split.
+      batch_size: Examples of a global batch.
+      position: The first example's place in the run's global stream.
+      process_index, process_count: Which of how many equal parts of the batch is this process's, where `rows` is None.
+      workers: Decoding threads; 0 for one a core.
+      processes: Processes that decode in their place, see `processes.Decoders`.
+      prefetch: Batches made ahead.
+      bad: `BadFiles`, checked after every batch; without one, bad files are only logged.
+      cache: `DeviceCache` of the split, which gives the same stream as global batches on its mesh.
+      rows: int [n], this process's rows of the global batch, see `device_mesh.rows`.
 
     Raises UserError for an unknown split, fewer images than a batch, a batch that the processes cannot share.
     """
-    how = (image_size, seed, tuple(placements), True, tuple(crop_scale), tuple(crop_ratio), flip, views)
-    recipe = BoxRecipe(*how, jitter=tuple(jitter), count=boxes) if boxes else Recipe(*how)
-    plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, start=position, rows=rows)
+    plan = Plan(source, split, spec, batch_size, process_index, process_count, bad, start=position, rows=rows)
     return _batches(plan, workers, processes, prefetch, cache)
 
 
@@ -87,19 +94,23 @@ def eval_batches(
     cache=None,
     rows=None,
 ):
-    """Iterator over this process's batches of a split in its own order, `epochs` times, without augmentation.
+    """Return an iterator over this process's batches of a split in its own order, without augmentation.
 
-    An image of image_size x image_size is taken as it is; from another one, the shorter side is scaled to
-    image_size / 0.875 and the centre cut out. The last batch of an epoch is filled with padding (mask False), so
-    every process yields ceil(n / batch_size) batches an epoch. The placement depends on (seed, index) alone.
-    With `boxes` the whole image is shown, its longer side scaled to image_size. `boxes`, `cache`, `rows`, `processes`: as in
-    `train_batches`.
+    An image of image_size x image_size is taken as it is. Of another one the shorter side is scaled to image_size / 0.875 and
+    the centre cut out. The last batch of an epoch is filled with padding (mask False), so every process yields
+    ceil(n / batch_size) batches an epoch. The placement depends on (seed, index) alone.
 
-    Raises UserError for an unknown split and for a batch that the processes cannot share.
+    Args:
+      epochs: Passes over the split.
+      boxes: Length of the list of boxes, see `BoxesSpec`; the whole image is then shown, its longer side scaled to
+        image_size. 0: no boxes.
+
+    Other arguments are those of `train_batches` and `ImageSpec`. Raises UserError for an unknown split and for a batch that
+    the processes cannot share.
     """
     how = (image_size, seed, tuple(placements), False)
-    recipe = BoxRecipe(*how, count=boxes) if boxes else Recipe(*how)
-    plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, epochs=epochs, rows=rows)
+    spec = BoxesSpec(*how, count=boxes) if boxes else ImageSpec(*how)
+    plan = Plan(source, split, spec, batch_size, process_index, process_count, bad, epochs=epochs, rows=rows)
     return _batches(plan, workers, processes, prefetch, cache)
 
 
@@ -108,7 +119,7 @@ def _batches(plan, workers, processes, prefetch, cache):
         from qbheat_jax.data.device_cache import DeviceBatches  # brings jax
 
         return DeviceBatches(plan, cache)
-    if plan.recipe.boxed and plan.source.plain:
+    if plan.spec.boxed and plan.source.plain:
         return PlainBatches(plan)
     if isinstance(plan.source, Synthetic):
         return NumpyBatches(plan)

@@ -14,10 +14,21 @@ _MASK = (1 << 64) - 1
 PURPOSES = {
     "crop": 1, "flip": 2, "quarter": 3, "order": 4, "files": 5, "photos": 6, "noise": 7, "crop2": 8, "flip2": 9,
     "scenes": 10,
+    **{f"crop{n}": 100 + n for n in range(3, 100)},
+    **{f"flip{n}": 200 + n for n in range(3, 100)},
 }  # fmt: skip
 
 # Evaluation keeps this fraction of the shorter side: 224 of 256, the usual protocol.
 CENTRE_FRACTION = 0.875
+
+
+def of_view(purpose, view):
+    """Return the purpose of a draw for one of an example's views, 0 being the first.
+
+    >>> of_view("crop", 0), of_view("crop", 1)
+    ('crop', 'crop2')
+    """
+    return f"{purpose}{view + 1}" if view else purpose
 
 
 def mix(x):

@@ -18,14 +18,14 @@ CHUNK = 16
 class Plan:
     """Which examples this process makes, in which order.
 
-    Attributes: `source`, `split`, `recipe`, `bad`, `batch_size` (global), `local` (this process's share), `start`
+    Attributes: `source`, `split`, `spec`, `bad`, `batch_size` (global), `local` (this process's share), `start`
     (first position), `order`, `slices`, `batches` (how many there are; None without end).
     """
 
     def __init__(
-        self, source, split, recipe, batch_size, process_index, process_count, bad, *, start=0, epochs=None, rows=None
+        self, source, split, spec, batch_size, process_index, process_count, bad, *, start=0, epochs=None, rows=None
     ):
-        self.source, self.split, self.recipe = source, source.split(split), recipe
+        self.source, self.split, self.spec = source, source.split(split), spec
         n = source.splits[self.split]
         if batch_size < 1 or batch_size % process_count:
             raise UserError(
@@ -34,7 +34,7 @@ class Plan:
             )
         if n < 1:
             raise UserError(f"data.source='{source.spec}' split '{self.split}' has no images")
-        if recipe.train and n < batch_size:
+        if spec.train and n < batch_size:
             raise UserError(
                 f"data.source='{source.spec}' split '{self.split}' has {n} images, fewer than batch_size={batch_size}: "
                 f"use batch_size={n} or less, or more images"
@@ -42,8 +42,8 @@ class Plan:
         self.batch_size, self.start = batch_size, start
         per_epoch = math.ceil(n / batch_size)
         self.batches = None if epochs is None else per_epoch * epochs
-        padded = None if recipe.train else per_epoch * batch_size
-        self.order = Order(n, recipe.seed, shuffle=recipe.train, padded=padded)
+        padded = None if spec.train else per_epoch * batch_size
+        self.order = Order(n, spec.seed, shuffle=spec.train, padded=padded)
         most = CHUNK if source.random_access else 1
         if rows is None:  # the process_index-th of process_count equal parts
             share = batch_size // process_count
@@ -53,9 +53,9 @@ class Plan:
         self.bad = bad if bad is not None else BadFiles(1.0, n)
 
     def fetch(self, index):
-        """Example `index` as its source has it, (data, label, name); with a recipe for boxes its `Boxes` for a label."""
+        """Example `index` as its source has it, (data, label, name); with a spec of boxes its `Boxes` for a label."""
         data, label, name = self.source.fetch(self.split, index)
-        return data, self.source.boxes(self.split, index) if self.recipe.boxed else label, name
+        return data, self.source.boxes(self.split, index) if self.spec.boxed else label, name
 
 
 class Batches:
@@ -96,41 +96,41 @@ class PlainBatches(Batches):
 
     def _next(self):
         epochs, indices = self._examples()
-        return build(self.plan.recipe, lambda _, index: self.plan.fetch(index), epochs, indices, self.plan.bad)
+        return build(self.plan.spec, lambda _, index: self.plan.fetch(index), epochs, indices, self.plan.bad)
 
 
 class NumpyBatches(Batches):
     """`synthetic`: noise by index, no augmentation, no threads, no tensorflow.
 
-    A second view is the same noise as if cut out elsewhere: moved around by its own draw, what leaves on one side coming
-    in on the other, and mirrored where the recipe says so.
+    A further view is the same noise as if cut out elsewhere: moved around by its own draw, what leaves on one side coming
+    in on the other, and mirrored where the spec says so.
     """
 
     def _next(self):
-        plan, size = self.plan, self.plan.recipe.image_size
+        plan, size = self.plan, self.plan.spec.image_size
         epochs, indices = self._examples()
         real = indices >= 0
-        quarters = plan.recipe.quarters(epochs, np.maximum(indices, 0))
+        quarters = plan.spec.quarters(epochs, np.maximum(indices, 0))
         images, labels = plan.source.gather(np.maximum(indices, 0), size)
         if not real.all():
             padding = empty(len(indices), size)
             images = np.where(real[:, None, None, None], images, padding["image"])
             labels = np.where(real, labels, padding["label"])
         crops = {"image": images}
-        if plan.recipe.views > 1:
-            crops["image2"] = _moved(plan.recipe, images, epochs, np.maximum(indices, 0))
+        for view, name in enumerate(plan.spec.images[1:], 1):
+            crops[name] = _moved(plan.spec, images, epochs, np.maximum(indices, 0), view)
         return {**crops, "quarter": quarters, "label": labels, "mask": real, "index": indices.astype(np.int32)}
 
 
-def _moved(recipe, images, epochs, indices):
-    """uint8[c, S, S, 3] -> the second views of these examples, likewise."""
+def _moved(spec, images, epochs, indices, view):
+    """Return another view of the images uint8 [c, S, S, 3] of these examples, likewise."""
     size = images.shape[1]
-    draws = augment.bits(recipe.seed, epochs, indices, "crop2")
+    draws = augment.bits(spec.seed, epochs, indices, augment.of_view("crop", view))
     # Not by nothing at all: a crop of its own.
     down, right = ((draws >> shift) % max(1, size - 1) + 1 for shift in (0, 32))
     across = np.arange(size, dtype=np.uint64)
     rows, columns = (across + down[:, None]) % size, (across + right[:, None]) % size
-    mirrored = np.broadcast_to(recipe.mirrored(epochs, indices, 1), len(indices))
+    mirrored = np.broadcast_to(spec.mirrored(epochs, indices, view), len(indices))
     columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
     each = np.arange(len(images))[:, None, None]
     return images[each, rows[:, :, None].astype(np.int64), columns[:, None].astype(np.int64)]

@@ -97,11 +97,11 @@ class DeviceCache:
             bad.add(name, reason)
         bad.check()
 
-    def batch(self, recipe, epochs, indices, batch_size):
+    def batch(self, spec, epochs, indices, batch_size):
         """Return the global batch on the mesh.
 
         Args:
-          recipe: the example recipe, which draws boxes, flips and placements.
+          spec: the data spec, which draws boxes, flips and placements.
           epochs: int64 [b], for this process's examples.
           indices: int64 [b], -1 for padding.
           batch_size: global batch size.
@@ -112,16 +112,16 @@ class DeviceCache:
         real = indices >= 0
         rows = np.where(real, indices, 0)
         local = {
-            "quarter": recipe.quarters(epochs, rows),
+            "quarter": spec.quarters(epochs, rows),
             "label": np.where(real, self._labels[rows], -1).astype(np.int32),
             "mask": real & self._good[rows],
             "index": indices.astype(np.int32),
         }
         batch = device_mesh.put_batch(local, self.mesh, batch_size)
-        for view, name in enumerate(recipe.images):
-            shown = (rows.astype(np.int32), *self._draw(recipe, epochs, rows, view))
+        for view, name in enumerate(spec.images):
+            shown = (rows.astype(np.int32), *self._draw(spec, epochs, rows, view))
             shown = (device_mesh.put(x, self.mesh, batch_size) for x in shown)
-            batch[name] = _grey_where_masked(self.crop(*shown, recipe.image_size), batch["mask"])
+            batch[name] = _grey_where_masked(self.crop(*shown, spec.image_size), batch["mask"])
         return batch
 
     def crop(self, rows, boxes, flips, size):
@@ -138,14 +138,14 @@ class DeviceCache:
         """
         return _crop(self._images, rows, boxes, flips, mesh=self.mesh, shape=self._shape, size=size)
 
-    def _draw(self, recipe, epochs, rows, view):
-        """Return (boxes float32 [b, 4] in pixels of the cache, bool [b] mirrored), as `recipe` draws them per example."""
+    def _draw(self, spec, epochs, rows, view):
+        """Return (boxes float32 [b, 4] in pixels of the cache, bool [b] mirrored), as `spec` draws them per example."""
         sizes = self._sizes[rows]
-        whole = recipe.train and isinstance(self.source, Synthetic) and view == 0  # synthetic images are not augmented
+        whole = spec.train and isinstance(self.source, Synthetic) and view == 0  # synthetic images are not augmented
         examples = zip(epochs.tolist(), rows.tolist(), *sizes.T.tolist())
-        boxes = [(0, 0, h, w) if whole else recipe.box(epoch, row, h, w, view) for epoch, row, h, w in examples]
+        boxes = [(0, 0, h, w) if whole else spec.box(epoch, row, h, w, view) for epoch, row, h, w in examples]
         boxes = np.array(boxes) * np.tile(np.minimum(sizes, self.cache_size) / sizes, 2)
-        flips = np.zeros(len(rows), bool) if whole else recipe.mirrored(epochs, rows, view)
+        flips = np.zeros(len(rows), bool) if whole else spec.mirrored(epochs, rows, view)
         return boxes.astype(np.float32), np.broadcast_to(flips, len(rows))
 
     def _load(self):
@@ -236,7 +236,7 @@ class DeviceBatches(Batches):
         if not self._loaded:
             self._cache.load(self.plan.bad)
             self._loaded = True
-        return self._cache.batch(self.plan.recipe, epochs, indices, self.plan.batch_size)
+        return self._cache.batch(self.plan.spec, epochs, indices, self.plan.batch_size)
 
 
 def _pack(images):

@@ -1,7 +1,7 @@
 """The tf.data pipeline: runs the examples of a plan on many threads, in the plan's order, ahead of the training loop.
 
 tensorflow gives the threads, the ordering and the prefetching; what runs through its pipeline are the numbers of chunks, while
-their examples are put in their places in the batch. What an example looks like is decided in `examples`, without it. With
+their examples are put in their places in the batch. What an example looks like is decided in `specs`, without it. With
 `processes` the threads only wait for these.
 """
 
@@ -31,7 +31,7 @@ class TensorflowBatches(Batches):
         super().__init__(plan)
         decoders = None
         if processes:
-            decoders = Decoders(plan.recipe, plan.slices.chunk, min(processes, os.cpu_count() or 1))
+            decoders = Decoders(plan.spec, plan.slices.chunk, min(processes, os.cpu_count() or 1))
             workers = decoders.ahead
         self._work = _Work(plan, decoders)
         # The threads call back into Python, which they must not do once the interpreter has begun to go: `finalize`
@@ -180,15 +180,15 @@ class _Work:
         if self.decoders:
             self.decoders.build(fetch, epochs, indices, plan.bad, self._place(j))
         else:
-            image.build(plan.recipe, fetch, epochs, indices, plan.bad, jpeg_window, self._place(j))
+            image.build(plan.spec, fetch, epochs, indices, plan.bad, jpeg_window, self._place(j))
 
     def _place(self, j):
         """Where the examples of chunk j go: views of its batch's arrays."""
-        slices, recipe = self.plan.slices, self.plan.recipe
+        slices, spec = self.plan.slices, self.plan.spec
         number, part = divmod(j, slices.per_batch)
         with self._lock:
             if number not in self.batches:
-                self.batches[number] = recipe.empty(slices.local)
+                self.batches[number] = spec.empty(slices.local)
             batch = self.batches[number]
         return {key: array[part * slices.chunk : (part + 1) * slices.chunk] for key, array in batch.items()}
 
@@ -228,9 +228,9 @@ class _Work:
         shift = epoch * plan.order.padded - plan.start
         return plan.source.stream(
             plan.split,
-            seed=plan.recipe.seed,
+            seed=plan.spec.seed,
             epoch=epoch,
-            shuffle=plan.recipe.train,
+            shuffle=plan.spec.train,
             first=first,
             keep=(shift, plan.batch_size, plan.slices.rows),
         )

@@ -24,16 +24,16 @@ _ENCODED = 160 * 1024
 
 
 class Decoders:
-    """`count` processes that make chunks of `chunk` examples of a `Recipe`.
+    """`count` processes that make chunks of `chunk` examples of a data spec.
 
     Each has a pipe of its own, so that one which is killed is noticed at once and holds no lock that others wait for.
 
     `ahead`: how many chunks can be asked for at a time, one in the work of each process and one waiting for it.
     """
 
-    def __init__(self, recipe, chunk, count):
+    def __init__(self, spec, chunk, count):
         self.ahead = 2 * count
-        layout = _Layout(recipe, chunk)
+        layout = _Layout(spec, chunk)
         context = multiprocessing.get_context("spawn")  # neither jax nor tensorflow outlives a fork
         memory = context.RawArray("B", self.ahead * layout.size)
         self._slots = [layout.slot(memory, k) for k in range(self.ahead)]
@@ -44,7 +44,7 @@ class Decoders:
         atexit.register(self.close)  # before multiprocessing's own, which would wait for the processes
         for _ in range(count):
             pipe, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, recipe, layout, memory), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, spec, layout, memory), daemon=True)
             with _signals_kept_from_children():
                 process.start()
             theirs.close()  # so that the death of the process closes the pipe
@@ -52,7 +52,7 @@ class Decoders:
             self._idle.put(pipe)
 
     def build(self, fetch, epochs, indices, bad, out):
-        """As `examples.build`, in another process. Raises UserError where one has died."""
+        """As `image.build`, in another process. Raises UserError where one has died."""
         items = [None if index < 0 else _fetched(fetch, k, index) for k, index in enumerate(indices.tolist())]
         number = self._free.get()
         try:
@@ -108,10 +108,10 @@ def _signals_kept_from_children():
 class _Layout:
     """How a slot of the shared memory is divided: encoded files, then the arrays of a chunk, each beginning at 64 bytes."""
 
-    def __init__(self, recipe, chunk):
+    def __init__(self, spec, chunk):
         self.chunk, self.encoded = chunk, chunk * _ENCODED
         self.arrays, self.size = {}, self.encoded
-        for key, array in recipe.empty(chunk).items():
+        for key, array in spec.empty(chunk).items():
             self.arrays[key] = (self.size, array.shape, array.dtype)
             self.size += -(-array.nbytes // 64) * 64
 
@@ -153,12 +153,12 @@ class _Noted(list):
         self.append((str(name), str(reason)))
 
 
-def _serve(pipe, recipe, layout, memory):
+def _serve(pipe, spec, layout, memory):
     """Makes chunks until this process is killed, or the one that began it ends, however that ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from qbheat_jax.data.jpeg import jpeg_window
 
-    blank = recipe.empty(layout.chunk)
+    blank = spec.empty(layout.chunk)
 
     def make(number, epochs, indices, items):
         encoded, made = layout.slot(memory, number)
@@ -170,10 +170,10 @@ def _serve(pipe, recipe, layout, memory):
             return (encoded[slice(*data)].tobytes() if isinstance(data, tuple) else data), *others
 
         bad = _Noted()
-        for key in blank.keys() - recipe.images:
+        for key in blank.keys() - spec.images:
             made[key][:] = blank[key]
-        image.build(recipe, fetch, epochs, indices, bad, jpeg_window, made)
-        for key in recipe.images:
+        image.build(spec, fetch, epochs, indices, bad, jpeg_window, made)
+        for key in spec.images:
             made[key][~made["mask"]] = blank[key][0]
         return list(bad)
 

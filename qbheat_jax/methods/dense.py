@@ -1,4 +1,4 @@
-"""Dense detection: every cell near the middle of a box is to name its class and to give the box."""
+"""Dense detection (FCOS, arXiv 1904.01355): every cell near the centre of a box predicts its class and the box."""
 
 import dataclasses
 
@@ -6,29 +6,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qbheat_jax.config import COUNTS, POSITIVE, Field, at_least, refuse
+from qbheat_jax.methods.common import detection
 from qbheat_jax.methods.common.detection import Detection, quality_focal
-from qbheat_jax.models.pyramid import locations
+from qbheat_jax.models.dense_detector import DenseDetector
+from qbheat_jax.models.pyramid import GroupNorm, locations
 from qbheat_jax.ops import boxes as geometry
+from qbheat_jax.ops import images
 
-# A box belongs to the finest level whose stride, times this, is its longer side or more; the largest to the coarsest.
+# A box belongs to the finest level whose stride times REACH covers its longer side; the largest boxes to the coarsest level.
 REACH = 8.0
-# Cells count for a box up to this many strides from its middle (centre sampling).
+# Centre sampling: cells up to this many strides from the centre of a box are positive.
 RADIUS = 1.5
 _BOX_WEIGHT = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Detection):
-    """`Detection` by a `DenseDetector`; the score of a class is how well the box fits, so no centre-ness is needed.
+    """`Detection` by a `DenseDetector`. Class scores are trained on the box's IoU, so there is no centre-ness.
 
-    `candidates`: pairs of box and class that suppression looks at; `overlap`: the IoU from which it takes one out.
+    Args:
+      candidates: Pairs of box and class that non-maximum suppression looks at.
+      overlap: IoU from which it suppresses a box.
     """
 
     candidates: int = 300
     overlap: float = 0.6
 
+    NAME = "dense"
+    NOTE = "at every cell, as FCOS"
+    TITLE = "dense detector"
+    STORY = "a detector that looks at every cell of the encoder's maps"
+    FIELDS = {
+        **detection.FIELDS,
+        "dense.strides": Field((8, 16, 32), "pixels a cell of its levels, each twice the one before", COUNTS),
+        "dense.width": Field(128, "its channels, a multiple of 8", POSITIVE),
+        "dense.depth": Field(2, "convolutions of its towers", at_least(0)),
+    }
+
+    @classmethod
+    def check(cls, values):
+        strides = _whole(values["dense.strides"])
+        if any(b != 2 * a for a, b in zip(strides, strides[1:])) or strides[0] & (strides[0] - 1):
+            refuse("dense.strides", strides, "powers of two, each twice the one before")
+        if values["image_size"] % strides[-1]:
+            refuse("image_size", values["image_size"], f"a multiple of the largest of dense.strides={strides}")
+        if values["dense.width"] % GroupNorm.num_groups:
+            refuse("dense.width", values["dense.width"], f"a multiple of {GroupNorm.num_groups}")
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        fields, dtype = config.dense, jnp.dtype(config.dtype)
+        detector = DenseDetector(config.detector.classes, _whole(fields.strides), fields.width, fields.depth, dtype)
+        pixels = images.PIXELS[config.pixels]
+        return cls(encoder, detector, pixels, config.tune, config.detector.stages, config.detector.count)
+
     def outputs_loss(self, outputs, boxes, classes, mask, size):
-        """(loss, {"class", "box", "cells"}); losses are sums over cells, divided by the cells of boxes in the batch."""
+        """Return (loss, {"class", "box", "cells"}): losses summed over cells, divided by the positive cells of the batch."""
         logits, found = outputs
         points, strides = locations(*size, self.detector.strides)
         index = jax.vmap(lambda b, c: assign(points, strides, b, c, self.detector.strides))(boxes, classes)
@@ -55,12 +89,21 @@ class Dense(Detection):
         return jax.vmap(one)(found, jax.nn.sigmoid(logits))
 
 
-def assign(points, strides, boxes, classes, levels):
-    """Which box each cell is to give -> int32 [p], -1 for none.
+def _whole(strides):
+    """Return the strides as ints; a config's lists are of floats."""
+    return tuple(int(stride) for stride in strides)
 
-    points [p, 2], strides [p]: of the cells; boxes [n, 4], classes [n] (-1: none); levels: the strides there are. A cell of
-    the box's level counts where it lies in the box, at most RADIUS strides from its middle in x and in y; and the cell that
-    the middle lies in counts always, so that no box is too small to be found. Of several boxes the smallest is taken.
+
+def assign(points, strides, boxes, classes, levels):
+    """Return the box that each cell predicts -> int32 [p], -1 for none.
+
+    A cell of the box's level is positive where it lies in the box, at most RADIUS strides from the centre in x and in y. The
+    cell of the centre is always positive, so that no box is too small. A cell of several boxes takes the smallest.
+
+    Args:
+      points, strides: [p, 2], [p] of the cells.
+      boxes, classes: [n, 4], [n]; class -1 is none.
+      levels: Strides of the pyramid.
     """
     middle, size = jnp.split(geometry.centred(boxes), 2, -1)
     limits = jnp.asarray(levels[:-1], jnp.float32) * REACH

@@ -1,4 +1,4 @@
-"""Detection by queries: each box of an image is matched with one query, and every query without one is to see nothing."""
+"""Detection by queries (DETR, arXiv 2005.12872): each box is matched with one query; the other queries predict nothing."""
 
 import dataclasses
 
@@ -7,18 +7,50 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from qbheat_jax.config import POSITIVE, Field, refuse
+from qbheat_jax.methods.common import detection
 from qbheat_jax.methods.common.detection import Detection, focal
+from qbheat_jax.models.detr_detector import DETR
 from qbheat_jax.ops import boxes as geometry
+from qbheat_jax.ops import images
 
-# Weights of class, L1 and GIoU, in the costs of matching and in the loss (those of Deformable DETR, arXiv 2010.04159).
+# Weights of class, L1 and GIoU in the matching cost and in the loss, of Deformable DETR (arXiv 2010.04159).
 CLASS, L1, GIOU = 2.0, 5.0, 2.0
-# More than any cost can be, and what stands for one that is not a number.
+# Above any cost; stands for one that is not finite.
 _TOO_MUCH = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
 class Detr(Detection):
-    """`Detection` by a `DETR`; every layer of its decoder, and every group of queries, is matched and asked by itself."""
+    """`Detection` by a `DETR`. Every layer of its decoder and every group of queries has a matching and a loss of its own."""
+
+    NAME = "detr"
+    NOTE = "queries, as DETR"
+    TITLE = "DETR detector"
+    STORY = "a detector whose queries look at the encoder's maps"
+    FIELDS = {
+        **detection.FIELDS,
+        "detr.size": Field("small", "width 128 and 3 layers, or width 256 and 6", ("small", "base")),
+        "detr.queries": Field(100, "boxes that it can see in an image, data.max_boxes or more", POSITIVE),
+        "detr.anchors": Field(
+            True, "queries are boxes that the layers refine; converges far sooner than learnt queries"
+        ),
+        "detr.groups": Field(
+            4, "sets of queries that learn side by side, of which the first is asked afterwards", POSITIVE
+        ),
+    }
+
+    @classmethod
+    def check(cls, values):
+        queries, boxes = values["detr.queries"], values["data.max_boxes"]
+        if queries < boxes:
+            refuse("detr.queries", queries, f"data.max_boxes={boxes} or more, one for each box")
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        detector = DETR(config.detector.classes, **config.detr, dtype=jnp.dtype(config.dtype))
+        pixels = images.PIXELS[config.pixels]
+        return cls(encoder, detector, pixels, config.tune, count=config.detector.count)
 
     def detections(self, variables, images):
         """As `Detection.detections`, by the first group of queries."""
@@ -26,8 +58,10 @@ class Detr(Detection):
         return Detection.detections(first, variables, images)
 
     def outputs_loss(self, outputs, boxes, classes, mask, size):
-        """(loss, {"class", "box", "giou"} of the last layer); the loss is summed over layers, each by the batch's boxes, and
-        is the mean of the groups'."""
+        """Return (loss, {"class", "box", "giou"} of the last layer).
+
+        The loss is summed over layers and averaged over groups; each is divided by the boxes of the batch.
+        """
         pixels = np.array([size[1], size[0]] * 2, np.float32)
         boxes = boxes / pixels
 
@@ -44,11 +78,11 @@ class Detr(Detection):
         return loss, {name: values[-1] for name, values in parts.items()}
 
     def _grouped(self, x):
-        """[layers, B, groups * queries, ...] -> [layers, B, groups, queries, ...]."""
+        """Reshape [layers, B, groups * queries, ...] to [layers, B, groups, queries, ...]."""
         return x.reshape(*x.shape[:2], self.detector.groups, -1, *x.shape[3:])
 
     def decode(self, outputs, size):
-        """As `Detection.detections`: of the last layer, without suppression, since each box has one query."""
+        """As `Detection.detections`, of the last layer; no suppression, since each box has one query."""
         logits, found = (x[-1] for x in outputs)
         found = jnp.clip(found, 0, np.array([size[1], size[0]] * 2, np.float32))
         classes = logits.shape[-1]
@@ -61,9 +95,9 @@ class Detr(Detection):
 
 
 def costs(logits, found, boxes, classes):
-    """What it costs that a query is matched with a box -> [queries, n]; of one image.
+    """Return the cost [queries, n] of matching each query with each box of one image.
 
-    logits [queries, classes], found [queries, 4], boxes [n, 4], both corners as shares of the image; classes [n], -1: none.
+    logits [queries, classes]; found [queries, 4], boxes [n, 4]: corners as fractions of the image; classes [n], -1: none.
     """
     label = jnp.maximum(classes, 0)
     seen = (focal(logits, jnp.ones_like(logits)) - focal(logits, jnp.zeros_like(logits)))[:, label]
@@ -72,11 +106,11 @@ def costs(logits, found, boxes, classes):
 
 
 def matched(cost, real):
-    """Which query each box is matched with: the cheapest assignment of all -> int32 [n], -1 where `real` [n] is False.
+    """Return the query of each box in the cheapest assignment -> int32 [n], -1 where `real` [n] is False.
 
     cost [queries, n], at least as many queries as boxes.
     """
-    # Boxes that only fill the list cost the same with any query, so that they change nothing for the others.
+    # Padding boxes cost the same with any query, so they do not change the assignment of the others.
     cost = jnp.where(real, jnp.nan_to_num(cost, nan=_TOO_MUCH, posinf=_TOO_MUCH, neginf=-_TOO_MUCH), 0.0)
     queries, places = optax.assignment.hungarian_algorithm(cost)
     found = jnp.zeros(cost.shape[1], jnp.int32).at[places].set(queries.astype(jnp.int32))
@@ -84,7 +118,7 @@ def matched(cost, real):
 
 
 def criterion(logits, found, boxes, classes, match, mask):
-    """{"class", "box", "giou"}: focal, L1 and GIoU losses of a batch, divided by its boxes.
+    """Return {"class", "box", "giou"}: focal, L1 and GIoU losses of a batch, divided by its boxes.
 
     logits [B, queries, classes], found [B, queries, 4], boxes [B, n, 4], classes [B, n], match [B, n] (see `matched`),
     mask bool [B].

@@ -1,4 +1,4 @@
-"""MAE (arXiv 2111.06377): a ViT sees a quarter of an image's cells, a small decoder predicts the others."""
+"""MAE (arXiv 2111.06377): a ViT sees a quarter of the cells of an image, and a small decoder predicts the others."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import random
 
-from qbheat_jax.methods.common import masks
+from qbheat_jax.config import FRACTION, Field
+from qbheat_jax.errors import UserError
+from qbheat_jax.methods import base
+from qbheat_jax.methods.common import decoding, masks, targets
 from qbheat_jax.methods.common.encoding import encode
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, remat, sincos_2d
@@ -16,10 +19,10 @@ from qbheat_jax.ops import images as images_lib
 
 
 class MaskDecoder(nn.Module):
-    """Features of the kept cells -> `outputs` numbers for every cell of the image.
+    """Transformer from the features of the kept cells to `outputs` numbers for every cell.
 
-    kept [B, n, C]; ranks int32 [B, cells], where in (kept, then masked) each cell of the grid is; grid (h, w); class_token
-    [B, C] or None -> float32 [B, h, w, outputs]. A learnt token stands for every masked cell, and all get a position.
+    kept [B, n, C]; ranks int32 [B, cells], each cell's place in (kept, then masked); grid (h, w); class_token [B, C] or None
+    -> float32 [B, h, w, outputs]. A learnt token stands for every masked cell, and all cells get a position code.
     """
 
     outputs: int
@@ -49,11 +52,16 @@ class MaskDecoder(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class MAE:
-    """The objective. `encoder`: a ViT, which alone can leave cells out; `target`: what each cell is to predict.
+class MAE(base.Method):
+    """Masked autoencoding.
 
-    `mask_ratio`: the share of the cells that is hidden (0.75 is the paper's); the share that is kept, to the nearest
-    whole cell, is the same in every image.
+    Args:
+      encoder: ViT, the only encoder that can leave cells out.
+      decoder: MaskDecoder.
+      target: What each cell predicts.
+      mask_ratio: Fraction of masked cells (0.75 in the paper). Every image keeps the same number, see `kept`.
+      loss_on: Cells that count, "masked" or "all".
+      pixels: How images are normalised.
     """
 
     encoder: ViT
@@ -63,8 +71,51 @@ class MAE:
     loss_on: str = "masked"
     pixels: images_lib.Pixels = images_lib.Pixels()
 
+    NAME = "mae"
+    NOTE = "a vit alone"
+    TITLE = "MAE"
+    STORY = (
+        "{encoder} was shown the cells of an image that were left when {config.mae.mask_ratio:.0%} of them, drawn at random, "
+        "had been taken out, and a small decoder had to predict the others (MAE). The error on {cells} was all there was to "
+        "learn from: no labels were used."
+    )
+    FIELDS = {
+        **decoding.FIELDS,
+        **targets.FIELDS,
+        "mae.mask_ratio": Field(0.75, "share of the cells that the encoder does not see", FRACTION),
+    }
+
+    @classmethod
+    def check(cls, values):
+        decoding.check(values)
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        if not isinstance(encoder, ViT):
+            raise UserError(
+                f"config field encoder.name={config.encoder.name!r} is not accepted with objective='mae', which leaves cells "
+                "out: it takes vit_ti, vit_s or vit_b (objective='simmim' masks images for any encoder)"
+            )
+        ratio, cells = config.mae.mask_ratio, (config.image_size // encoder.stride) ** 2
+        if not 0 < kept(cells, ratio) < cells:
+            raise UserError(
+                f"config field mae.mask_ratio={ratio} is not accepted: of the {cells} cells of an image of "
+                f"image_size={config.image_size} it must keep and mask at least one each"
+            )
+        target = targets.build(config, encoder)
+        decoder = MaskDecoder(sum(target.widths.values()), **decoding.options(config))
+        return cls(encoder, decoder, target, ratio, config.loss_on, images_lib.PIXELS[config.pixels])
+
+    @classmethod
+    def loss_text(cls, config):
+        return targets.error_text(config)
+
+    @classmethod
+    def details(cls, config):
+        return " ".join(filter(None, [decoding.text(config), targets.text(config)]))
+
     def init(self, rng, batch):
-        """Variables {"params": {"encoder", "decoder"}, "batch_stats": {}}."""
+        """Return {"params": {"encoder", "decoder"}, "batch_stats": {}}."""
         keys = random.split(rng)
         images = self.pixels.normalise(batch["image"][:1])
         grid, keep, ranks = self.draw(None, images.shape)
@@ -72,29 +123,28 @@ class MAE:
         decoder = self.decoder.init(keys[1], features, ranks, grid, out.get("class_token"))
         return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}, "batch_stats": {}}
 
-    def loss(self, params, mutable, batch, rng, train=True):
-        """Mean squared error (`Target.error`) over the cells asked for -> (float32 loss, (mutable, metrics)).
+    def loss(self, params, state, batch, rng, train=True):
+        """Return (mean `Target.error` over the cells that count, (state, {"variance"})).
 
-        batch: image uint8 [B, H, W, 3], mask bool[B] (False: the example does not count). The cells come from `rng`; with
-        None, in evaluation, they are the same every time. metrics: `variance`, what predicting the mean cell of the batch
-        would cost.
+        batch: image uint8 [B, H, W, 3], mask bool [B]. The mask is drawn by `rng`; None draws the same every time.
+        `variance` is the loss of predicting the mean cell of the batch.
         """
         mask_rng, encoder_rng = (None, None) if rng is None else random.split(rng)
         images = self.pixels.normalise(batch["image"])
         grid, keep, ranks = self.draw(mask_rng, images.shape)
-        features, out, mutable = encode(self.encoder, params, mutable, images, encoder_rng, train, keep=keep)
+        features, out, state = encode(self.encoder, params, state, images, encoder_rng, train, keep=keep)
         predicted = self.decoder.apply({"params": params["decoder"]}, features, ranks, grid, out.get("class_token"))
         hidden = (ranks >= keep.shape[1]).reshape(-1, *grid)
         cells = (hidden if self.loss_on == "masked" else jnp.ones_like(hidden)) & batch["mask"][:, None, None]
         wanted = self.target(images)
         loss = masks.mean_over(self.target.error(predicted, wanted), cells)
-        return loss, (mutable, {"variance": masks.variance(self.target, wanted, cells)})
+        return loss, (state, {"variance": masks.variance(self.target, wanted, cells)})
 
     def draw(self, rng, shape):
-        """(grid, keep, ranks) for images of that shape.
+        """Return (grid, keep, ranks) for images of a shape.
 
-        keep int32 [B, n]: the cells that the encoder sees. ranks int32 [B, cells]: each cell's place when the kept ones,
-        in the order of `keep`, come first; below n it is seen.
+        keep int32 [B, n]: the cells that the encoder sees. ranks int32 [B, cells]: each cell's place when the kept cells, in
+        the order of `keep`, come first; a cell of rank below n is seen.
         """
         grid = (shape[1] // self.encoder.stride, shape[2] // self.encoder.stride)
         ranks = masks.ranks(rng, shape[0], grid[0] * grid[1])
@@ -103,7 +153,7 @@ class MAE:
 
 
 def kept(cells, ratio):
-    """How many of the cells the encoder sees.
+    """Return the number of cells that the encoder sees.
 
     >>> kept(196, 0.75), kept(10, 0.6)
     (49, 4)

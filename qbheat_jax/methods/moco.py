@@ -1,4 +1,4 @@
-"""MoCo-v2 (arXiv 1911.05722, 2003.04297): tell the other view of an image from a queue of views of other images."""
+"""MoCo-v2 (arXiv 1911.05722, 2003.04297): find the other view of an image among a queue of views of other images."""
 
 import dataclasses
 from typing import Any
@@ -7,7 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qbheat_jax.config import BELOW_ONE, FRACTION, POSITIVE, RANGE, Field, refuse
+from qbheat_jax.data.specs.views import ViewsSpec
+from qbheat_jax.methods import base
 from qbheat_jax.methods.common import encoding
+from qbheat_jax.methods.common.ema import ema_update
 from qbheat_jax.methods.common.encoding import encode, pooled
 from qbheat_jax.models.layers import BatchNorm
 from qbheat_jax.ops import colour
@@ -15,9 +19,11 @@ from qbheat_jax.ops import images as images_lib
 
 
 class Projector(nn.Module):
-    """MoCo-v2's head: two layers, the first as wide as what comes in. [B, C] -> float32 [B, width] of unit length.
+    """MoCo-v2's head: two layers, the first as wide as its input. [B, C] -> float32 [B, width] of unit length.
 
-    `standardise`: a batch norm without gain and bias comes first (the paper has none).
+    Args:
+      width: Numbers in a key.
+      standardise: Put a batch norm without gain and bias first (the paper has none).
     """
 
     width: int
@@ -32,7 +38,7 @@ class Projector(nn.Module):
 
 
 def l2_normalize(x):
-    """[..., C] scaled to length 1."""
+    """Return [..., C] scaled to length 1."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
 
 
@@ -40,7 +46,10 @@ def l2_normalize(x):
 class Colours:
     """MoCo-v2's augmentation after crop and flip, in its order: colour jitter, grey, blur.
 
-    `sigma`: the range of the blur's standard deviation in pixels (the paper's is 0.1 to 2, of 224 x 224 images).
+    Args:
+      jitter, jitter_prob: Colour jitter and its probability.
+      grey_prob, blur_prob: Probabilities of grey and blur.
+      sigma: Range of the blur's standard deviation in pixels (0.1 to 2 for 224 x 224 images in the paper).
     """
 
     jitter: colour.Jitter = colour.Jitter(0.4, 0.4, 0.4, 0.1)
@@ -50,7 +59,7 @@ class Colours:
     sigma: tuple = (0.1, 2.0)
 
     def __call__(self, images, rng):
-        """float32 [B, H, W, 3] on the 0..1 scale -> the same, every image by its own draws."""
+        """Augment float32 [B, H, W, 3] on the 0..1 scale; every image has draws of its own."""
         keys = jax.random.split(rng, 3)
         images = colour.sometimes(self.jitter, images, keys[0], self.jitter_prob)
         images = colour.sometimes(_to_grey, images, keys[1], self.grey_prob)
@@ -65,16 +74,16 @@ def _to_grey(images, rng):
     return jnp.broadcast_to(colour.grey(images), images.shape)
 
 
-def ema_update(slow, fast, momentum):
-    """The momentum update, momentum * slow + (1 - momentum) * fast, of trees of float32."""
-    return jax.tree.map(lambda s, f: momentum * s + (1 - momentum) * f, slow, fast)
-
-
 def info_nce(query, key, queue, temperature):
-    """InfoNCE of every example: cross-entropy of the positive among itself and the queue.
+    """Return InfoNCE of every example: cross-entropy of the positive among itself and the queue.
 
-    query, key float32 [B, D], queue float32 [K, D], all of unit length -> (losses float32 [B], whether the positive is
-    the nearest bool [B]).
+    Args:
+      query, key: float32 [B, D] of unit length.
+      queue: float32 [K, D] of unit length.
+      temperature: Divisor of the similarities.
+
+    Returns:
+      (losses float32 [B], bool [B] whether the positive is nearer than every negative).
     """
     positive = (query * key).sum(-1, keepdims=True) / temperature
     negative = query @ queue.T / temperature
@@ -83,10 +92,13 @@ def info_nce(query, key, queue, temperature):
 
 
 def enqueue(queue, pointer, key, mask):
-    """The queue with the batch's keys in the place of the oldest ones, and where the next batch goes.
+    """Return (queue with its oldest keys replaced by the batch's, the next batch's pointer).
 
-    queue [K, D], K a multiple of the batch; pointer int32; key [B, D]; mask bool[B]: False leaves the old key (an image
-    that could not be read is no negative).
+    Args:
+      queue: [K, D], K a multiple of the batch.
+      pointer: int32, the oldest key.
+      key: [B, D].
+      mask: bool [B]; False keeps the old key, since an image that could not be read is no negative.
     """
     batch = key.shape[0]
     old = jax.lax.dynamic_slice_in_dim(queue, pointer, batch)
@@ -95,29 +107,32 @@ def enqueue(queue, pointer, key, mask):
 
 
 @dataclasses.dataclass(frozen=True)
-class MoCo:
-    """The objective. A batch has two random crops of every image, `image` (the query's) and `image2` (the key's).
+class MoCo(base.Method):
+    """Momentum contrast of two random crops: `image` gives the query, `image2` the key.
 
-    `encoder`: any of `models.registry`. `queue`: how many keys are kept, a multiple of the batch. `momentum`: of the
-    key encoder. `width`: numbers in a key.
+    The state has `key_encoder` {"params", "batch_stats"} and `key_projector`, the momentum encoder; `queue` float32 [K, width];
+    `pointer` int32, where the next keys go; `steps` int32, the steps done.
 
-    What follows the parameters lives in the mutable state, and is checkpointed and sharded with it: `key_encoder`
-    {"params", "batch_stats"} and `key_projector` {"params"}, the momentum encoder; `queue` float32 [K, width];
-    `pointer` int32, where the next keys go; `steps` int32, how many were made.
+    Batch norm must not leak the answer. Query and key come from one batch, the negatives from earlier ones: keys normalised by
+    their own batch's statistics can be matched without looking at the image. MoCo shuffles keys over GPUs, whose statistics
+    differ. Here batch norm is over the global batch, so shuffling would change nothing. Instead the key encoder normalises by
+    averages (EMAN, arXiv 2101.08482): its statistics follow the encoder's running statistics by the momentum update, as its
+    parameters follow the parameters. A key then depends on its own image and the past alone, on any number of devices.
 
-    Batch norm must not give the answer away: a query and its key come from one batch and the negatives from earlier
-    ones, so that keys normalised by their own batch's statistics carry a mark by which the positive is found without
-    looking at the image. MoCo shuffles the keys among GPUs, whose statistics differ. Here batch norm is over the
-    global batch, however many devices hold it, and shuffling would change nothing. Instead the key encoder normalises
-    by averages of earlier steps (EMAN, arXiv 2101.08482): its statistics follow the encoder's running ones by the
-    momentum update, as its parameters follow the parameters. A key is thus a function of its own image and of the past
-    alone, on any number of devices, and there is no mark to find. So that the averages do not hold on to the (0, 1) that
-    running statistics begin with, the momentum starts lower, at most (1 + n) / (10 + n) at step n (our choice): of parameters
-    and statistics alike, since statistics of other parameters than those that they are used with normalise nothing.
+    Running statistics begin at (0, 1). To forget that, the momentum of step n is at most (1 + n) / (10 + n), for parameters
+    and statistics alike (our choice).
 
-    Where features of all images are nearly the same, as a small encoder's are at first, the queue's age can give the answer
-    away too: keys drift more from step to step than they differ from image to image, and the positive is the newest.
-    `Projector.standardise` makes them differ.
+    The age of the queue can leak the answer too. A small encoder's features are nearly equal at first; keys then drift more
+    between steps than they differ between images, and the positive is the newest. `Projector.standardise` prevents it.
+
+    Args:
+      encoder: Module of `models.registry`.
+      projector: Head of queries and keys.
+      queue: Keys kept, a multiple of the batch.
+      momentum: EMA momentum of the key encoder.
+      temperature: Divisor of the similarities.
+      colours: Augmentation on the device.
+      pixels: How images are normalised.
     """
 
     encoder: Any
@@ -128,10 +143,53 @@ class MoCo:
     colours: Colours = Colours()
     pixels: images_lib.Pixels = images_lib.Pixels()
 
-    views = 2
+    NAME = "moco"
+    NOTE = "MoCo-v2"
+    TITLE = "MoCo-v2"
+    STORY = (
+        "{encoder} was shown two random crops of an image in random colours, and had to tell that they are of one image: the "
+        "feature of the one is to be nearer to that of the other, as a slowly moving average of the encoder gives it, than "
+        "to those of {config.moco.queue:,} crops before (MoCo-v2). No labels were used."
+    )
+    FIELDS = {
+        "moco.queue": Field(65536, "keys kept to compare with, a multiple of batch_size", POSITIVE),
+        "moco.momentum": Field(0.999, "of the key encoder; of few steps less, such as 0.99", BELOW_ONE),
+        "moco.temperature": Field(0.2, "the similarities are divided by", POSITIVE),
+        "moco.width": Field(128, "numbers in a key", POSITIVE),
+        "moco.standardise": Field(
+            False, "features to mean 0, variance 1 over the batch before the projector; for small encoders (our choice)"
+        ),
+        "moco.blur_share": Field(0.5, "share of the images that is blurred", FRACTION),
+        "moco.blur_sigma": Field((0.1, 2.0), "range of the blur in pixels (the paper's, of 224 x 224 images)", RANGE),
+    }
+    sharded_like_params = ("key_encoder", "key_projector")
+
+    @classmethod
+    def check(cls, values):
+        if values["accumulate"] > 1:
+            refuse("accumulate", values["accumulate"], "1 with objective='moco', whose key encoder follows once a step")
+        queue, batch = values["moco.queue"], values["batch_size"]
+        if queue % batch:
+            refuse("moco.queue", queue, f"a multiple of batch_size={batch}")
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        fields = config.moco
+        colours = Colours(blur_prob=fields.blur_share, sigma=fields.blur_sigma)
+        projector = Projector(fields.width, fields.standardise)
+        pixels = images_lib.PIXELS[config.pixels]
+        return cls(encoder, projector, fields.queue, fields.momentum, fields.temperature, colours, pixels)
+
+    @classmethod
+    def batch_spec(cls, config):
+        return ViewsSpec.of(config, views=2)
+
+    @classmethod
+    def loss_text(cls, config):
+        return "InfoNCE, the cross-entropy of finding the other view"
 
     def init(self, rng, batch):
-        """Variables {"params": {"encoder", "projector"}, "batch_stats": ...}; the key encoder starts as a copy."""
+        """Return {"params": {"encoder", "projector"}, "batch_stats": state}; the key encoder starts as a copy."""
         keys = jax.random.split(rng, 3)
         images = self.pixels.normalise(batch["image"][:1])
         encoder = self.encoder.init(keys[0], images)
@@ -139,67 +197,65 @@ class MoCo:
         made = {"encoder": encoder, "projector": projector}
         params = {part: tree["params"] for part, tree in made.items()}
         stats = {part: tree["batch_stats"] for part, tree in made.items() if "batch_stats" in tree}
-        follower = self.started({"params": params, "batch_stats": stats})["batch_stats"]
+        follower = self.init_copies({"params": params, "batch_stats": stats})["batch_stats"]
         queue = l2_normalize(jax.random.normal(keys[2], (self.queue, self.projector.width)))
         counters = {"pointer": jnp.zeros((), jnp.int32), "steps": jnp.zeros((), jnp.int32)}
         return {"params": params, "batch_stats": {**follower, "queue": queue, **counters}}
 
-    def started(self, variables):
-        """Variables that some parts are to start from, with the key encoder's parts as copies of them."""
+    def init_copies(self, variables):
+        """As `Method.init_copies`: the key encoder's parts are copies of the given ones."""
         params, stats = variables["params"], dict(variables.get("batch_stats", {}))
         for part in [part for part in ("encoder", "projector") if part in params]:
             # A copy: the step donates the state, and no buffer may be donated twice.
             stats[f"key_{part}"] = jax.tree.map(jnp.copy, encoding.variables(params, stats, part))
         return {"params": params, "batch_stats": stats}
 
-    def loss(self, params, mutable, batch, rng, train=True):
-        """Mean InfoNCE of the examples that count -> (float32 loss, (mutable, {"top1"})).
+    def loss(self, params, state, batch, rng, train=True):
+        """Return (mean InfoNCE of the examples that count, (state, {"top1"})).
 
-        batch: image, image2 uint8 [B, H, W, 3], mask bool[B]. One without `image2` has the same crop twice, which only
-        the colours tell apart: so it is in evaluation, where rng is None, the colours are drawn the same every time, and
-        nothing is enqueued. metrics: `top1`, how often the positive is nearer than every negative.
+        batch: image, image2 uint8 [B, H, W, 3], mask bool [B]. Without `image2`, as in evaluation, both views are of the same
+        crop and differ in colour alone. rng None draws the same colours every time. Only training enqueues keys. `top1` is the
+        fraction of positives that are nearer than every negative.
         """
         keys = jax.random.split(jax.random.key(0) if rng is None else rng, 3)
-        # Side by side on an axis of their own: along the batch, the devices would have to exchange images.
+        # Views have an axis of their own: joined along the batch, devices would exchange images.
         crops = jnp.stack([batch["image"], batch["image2" if "image2" in batch else "image"]])
         first, second = jax.vmap(self._view)(crops, keys[:2])
         if train:
-            mutable = self._follow(params, mutable)
-        key = jax.lax.stop_gradient(self._key(mutable, second))
-        features, out, mutable = encode(self.encoder, params, mutable, first, keys[2], train)
-        query, mutable = self._query(params, mutable, pooled(features, out), train)
-        losses, nearest = info_nce(query, key, mutable["queue"], self.temperature)
+            state = self._follow(params, state)
+        key = jax.lax.stop_gradient(self._key(state, second))
+        features, out, state = encode(self.encoder, params, state, first, keys[2], train)
+        query, state = self._query(params, state, pooled(features, out), train)
+        losses, nearest = info_nce(query, key, state["queue"], self.temperature)
         weight = batch["mask"].astype(jnp.float32) / jnp.maximum(batch["mask"].sum(), 1)
         if train:
-            queue, pointer = enqueue(mutable["queue"], mutable["pointer"], key, batch["mask"])
-            mutable = {**mutable, "queue": queue, "pointer": pointer, "steps": mutable["steps"] + 1}
-        return (losses * weight).sum(), (mutable, {"top1": (nearest * weight).sum()})
+            queue, pointer = enqueue(state["queue"], state["pointer"], key, batch["mask"])
+            state = {**state, "queue": queue, "pointer": pointer, "steps": state["steps"] + 1}
+        return (losses * weight).sum(), (state, {"top1": (nearest * weight).sum()})
 
-    def _query(self, params, mutable, features, train):
-        """(unit vectors float32 [B, width], mutable with the projector's statistics updated where it trains)."""
-        known = encoding.variables(params, mutable, "projector")
-        if not train or "projector" not in mutable:
-            return self.projector.apply(known, features), mutable
+    def _query(self, params, state, features, train):
+        """Return (queries float32 [B, width], state); training updates the projector's statistics."""
+        known = encoding.variables(params, state, "projector")
+        if not train or "projector" not in state:
+            return self.projector.apply(known, features), state
         query, updated = self.projector.apply(known, features, True, mutable=["batch_stats"])
-        return query, {**mutable, "projector": updated["batch_stats"]}
+        return query, {**state, "projector": updated["batch_stats"]}
 
     def _view(self, images, rng):
-        """uint8 [B, H, W, 3] -> augmented and normalised."""
+        """Augment and normalise uint8 [B, H, W, 3]."""
         coloured = self.colours(images.astype(jnp.float32) / 255.0, rng)
         return self.pixels.normalise(coloured * 255.0)
 
-    def _follow(self, params, mutable):
-        """The key encoder one step nearer to the encoder as it now is."""
+    def _follow(self, params, state):
+        """Return the state after the key encoder's momentum update."""
         params = jax.lax.stop_gradient(params)
-        steps = mutable["steps"].astype(jnp.float32)
+        steps = state["steps"].astype(jnp.float32)
         momentum = jnp.minimum(self.momentum, (1 + steps) / (10 + steps))
         followed = {
-            f"key_{part}": ema_update(mutable[f"key_{part}"], encoding.variables(params, mutable, part), momentum)
+            f"key_{part}": ema_update(state[f"key_{part}"], encoding.variables(params, state, part), momentum)
             for part in ("encoder", "projector")
         }
-        return {**mutable, **followed}
+        return {**state, **followed}
 
-    def _key(self, mutable, images):
-        return self.projector.apply(
-            mutable["key_projector"], pooled(*self.encoder.apply(mutable["key_encoder"], images))
-        )
+    def _key(self, state, images):
+        return self.projector.apply(state["key_projector"], pooled(*self.encoder.apply(state["key_encoder"], images)))

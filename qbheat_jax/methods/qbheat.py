@@ -1,4 +1,4 @@
-"""QB-Heat (arXiv 2211.13228): see a quarter, extrapolate its features by the heat equation, predict the other pixels."""
+"""QB-Heat (arXiv 2211.13228): encode a quarter, extrapolate its features by the heat equation, decode the other pixels."""
 
 import dataclasses
 from typing import Any
@@ -7,17 +7,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qbheat_jax.config import Field, at_least
+from qbheat_jax.data.specs.image import ImageSpec
+from qbheat_jax.errors import UserError
+from qbheat_jax.methods import base
+from qbheat_jax.methods.common import decoding, targets
+from qbheat_jax.methods.common.encoding import encode
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.decoder import HeatDecoder
+from qbheat_jax.ops import heat, poisson, quarters
 from qbheat_jax.ops import images as images_lib
-from qbheat_jax.ops import poisson, quarters
+
+# Words for pages.
+_PLACEMENTS = {
+    "corners": "in one of the four corners",
+    "center": "in the centre",
+    "corners_center": "in one of the four corners or in the centre",
+    "all9": "at one of nine places",
+}
+_PROPAGATORS = {
+    "offset": "over a distance d a feature z becomes (I + dA) z",
+    "power": "each cell's feature is (I + A/n) times its neighbour's, n cells to half an image",
+    "exp": "over a distance d a feature z becomes exp(dA) z",
+    "spectral": "over a distance d a feature z becomes V exp(d\u039b) V\u207b\u00b9 z, with one basis V for both axes",
+}
+_SHOWN = (
+    "; the pictures below are un-normalised with the mean and deviation that were predicted, their mean colours interpolated "
+    "between the patches"
+)
 
 
 def crop_visible(images, quarter):
-    """The visible quarter of every image. images [B, H, W, C], quarter int32[B] -> [B, H/2, W/2, C].
+    """Return the visible quarter of every image: images [B, H, W, C], quarter int32 [B] -> [B, H/2, W/2, C].
 
-    Of the few slices that placements ask for, each image selects its own: a slice that begins elsewhere for every image
-    would be a loop over them on a TPU.
+    Every image selects one of the few static slices. A dynamic slice an image would be a loop over images on a TPU.
     """
     for axis in (0, 1):
         length = images.shape[axis + 1]
@@ -30,8 +53,16 @@ def crop_visible(images, quarter):
     return images
 
 
+def _check_grid(config, encoder, placements):
+    cells = config.image_size // encoder.stride
+    try:
+        quarters.check_grid(cells, cells, placements)
+    except UserError as error:
+        raise UserError(f"config field image_size={config.image_size} with stride {encoder.stride}: {error}") from error
+
+
 def _interpolated(patches, size):
-    """Patches [B, h, w, size * size * 3] -> pixels [B, H, W, 3] whose mean colours run on linearly between the cells."""
+    """Return pixels [B, H, W, 3] of patches [B, h, w, size * size * 3], mean colours interpolated between the cells."""
     batch, height, width, _ = patches.shape
     cells = patches.reshape(batch, height, width, size * size, 3)
     means = cells.mean(3)
@@ -40,11 +71,15 @@ def _interpolated(patches, size):
 
 
 @dataclasses.dataclass(frozen=True)
-class QBHeat:
-    """The objective: what is learnt and what is minimised.
+class QBHeat(base.Method):
+    """Quarter-block prediction by the heat equation.
 
-    `encoder` is any module of `models.registry`; it sees the visible crop alone. `target`: what each cell is to predict,
-    as many numbers as the decoder has outputs. `loss_on`: "masked" cells or "all".
+    Args:
+      encoder: Module of `models.registry`; it sees the visible quarter alone.
+      decoder: HeatDecoder, which extrapolates the features and predicts every cell.
+      target: What each cell predicts.
+      loss_on: Cells that count, "masked" or "all".
+      pixels: How images are normalised.
     """
 
     encoder: Any
@@ -53,8 +88,67 @@ class QBHeat:
     loss_on: str = "masked"
     pixels: images_lib.Pixels = images_lib.Pixels()
 
+    NAME = "qbheat"
+    TITLE = "QB-Heat"
+    STORY = (
+        "One quarter of a {config.image_size} \u00d7 {config.image_size} image was visible, and the rest had to be predicted. "
+        "{encoder} turned the visible quarter into features; linear maps that are the same everywhere, as the heat equation "
+        "asks, carried the features into the three hidden quarters; and a small decoder turned them into pixels. The error "
+        "on {cells} was all there was to learn from: no labels were used."
+    )
+    FIELDS = {
+        **decoding.FIELDS,
+        "heat.propagator": Field("offset", "the map over a distance (offset is the paper's)", heat.PROPAGATORS),
+        "heat.directions": Field(
+            "untied", "one matrix a direction, or a step back as the inverse of one ahead", heat.DIRECTIONS
+        ),
+        "heat.norm": Field("none", "layer norm before the map (none is QB-Heat, layer is FINOLA)", heat.NORMS),
+        "heat.init_scale": Field(0.0, "standard deviation of A and B at the start, times sqrt(width)", at_least(0)),
+        "quarter.placements": Field(
+            "corners_center", "placements drawn from, uniformly (our choice)", tuple(quarters.PLACEMENT_SETS)
+        ),
+        **targets.FIELDS,
+    }
+
+    @classmethod
+    def check(cls, values):
+        decoding.check(values)
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        placements = quarters.PLACEMENT_SETS[config.quarter.placements]
+        _check_grid(config, encoder, placements)
+        target = targets.build(config, encoder)
+        decoder = HeatDecoder(
+            outputs=sum(target.widths.values()),
+            heat=heat.Heat(**config.heat.to_dict()),
+            placements=placements,
+            **decoding.options(config),
+        )
+        return cls(encoder, decoder, target, config.loss_on, images_lib.PIXELS[config.pixels])
+
+    @classmethod
+    def batch_spec(cls, config):
+        return ImageSpec.of(config, placements=quarters.PLACEMENT_SETS[config.quarter.placements])
+
+    @classmethod
+    def loss_text(cls, config):
+        return targets.error_text(config)
+
+    @classmethod
+    def details(cls, config):
+        untied = config.heat.directions == "untied"
+        own = "each of the four directions has a matrix of its own" if untied else "a step back inverts the step ahead"
+        norm = ", after a layer norm" if config.heat.norm == "layer" else ""
+        propagator = config.heat.propagator
+        maps = (
+            f"The visible block lay {_PLACEMENTS[config.quarter.placements]}. The maps are those of "
+            f"\u201c{propagator}\u201d: {_PROPAGATORS[propagator]}{norm}, and {own}."
+        )
+        return " ".join(filter(None, [maps, decoding.text(config), targets.text(config, _SHOWN)]))
+
     def init(self, rng, batch):
-        """Variables {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}} for batches of this shape."""
+        """Return {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}}."""
         visible = crop_visible(self.pixels.normalise(batch["image"][:1]), batch["quarter"][:1])
         encoder_rng, decoder_rng = jax.random.split(rng)
         encoder = self.encoder.init(encoder_rng, visible)
@@ -64,14 +158,14 @@ class QBHeat:
         stats = {"encoder": encoder["batch_stats"]} if "batch_stats" in encoder else {}
         return {"params": params, "batch_stats": stats}
 
-    def loss(self, params, mutable, batch, rng, train=True):
-        """Mean squared error (`Target.error`) over the cells asked for -> (float32 loss, (mutable, metrics)).
+    def loss(self, params, state, batch, rng, train=True):
+        """Return (mean `Target.error` over the cells that count, (state, {"variance"})).
 
-        batch: image uint8 [B, H, W, 3], quarter int32[B], mask bool[B] (False: the example does not count).
-        metrics: `variance`, the same error if the mean target patch of the batch were predicted (the trivial predictor's).
+        batch: image uint8 [B, H, W, 3], quarter int32 [B], mask bool [B]. `variance` is the loss of the trivial predictor,
+        which predicts the mean target of the batch.
         """
         images = self.pixels.normalise(batch["image"])
-        predicted, _, mutable = self._forward(params, mutable, images, batch["quarter"], rng, train)
+        predicted, _, state = self._forward(params, state, images, batch["quarter"], rng, train)
         target = self.target(images)
         cells = jnp.ones(target.shape[:3], bool)
         if self.loss_on == "masked":
@@ -81,14 +175,18 @@ class QBHeat:
         loss = (self.target.error(predicted, target) * weight).sum()
         mean = (target * weight[..., None]).sum((0, 1, 2))
         variance = (self.target.error(mean, target) * weight).sum()
-        return loss, (mutable, {"variance": variance})
+        return loss, (state, {"variance": variance})
 
     def reconstruct(self, variables, images, quarter, blend=True):
-        """Predicted images with the visible pixels put back. images uint8 [B, H, W, 3] -> uint8 [B, H, W, 3].
+        """Return images uint8 [B, H, W, 3] with the masked quarters predicted and the visible one kept.
 
-        Where patches were normalised, what is predicted of them has no slope from cell to cell: their mean colours are then
-        interpolated between the centres of the cells, from those of the visible cells on. `blend`: what is predicted is
-        raised or lowered to meet the visible pixels (`harmonic.blend`); without it, it is as the decoder left it.
+        Normalised patches carry no slope between cells, so their mean colours are interpolated between the cells' centres.
+
+        Args:
+          variables: {"params", "batch_stats"}.
+          images: uint8 [B, H, W, 3].
+          quarter: int32 [B], the visible quarter.
+          blend: Shift predictions to meet the visible pixels (`poisson.blend`); otherwise they are the decoder's.
         """
         size, pixels = self.encoder.stride, self.pixels.normalise(images)
         predicted, _, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter)
@@ -100,28 +198,19 @@ class QBHeat:
         else:
             predicted = images_lib.from_patches(patches, size)
         hidden = jnp.repeat(jnp.repeat(hidden, size, 1), size, 2)
-        # Of the two only one is computed, in a program that has both.
+        # A condition in the program, so that both choices share one compilation.
         predicted = jax.lax.cond(
             blend, poisson.blend, lambda predicted, *_: predicted, predicted, pixels, ~hidden[..., 0]
         )
         return jnp.where(hidden, self.pixels.unnormalise(predicted), images)
 
     def continued(self, variables, images, quarter):
-        """The visible features extrapolated over the grid. images uint8 [B, H, W, 3] -> float32 [B, h, w, C]."""
+        """Return the extrapolated feature grid float32 [B, h, w, C] of images uint8 [B, H, W, 3]."""
         pixels = self.pixels.normalise(images)
         return self._forward(variables["params"], variables["batch_stats"], pixels, quarter)[1]
 
-    def _forward(self, params, mutable, images, quarter, rng=None, train=False):
-        """-> (what was predicted for each cell [B, h, w, ...], the extrapolated grid [B, h, w, C], updated mutable)."""
-        visible = crop_visible(images, quarter)
-        variables = {"params": params["encoder"]}
-        if "encoder" in mutable:
-            variables["batch_stats"] = mutable["encoder"]
-        if train:
-            rngs = dict(zip(("dropout", "drop_path"), jax.random.split(rng)))
-            (features, _), updated = self.encoder.apply(variables, visible, True, mutable=["batch_stats"], rngs=rngs)
-            mutable = {"encoder": updated["batch_stats"]} if "encoder" in mutable else mutable
-        else:
-            features, _ = self.encoder.apply(variables, visible)
+    def _forward(self, params, state, images, quarter, rng=None, train=False):
+        """Return (predicted cells [B, h, w, ...], extrapolated grid [B, h, w, C], state)."""
+        features, _, state = encode(self.encoder, params, state, crop_visible(images, quarter), rng, train)
         predicted, out = self.decoder.apply({"params": params["decoder"]}, features, quarter)
-        return predicted, out["grid"], mutable
+        return predicted, out["grid"], state

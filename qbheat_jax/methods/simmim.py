@@ -1,6 +1,6 @@
-"""SimMIM-style masking (arXiv 2111.09886): the whole image with masked patches in it, and one layer that fills them in.
+"""SimMIM (arXiv 2111.09886): the encoder sees the whole image with masked patches, and one linear layer predicts them.
 
-Any encoder will do, since what is masked is masked in the pixels.
+Any encoder will do, since pixels are masked.
 """
 
 import dataclasses
@@ -11,7 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qbheat_jax.methods.common import masks
+from qbheat_jax.config import POSITIVE, POSITIVE_FRACTION, Field
+from qbheat_jax.errors import UserError
+from qbheat_jax.methods import base
+from qbheat_jax.methods.common import masks, targets
 from qbheat_jax.methods.common.encoding import encode
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.layers import Dense
@@ -19,16 +22,21 @@ from qbheat_jax.ops import images as images_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class SimMIM:
-    """The objective. `encoder`: any of `models.registry`; `target`: what a cell is to predict, of the encoder's stride.
+class SimMIM(base.Method):
+    """Masked image modelling.
 
-    `mask_size`: pixels a side of what is masked at once, a multiple of the stride that divides the image (32 is the
-    paper's); `mask_ratio`: the share of these patches (0.6 is the paper's), rounded up to whole ones.
-    `error`: "l1", the mean absolute error of the plain pixels (the paper's), or "target", whatever `target` says.
+    The paper replaces masked patches by a learnt token after the patch embedding, which only some encoders have. Here every
+    masked cell shows one learnt patch of pixels; behind a ViT's patch embedding that is a learnt token.
 
-    The paper puts a learnt token in the place of a masked patch after the patch embedding, which only some encoders
-    have. Here every masked cell shows a learnt patch of pixels instead, the same in all; through a ViT's patch
-    embedding that is a learnt token.
+    Args:
+      encoder: Module of `models.registry`.
+      target: What a cell of the encoder's stride predicts.
+      mask_size: Pixels a side of a patch that is masked as one (32 in the paper): a multiple of the stride that divides the
+        image.
+      mask_ratio: Fraction of masked patches (0.6 in the paper), see `count`.
+      error: "l1", mean absolute error of plain pixels (the paper's), or "target", that of `target`.
+      loss_on: Cells that count, "masked" or "all".
+      pixels: How images are normalised.
     """
 
     encoder: Any
@@ -39,8 +47,48 @@ class SimMIM:
     loss_on: str = "masked"
     pixels: images_lib.Pixels = images_lib.Pixels()
 
+    NAME = "simmim"
+    TITLE = "SimMIM"
+    STORY = (
+        "{encoder} was shown whole images in which {config.simmim.mask_ratio:.0%} of the patches, drawn at random and of "
+        "{config.simmim.mask_size} pixels a side, were masked, and one linear layer on its features had to predict their "
+        "pixels (SimMIM). The error on {cells} was all there was to learn from: no labels were used."
+    )
+    FIELDS = {
+        **targets.FIELDS,
+        "simmim.mask_ratio": Field(0.6, "share of the masked patches", POSITIVE_FRACTION),
+        "simmim.mask_size": Field(
+            32, "pixels a side of a patch that is masked as one, a multiple of the stride", POSITIVE
+        ),
+        "simmim.error": Field(
+            "l1",
+            "absolute error of plain pixels (the paper's), or target: as norm_pix and hog say",
+            ("l1", "target"),
+        ),
+    }
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        size = config.simmim.mask_size
+        if size % encoder.stride or config.image_size % size:
+            raise UserError(
+                f"config field simmim.mask_size={size} is not accepted: it takes a multiple of the stride of "
+                f"{config.encoder.name}, {encoder.stride}, that divides image_size={config.image_size}"
+            )
+        fields, target, pixels = config.simmim, targets.build(config, encoder), images_lib.PIXELS[config.pixels]
+        return cls(encoder, target, size, fields.mask_ratio, fields.error, config.loss_on, pixels)
+
+    @classmethod
+    def loss_text(cls, config):
+        error = "mean absolute error" if config.simmim.error == "l1" else "mean squared error"
+        return targets.error_text(config, error)
+
+    @classmethod
+    def details(cls, config):
+        return "" if config.simmim.error == "l1" else targets.text(config)
+
     def init(self, rng, batch):
-        """Variables {"params": {"encoder", "predictor", "mask"}, "batch_stats": {"encoder"}}."""
+        """Return {"params": {"encoder", "predictor", "mask"}, "batch_stats": {"encoder"}}."""
         keys = jax.random.split(rng)
         images = self.pixels.normalise(batch["image"][:1])
         encoder = self.encoder.init(keys[0], images)
@@ -54,30 +102,29 @@ class SimMIM:
         stats = {"encoder": encoder["batch_stats"]} if "batch_stats" in encoder else {}
         return {"params": params, "batch_stats": stats}
 
-    def loss(self, params, mutable, batch, rng, train=True):
-        """The mean error over the cells asked for -> (float32 loss, (mutable, metrics)).
+    def loss(self, params, state, batch, rng, train=True):
+        """Return (mean error over the cells that count, (state, metrics)).
 
-        batch: image uint8 [B, H, W, 3], mask bool[B] (False: the example does not count). Masks come from `rng`; with
-        None, in evaluation, they are the same every time. metrics: with error "target" `variance`, what predicting the
-        mean cell of the batch would cost.
+        batch: image uint8 [B, H, W, 3], mask bool [B]. The mask is drawn by `rng`; None draws the same every time. metrics:
+        with error "target" `variance`, the loss of predicting the mean cell of the batch.
         """
         mask_rng, encoder_rng = (None, None) if rng is None else jax.random.split(rng)
         images = self.pixels.normalise(batch["image"])
         masked = self.masked(mask_rng, images.shape)
-        features, _, mutable = encode(
-            self.encoder, params, mutable, self.replaced(params, images, masked), encoder_rng, train
+        features, _, state = encode(
+            self.encoder, params, state, self.replaced(params, images, masked), encoder_rng, train
         )
         predicted = self._predictor.apply({"params": params["predictor"]}, features)
         cells = (masked if self.loss_on == "masked" else jnp.ones_like(masked)) & batch["mask"][:, None, None]
         if self.error == "l1":
             patches = images_lib.to_patches(images, self.encoder.stride)
-            return masks.mean_over(jnp.abs(predicted - patches).mean(-1), cells), (mutable, {})
+            return masks.mean_over(jnp.abs(predicted - patches).mean(-1), cells), (state, {})
         wanted = self.target(images)
         loss = masks.mean_over(self.target.error(predicted, wanted), cells)
-        return loss, (mutable, {"variance": masks.variance(self.target, wanted, cells)})
+        return loss, (state, {"variance": masks.variance(self.target, wanted, cells)})
 
     def masked(self, rng, shape):
-        """Which cells of images of that shape are masked -> bool [B, H / stride, W / stride]."""
+        """Return the masked cells of images of a shape -> bool [B, H / stride, W / stride]."""
         batch, rows, columns = shape[0], shape[1] // self.mask_size, shape[2] // self.mask_size
         ranks = masks.ranks(rng, batch, rows * columns)
         patches = (ranks < count(rows * columns, self.mask_ratio)).reshape(batch, rows, columns)
@@ -85,7 +132,7 @@ class SimMIM:
         return jnp.repeat(jnp.repeat(patches, times, 1), times, 2)
 
     def replaced(self, params, images, masked):
-        """Normalised images [B, H, W, 3] with the learnt patch in every masked cell."""
+        """Return normalised images [B, H, W, 3] with the learnt patch in every masked cell."""
         size = self.encoder.stride
         hidden = jnp.repeat(jnp.repeat(masked, size, 1), size, 2)[..., None]
         tiled = jnp.tile(params["mask"]["patch"], (masked.shape[1], masked.shape[2], 1))
@@ -93,13 +140,13 @@ class SimMIM:
 
     @property
     def _predictor(self):
-        """From a cell's features to its prediction, float32."""
+        """Linear layer from a cell's features to its prediction, float32."""
         outputs = self.encoder.stride**2 * 3 if self.error == "l1" else sum(self.target.widths.values())
         return Dense(outputs, kernel_init=nn.initializers.xavier_uniform())
 
 
 def count(patches, ratio):
-    """How many of the patches are masked: the ratio's share, rounded up.
+    """Return the number of masked patches: the ratio's share, rounded up.
 
     >>> count(36, 0.6), count(10, 0.6)
     (22, 6)

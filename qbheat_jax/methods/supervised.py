@@ -1,4 +1,4 @@
-"""Supervised classification: an encoder, its classifier, cross-entropy. Also what a ported checkpoint is built as."""
+"""Supervised classification: an encoder, its classifier, cross-entropy."""
 
 import dataclasses
 from typing import Any
@@ -7,16 +7,31 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qbheat_jax.config import BELOW_ONE, FRACTION, Field, at_least
+from qbheat_jax.methods import base
+from qbheat_jax.models import registry
+from qbheat_jax.models.ghost_batch_norm import grouped
 from qbheat_jax.ops import colour
 from qbheat_jax.ops import images as images_lib
 
 
-@dataclasses.dataclass(frozen=True)
-class Supervised:
-    """The objective. `encoder`: of `models.registry`, `head`: of `registry.head`, None where there are no classes.
+def build_head(config):
+    """Return the encoder's classifier; None while the number of classes is not known."""
+    classes = config.head.classes
+    head = registry.head(config.encoder.name, classes, dtype=config.dtype) if classes else None
+    return grouped(head, config.get("bn_groups", 1))
 
-    `label_smoothing`: the share of the target spread over all classes; `jitter`: of the colours, in training. Crops and
-    mirror images come with the batch.
+
+@dataclasses.dataclass(frozen=True)
+class Supervised(base.Method):
+    """Classification of augmented images. Crops and mirror images come with the batch.
+
+    Args:
+      encoder: Module of `models.registry`.
+      head: Module of `registry.head`; None where there are no classes.
+      pixels: How images are normalised.
+      label_smoothing: Fraction of the target spread over all classes.
+      jitter: Colour jitter in training.
     """
 
     encoder: Any
@@ -25,8 +40,32 @@ class Supervised:
     label_smoothing: float = 0.0
     jitter: colour.Jitter = colour.Jitter()
 
+    NAME = "supervised"
+    TITLE = "supervised"
+    STORY = (
+        "{encoder} and a classifier on its features were trained together on images and their labels, to be compared with "
+        "encoders that saw none."
+    )
+    FIELDS = {
+        "supervised.label_smoothing": Field(0.0, "share of the target spread over all classes", BELOW_ONE),
+        "supervised.colour_jitter": Field(0.0, "random brightness, contrast and saturation, by up to this", FRACTION),
+        "head.classes": Field(0, "supervised: of its classifier; 0: those of the data", at_least(0)),
+    }
+    classifies = True
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        strength = config.supervised.colour_jitter
+        jitter = colour.Jitter(strength, strength, strength)
+        pixels = images_lib.PIXELS[config.pixels]
+        return cls(encoder, build_head(config), pixels, config.supervised.label_smoothing, jitter)
+
+    @classmethod
+    def loss_text(cls, config):
+        return "cross-entropy"
+
     def init(self, rng, batch):
-        """Variables {"params": {"encoder", "head"}, "batch_stats": likewise, without what has none}."""
+        """Return {"params": {"encoder", "head"}, "batch_stats": likewise, of the parts that have any}."""
         encoder_rng, head_rng = jax.random.split(rng)
         images = self.pixels.normalise(batch["image"][:1])
         made = {"encoder": self.encoder.init(encoder_rng, images)}
@@ -38,32 +77,32 @@ class Supervised:
             for collection in ("params", "batch_stats")
         }
 
-    def loss(self, params, mutable, batch, rng, train=True):
-        """Mean cross-entropy over the examples that count -> (float32 loss, (mutable, {"top1"})).
+    def loss(self, params, state, batch, rng, train=True):
+        """Return (mean cross-entropy over the examples that count, (state, {"top1"})).
 
-        batch: image uint8 [B, H, W, 3], label int32[B], mask bool[B] (False: the example does not count).
+        batch: image uint8 [B, H, W, 3], label int32 [B], mask bool [B].
         """
         images = batch["image"]
         if train and self.jitter != colour.Jitter():
             rng, colour_rng = jax.random.split(rng)
             images = self.jitter(images.astype(jnp.float32) / 255.0, colour_rng) * 255.0
-        logits, mutable = self._forward(params, mutable, self.pixels.normalise(images), rng, train)
+        logits, state = self._forward(params, state, self.pixels.normalise(images), rng, train)
         weight = batch["mask"].astype(jnp.float32) / jnp.maximum(batch["mask"].sum(), 1)
         target = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), self.label_smoothing)
         loss = (optax.softmax_cross_entropy(logits, target) * weight).sum()
-        return loss, (mutable, {"top1": ((logits.argmax(-1) == batch["label"]) * weight).sum()})
+        return loss, (state, {"top1": ((logits.argmax(-1) == batch["label"]) * weight).sum()})
 
     def logits(self, variables, images):
-        """Normalised images float32 [B, H, W, 3] -> float32 [B, classes]."""
+        """Return the logits float32 [B, classes] of normalised images float32 [B, H, W, 3]."""
         return self._forward(variables["params"], variables.get("batch_stats", {}), images, None, False)[0]
 
-    def _forward(self, params, mutable, images, rng, train):
+    def _forward(self, params, state, images, rng, train):
         def variables(part):
-            return {"params": params[part], **({"batch_stats": mutable[part]} if part in mutable else {})}
+            return {"params": params[part], **({"batch_stats": state[part]} if part in state else {})}
 
         if not train:
             features, out = self.encoder.apply(variables("encoder"), images)
-            return self.head.apply(variables("head"), features, out, False), mutable
+            return self.head.apply(variables("head"), features, out, False), state
         keys = jax.random.split(rng, 4)
         options = [
             dict(mutable=["batch_stats"], rngs=dict(zip(("dropout", "drop_path"), k))) for k in (keys[:2], keys[2:])

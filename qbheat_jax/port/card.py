@@ -2,7 +2,7 @@
 
 import re
 
-from qbheat_jax import pytree
+from qbheat_jax import methods, pytree
 
 LICENCE = "Licence: (to be filled in; the weights' own, which is not this package's)"
 
@@ -31,7 +31,7 @@ def text(title, model, facts, usage):
 
 def classes(config):
     """Of the classifier; 0 without one."""
-    return config.head.classes if config.objective in ("classifier", "supervised", "finetune") else 0
+    return config.head.classes if methods.of(config).classifies else 0
 
 
 def parameters(params):

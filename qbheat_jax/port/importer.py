@@ -17,6 +17,7 @@ from qbheat_jax.models import registry, vit
 from qbheat_jax.ops.images import PIXELS
 from qbheat_jax.port import card, files, names, shards, strict, tables, wrappers
 from qbheat_jax.train.checkpoint import Checkpoints
+from qbheat_jax.train.config_tables import CLASSIFIER
 
 log = logging.getLogger("qbheat")
 
@@ -98,7 +99,7 @@ def _config(arch, options, classes, stride, image_size, pixels):
             "head.classes": classes,
             **options,
         },
-        config_lib.CLASSIFIER,
+        CLASSIFIER,
     )
     methods.build(config)  # what does not go together is refused here
     return config
@@ -128,7 +129,7 @@ def _resampled(config, leaves, image_size):
     """(config, leaves, what was done) for another image size, which a learnt position code must be fitted to."""
     cell = methods.build(config).encoder.stride
     fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size, "encoder.grid": image_size // cell}
-    sized = config_lib.resolve(fields, config_lib.CLASSIFIER)
+    sized = config_lib.resolve(fields, CLASSIFIER)
     methods.build(sized)
     old, new = ((c.encoder.grid,) * 2 for c in (config, sized))
     path = "params/encoder/pos_embed"

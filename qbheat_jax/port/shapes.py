@@ -7,14 +7,14 @@ import jax.numpy as jnp
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import methods, pytree
+from qbheat_jax.train import config_tables
+from qbheat_jax.train.config_tables import CLASSIFIER
 
 
 def of(config):
     """{path of a leaf, `params/encoder/...`: its shape} of the model that a classifier's config describes."""
     fields = config_lib.flatten(config.to_dict())
-    encoder, outputs = _encoder(
-        config_lib.to_json(config_lib.resolve({**fields, "head.classes": 0}, config_lib.CLASSIFIER))
-    )
+    encoder, outputs = _encoder(config_lib.to_json(config_lib.resolve({**fields, "head.classes": 0}, CLASSIFIER)))
     if not config.head.classes:
         return encoder
     head = methods.build(config).head
@@ -25,7 +25,7 @@ def of(config):
 @functools.lru_cache(maxsize=64)
 def _encoder(text):
     """(paths and shapes, what the encoder returns) of a config as text."""
-    encoder = methods.build(config_lib.from_json(text)).encoder
+    encoder = methods.build(config_tables.from_json(text)).encoder
     side = encoder.stride  # one cell is enough: no variable's shape depends on the image's
 
     def init():

@@ -9,6 +9,7 @@ from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.port import kinds, names, shapes, tables
+from qbheat_jax.train.config_tables import CLASSIFIER
 
 LISTED = 10
 # Another architecture is named as the cause if no more of its names than this are wrong.
@@ -168,7 +169,7 @@ def _other_architecture(ours, found, config, table):
             continue
         for stride in registry.ENCODERS[arch].strides:
             fields = {"encoder.name": arch, "encoder.stride": stride, "image_size": stride, **options}
-            candidate = config_lib.resolve({**fields, "head.classes": 0}, config_lib.CLASSIFIER)
+            candidate = config_lib.resolve({**fields, "head.classes": 0}, CLASSIFIER)
             count = len(plan(found, candidate, other).differences)
             if count < least and count <= NEAR * len(found):
                 best, least = (arch, stride), count

@@ -36,9 +36,10 @@ class Augmented:
     def _open(self, seed, size):
         """Endless (features float32 [n, ...], labels int32 [n]) of the images that can be read, n at most `size`."""
         config, taken = self._config, []
+        how = config.data
+        spec = data.ImageSpec(self._frozen.image_size, seed, (0,), True, how.crop_scale, how.crop_ratio, how.flip)
         batches = data.train_batches(
-            self._source, split=self._split, batch_size=size, image_size=self._frozen.image_size, seed=seed, placements=(0,),
-            crop_scale=config.data.crop_scale, crop_ratio=config.data.crop_ratio, flip=config.data.flip,
+            self._source, spec, split=self._split, batch_size=size,
             workers=config.data.workers, processes=config.data.processes, prefetch=config.data.prefetch,
             bad=data.BadFiles(config.data.max_bad_fraction, len(self)),
         )  # fmt: skip

@@ -11,7 +11,9 @@ from qbheat_jax.train import metrics
 def name(config):
     """What a probe is called in file names: its protocol and, few-shot, the share of the labels it had.
 
-    >>> name(config_lib.resolve({"protocol": "tran-1", "data.fraction": 0.01}, config_lib.PROBE))
+    >>> from qbheat_jax.config import resolve
+    >>> from qbheat_jax.probe.fields import PROBE
+    >>> name(resolve({"protocol": "tran-1", "data.fraction": 0.01}, PROBE))
     'tran-1-1pct'
     """
     share = config.data.fraction

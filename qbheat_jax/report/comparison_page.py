@@ -1,5 +1,6 @@
 """The page of a comparison: result.json of `qbheat compare` in, one self-contained HTML file out."""
 
+from qbheat_jax import methods
 from qbheat_jax.report import charts, environment, load_run, text
 from qbheat_jax.report.template import save, template
 
@@ -75,7 +76,7 @@ def _figure(result, probe):
 def _kind(method):
     if not method["trained"]:
         return "baseline"
-    return "ours" if method["objective"] == "qbheat" else "other"
+    return "ours" if method["objective"] == methods.OURS else "other"
 
 
 def _drawn(result, probe):

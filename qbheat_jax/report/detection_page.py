@@ -5,13 +5,13 @@ import pathlib
 import numpy as np
 
 from qbheat_jax import api, data
-from qbheat_jax import config as config_lib
 from qbheat_jax.data import decode
 from qbheat_jax.data.specs import image as image_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import charts, environment, load_run, text, tiles
 from qbheat_jax.report.template import save, template
 from qbheat_jax.train import metrics
+from qbheat_jax.train.config_tables import DETECT
 
 # Images shown, and the longest side at which a page keeps one.
 SHOWN, LONGEST = 12, 480
@@ -68,7 +68,7 @@ def _context(workdir):
         "command": load_run.typed(result["command"], workdir),
         "shown": load_run.shown(workdir),
         "versions": environment.versions(),
-        "fields": environment.fields(config, config_lib.DETECT),
+        "fields": environment.fields(config, DETECT),
     }
 
 

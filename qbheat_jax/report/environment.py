@@ -7,6 +7,7 @@ import statistics
 from qbheat_jax import config as config_lib
 from qbheat_jax.report import load_run
 from qbheat_jax.report import text as text_lib
+from qbheat_jax.train.config_tables import PRETRAIN
 
 PACKAGES = "qbheat_jax jax jaxlib flax optax orbax-checkpoint tensorflow tensorflow-cpu numpy pillow".split()
 
@@ -58,7 +59,7 @@ def versions(packages=PACKAGES):
     return found
 
 
-def fields(config, table=config_lib.PRETRAIN):
+def fields(config, table=PRETRAIN):
     """[(key, value, whether it differs from the default, what it means)] of the whole config."""
     rows = []
     for key, value in config_lib.flatten(config).items():

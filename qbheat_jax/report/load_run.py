@@ -7,9 +7,9 @@ import pathlib
 import statistics
 from typing import Any
 
-from qbheat_jax import api
+from qbheat_jax import api, methods
 from qbheat_jax.errors import UserError
-from qbheat_jax.train import metrics
+from qbheat_jax.train import config_tables, metrics
 
 # What `init` of a probe's result may say besides the directory of a run.
 BASELINES = {
@@ -17,7 +17,6 @@ BASELINES = {
     "histogram": "colour histogram, no encoder",
     "pixels": "raw pixels, no encoder",
 }
-METHODS = {"qbheat": "QB-Heat", "moco": "MoCo-v2", "mae": "MAE", "simmim": "SimMIM", "supervised": "supervised"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Run:
     @property
     def method(self):
         """What the run learnt from, as it is called."""
-        return METHODS[self.config.objective]
+        return methods.of(self.config).TITLE
 
     def series(self, name, start=0):
         """(steps, values) of one metric, from step `start` on."""
@@ -97,9 +96,10 @@ def series(lines, name, start=0):
 def read(workdir):
     """WORKDIR -> Run. Raises UserError where it holds no run that was pre-trained."""
     path, config = pathlib.Path(workdir), api.read_config(workdir)
-    if config.objective == "classifier":
+    table = config_tables.of(config)
+    if table is config_tables.CLASSIFIER:
         raise UserError(f"--workdir {workdir} holds ported weights, not a run: there is nothing to report")
-    if config.objective == "finetune":
+    if table is config_tables.FINETUNE:
         raise UserError(
             f"--workdir {workdir} holds a fine-tuned classifier: report the run that it began with, which shows it where "
             "it lies below that"
@@ -130,7 +130,7 @@ def _probes(path, config):
         if isinstance(result.get("protocol"), str) and any(
             isinstance(result.get(k), (int, float)) for k in ("top1", "AP")
         ):
-            features = _features(str(result.get("init", "")), path, METHODS[config.objective])
+            features = _features(str(result.get("init", "")), path, methods.of(config).TITLE)
             probes.append(Probe(str(folder), _protocol(result), features, result, metrics.read(file.parent)))
     return tuple(probes)
 
@@ -149,7 +149,8 @@ def _features(init, path, method):
     if not other:
         return method
     trained = read_json(pathlib.Path(init) / "config.json")
-    method = METHODS.get(trained.get("objective"), method) if isinstance(trained, dict) else method
+    other = methods.METHODS.get(trained.get("objective")) if isinstance(trained, dict) else None
+    method = method if other is None else other.TITLE
     return f"{method}, run {os.path.basename(os.path.normpath(init))}"
 
 

@@ -3,7 +3,7 @@
 import pathlib
 import statistics
 
-from qbheat_jax import atomic, pytree
+from qbheat_jax import atomic, methods, pytree
 from qbheat_jax.errors import UserError
 from qbheat_jax.ops import quarters
 from qbheat_jax.report import analysis_page, charts, environment, load_run, operator_text, probes, sample, tiles
@@ -54,7 +54,7 @@ def _context(run, model, images):
         shown, no_images = None, "none of its images could be read"
     groups, params, sizes = run.groups(), model.variables["params"], shown.sizes if shown else {}
     encoder = pytree.count(params["encoder"]) if params.get("encoder") else None
-    reconstructs = run.config.objective == "qbheat"
+    reconstructs = hasattr(methods.of(run.config), "reconstruct")
     if shown is not None and not reconstructs:
         no_images = f"a run of {run.method} does not continue images from a quarter, as one of QB-Heat does"
     blocks = pictures(model, shown, run.config) if shown is not None and reconstructs else []
@@ -62,8 +62,10 @@ def _context(run, model, images):
     context = {
         "run": run,
         "config": run.config,
+        "reconstructs": reconstructs,
+        "labelled": methods.of(run.config).classifies,
         "step": model.step,
-        "loss_words": text_lib.loss(run.config),
+        "loss_words": methods.of(run.config).loss_text(run.config),
         "story": text_lib.story(run.config, model.step, sizes, encoder),
         "sample": shown,
         "no_images": no_images,

@@ -81,12 +81,12 @@ def _picked(source, split, config):
     if labels is not None:
         order = order[distinct_first(np.asarray(labels)[order])]
     indices = order[:POOL].astype(np.int64)
-    recipe = image.Recipe(config.image_size, config.seed, _placements(config), False)
+    spec = image.ImageSpec(config.image_size, config.seed, _placements(config), False)
 
     def fetch(_, index):
         return source.fetch(split, index)
 
-    return image.build(recipe, fetch, np.zeros_like(indices), indices, BadFiles(1.0, len(indices)))
+    return image.build(spec, fetch, np.zeros_like(indices), indices, BadFiles(1.0, len(indices)))
 
 
 def _first(source, split, config):

@@ -3,31 +3,19 @@
 import math
 
 from qbheat_jax import config as config_lib
+from qbheat_jax import methods
+from qbheat_jax.methods import base
 from qbheat_jax.ops import quarters
 
 MINUS, NARROW, NONE = "\u2212", "\u202f", "\u2013"
 _RAISED = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
 
-PLACEMENTS = {
-    "corners": "in one of the four corners",
-    "center": "in the centre",
-    "corners_center": "in one of the four corners or in the centre",
-    "all9": "at one of nine places",
-}
-PROPAGATORS = {
-    "offset": "over a distance d a feature z becomes (I + dA) z",
-    "power": "each cell's feature is (I + A/n) times its neighbour's, n cells to half an image",
-    "exp": "over a distance d a feature z becomes exp(dA) z",
-    "spectral": "over a distance d a feature z becomes V exp(d\u039b) V\u207b\u00b9 z, with one basis V for both axes",
-}
 PROTOCOLS = {
     "lin": "a linear classifier on the frozen encoder's averaged features",
     "tran-1": "one transformer block and a linear classifier on the frozen encoder's feature map",
     "tran-4": "four transformer blocks and a linear classifier on the frozen encoder's feature map",
     "knn": "the votes of the nearest training images, by the frozen encoder's averaged features",
-    "dense": "a detector that looks at every cell of the encoder's maps",
-    "detr": "a detector whose queries look at the encoder's maps",
-    "finetune": "the encoder and a linear classifier, trained together from end to end",
+    **{name: methods.METHODS[name].STORY for task in (base.DETECT, base.FINETUNE) for name in methods.names(task)},
 }
 
 
@@ -111,92 +99,18 @@ def document(key, fields):
 
 
 def story(config, step, sizes, parameters):
-    """The run as sentences -> two paragraphs. sizes: {split: images} or {}; parameters: the encoder's, or None."""
-    return [_lead(config, parameters), _details(config, step, sizes.get(config.data.split))]
+    """Return two paragraphs on a run.
 
-
-def loss(config):
-    """What the loss is, in a few words."""
-    cells = " on hidden cells" if config.loss_on == "masked" else ""
-    if config.objective == "simmim" and config.simmim.error == "l1":
-        return f"mean absolute error{cells}"
-    names = {"moco": "InfoNCE, the cross-entropy of finding the other view", "supervised": "cross-entropy"}
-    return names.get(config.objective, f"mean squared error{cells}")
-
-
-def _lead(config, parameters):
+    Args:
+      config: The run's.
+      step: Step of its checkpoint.
+      sizes: {split: images}, or {}.
+      parameters: Number of the encoder's parameters, or None.
+    """
     count = f" with {millions(parameters)} parameters" if parameters else ""
-    cells = "the hidden pixels" if config.loss_on == "masked" else "all pixels"
-    if config.objective != "qbheat":
-        encoder = f"An encoder ({config.encoder.name}{count})"
-        return _OTHERS[config.objective].format(encoder=encoder, cells=cells, config=config)
-    return (
-        f"One quarter of a {config.image_size} \u00d7 {config.image_size} image was visible, and the rest had to be "
-        f"predicted. An encoder ({config.encoder.name}{count}) turned the visible quarter into features; linear maps "
-        "that are the same everywhere, as the heat equation asks, carried the features into the three hidden quarters; "
-        f"and a small decoder turned them into pixels. The error on {cells} was all there was to learn from: no labels "
-        "were used."
-    )
-
-
-# What the methods that QB-Heat is compared with do.
-_OTHERS = {
-    "moco": (
-        "{encoder} was shown two random crops of an image in random colours, and had to tell that they are of one image: the "
-        "feature of the one is to be nearer to that of the other, as a slowly moving average of the encoder gives it, than "
-        "to those of {config.moco.queue:,} crops before (MoCo-v2). No labels were used."
-    ),
-    "mae": (
-        "{encoder} was shown the cells of an image that were left when {config.mae.mask_ratio:.0%} of them, drawn at random, "
-        "had been taken out, and a small decoder had to predict the others (MAE). The error on {cells} was all there was to "
-        "learn from: no labels were used."
-    ),
-    "simmim": (
-        "{encoder} was shown whole images in which {config.simmim.mask_ratio:.0%} of the patches, drawn at random and of "
-        "{config.simmim.mask_size} pixels a side, were masked, and one linear layer on its features had to predict their "
-        "pixels (SimMIM). The error on {cells} was all there was to learn from: no labels were used."
-    ),
-    "supervised": (
-        "{encoder} and a classifier on its features were trained together on images and their labels, to be compared with "
-        "encoders that saw none."
-    ),
-}
-
-
-def _details(config, step, images):
-    return f"{_method(config)}{_training(config, step, images)}"
-
-
-def _method(config):
-    """Sentences on the parts beside the encoder."""
-    if config.objective in ("moco", "supervised") or (config.objective == "simmim" and config.simmim.error == "l1"):
-        return ""
-    heat, depth = config.heat, config.decoder.depth
-    untied = heat.directions == "untied"
-    own = "each of the four directions has a matrix of its own" if untied else "a step back inverts the step ahead"
-    norm = ", after a layer norm" if heat.norm == "layer" else ""
-    blocks = f"{depth} transformer block{'s' * (depth != 1)} {config.decoder.width} channels wide"
-    patches = " The targets were normalised within each patch." if config.norm_pix else ""
-    if config.norm_pix and config.norm_pix_statistics > 0:
-        patches = " The targets were each patch's normalised pixels and, beside them, their mean and deviation"
-        if config.objective == "qbheat":
-            patches += (
-                "; the pictures below are un-normalised with the mean and deviation that were predicted, their mean "
-                "colours interpolated between the patches"
-            )
-        patches += "."
-    if config.hog > 0:
-        patches += (
-            f" Which way the edges of each patch run (a histogram) was asked for too, with a weight of {config.hog:g}."
-        )
-    decoder = f"The decoder is {blocks if depth else 'one linear layer'}."
-    if config.objective != "qbheat":
-        text = (f"{decoder}{patches}" if config.objective == "mae" else patches).strip()
-        return f"{text} " if text else ""
-    return (
-        f"The visible block lay {PLACEMENTS[config.quarter.placements]}. The maps are those of "
-        f"\u201c{heat.propagator}\u201d: {PROPAGATORS[heat.propagator]}{norm}, and {own}. {decoder}{patches} "
-    )
+    method = methods.of(config)
+    details = method.details(config), _training(config, step, sizes.get(config.data.split))
+    return [method.story(config, f"An encoder ({config.encoder.name}{count})"), " ".join(filter(None, details))]
 
 
 def _training(config, step, images):

@@ -32,13 +32,13 @@ def images(directory, paths, top=5, image_size=0):
         raise UserError(f"{len(paths)} images and top={top} are not accepted: at least one of each is needed")
     model = _open(directory, image_size)
     names = model.class_names or [f"class {k}" for k in range(model.config.head.classes)]
-    recipe = data.Recipe(model.config.image_size, 0, (0,), False)  # as evaluation does it: the centre
+    spec = data.ImageSpec(model.config.image_size, 0, (0,), False)  # as evaluation does it: the centre
     bad, results = data.BadFiles(1.0, len(paths)), []
     for begin in range(0, len(paths), _BATCH):
         read, pixels = [], []
         for path in paths[begin : begin + _BATCH]:
             try:
-                pixels.append(recipe.image(files.read(path), 0, 0))
+                pixels.append(spec.image(files.read(path), 0, 0))
                 read.append(str(path))
             except (decode.BadImage, OSError) as error:
                 bad.add(path, getattr(error, "strerror", None) or error)

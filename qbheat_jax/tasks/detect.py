@@ -6,11 +6,11 @@ import jax
 from etils import epath
 
 from qbheat_jax import api, atomic, data, methods, pytree
-from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.eval.detections import AveragePrecision
 from qbheat_jax.tasks import pretrained, results
-from qbheat_jax.train import lock, loop
+from qbheat_jax.train import lock, loop, optim
+from qbheat_jax.train.config_tables import DETECT
 
 __all__ = ["checked", "line", "run"]
 
@@ -21,10 +21,10 @@ def run(config, workdir):
     WORKDIR/detections.json then has what was found in `data.eval_split`, in COCO's result format, curves.json the precision
     of each class at recalls from 0 to 1. Everything that can be wrong with config or data is found before anything is compiled.
     """
-    config, model = pretrained.complete(config, config_lib.DETECT, own=("encoder.stride",))
+    config, model = pretrained.complete(config, DETECT, own=("encoder.stride",))
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
     config = checked(config, source)
-    objective = methods.build(config)
+    objective = methods.build(config, optim.run_schedule(config, source.splits[config.data.split]))
     measured = config.data.eval_split in source.splits
     evaluators = [AveragePrecision(objective, source, config.data.eval_split, config)] if measured else []
 
@@ -94,7 +94,7 @@ def checked(config, source):
     known, asked = len(source.class_names), config.detector.classes
     if asked not in (0, known):
         raise UserError(f"config field detector.classes={asked} is not accepted: {source.spec} has {known} classes")
-    return pretrained.with_fields(config, {"detector.classes": known}, config_lib.DETECT)
+    return pretrained.with_fields(config, {"detector.classes": known}, DETECT)
 
 
 def _measured(precision, workdir):

@@ -8,12 +8,12 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from qbheat_jax import api, data, methods, pytree
-from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import scores, splits
 from qbheat_jax.probe.pmap import pmap_batches
 from qbheat_jax.tasks import classify, pretrained, results
-from qbheat_jax.train import lock, loop
+from qbheat_jax.train import lock, loop, optim
+from qbheat_jax.train.config_tables import FINETUNE
 
 # Parameters that come before all blocks of an encoder, whatever architecture it is.
 _FIRST = ("patch_embed", "class_token", "pos_embed", "stem", "tokens", "conv1", "bn1")
@@ -26,15 +26,15 @@ def run(config, workdir):
     The workdir is then a classifier's, as a ported checkpoint's is: `api.load` and every command take it. The test split is
     read once, after the last step. Everything that can be wrong with config or data is found before anything is compiled.
     """
-    config, model = pretrained.complete(config, config_lib.FINETUNE)
+    config, model = pretrained.complete(config, FINETUNE)
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
     test = splits.test_split(source)
     source.check_labels(config.data.split, test)
     if config.data.split == test:
         raise UserError(f"config field data.split={test!r} is not accepted: it is the split that is tested on")
     config = _with(config, {"head.classes": len(source.class_names)})
-    objective = methods.build(config)
     shown = _training_images(source, config)
+    objective = methods.build(config, optim.run_schedule(config, shown.splits[config.data.split]))
     evaluators = []
     if config.data.eval_split in source.splits and config.data.eval_split not in (test, config.data.split):
         evaluators = [Accuracy(objective, source, config.data.eval_split, config)]
@@ -151,7 +151,7 @@ class Accuracy:
 
 
 def _with(config, fields):
-    return pretrained.with_fields(config, fields, config_lib.FINETUNE)
+    return pretrained.with_fields(config, fields, FINETUNE)
 
 
 def _training_images(source, config):

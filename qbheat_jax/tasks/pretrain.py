@@ -11,9 +11,9 @@ from qbheat_jax import api, atomic, data, device_mesh, methods
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import device_cache, labels
 from qbheat_jax.errors import UserError
-from qbheat_jax.ops import quarters
 from qbheat_jax.tasks import results
 from qbheat_jax.train import lock, loop, optim, state
+from qbheat_jax.train.config_tables import PRETRAIN
 
 log = logging.getLogger("qbheat")
 
@@ -26,13 +26,13 @@ def run(config, workdir, traced=None):
     """
     config, objective, source = prepare(config)
     start = starting_encoder(config) if config.init else None
-    if start is not None and hasattr(objective, "started"):
-        start = objective.started(start)
+    if start is not None:
+        start = objective.init_copies(start)
     evaluators = [Validation(config, objective, source)] if config.data.eval_split in source.splits else []
     watched = pictures(config, objective, source)
     with lock.held(workdir):
         summary = loop.train(config, workdir, objective, source, evaluators, start, pictures=watched, traced=traced)
-        if config.objective == "supervised" and jax.process_index() == 0:
+        if objective.classifies and jax.process_index() == 0:
             labels.save(workdir, [(name, name) for name in source.classes(config.data.split)])
         path = epath.Path(workdir) / "summary.json"
         finished = results.finished(path, summary)
@@ -58,10 +58,9 @@ def prepare(config):
             f"data.source={source.spec!r} has {source.splits[config.data.split]} images in {config.data.split}, fewer "
             f"than batch_size={config.batch_size}: give more images or a smaller batch_size"
         )
-    if config.objective == "supervised":
+    if objective.classifies:
         config = with_classes(config, source)
-        objective = methods.build(config)
-    return config, objective, source
+    return config, methods.build(config, optim.run_schedule(config, source.splits[config.data.split])), source
 
 
 def with_classes(config, source):
@@ -76,7 +75,7 @@ def with_classes(config, source):
         raise UserError(
             f"config field head.classes={asked} is not accepted: {source.spec} has {known} classes in {split}"
         )
-    return config_lib.resolve({**config_lib.flatten(config.to_dict()), "head.classes": known})
+    return config_lib.resolve({**config_lib.flatten(config.to_dict()), "head.classes": known}, PRETRAIN)
 
 
 def starting_encoder(config):
@@ -114,6 +113,7 @@ class Validation:
         self._config, self._source = config, source
         self._mesh = device_mesh.make_mesh(config.mesh)
         self._cache = device_cache.of(config.data, config.image_size, source, config.data.eval_split, self._mesh)
+        self._spec = objective.batch_spec(config).evaluation()
         self._step = jax.jit(lambda variables, batch: state.evaluate(objective, variables, batch))
 
     def __call__(self, variables):
@@ -124,12 +124,12 @@ class Validation:
             batch_size=config.batch_size,
             image_size=config.image_size,
             seed=config.seed,
-            placements=quarters.PLACEMENT_SETS[config.quarter.placements],
+            placements=self._spec.placements,
             rows=device_mesh.rows(self._mesh, config.batch_size),
             cache=self._cache,
         )
         for batch in batches:
-            batch = {name: batch[name] for name in loop.batch_shapes(config)}
+            batch = {name: batch[name] for name in self._spec.shapes(config.batch_size)}
             batch = device_mesh.put_batch(batch, self._mesh, config.batch_size) if self._cache is None else batch
             figures = jax.device_get(self._step(variables, batch))
             n = figures.pop("count")

@@ -10,56 +10,63 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import atomic, device_mesh, methods, pytree, rng
+from qbheat_jax import atomic, device_mesh, pytree, rng
 from qbheat_jax import config as config_lib
 from qbheat_jax import data as data_lib
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
-from qbheat_jax.ops import quarters
-from qbheat_jax.train import distributed, flops, metrics, optim, profile, sharding
+from qbheat_jax.train import config_tables, distributed, flops, metrics, optim, profile, sharding
 from qbheat_jax.train import state as state_lib
 from qbheat_jax.train.checkpoint import Checkpoints
 
 log = logging.getLogger("qbheat")
 
 
-def train(
-    config, workdir, objective, source, evaluators=(), start=None, lr_multipliers=None, pictures=None, traced=None
-):
-    """Trains `objective` on `source` as the config says; goes on where an earlier run in the workdir stopped.
+def train(config, workdir, method, source, evaluators=(), start=None, lr_multipliers=None, pictures=None, traced=None):
+    """Train a method on a source, or resume the run in the workdir.
 
-    start: variables {"params": {part: ...}, "batch_stats": ...} that a new run's parts begin with instead of random ones.
-    lr_multipliers: as of `optim.adamw`.
-    evaluators: functions(variables) -> {name: number}, run every `eval_every` steps and at the end.
-    pictures: function(variables) -> {name: uint8 [H, W, 3]}, for TensorBoard every `images_every` steps and at the end.
-    traced: (first, last), the steps between which `profile.Trace` traces; None: none.
-    Returns {"step", "steps_run", "skipped_files", "seconds", "images_per_second"}, of steps that were run
-    "gflops_per_image" (what remat computes again included), and the last evaluation's figures.
-    Raises UserError: impossible combinations before anything is compiled; a loss that is not finite (exit code 1); SIGTERM,
-    after the step was finished and saved (exit code 143).
+    Args:
+      config: Checked config of a training task.
+      workdir: Directory of the run.
+      method: See `methods.base.Method`.
+      source: Data source, see `data.open_source`.
+      evaluators: Functions of the variables that return {name: number}, run every `eval_every` steps and at the end.
+      start: Variables {"params": {part: tree}, "batch_stats": ...} that a new run's parts start from; None: random.
+      lr_multipliers: As of `optim.adamw`.
+      pictures: Function of the variables that returns {name: uint8 [H, W, 3]} for TensorBoard, run every `images_every` steps
+        and at the end.
+      traced: (first, last) step of a `profile.Trace`; None: no trace.
+
+    Returns:
+      {"step", "steps_run", "skipped_files", "seconds", "images_per_second"}, "gflops_per_image" (recomputation included)
+      where steps were run, and the last evaluation's figures.
+
+    Raises UserError for invalid combinations before anything is compiled; for a loss that is not finite (exit code 1); for
+    SIGTERM, after the step has finished and been saved (exit code 143).
     """
     workdir, started = epath.Path(workdir), time.perf_counter()
 
     # Mesh
     mesh = device_mesh.make_mesh(config.mesh)
-    sharding.check_batch(config.batch_size, objective, mesh, config.accumulate)
-    sharding.check_heads(objective, mesh)
+    sharding.check_batch(config.batch_size, method, mesh, config.accumulate)
+    sharding.check_heads(method, mesh)
 
     # Data
     examples = source.splits[config.data.split]
     steps = optim.total_steps(config, examples)
     bad = data_lib.BadFiles(config.data.max_bad_fraction, examples)
 
-    # Model, sharded as it is made
+    # Model and shard: parameters are born sharded
     key = rng.root(config.seed)
     schedule = optim.schedule(config, steps, examples)
     optimizer = optim.adamw(config, schedule, lr_multipliers)
     saved = Checkpoints(workdir, config.keep)
     prepare_workdir(workdir, config, saved.config())
-    shapes = batch_shapes(config, methods.views(objective))
-    state, shardings = state_lib.create(objective, optimizer, shapes, key, mesh, config.ema)
+    spec = method.batch_spec(config)
+    shapes = spec.shapes(config.batch_size)
+    state, shardings = state_lib.create(method, optimizer, shapes, key, mesh, config.ema)
     sharding.check_split(shardings, mesh)
-    step_fn = state_lib.train_step(objective, optimizer, key, shardings, mesh, config.ema, config.accumulate)
+    step_fn = state_lib.train_step(method, optimizer, key, shardings, mesh, config.ema, config.accumulate)
 
     # Restore
     step, position = 0, 0
@@ -74,9 +81,8 @@ def train(
         log.info("%d parameters, %d steps, seed %d", pytree.count(state.params), steps, config.seed)
     begin, evaluated = step, {}
     due = _Due(config, steps, examples, begin)
-    batches = _device_batches(
-        config, source, mesh, position, bad, methods.views(objective)
-    )  # first, since it may bring tensorflow for TensorBoard
+    # Before the writer, since it may bring tensorflow, which TensorBoard needs.
+    batches = _device_batches(config, spec, source, mesh, position, bad)
     writer, progress = metrics.Writer(workdir, step), metrics.Progress(step, steps, config.batch_size)
     history, guard, stop = _History(workdir, begin), None, False
     trace = profile.Trace(workdir, traced, begin, steps)
@@ -100,7 +106,7 @@ def train(
         return figures
 
     try:
-        if begin and evaluators and due("eval_every", begin):  # an earlier process may have been ended within it
+        if begin and evaluators and due("eval_every", begin):  # an earlier process may have ended within it
             evaluated = metrics.figures(workdir, begin)
             if distributed.agreed(not evaluated):
                 evaluated = evaluate()
@@ -114,7 +120,7 @@ def train(
                     state, step_metrics = step_fn(state, batch)
                 step, position = step + 1, position + config.batch_size
                 history.add(step, step_metrics)
-                # Before the first step is done there is nothing to save, and SIGTERM simply ends the process.
+                # Before the first step there is nothing to save, and SIGTERM ends the process.
                 guard = guard or distributed.PreemptionGuard()
                 progress.advance(step)
                 trace.end(step, state)
@@ -159,36 +165,19 @@ def train(
     seconds = time.perf_counter() - started
     run = {"step": step, "steps_run": step - begin, "skipped_files": bad.count, "seconds": seconds}
     run["images_per_second"] = (step - begin) * config.batch_size / seconds
-    if step > begin:  # the steps' own trace, which jit has kept
+    if step > begin:  # jit has kept the trace
         run["gflops_per_image"] = flops.count(step_fn.trace(state, batch).jaxpr) / config.batch_size / 1e9
     return {**run, **evaluated}
 
 
-def batch_shapes(config, views=1):
-    """Shapes and dtypes of a global batch of one or two crops an image, as the batch contract has them; a detector's has
-    boxes beside them."""
-    n, size, most = config.batch_size, config.image_size, config.data.get("max_boxes", 0)
-    boxes = {
-        "boxes": jax.ShapeDtypeStruct((n, most, 4), np.float32),
-        "classes": jax.ShapeDtypeStruct((n, most), np.int32),
-    }
-    return {
-        **{name: jax.ShapeDtypeStruct((n, size, size, 3), np.uint8) for name in ("image", "image2")[:views]},
-        "quarter": jax.ShapeDtypeStruct((n,), np.int32),
-        "label": jax.ShapeDtypeStruct((n,), np.int32),
-        "mask": jax.ShapeDtypeStruct((n,), bool),
-        **(boxes if most else {}),
-    }
-
-
 def prepare_workdir(workdir, config, saved=None):
-    """Makes the workdir and writes its config.json; UserError where it holds a run of another config.
+    """Make the workdir and write its config.json.
 
-    `saved`: the config of the newest checkpoint, as a dict, or None. A run without a checkpoint has nothing to lose, and
-    its config is simply replaced.
+    saved: config of the newest checkpoint as a dict, or None. Without a checkpoint there is nothing to lose, and an earlier
+    config.json is replaced. Raises UserError where the checkpoint is of another config.
     """
     if saved is not None:
-        differ = config_lib.differing(saved, config)
+        differ = config_lib.differing(saved, config, config_tables.of)
         if differ:
             words = ", ".join(f"{key}={old!r} (now {new!r})" for key, old, new in differ[:5])
             raise UserError(
@@ -203,13 +192,13 @@ def prepare_workdir(workdir, config, saved=None):
 
 
 class _Due:
-    """due(name, step): whether the config's duration `name` falls on this step; all are due at the last step.
+    """`due(name, step)`: whether the config's duration `name` falls on a step. All are due at the last step.
 
     Logging is due at the first step of a process too, so that a mistake shows at once.
     """
 
     def __init__(self, config, steps, examples, begin):
-        names = [name for name, field in config_lib.table(config).items() if field.duration and name != "warmup"]
+        names = [name for name, field in config_tables.of(config).items() if field.duration and name != "warmup"]
         self._every = {name: optim.duration(config, name, steps, examples) for name in names}
         self._steps, self._begin = steps, begin
 
@@ -219,9 +208,9 @@ class _Due:
 
 
 class _History:
-    """Metrics of the steps since the last look, left on the device: looking at each step would stall the device.
+    """Metrics since the last report, kept on the device, since reading every step would stall it.
 
-    Every loss is looked at before a checkpoint is written, so none can hold a state that is no longer finite.
+    Every loss is read before a checkpoint is written, so no checkpoint holds a state that is not finite.
     """
 
     def __init__(self, workdir, saved):
@@ -232,15 +221,15 @@ class _History:
         self._pending.append((step, values))
 
     def unseen(self):
-        """Whether there were steps since the last call of `means`."""
+        """Return whether there were steps since the last call of `means`."""
         return bool(self._pending or self._looked)
 
     def busy(self):
-        """Whether the device is not yet done with the last step."""
+        """Return whether the device still works on the last step."""
         return bool(self._pending) and not self._pending[-1][1]["loss"].is_ready()
 
     def check(self):
-        """Raises UserError (exit code 1) that names the first step whose loss is not finite."""
+        """Raise UserError (exit code 1) naming the first step whose loss is not finite."""
         while self._pending:
             step, values = self._pending.popleft()
             values = jax.device_get(values)
@@ -257,38 +246,30 @@ class _History:
             self._looked.append(values)
 
     def means(self):
-        """Mean of each metric over the steps since the last call."""
+        """Return the mean of each metric over the steps since the last call."""
         self.check()
         means = {name: float(np.mean([v[name] for v in self._looked])) for name in self._looked[0]}
         self._looked.clear()
         return means
 
 
-def _device_batches(config, source, mesh, position, bad, views):
-    """Batches on the mesh, `data.prefetch` of them on their way while a step runs."""
-    if "max_boxes" in config.data:
-        cache, shown = None, {"boxes": config.data.max_boxes, "jitter": config.data.jitter}
-    else:
-        cache = device_cache.of(config.data, config.image_size, source, config.data.split, mesh)
-        shown = {"crop_scale": config.data.crop_scale, "crop_ratio": config.data.crop_ratio, "views": views}
+def _device_batches(config, spec, source, mesh, position, bad):
+    """Return an iterator over batches on the mesh. `data.prefetch` of them are on their way while a step runs."""
+    cache = device_cache.of(config.data, config.image_size, source, config.data.split, mesh) if spec.cacheable else None
     local = data_lib.train_batches(
         source,
+        spec,
         split=config.data.split,
         batch_size=config.batch_size,
-        image_size=config.image_size,
-        seed=config.seed,
         position=position,
-        placements=quarters.PLACEMENT_SETS[config.quarter.placements] if "quarter" in config else (0,),
-        flip=config.data.flip,
         rows=device_mesh.rows(mesh, config.batch_size),
         workers=config.data.workers,
         processes=config.data.processes,
         prefetch=config.data.prefetch,
         bad=bad,
         cache=cache,
-        **shown,
     )
-    names = batch_shapes(config, views)
+    names = spec.shapes(config.batch_size)
 
     def batches():
         ready = collections.deque()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from qbheat_jax.errors import UserError
+from qbheat_jax.methods import Schedule
 
 
 def duration(config, name, total_steps, examples):
@@ -34,6 +35,15 @@ def total_steps(config, examples):
         return config.total_steps
     # The small number: 0.29 epochs of 100 images are 29 steps, though the product of the floats is a little less.
     return max(1, math.floor(config.total_epochs * examples / config.batch_size + 1e-9))
+
+
+def run_schedule(config, examples=None):
+    """Return the `methods.Schedule` of a run. examples: images in an epoch; None where no data has been opened."""
+    known = examples is not None
+    return Schedule(
+        total_steps=total_steps(config, examples) if known or config.total_steps is not None else None,
+        steps_per_epoch=examples / config.batch_size if known else None,
+    )
 
 
 def peak_learning_rate(config):

@@ -1,4 +1,4 @@
-"""The train state, born sharded, and the one train step of every objective."""
+"""Train state, sharded as it is made, and the one train step of every method."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,10 @@ from qbheat_jax.train import initial, optim, sharding
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes. `ema` is an average of `params`, or an empty dict where there is none."""
+    """Everything that a step changes.
+
+    `batch_stats` is the method's state, named as in every checkpoint. `ema` is an average of `params`; {} for none.
+    """
 
     step: Any
     params: Any
@@ -28,38 +31,37 @@ class TrainState:
     ema: Any
 
     def variables(self):
-        """What is evaluated: {"params": the average where there is one, "batch_stats"}."""
+        """Return the variables to evaluate: {"params": the average where there is one, "batch_stats"}."""
         return {"params": self.ema or self.params, "batch_stats": self.batch_stats}
 
 
-def abstract(objective, optimizer, batch, ema=0.0):
-    """The state's shapes and dtypes; nothing is computed. `batch` gives shapes and dtypes alone."""
-    return jax.eval_shape(initialiser(objective, optimizer, batch, ema), rng_lib.root(0))
+def abstract(method, optimizer, batch, ema=0.0):
+    """Return the state's shapes and dtypes. batch: {name: ShapeDtypeStruct}. Nothing is computed."""
+    return jax.eval_shape(initialiser(method, optimizer, batch, ema), rng_lib.root(0))
 
 
-def create(objective, optimizer, batch, key, mesh, ema=0.0):
-    """(state, shardings): parameters are computed on the devices that will hold them, never whole on one of them.
+def create(method, optimizer, batch, key, mesh, ema=0.0):
+    """Return (state, shardings). Parameters are computed on the devices that hold them, never whole on one of them.
 
-    The random bits that they follow from are: four bytes for each parameter, for as long as the program runs.
-    `batch` gives shapes and dtypes alone.
+    Their random bits are whole: four bytes a parameter, while the program runs. batch: {name: ShapeDtypeStruct}.
     """
-    init = initialiser(objective, optimizer, batch, ema)
-    shardings = sharding.shardings(jax.eval_shape(init, key), mesh)
+    init = initialiser(method, optimizer, batch, ema)
+    shardings = sharding.shardings(jax.eval_shape(init, key), mesh, like_params=method.sharded_like_params)
     return jax.jit(init, out_shardings=shardings)(rng_lib.fold(key, "init")), shardings
 
 
-def initialiser(objective, optimizer, batch, ema=0.0):
-    """The program that makes the state: `init(key) -> TrainState`. `batch` gives shapes and dtypes alone."""
+def initialiser(method, optimizer, batch, ema=0.0):
+    """Return `init(key) -> TrainState`. batch: {name: ShapeDtypeStruct}."""
 
     def variables_of(key):
-        return objective.init(key, {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()})
+        return method.init(key, {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()})
 
     make = initial.in_one_draw(variables_of)
 
     def init(key):
         variables = make(key)
         params = variables["params"]
-        # A copy: the step donates the state, and no buffer may be donated twice.
+        # A copy, since the step donates the state and no buffer may be donated twice.
         average = jax.tree.map(jnp.copy, params) if ema else {}
         return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params), average)
 
@@ -67,9 +69,9 @@ def initialiser(objective, optimizer, batch, ema=0.0):
 
 
 def load_params(state, variables):
-    """The state with the parts of {"params": {part: tree}, "batch_stats": ...} in the place of its own, sharded as those.
+    """Return the state with the parts of {"params": {part: tree}, "batch_stats": ...} loaded, sharded as before.
 
-    Raises UserError where a part has other leaves or shapes than the state's.
+    Raises UserError where a part's leaves or shapes differ from the state's.
     """
 
     def replaced(tree, parts, name):
@@ -78,7 +80,7 @@ def load_params(state, variables):
             raise UserError(
                 f"the weights to start from are of another model: {wrong[0]} of {name} ({len(wrong)} differ)"
             )
-        # Not the caller's arrays but copies: the step donates the state.
+        # Copies of the caller's arrays, since the step donates the state.
         new = jax.tree.map(
             lambda old, x: jax.device_put(np.array(x, old.dtype), old.sharding), {p: tree[p] for p in parts}, parts
         )
@@ -90,23 +92,29 @@ def load_params(state, variables):
     return dataclasses.replace(state, params=params, ema=ema, batch_stats=stats)
 
 
-def train_step(objective, optimizer, key, shardings, mesh, ema=0.0, accumulate=1, plain=False):
-    """The jitted `step(state, batch) -> (state, metrics)`; the state is donated.
+def train_step(method, optimizer, key, shardings, mesh, ema=0.0, accumulate=1, plain=False):
+    """Return the jitted `step(state, batch) -> (state, metrics)`; the state is donated.
 
-    Random numbers come from the run's key folded with the step, so a resumed run repeats an uninterrupted one. Metrics
-    are float32 scalars on the device: `loss`, `grad_norm`, and the objective's own.
+    Random numbers come from the run's key folded with the step, so a resumed run repeats an uninterrupted one. Metrics are
+    float32 scalars on the device: `loss`, `grad_norm` and the method's own.
 
-    accumulate: how many equal parts the batch goes through in, one after the other, which takes the memory of one of them.
-    Loss and gradient are those of the whole batch up to rounding: parts weigh by their examples that count. What is not
-    the same: batch norm sees a part at a time, and its running statistics are updated by one after the other; what is
-    drawn at random within a step is drawn for each part; `variance` and other metrics are the parts' means.
-
-    plain: without what is computed twice for a chip's sake (`layers.attend`), which is to be counted rather than run.
+    Args:
+      method: See `methods.base.Method`.
+      optimizer: optax transformation.
+      key: Root key of the run.
+      shardings: Of the state.
+      mesh: Device mesh.
+      ema: Decay of the average of the parameters; 0: none.
+      accumulate: Number of equal parts that the batch goes through in, one after the other, in the memory of one part. Loss
+        and gradient are those of the whole batch up to rounding, since parts weigh by the examples that count. Batch norm
+        sees one part at a time and updates its running statistics part by part; random numbers are drawn for each part;
+        other metrics are means over the parts.
+      plain: Leave out what is computed twice for the hardware's sake (`layers.attend`), to count FLOPs rather than to run.
     """
 
     def loss(params, batch_stats, batch, key):
         with contextlib.nullcontext() if plain else jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return objective.loss(params, batch_stats, sharding.spread(batch, objective, mesh), key)
+            return method.loss(params, batch_stats, sharding.spread(batch, method, mesh), key)
 
     compute = jax.value_and_grad(loss, has_aux=True)
     if accumulate > 1:
@@ -127,13 +135,13 @@ def train_step(objective, optimizer, key, shardings, mesh, ema=0.0, accumulate=1
 
 
 def _in_parts(gradient, count, shardings, mesh):
-    """`gradient(params, batch_stats, batch, key) -> ((loss, (batch_stats, metrics)), gradients)`, a part at a time.
+    """Return `gradient(params, batch_stats, batch, key) -> ((loss, (batch_stats, metrics)), gradients)`, a part at a time.
 
-    shardings: of the parameters, which the sum of the gradients is kept in as well.
+    shardings: of the parameters and of the summed gradients.
     """
 
     def summed(params, batch_stats, batch, key):
-        # Every count-th row: whatever device holds rows of the batch, it holds its share of each part.
+        # Every count-th row, so that each device holds its share of every part.
         parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
         parts = jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, PartitionSpec(None, *device_mesh.BATCH)))
         weights = parts["mask"].sum(1) / jnp.maximum(batch["mask"].sum(), 1)
@@ -159,7 +167,7 @@ def _in_parts(gradient, count, shardings, mesh):
     return summed
 
 
-def evaluate(objective, variables, batch):
-    """{"loss", ..., "count"}: the objective's figures over the examples of a batch that count, and their number."""
-    loss, (_, metrics) = objective.loss(variables["params"], variables["batch_stats"], batch, None, train=False)
+def evaluate(method, variables, batch):
+    """Return {"loss", ..., "count"}: the method's metrics over the examples of a batch that count, and their number."""
+    loss, (_, metrics) = method.loss(variables["params"], variables["batch_stats"], batch, None, train=False)
     return {"loss": loss, **metrics, "count": batch["mask"].sum()}

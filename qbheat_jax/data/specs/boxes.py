@@ -1,32 +1,49 @@
-"""Examples with boxes: scaled at random, cropped or padded to a square, mirrored; the boxes go along."""
+"""Data spec of images with boxes: scaled at random, cropped or padded to a square, mirrored; the boxes go along."""
 
 import functools
 from dataclasses import dataclass
 
 import numpy as np
 
+from qbheat_jax.config import POSITIVE, RANGE, Field
 from qbheat_jax.data import augment, decode
-from qbheat_jax.data.specs.image import MEAN_GREY, Recipe, empty, pixels
+from qbheat_jax.data.specs.image import FIELDS as _IMAGE
+from qbheat_jax.data.specs.image import MEAN_GREY, ImageSpec, empty, pixels
+
+FIELDS = {
+    "data.max_boxes": Field(100, "boxes an image in training, the largest ones of an image that has more", POSITIVE),
+    "data.jitter": Field((0.8, 1.25), "images are scaled by a number of this range, then cropped or padded", RANGE),
+    "data.flip": _IMAGE["data.flip"],
+}
 
 
 @dataclass(frozen=True)
-class BoxRecipe(Recipe):
-    """How images and their boxes become what a detector takes.
+class BoxesSpec(ImageSpec):
+    """Images of a detector, with a list of boxes.
 
-    The longer side is scaled to image_size, in training times a number from the range `jitter` (its logarithm uniform):
-    large-scale jitter (arXiv 2012.07177). What then is larger than the square is cropped, anywhere in training; what is
-    smaller stands in a corner of it, in training anywhere, and the rest is grey. `flip` mirrors half of the training images.
-    `count`: boxes in a batch's list, the largest ones of an image that has more. A batch has, beside what it always has,
+    The longer side is scaled to image_size. In training the scale is multiplied by a number from the range `jitter`, uniform
+    in its logarithm (large-scale jitter, arXiv 2012.07177). An image larger than the square is cropped, anywhere in training;
+    a smaller one lies in the top left corner, anywhere in training, and the rest is grey. `flip` mirrors half of the training
+    images. `count` is the length of the list: the largest boxes of an image that has more. A batch has besides
 
-        boxes    float32[B, count, 4]  corners in pixels of the batch's image, see qbheat_jax.ops.boxes
-        classes  int32[B, count]       -1 where the list is filled up
-        scale    float32[B, 2]         pixels of the batch's image to one of the original, down and right; outside training
-                                       both have the same top left corner
+        boxes    float32 [B, count, 4]  corners in pixels of the batch's image, see qbheat_jax.ops.boxes
+        classes  int32 [B, count]       -1 where the list is filled up
+        scale    float32 [B, 2]         pixels of the batch's image to one of the original, down and right; outside training
+                                        both have the same top left corner
     """
 
     jitter: tuple = (1.0, 1.0)
     count: int = 100
+
     boxed = True
+    cacheable = False
+
+    @classmethod
+    def of(cls, config):
+        """Return the spec of a training config with `data.max_boxes` and `data.jitter`."""
+        given = config.data
+        shown = {"flip": given.flip, "jitter": tuple(given.jitter), "count": given.max_boxes}
+        return cls(config.image_size, config.seed, (0,), True, **shown)
 
     def empty(self, count):
         return {
@@ -37,7 +54,7 @@ class BoxRecipe(Recipe):
         }
 
     def prepare(self, out, k, data, label, epoch, index, jpeg_window=None):
-        """As `Recipe.prepare`; `label` is the example's `Boxes`. Images are decoded whole."""
+        """As `ImageSpec.prepare`; `label` is the example's `Boxes`. Images are decoded whole."""
         return functools.partial(self._put, out, k, data, label, epoch, index)
 
     def _put(self, out, k, data, label, epoch, index):
@@ -57,7 +74,7 @@ class BoxRecipe(Recipe):
         out["mask"][k] = True
 
     def place(self, epoch, index, height, width):
-        """((height, width) that the image is scaled to, (y, x) of its top left corner: below 0 where it is cut off)."""
+        """Return ((height, width) of the scaled image, (y, x) of its top left corner, below 0 where it is cut off)."""
         longer, factor = max(height, width), 1.0
         draws = augment.rng(self.seed, epoch, index, "crop").random(3) if self.train else np.zeros(3)
         if self.train:
@@ -83,5 +100,5 @@ def paste(image, scaled, offset, size):
 
 
 def _seen(offset, side, size):
-    """(begin, end) of the square's pixels along an axis that show something of the image."""
+    """Return (begin, end) of the square's pixels along an axis that show the image."""
     return max(0, offset), min(size, offset + side)

@@ -1,26 +1,37 @@
-"""One example: what the source holds -> image, label, quarter, mask. No tensorflow, and no state."""
+"""Data spec of one crop an image: how an example is made, what a batch holds. No tensorflow, no jax, no state."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from qbheat_jax.config import FRACTION_RANGE, RANGE, Field
 from qbheat_jax.data import augment, decode, placement
 
 # What stands in for an image that cannot be decoded, and for padding: ImageNet's mean, so that it is near zero after
 # normalisation. `mask` is False there.
 MEAN_GREY = (124, 116, 104)
 
-IMAGES = ("image", "image2")
+# What a batch tells of its examples that no step takes.
+UNTRAINED = ("index", "scale")
+
+FIELDS = {
+    "data.crop_scale": Field((0.2, 1.0), "share of the image's area that a random-resized-crop keeps", FRACTION_RANGE),
+    "data.crop_ratio": Field((3 / 4, 4 / 3), "its aspect ratio", RANGE),
+    "data.flip": Field(True, "mirror half of the images"),
+}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How the images of a split become what the model takes.
+class ImageSpec:
+    """One crop of every image.
 
-    `image_size` in pixels; `seed` int; `placements` tuple of placement indices 0..8. `train` switches to random
-    crops (`crop_scale`, `crop_ratio` as in augment.random_resized_crop_box) and mirroring (`flip`); otherwise the
-    centre is cut out and the epoch does not matter. `views`: 2 for a second random crop of every training image, which
-    its own draws place and mirror; the first is the same with and without it.
+    Args:
+      image_size: Pixels a side of the crops.
+      seed: Root of the draws.
+      placements: Placement indices 0..8 that the visible quarter is drawn from.
+      train: Crop and mirror at random. Otherwise the centre is cut out, in every epoch alike.
+      crop_scale, crop_ratio: Ranges of the random crop, see `augment.random_resized_crop_box`.
+      flip: Mirror half of the training images.
     """
 
     image_size: int
@@ -30,27 +41,47 @@ class Recipe:
     crop_scale: tuple = (1.0, 1.0)
     crop_ratio: tuple = (1.0, 1.0)
     flip: bool = False
-    views: int = 1
-    boxed = False  # whether examples have boxes, see `boxed.BoxRecipe`
 
-    @property
-    def images(self):
-        """Under which keys a batch has its crops."""
-        return IMAGES[: self.views]
+    # Names of a batch's crops. Every crop has draws of its own, by its place in this tuple.
+    images = ("image",)
+    # Whether examples come with boxes, from `source.boxes`.
+    boxed = False
+    # Whether `device_cache` can make these batches.
+    cacheable = True
+
+    @classmethod
+    def of(cls, config, placements=(0,), **fields):
+        """Return the spec of a training config. fields: of a subclass."""
+        crop = {name: tuple(config.data[name]) for name in ("crop_scale", "crop_ratio")}
+        return cls(config.image_size, config.seed, placements, True, **crop, flip=config.data.flip, **fields)
+
+    def evaluation(self):
+        """Return the spec of the same images as they are evaluated: not augmented."""
+        return replace(self, train=False)
+
+    def shapes(self, batch_size):
+        """Return {name: ShapeDtypeStruct} of what a step takes of a global batch."""
+        import jax  # not at the top: the processes that decode do without it
+
+        kept = {name: array for name, array in self.empty(0).items() if name not in UNTRAINED}
+        return {name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for name, x in kept.items()}
 
     def box(self, epoch, index, height, width, view=0):
-        """(top, left, height, width) of the part of a height x width image that this example shows."""
+        """Return (top, left, height, width) of the part of a height x width image that an example's crop shows."""
         if not self.train:
             return augment.centre_box(height, width, self.image_size)
-        generator = augment.rng(self.seed, epoch, index, ("crop", "crop2")[view])
+        generator = augment.rng(self.seed, epoch, index, augment.of_view("crop", view))
         return augment.random_resized_crop_box(generator, height, width, self.crop_scale, self.crop_ratio)
 
     def image(self, data, epoch, index):
-        """Encoded bytes, or uint8[H, W, 3 or 1], -> uint8[image_size, image_size, 3]. Raises `decode.BadImage`."""
+        """Return the first crop of encoded bytes or uint8 [H, W, 3 or 1]: uint8 [image_size, image_size, 3].
+
+        Raises `decode.BadImage`.
+        """
         return self._crop(data, epoch, index)()
 
     def _crop(self, data, epoch, index, jpeg_window=None, view=0):
-        """The function that makes `image`. What is read of a header and drawn is so before it is called."""
+        """Return a function that makes one crop. Headers are read and numbers drawn before it is called."""
 
         def box_of(height, width):
             return self.box(epoch, index, height, width, view)
@@ -71,13 +102,13 @@ class Recipe:
         return make
 
     def mirrored(self, epoch, index, view=0):
-        """Whether the example (or each of int64[c]) is mirrored."""
-        return self.train and self.flip and augment.flips(self.seed, epoch, index, ("flip", "flip2")[view])
+        """Return whether a crop of the example (or of each of int64 [c]) is mirrored."""
+        return self.train and self.flip and augment.flips(self.seed, epoch, index, augment.of_view("flip", view))
 
     def prepare(self, out, k, data, label, epoch, index, jpeg_window=None):
-        """The function that puts an example in its place k of a chunk that `empty` made.
+        """Return a function that writes an example to row k of a chunk made by `empty`.
 
-        `jpeg_window` as in data/jpeg.py, or None to decode whole images. Both it and its making raise `decode.BadImage`.
+        jpeg_window: as in data/jpeg.py; None decodes whole images. This method and the function raise `decode.BadImage`.
         """
         out["label"][k] = label
         crops = [(key, self._crop(data, epoch, index, jpeg_window, view)) for view, key in enumerate(self.images)]
@@ -90,21 +121,21 @@ class Recipe:
         return put
 
     def empty(self, count):
-        """`count` padding examples, to be filled in: every key of a batch, with its shape and type."""
+        """Return a chunk of `count` padding examples to be filled in: every key of a batch, with its shape and dtype."""
         return empty(count, self.image_size, self.images)
 
     def quarters(self, epochs, indices):
-        """int64[c], int64[c] -> int32[c] placements; outside training the same in every epoch."""
+        """Return the placements int32 [c] of examples (int64 [c], int64 [c]); outside training alike in every epoch."""
         return placement.draw(self.seed, epochs if self.train else np.zeros_like(epochs), indices, self.placements)
 
 
 def pixels(content, size=None):
-    """What a source fetches, encoded bytes or decoded pixels -> uint8[H, W, 3]. `size`: as of `decode.decode`."""
+    """Return uint8 [H, W, 3] of what a source fetches: encoded bytes or decoded pixels. size: as of `decode.decode`."""
     return as_rgb(content) if isinstance(content, np.ndarray) else decode.decode(content, size)
 
 
 def as_rgb(array):
-    """Decoded pixels uint8[H, W], uint8[H, W, 1] or uint8[H, W, 3] -> uint8[H, W, 3]. Raises `decode.BadImage`."""
+    """Return uint8 [H, W, 3] of decoded pixels uint8 [H, W], [H, W, 1] or [H, W, 3]. Raises `decode.BadImage`."""
     if array.ndim == 2:
         array = array[..., None]
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3):
@@ -112,12 +143,15 @@ def as_rgb(array):
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
-def empty(count, image_size, images=IMAGES[:1]):
-    """A batch of `count` padding examples, to be filled in. `images`: the keys of its crops."""
+def empty(count, image_size, images=ImageSpec.images):
+    """Return a chunk of `count` padding examples to be filled in. images: names of its crops."""
     row = np.tile(np.array(MEAN_GREY, np.uint8), image_size)
     return {
         # By rows, which numpy copies a hundred times as fast as pixels.
-        **{name: np.full((count, image_size, row.size), row).reshape(count, image_size, -1, 3) for name in images},
+        **{
+            name: np.full((count, image_size, row.size), row).reshape(count, image_size, image_size, 3)
+            for name in images
+        },
         "quarter": np.zeros(count, np.int32),
         "label": np.full(count, -1, np.int32),
         "mask": np.zeros(count, bool),
@@ -125,16 +159,19 @@ def empty(count, image_size, images=IMAGES[:1]):
     }
 
 
-def build(recipe, fetch, epochs, indices, bad, jpeg_window=None, out=None):
-    """One chunk of a batch: `out`, as `recipe.empty` gives it, filled in.
+def build(spec, fetch, epochs, indices, bad, jpeg_window=None, out=None):
+    """Return a chunk of a batch: `out`, made by `spec.empty`, filled in.
 
-    `fetch(k, index) -> (data, label, name)` gives the example at place k of the chunk; `epochs`, `indices` int64[c],
-    index -1 for padding. What cannot be read or decoded goes to `bad` and leaves a masked example.
-    Returns image (and image2) uint8[c, S, S, 3], quarter int32[c], label int32[c], mask bool[c], index int32[c]; what a
-    `boxed.BoxRecipe` returns is said there.
+    Args:
+      spec: ImageSpec or a subclass, which says what the chunk holds.
+      fetch: Function of (k, index) that returns (data, label, name) of the example at row k.
+      epochs, indices: int64 [c]; index -1 is padding.
+      bad: `BadFiles` that gets what cannot be read or decoded; such examples stay masked.
+      jpeg_window: As of `ImageSpec.prepare`.
+      out: Chunk to fill in; None makes one.
     """
-    out = recipe.empty(len(indices)) if out is None else out
-    out["quarter"][:] = recipe.quarters(epochs, np.maximum(indices, 0))
+    out = spec.empty(len(indices)) if out is None else out
+    out["quarter"][:] = spec.quarters(epochs, np.maximum(indices, 0))
     puts = []
     for k, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist())):
         if index < 0:
@@ -142,9 +179,9 @@ def build(recipe, fetch, epochs, indices, bad, jpeg_window=None, out=None):
         out["index"][k] = index
         with _noted(bad, f"example {index}") as note:
             data, label, note.name = fetch(k, index)
-            puts.append((note.name, recipe.prepare(out, k, data, label, epoch, index, jpeg_window)))
-    # Only now the pixels: each image drives what the interpreter needs for the rest out of the core's caches, which costs a
-    # tenth of the time where the two alternate.
+            puts.append((note.name, spec.prepare(out, k, data, label, epoch, index, jpeg_window)))
+    # Pixels come last. Each image evicts the interpreter's own data from the core's caches; alternating the two costs a
+    # tenth of the time.
     for name, put in puts:
         with _noted(bad, name):
             put()
@@ -152,7 +189,7 @@ def build(recipe, fetch, epochs, indices, bad, jpeg_window=None, out=None):
 
 
 class _noted:
-    """Within it, what cannot be read or decoded is noted in `bad` under `name`, or that of the file it says itself."""
+    """Context in which files that cannot be read or decoded go to `bad`, under their own name or else under `name`."""
 
     def __init__(self, bad, name):
         self.bad, self.name = bad, name

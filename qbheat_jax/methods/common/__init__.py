@@ -1,1 +1,1 @@
-"""What several methods share: targets, masks, running an encoder."""
+"""Pieces that several methods share: targets, masks, decoders, EMA, running an encoder."""

@@ -1,4 +1,4 @@
-"""What detectors have in common: an encoder that is frozen (or not), a detector on its maps, and how both are made."""
+"""Base class of the detectors: an encoder, frozen or not, and a detector on its maps; focal losses."""
 
 import dataclasses
 from typing import Any
@@ -7,17 +7,35 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from qbheat_jax.config import POSITIVE, Field, at_least
+from qbheat_jax.data.specs.boxes import BoxesSpec
+from qbheat_jax.methods import base
 from qbheat_jax.methods.common.encoding import variables as variables_of
 from qbheat_jax.models import pyramid
 from qbheat_jax.ops import images as images_lib
 
+FIELDS = {
+    "tune": Field(False, "train the encoder too; its batch norm stays frozen"),
+    "encoder_rate": Field(0.1, "with tune, the encoder's learning rate is the detector's times this", POSITIVE),
+    "detector.classes": Field(0, "set from the data", at_least(0)),
+    "detector.stages": Field(
+        False, "give the detector the encoder's maps of finer strides too, not the last one alone"
+    ),
+    "detector.count": Field(100, "detections an image, at most", POSITIVE),
+}
+
 
 @dataclasses.dataclass(frozen=True)
-class Detection:
-    """An objective. `detector`: a linen module of {stride: map}; a subclass has `outputs_loss` and `decode`.
+class Detection(base.Method):
+    """A detector on an encoder. A subclass has `outputs_loss` and `decode`.
 
-    `tune`: gradients reach the encoder. Its batch norm and drop path are those of evaluation even then: batches of
-    detection are small. `stages`: the detector gets the encoder's intermediate maps too. `count`: detections an image.
+    Args:
+      encoder: Linen module. Its batch norm and drop path are those of evaluation, since batches of detection are small.
+      detector: Linen module of {stride: map}.
+      pixels: How images are normalised.
+      tune: Train the encoder too.
+      stages: Give the detector the encoder's intermediate maps too.
+      count: Detections an image.
     """
 
     encoder: Any
@@ -27,8 +45,14 @@ class Detection:
     stages: bool = False
     count: int = 100
 
+    TASK = base.DETECT
+
+    @classmethod
+    def batch_spec(cls, config):
+        return BoxesSpec.of(config)
+
     def init(self, rng, batch):
-        """Variables {"params": {"encoder", "detector"}, "batch_stats": {"encoder"} where it has any}."""
+        """Return {"params": {"encoder", "detector"}, "batch_stats": {"encoder"}}."""
         encoder_rng, detector_rng = jax.random.split(rng)
         images = self.pixels.normalise(batch["image"][:1])
         encoder = self.encoder.init(encoder_rng, images)
@@ -40,27 +64,31 @@ class Detection:
             "batch_stats": statistics,
         }
 
-    def loss(self, params, mutable, batch, rng, train=True):
-        """(float32 loss, (mutable, metrics)); the same in training and evaluation.
+    def loss(self, params, state, batch, rng, train=True):
+        """Return (loss, (state, metrics)), the same in training and evaluation.
 
         batch: image uint8 [B, H, W, 3], boxes float32 [B, N, 4], classes int32 [B, N] (-1: none), mask bool [B].
         """
         del rng, train
         if not self.tune:
             params = {**params, "encoder": jax.lax.stop_gradient(params["encoder"])}
-        outputs = self._outputs(params, mutable, self.pixels.normalise(batch["image"]))
+        outputs = self._outputs(params, state, self.pixels.normalise(batch["image"]))
         classes = jnp.where(batch["mask"][:, None], batch["classes"], -1)
         loss, metrics = self.outputs_loss(outputs, batch["boxes"], classes, batch["mask"], batch["image"].shape[1:3])
-        return loss, (mutable, metrics)
+        return loss, (state, metrics)
 
     def detections(self, variables, images):
-        """Normalised images float32 [B, H, W, 3] -> (boxes [B, count, 4] corners in pixels, scores [B, count] descending,
-        classes int32 [B, count]); score 0 where there are fewer."""
+        """Return the detections of normalised images float32 [B, H, W, 3].
+
+        Returns:
+          (boxes [B, count, 4], corners in pixels; scores [B, count], descending, 0 where there are fewer; classes int32
+          [B, count]).
+        """
         outputs = self._outputs(variables["params"], variables.get("batch_stats", {}), images)
         return self.decode(outputs, images.shape[1:3])
 
-    def _outputs(self, params, mutable, images):
-        features, out = self.encoder.apply(variables_of(params, mutable), images)
+    def _outputs(self, params, state, images):
+        features, out = self.encoder.apply(variables_of(params, state), images)
         return self.detector.apply({"params": params["detector"]}, self._maps(features, out, images))
 
     def _maps(self, features, out, images):
@@ -68,7 +96,7 @@ class Detection:
 
 
 def focal(logits, targets, alpha=0.25, gamma=2.0):
-    """Focal loss (arXiv 1708.02002) of each logit, targets 0 or 1, same shape -> same shape."""
+    """Return the focal loss (arXiv 1708.02002) of each logit; targets 0 or 1 of the same shape."""
     probability = jax.nn.sigmoid(logits)
     miss = jnp.where(targets > 0, 1.0 - probability, probability)
     weight = jnp.where(targets > 0, alpha, 1.0 - alpha)
@@ -76,5 +104,5 @@ def focal(logits, targets, alpha=0.25, gamma=2.0):
 
 
 def quality_focal(logits, targets, beta=2.0):
-    """Quality focal loss (arXiv 2006.04388) of each logit, targets from 0 to 1 (how well the box fits) -> same shape."""
+    """Return the quality focal loss (arXiv 2006.04388) of each logit; targets 0..1 of the same shape, the box's IoU."""
     return jnp.abs(jax.nn.sigmoid(logits) - targets) ** beta * optax.sigmoid_binary_cross_entropy(logits, targets)

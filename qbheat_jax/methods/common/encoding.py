@@ -1,29 +1,35 @@
-"""Running an encoder inside an objective: its random numbers and its batch statistics, in one place."""
+"""Run an encoder inside a method: its variables, random keys and running statistics."""
 
 import jax
 import jax.numpy as jnp
 
 
-def variables(params, mutable, part="encoder"):
-    """What `apply` takes for one part of an objective's parameters and statistics."""
-    return {"params": params[part], **({"batch_stats": mutable[part]} if part in mutable else {})}
+def variables(params, state, part="encoder"):
+    """Return the variables that `apply` takes for one part of a method's parameters and state."""
+    return {"params": params[part], **({"batch_stats": state[part]} if part in state else {})}
 
 
-def encode(encoder, params, mutable, images, rng, train, **options):
-    """(features, out, mutable with the encoder's statistics updated where it trains).
+def encode(encoder, params, state, images, rng, train, **options):
+    """Return (features, out, state); training updates the encoder's running statistics in the state.
 
-    images: normalised float32 [B, H, W, 3]. rng: for drop path; None with train=False. options: of the encoder's call.
+    Args:
+      encoder: Linen module, see the contract of `models`.
+      params, state: The method's.
+      images: Normalised float32 [B, H, W, 3].
+      rng: Key of dropout and drop path; None outside training.
+      train: Whether batch norm, dropout and drop path are those of training.
+      options: Further keyword arguments of the encoder.
     """
-    known = variables(params, mutable)
+    known = variables(params, state)
     if not train:
-        return *encoder.apply(known, images, **options), mutable
+        return *encoder.apply(known, images, **options), state
     rngs = dict(zip(("dropout", "drop_path"), jax.random.split(rng)))
     (features, out), updated = encoder.apply(known, images, True, mutable=["batch_stats"], rngs=rngs, **options)
-    if "encoder" in mutable:
-        mutable = {**mutable, "encoder": updated["batch_stats"]}
-    return features, out, mutable
+    if "encoder" in state:
+        state = {**state, "encoder": updated["batch_stats"]}
+    return features, out, state
 
 
 def pooled(features, out):
-    """One vector an image, float32 [B, C]: the class token where there is one, otherwise the mean over the cells."""
+    """Return one vector an image, float32 [B, C]: the class token where there is one, else the mean over the cells."""
     return out["class_token"].astype(jnp.float32) if "class_token" in out else features.astype(jnp.float32).mean((1, 2))

@@ -1,35 +1,56 @@
-"""What a cell is asked for: its pixels and, where wanted, its mean and deviation and the directions of its edges."""
+"""Prediction targets of a cell: its pixels, their mean and deviation, the histogram of its edges; fields and words."""
 
 import dataclasses
 
 import jax.numpy as jnp
 
+from qbheat_jax.config import Field, at_least
 from qbheat_jax.ops import images as images_lib
 
 BINS = 9
+FIELDS = {
+    "norm_pix": Field(False, "predict pixels normalised within each patch (our choice)"),
+    "norm_pix_statistics": Field(
+        1.0,
+        "with norm_pix, weight of predicting each patch's mean and deviation too; 0: not (our choice)",
+        at_least(0),
+    ),
+    "hog": Field(
+        0.0,
+        "weight of predicting each patch's histogram of oriented gradients too, MaskFeat's target; 0: not (our choice)",
+        at_least(0),
+    ),
+    "loss_on": Field("masked", "cells that count (masked is the paper's, and MAE's and SimMIM's)", ("masked", "all")),
+}
 
 
 def statistics(patches):
-    """Mean and standard deviation of each patch over all its values, as MAE's norm_pix: [..., P] -> two [..., 1]."""
+    """Return mean and standard deviation of each patch, as of MAE's norm_pix: [..., P] -> two [..., 1]."""
     return patches.mean(-1, keepdims=True), jnp.sqrt(patches.var(-1, keepdims=True, ddof=1) + 1e-6)
 
 
 def oriented_gradients(images, size):
-    """Histograms of oriented gradients (HOG), MaskFeat's target (arXiv 2112.09133): which way the edges of a patch run.
+    """Return histograms of oriented gradients (HOG), MaskFeat's target (arXiv 2112.09133).
 
-    images float [B, H, W, C] -> [B, H / size, W / size, C * BINS]. The gradient of each pixel and channel votes by its
-    length for the two bins next to its direction (of 180 degrees: a dark edge counts as a bright one), and the votes
-    of a patch are scaled to unit length, channel by channel. Texture that goes on can be told from afar by its
-    histogram, and not by its pixels.
+    Each pixel and channel votes by the length of its gradient for the two bins next to the gradient's direction, modulo 180
+    degrees. The votes of a patch are scaled to unit length, channel by channel. A histogram describes texture that can be
+    predicted from afar where its pixels cannot.
+
+    Args:
+      images: float [B, H, W, C].
+      size: Pixels a side of a patch.
+
+    Returns:
+      [B, H / size, W / size, C * BINS].
     """
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     dy, dx = padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1], padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]
-    # The direction in bins, from 0 to BINS, which is the first bin again: 180 degrees on.
+    # Direction in bins, from 0 to BINS; BINS is 180 degrees on, the first bin again.
     place = jnp.arctan(dy / jnp.where(dx == 0.0, 1e-20, dx)) * (BINS / jnp.pi)
     place, length = jnp.where(place < 0.0, place + BINS, place), jnp.sqrt(dx**2 + dy**2)
     batch, height, width, channels = images.shape
 
-    def within_patches(x):  # rows first: on a CPU that is twice as fast as both axes at once
+    def within_patches(x):  # rows first: twice as fast on a CPU as both axes at once
         rows = x.reshape(batch, height // size, size, -1).sum(2)
         return rows.reshape(batch, height // size, width // size, size, channels).sum(3)
 
@@ -39,13 +60,44 @@ def oriented_gradients(images, size):
     return sums.reshape(*sums.shape[:3], channels * BINS)
 
 
+def build(config, encoder):
+    """Return the `Target` of a config, in cells of the encoder's stride."""
+    return Target(encoder.stride, config.norm_pix, config.norm_pix_statistics, config.hog)
+
+
+def error_text(config, error="mean squared error"):
+    """Return a few words on an error and the cells that it is taken over."""
+    return f"{error} on hidden cells" if config.loss_on == "masked" else error
+
+
+def text(config, pictures=""):
+    """Return sentences on what is predicted beside plain pixels; "" for nothing.
+
+    pictures: words on what is shown of the predictions where their statistics are predicted too.
+    """
+    sentences = []
+    if config.norm_pix and config.norm_pix_statistics > 0:
+        sentences.append(
+            f"The targets were each patch's normalised pixels and, beside them, their mean and deviation{pictures}."
+        )
+    elif config.norm_pix:
+        sentences.append("The targets were normalised within each patch.")
+    if config.hog > 0:
+        sentences.append(
+            f"Which way the edges of each patch run (a histogram) was asked for too, with a weight of {config.hog:g}."
+        )
+    return " ".join(sentences)
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What each cell of `size` x `size` pixels is to predict, and how wrong a prediction is.
+    """Target of each cell, and the error of a prediction.
 
-    `norm_pix`: pixels normalised within their patch. `statistics`: with norm_pix, the weight of predicting each patch's
-    mean and deviation too, which its normalised pixels leave out; 0: not. `hog`: the weight of predicting its
-    histogram of oriented gradients; 0: not.
+    Args:
+      size: Pixels a side of a cell.
+      norm_pix: Normalise pixels within their patch.
+      statistics: With norm_pix, weight of predicting each patch's mean and deviation; 0: do not.
+      hog: Weight of predicting each patch's `oriented_gradients`; 0: do not.
     """
 
     size: int
@@ -55,7 +107,7 @@ class Target:
 
     @property
     def widths(self):
-        """{"pixels", "statistics", "hog"}: how many numbers a cell predicts of each, 0 where it does not."""
+        """Return {"pixels", "statistics", "hog"}: numbers that a cell predicts of each."""
         return {
             "pixels": self.size**2 * 3,
             "statistics": 2 if self.norm_pix and self.statistics else 0,
@@ -63,7 +115,7 @@ class Target:
         }
 
     def __call__(self, images):
-        """Normalised images float32 [B, H, W, 3] -> [B, H / size, W / size, sum of the widths]."""
+        """Return the targets [B, H / size, W / size, sum of the widths] of normalised images float32 [B, H, W, 3]."""
         pixels = images_lib.to_patches(images, self.size)
         parts = [pixels]
         if self.norm_pix:
@@ -76,7 +128,7 @@ class Target:
         return jnp.concatenate(parts, -1)
 
     def error(self, predicted, target):
-        """Squared error [B, h, w]: the mean over pixels, over the two statistics, and of a channel's whole histogram."""
+        """Return the squared error [B, h, w]: means over pixels and statistics, sums over histograms."""
         pixels, stats, hog = self._split(jnp.square(predicted - target))
         error = pixels.mean(-1)
         if self.widths["statistics"]:
@@ -84,10 +136,10 @@ class Target:
         return error + self.hog * hog.sum(-1) / 3 if self.hog else error
 
     def pixels(self, predicted, visible):
-        """Predicted cells -> patches of pixels [B, h, w, size * size * 3].
+        """Return patches of pixels [B, h, w, size * size * 3] from predicted cells.
 
-        Normalised ones get the mean and deviation that were predicted for them, or those of the `visible` pixels
-        [B, H, W, 3], never the target's own.
+        Normalised patches get the predicted mean and deviation, else those of the `visible` pixels [B, H, W, 3]; never those
+        of the target.
         """
         patches, stats, _ = self._split(predicted)
         if not self.norm_pix:
@@ -98,6 +150,6 @@ class Target:
         return patches * std + mean
 
     def _split(self, cells):
-        """[..., sum of the widths] -> (pixels, statistics, histograms)."""
+        """Split [..., sum of the widths] into (pixels, statistics, histograms)."""
         pixels, stats, _ = self.widths.values()
         return jnp.split(cells, [pixels, pixels + stats], -1)

@@ -5,9 +5,10 @@ import tempfile
 
 import jax
 
-from qbheat_jax import config as config_lib
 from qbheat_jax import data, device_mesh
 from qbheat_jax.data import augment, decode, device_cache
+from qbheat_jax.data.fields import DATA
+from qbheat_jax.data.specs import image
 from qbheat_jax.errors import UserError
 from qbheat_jax.tools.bench import photographs, section, timing
 
@@ -31,7 +32,7 @@ def run(o):
     with tempfile.TemporaryDirectory() as folder:
         shown = photographs.write(folder, o.images)
         source = data.open_source(f"folder:{folder}", image_size=o.size)
-        gib = config_lib.PRETRAIN["data.cache_gib"].default
+        gib = DATA["data.cache_gib"].default
         mesh = device_mesh.make_mesh({"data": 1}, jax.devices()[:1])
         cache = device_cache.DeviceCache(source, "train", mesh, device_cache.DEFAULT_SIZE * o.size, gib, o.threads)
         batches = -(-o.images // o.batch)
@@ -59,12 +60,11 @@ def run(o):
 
 
 def _stream(o, source, cache=None, processes=0):
-    crop = config_lib.PRETRAIN
+    shown = [image.FIELDS[f"data.{name}"].default for name in ("crop_scale", "crop_ratio", "flip")]
+    spec = data.ImageSpec(o.size, 0, (0,), True, *shown)
     return data.train_batches(
-        source, split="train", batch_size=o.batch, image_size=o.size, seed=0, placements=(0,), workers=o.threads, cache=cache,
-        processes=processes,
-        crop_scale=crop["data.crop_scale"].default, crop_ratio=crop["data.crop_ratio"].default, flip=crop["data.flip"].default,
-    )  # fmt: skip
+        source, spec, split="train", batch_size=o.batch, workers=o.threads, cache=cache, processes=processes
+    )
 
 
 def _pipeline(o, source, batches, processes=0):
@@ -100,7 +100,7 @@ def _floor(o, source):
     for index in range(source.splits["train"]):
         encoded, _, _ = source.fetch("train", index)
         header = decode.open_header(encoded)
-        scale, ratio = (config_lib.PRETRAIN[f"data.crop_{name}"].default for name in ("scale", "ratio"))
+        scale, ratio = (image.FIELDS[f"data.crop_{name}"].default for name in ("scale", "ratio"))
         generator = augment.rng(0, 0, index, "crop")
         work.append((encoded, augment.random_resized_crop_box(generator, header.height, header.width, scale, ratio)))
 

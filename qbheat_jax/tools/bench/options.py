@@ -4,13 +4,12 @@ import dataclasses
 import math
 import pathlib
 
-from qbheat_jax import config as config_lib
 from qbheat_jax import methods
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.tools.bench import peers
-from qbheat_jax.train import runtime
+from qbheat_jax.train import config_tables, runtime
 
 PARTS = ("forward", "step", "heat", "input")
 PEERS = ("eager", "channels-last", "compile")
@@ -123,12 +122,12 @@ def supervised(o, name):
     if isinstance(encoder, ViT):
         grid = o.size // encoder.stride
         fields |= {"encoder.class_token": True, "encoder.position": "learnt", "encoder.grid": grid}
-    return config_lib.resolve(fields)
+    return config_tables.resolve(fields)
 
 
 def pretraining(o, name, objective):
     """Return the config that pre-trains encoder `name`. Raise UserError if the method does not accept the size."""
-    config = config_lib.resolve({"objective": objective, "image_size": o.pretrain_size, **_common(o, name)})
+    config = config_tables.resolve({"objective": objective, "image_size": o.pretrain_size, **_common(o, name)})
     try:
         methods.build(config)
     except UserError as error:

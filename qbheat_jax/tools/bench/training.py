@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from qbheat_jax import device_mesh, rng
+from qbheat_jax import device_mesh, methods, rng
 from qbheat_jax.ops import images, quarters
-from qbheat_jax.train import loop, optim
+from qbheat_jax.train import optim
 from qbheat_jax.train import state as state_lib
 
 
@@ -25,7 +25,7 @@ class Step:
         mesh = device_mesh.make_mesh({"data": 1}, jax.devices()[:1])
         key = rng.root(config.seed)
         optimizer = optim.adamw(config, optim.schedule(config, config.total_steps, config.batch_size))
-        shapes = loop.batch_shapes(config)
+        shapes = methods.batch_spec(config).shapes(config.batch_size)
         self.config, self.batch = config, noise(config)
         self._state, shardings = state_lib.create(objective, optimizer, shapes, key, mesh)
         self._step = state_lib.train_step(objective, optimizer, key, shardings, mesh)

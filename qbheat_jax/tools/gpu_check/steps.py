@@ -5,11 +5,10 @@ import statistics
 
 import jax
 
-from qbheat_jax import config as config_lib
 from qbheat_jax.tools.bench import timing
 from qbheat_jax.tools.gpu_check import made
 from qbheat_jax.tools.preflight import chips, matmul_flops
-from qbheat_jax.train import profile
+from qbheat_jax.train import config_tables, profile
 
 SHOWN = 20
 
@@ -23,7 +22,7 @@ def run(job):
     }  # fmt: skip
     if sizes.tiny:
         fields |= {"decoder.width": 32, "decoder.depth": 1}
-    config = config_lib.resolve(fields)
+    config = config_tables.resolve(fields)
     job.save(doing="compiling the step")
     step = made.step(config)
     counts = matmul_flops.by_type(step.traced.jaxpr)

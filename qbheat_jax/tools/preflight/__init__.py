@@ -11,6 +11,7 @@ from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.tools.preflight import bounds, compile, hlo, matmul_flops, process, search, topology, warnings
 from qbheat_jax.tools.preflight.chips import NODE
 from qbheat_jax.train import flops
+from qbheat_jax.train.config_tables import PRETRAIN
 
 log = logging.getLogger("qbheat")
 
@@ -38,7 +39,7 @@ def run(path, overrides, topology_name, *, find_batch=False, save=None):
         written.
     """
     target = topology.parse(topology_name)
-    config = config_lib.load(path, overrides)
+    config = config_lib.load(path, overrides, PRETRAIN)
     topology.prepare(target)
     devices = topology.devices(target)
     name = epath.Path(path).name
@@ -221,7 +222,7 @@ def _without_recomputing(step, traced, target, devices):
     """Return the trace on which model FLOPs are counted. It excludes rematerialisation, which is not the model's work."""
     if step.config.remat == "none" and not target.chip:
         return traced
-    plain = config_lib.resolve({**config_lib.flatten(step.config.to_dict()), "remat": "none"})
+    plain = config_lib.resolve({**config_lib.flatten(step.config.to_dict()), "remat": "none"}, PRETRAIN)
     return compile.build(plain, devices, plain=True).trace()
 
 
@@ -229,9 +230,9 @@ def _search(config, target, devices, name):
     tried, results = [], {}
 
     def fits(batch_size):
-        changed = config_lib.resolve({**config_lib.flatten(config.to_dict()), "batch_size": batch_size})
+        changed = {**config_lib.flatten(config.to_dict()), "batch_size": batch_size}
         try:
-            found = check(changed, target, devices, name)
+            found = check(config_lib.resolve(changed, PRETRAIN), target, devices, name)
             row = {key: found[key] for key in ("batch_size", "fits", "reason", "compile_seconds")}
             row["reason"] = row["reason"] or found["error"]
         except UserError as error:

@@ -10,6 +10,7 @@ import jax
 
 from qbheat_jax import config as config_lib
 from qbheat_jax.tools.preflight import compile, process, topology
+from qbheat_jax.train.config_tables import PRETRAIN
 
 
 def main(folder):
@@ -20,7 +21,7 @@ def main(folder):
     topology.prepare(target)
     # jax cannot read cached programs back for devices that are not present.
     jax.config.update("jax_enable_compilation_cache", False)
-    config = config_lib.from_json(request["config"], config_lib.PRETRAIN)
+    config = config_lib.from_json(request["config"], PRETRAIN)
     done = _compile(compile.build(config, topology.devices(target)).trace())
     (folder / process.ANSWER).write_text(json.dumps(dataclasses.asdict(done)))
 

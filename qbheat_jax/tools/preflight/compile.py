@@ -13,7 +13,7 @@ import optax
 from qbheat_jax import device_mesh, methods, pytree, rng
 from qbheat_jax.errors import UserError
 from qbheat_jax.tools.preflight import min_traffic
-from qbheat_jax.train import loop, optim, sharding, state
+from qbheat_jax.train import optim, sharding, state
 
 GIB = 2**30
 
@@ -95,7 +95,7 @@ def build(config, devices, room=math.inf, plain=False, lr_multipliers=None):
       UserError: Config and devices do not fit each other, or a step's arguments alone exceed `room`.
     """
     mesh = device_mesh.make_mesh(config.mesh, devices)
-    objective = methods.build(config)
+    objective = methods.build(config, optim.run_schedule(config))
     sharding.check_batch(config.batch_size, objective, mesh, config.accumulate)
     sharding.check_heads(objective, mesh)
     if getattr(objective, "head", ()) is None:
@@ -103,7 +103,7 @@ def build(config, devices, room=math.inf, plain=False, lr_multipliers=None):
             f"config field head.classes={config.head.classes} is not accepted: preflight opens no data, so set the number "
             "of classes, as in --config.head.classes 1000"
         )
-    shapes = loop.batch_shapes(config, methods.views(objective))
+    shapes = objective.batch_spec(config).shapes(config.batch_size)
     batches = jax.sharding.NamedSharding(mesh, device_mesh.BATCH)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batches), shapes)
     _check_room(0, _local_bytes(batch), room)  # checked first, since a huge image also has a huge position code
@@ -111,7 +111,7 @@ def build(config, devices, room=math.inf, plain=False, lr_multipliers=None):
     schedule = optax.warmup_cosine_decay_schedule(0.0, optim.peak_learning_rate(config), 1, 2)
     optimizer = optim.adamw(config, schedule, lr_multipliers)
     abstract = state.abstract(objective, optimizer, shapes, config.ema)
-    shardings = sharding.shardings(abstract, mesh)
+    shardings = sharding.shardings(abstract, mesh, like_params=objective.sharded_like_params)
     sharding.check_split(shardings, mesh)
     function = state.train_step(
         objective, optimizer, rng.root(config.seed), shardings, mesh, config.ema, config.accumulate, plain

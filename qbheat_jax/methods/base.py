@@ -1,0 +1,99 @@
+"""Base class of the methods: what each one declares, and the defaults of what it may leave out."""
+
+import dataclasses
+
+from qbheat_jax.data.specs.image import ImageSpec
+
+# Tasks: which table of config fields a method belongs to, and so which command trains it.
+PRETRAIN, FINETUNE, DETECT, PORTED = "pretrain", "finetune", "detect", "ported"
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Length of a run, for schedules of momentum or temperature. None where it is not known.
+
+    Args:
+      total_steps: Steps of the run.
+      steps_per_epoch: Steps of one pass over the training split; a fraction where the batch does not divide it.
+    """
+
+    total_steps: int | None = None
+    steps_per_epoch: float | None = None
+
+
+class Method:
+    """A training objective: what is learnt and what is minimised.
+
+    A subclass is a frozen dataclass with `encoder` and `pixels` (`images.Pixels`) among its fields. It owns everything about
+    itself: its config fields and their checks, how it is built, its batches, its loss, its words on a page. CONTRACT:
+
+    `init(rng, batch) -> {"params": {part: tree}, "batch_stats": state}`. `params` is trained and has a part "encoder". The
+      state is whatever else a step changes: running statistics of each part by the part's name, and what the method keeps,
+      such as a teacher. (The key is that of every checkpoint.)
+    `loss(params, state, batch, rng, train=True) -> (float32 loss, (state, {name: float32}))`. Outside training `rng` is None
+      and the state comes back as it was. `batch` has what `batch_spec` declares; `mask` bool [B] is False for examples that
+      do not count.
+    """
+
+    # Name in configs (`objective`), and a few words on it for the field's doc.
+    NAME, NOTE = "", ""
+    TASK = PRETRAIN
+    # Name on pages, and one paragraph: a format string of `encoder` (words), `cells` (words) and `config`.
+    TITLE, STORY = "", ""
+    # Own config fields: {dotted key: config.Field}. Two methods share a field by declaring the same Field.
+    FIELDS = {}
+    # Entries of the state that are copies of parameters, such as a teacher. They are sharded as the parameters are.
+    sharded_like_params = ()
+    # Whether it is trained on labels and has a `head` and `logits`.
+    classifies = False
+
+    @classmethod
+    def check(cls, values):
+        """Raise UserError for {dotted key: value} that do not go together. Nothing has been built yet."""
+
+    @classmethod
+    def build(cls, config, encoder, schedule):
+        """Return the method of a checked config.
+
+        Args:
+          config: ConfigDict with the method's fields.
+          encoder: Linen module.
+          schedule: Schedule of the run.
+
+        Raises UserError where the fields and the encoder do not go together.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def batch_spec(cls, config):
+        """Return the data spec of the training batches. The default: one random crop of every image."""
+        return ImageSpec.of(config)
+
+    @classmethod
+    def story(cls, config, encoder):
+        """Return STORY for a run. encoder: words for its encoder."""
+        cells = "the hidden pixels" if config.loss_on == "masked" else "all pixels"
+        return cls.STORY.format(encoder=encoder, cells=cells, config=config)
+
+    @classmethod
+    def loss_text(cls, config):
+        """Return a few words on what the loss is."""
+        raise NotImplementedError
+
+    @classmethod
+    def details(cls, config):
+        """Return sentences on the parts beside the encoder; "" for none."""
+        return ""
+
+    def init(self, rng, batch):
+        raise NotImplementedError
+
+    def loss(self, params, state, batch, rng, train=True):
+        raise NotImplementedError
+
+    def init_copies(self, variables):
+        """Return the variables that a run starts from, with the state's copies made of the given parameters.
+
+        variables: {"params": {part: tree}, "batch_stats": {part: tree}} of the parts that start from given weights.
+        """
+        return variables

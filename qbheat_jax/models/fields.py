@@ -1,0 +1,19 @@
+"""Config fields of the encoder and of the pixels that it takes."""
+
+from qbheat_jax.config import BELOW_ONE, Field, at_least
+from qbheat_jax.ops import images
+
+ENCODER = {
+    "encoder.name": Field("mobile_former_w720", "the encoder, a name of models.registry"),
+    "encoder.stride": Field(0, "pixels a cell, where the encoder leaves a choice; 0: its own", at_least(0)),
+    "encoder.drop_path": Field(0.0, "stochastic depth rate", BELOW_ONE),
+    "encoder.class_token": Field(False, "vit: a class token before the patches"),
+    "encoder.position": Field("sincos", "vit: its position code, fixed or a learnt table", ("sincos", "learnt")),
+    "encoder.grid": Field(0, "vit: cells a side of the learnt table", at_least(0)),
+    "dtype": Field(
+        "float32", "type computed in; parameters, losses and norm statistics are float32", ("float32", "bfloat16")
+    ),
+}
+PIXELS = {
+    "pixels": Field("imagenet", "how pixels are normalised for the encoder, see images.PIXELS", tuple(images.PIXELS))
+}

@@ -1,0 +1,81 @@
+"""Config fields of the training loop: length, optimizer, mesh, logging, checkpoints; and their checks."""
+
+from qbheat_jax.config import BELOW_ONE, POSITIVE, Field, at_least, refuse
+from qbheat_jax.errors import UserError
+
+_AXIS = (lambda v: v >= 1 or v == -1, "a number of devices, or -1 for all that are left")
+
+LENGTH = {
+    "total_steps": Field(
+        None,
+        "length of the run in steps; exactly one of total_steps, total_epochs",
+        POSITIVE,
+        int,
+        excludes=("total_epochs",),
+    ),
+    "total_epochs": Field(
+        None, "length of the run in passes over the split", POSITIVE, float, excludes=("total_steps",)
+    ),
+}
+LOOP = {
+    "warmup": Field(0, "linear warm-up; then a cosine to 0", at_least(0), duration=True),
+    "weight_decay": Field(0.05, "AdamW's, not on biases and norms", at_least(0)),
+    "adam_b1": Field(0.9, "AdamW's first decay", BELOW_ONE),
+    "adam_b2": Field(0.95, "AdamW's second decay", BELOW_ONE),
+    "clip_norm": Field(0.0, "largest norm of the gradient; 0: no clipping", at_least(0)),
+    "ema": Field(0.0, "decay of an average of the parameters, which then is what is evaluated; 0: none", BELOW_ONE),
+    "mesh.data": Field(-1, "devices over which the batch is split; -1: all that are left", _AXIS, resumable=True),
+    "mesh.fsdp": Field(1, "devices over which batch and parameters are split", _AXIS, resumable=True),
+    "mesh.model": Field(
+        1, "devices over which heads and hidden units of transformer blocks are split", _AXIS, resumable=True
+    ),
+    "accumulate": Field(
+        1, "parts of a batch that go through one after the other, for their summed gradient; see state.py", at_least(1)
+    ),
+    "remat": Field(
+        "none",
+        "what of a block is kept for its gradient, a policy of jax.checkpoint_policies (nothing_saveable: blocks are "
+        "computed twice, the least memory); none: all of it",
+        ("none", "nothing_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable"),
+        resumable=True,
+    ),
+    "bn_groups": Field(
+        1, "parts of a batch, each normalised by its own statistics; 1: batch norm is over all devices", at_least(1)
+    ),
+    "log_every": Field(50, "steps between lines of metrics", POSITIVE, duration=True, resumable=True),
+    "eval_every": Field(0, "steps between evaluations; 0: only at the end", at_least(0), duration=True, resumable=True),
+    "images_every": Field(
+        0,
+        "steps between pictures in TensorBoard: reconstructions, features; 0: none",
+        at_least(0),
+        duration=True,
+        resumable=True,
+    ),
+    "checkpoint_every": Field(
+        1000,
+        "steps between checkpoints; there is always one at the end",
+        POSITIVE,
+        duration=True,
+        resumable=True,
+    ),
+    "keep": Field(3, "checkpoints kept", POSITIVE, resumable=True),
+}
+
+
+def learning_rate(default):
+    """Return the field `learning_rate` with a task's own default."""
+    doc = "peak rate for a batch of 256; the run's is this times batch_size / 256"
+    return {"learning_rate": Field(default, doc, POSITIVE)}
+
+
+def check(values):
+    """Raise UserError where the length, mesh or batch of a training run cannot be."""
+    steps, epochs = values["total_steps"], values["total_epochs"]
+    if (steps is None) == (epochs is None):
+        raise UserError(f"config fields total_steps={steps} and total_epochs={epochs}: exactly one of them must be set")
+    first, *others = [axis for axis in ("mesh.data", "mesh.fsdp", "mesh.model") if values[axis] == -1] or [None]
+    if others:
+        refuse(others[0], -1, f"a number of devices when {first} is -1: only one axis can take all that are left")
+    accumulate, groups = values["accumulate"], values.get("bn_groups", 1)
+    if values["batch_size"] % (accumulate * groups):
+        refuse("batch_size", values["batch_size"], f"a multiple of accumulate={accumulate} times bn_groups={groups}")
