@@ -10,8 +10,9 @@ import pytest
 from qbheat_jax import config as config_lib
 from qbheat_jax import data
 from qbheat_jax.errors import UserError
+from qbheat_jax.eval.accuracy import top
 from qbheat_jax.models.heads import BlockHead, LinearHead
-from qbheat_jax.probe import encoders, fit, pmap, scores
+from qbheat_jax.probe import encoders, features, fit, pmap
 from qbheat_jax.probe.features import Features, standard
 from qbheat_jax.tasks import pretrain, probe
 from tests.probe_data import Blobs, config, tiny
@@ -29,7 +30,7 @@ def test_pmap_batches_gives_each_row_once_for_any_split(monkeypatch, count, batc
     monkeypatch.setattr(jax, "local_devices", lambda: chosen)
     rows = np.arange(41 * 3, dtype=np.float32).reshape(41, 3)
     weights = {"w": np.full((3,), 2.0, np.float32)}
-    parts = pmap.pmap_batches(pmap.pmap(lambda v, x: (x * v["w"]).sum(-1)), weights, pmap.slices(rows, batch))
+    parts = pmap.pmap_batches(pmap.pmap(lambda v, x: (x * v["w"]).sum(-1)), weights, features.slices(rows, batch))
     np.testing.assert_array_equal(np.concatenate(list(parts)), (rows * 2).sum(-1))
 
 
@@ -48,7 +49,7 @@ def recipe(head=None, **fields):
 
 
 def accuracy(recipe, params, x, y):
-    return scores.top(fit.ranks(recipe, params, Features.of(x, y)), recipe.classes)
+    return top(fit.ranks(recipe, params, Features.of(x, y)))
 
 
 def trained(recipe, x, y):
@@ -274,7 +275,7 @@ def test_sixteen_rates_at_once_agree_with_logistic_regression():
         r = recipe(LinearHead(10), classes=10, learning_rates=rates, weight_decays=(0.0,) * 16, optimizer=optimizer,
                    epochs=60.0, batch_size=100)  # fmt: skip
         params = fit.fit(r, made["train"], 0)
-        held, tested = (scores.top(fit.ranks(r, params, made[name]), 10)["top1"] for name in ("holdout", "test"))
+        held, tested = (top(fit.ranks(r, params, made[name]))["top1"] for name in ("holdout", "test"))
         assert len(held) == 16 and held.min() < held.max()
         assert abs(tested[np.argmax(held)] - expected) <= 0.01
 

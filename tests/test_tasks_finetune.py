@@ -79,13 +79,13 @@ def test_it_starts_from_the_encoder_of_a_workdir(tuned, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("count, batch", [(1, 41), (4, 7), (8, 16)])
 def test_accuracy_does_not_depend_on_devices_or_batch(tuned, monkeypatch, count, batch):
-    chosen = jax.local_devices()[:count]
-    monkeypatch.setattr(jax, "local_devices", lambda: chosen)
+    chosen = jax.devices()[:count]
+    monkeypatch.setattr(jax, "devices", lambda *a: chosen)
     model = api.load(tuned[0])
     fields = config(batch_size=batch, head__classes=4)
-    accuracy = finetune.Accuracy(model.objective, Blobs(), "test", fields)
-    assert accuracy(model.variables) == {"test/top1": tuned[1]["top1"], "test/top5": 1.0}
-    assert accuracy.n == 41
+    evaluator = finetune.accuracy(model.objective, Blobs(), "test", fields)
+    assert evaluator(model.variables) == {"test/top1": tuned[1]["top1"], "test/top5": 1.0}
+    assert evaluator.measured.n == 41
 
 
 def test_the_number_of_devices_changes_nothing_in_training(tmp_path, monkeypatch):

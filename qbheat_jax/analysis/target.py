@@ -14,7 +14,7 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.methods.qbheat import QBHeat, crop_visible
 from qbheat_jax.ops import heat, quarters
 from qbheat_jax.probe import encoders, splits
-from qbheat_jax.probe.pmap import slices
+from qbheat_jax.probe.features import slices
 
 # Shares of the images where a source does not have the three splits, by how many it has.
 _SHARES = {1: (0.5, 0.25, 0.25), 2: (0.8, 0.2)}

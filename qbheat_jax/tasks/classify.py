@@ -8,11 +8,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import api, atomic, data
+from qbheat_jax import api, atomic, data, device_mesh
 from qbheat_jax.data import decode, labels
 from qbheat_jax.data.sources import files
 from qbheat_jax.errors import UserError
-from qbheat_jax.probe.pmap import pmap, pmap_batches, slices
+from qbheat_jax.eval.accuracy import Accuracy
+from qbheat_jax.eval.evaluate import Evaluator
+from qbheat_jax.probe.features import slices
 from qbheat_jax.tasks import results as results_lib
 
 log = logging.getLogger("qbheat")
@@ -87,52 +89,33 @@ def dataset(
     if workdir is not None:
         _make(workdir)
 
-    bad = data.BadFiles(max_bad_fraction, source.splits[split])
-    batches = data.eval_batches(
-        source, split=split, batch_size=batch_size, image_size=size, seed=0, placements=(0,), bad=bad
-    )
-    truth, ranks, first, looping = [], [], None, time.perf_counter()
-
-    def inputs():
-        for batch in batches:
-            truth.append(batch["label"][batch["mask"]])
-            yield batch["image"], batch["mask"]
-
-    for logits in pmap_batches(mapped(model.objective), model.variables, inputs()):
-        ranks.append(_ranks(logits, _known(outputs, truth[-1], source, split)))
-        # The first batch is compiled for: it has no say in the rate, where there is another one.
-        first = first or (time.perf_counter(), len(logits))
-    rank, now = np.concatenate(ranks), time.perf_counter()
-    if not len(rank):
-        raise UserError(f"data.source={source.spec!r} split {split!r} has no image that can be read (the log says why)")
-    begin, before = first if len(ranks) > 1 else (looping, 0)
+    evaluator = Evaluator(
+        Accuracy(model.objective, source, split, classes, outputs), source, split, device_mesh.make_mesh({"data": -1}),
+        batch_size=batch_size, image_size=size, max_bad_fraction=max_bad_fraction,
+    )  # fmt: skip
+    evaluator(model.variables)
+    measured = evaluator.measured
 
     result = {
         "protocol": "classify",
         "init": str(directory),
         "data": source.spec,
         "split": split,
-        "top1": float((rank < 1).mean()),
-        "top5": float((rank < 5).mean()),
-        "n": len(rank),
-        "skipped": bad.count,
+        **measured.figures,
+        "n": measured.n,
+        "skipped": measured.skipped,
         "classes": classes,
         "data_classes": len(source.class_names),
         "encoder": model.config.encoder.name,
         "step": model.step,
         "image_size": size,
-        "images_per_second": (len(rank) - before) / (now - begin),
-        "seconds": now - started,
+        "images_per_second": measured.images_per_second,
+        "seconds": time.perf_counter() - started,
         "command": results_lib.command(),
     }
     if workdir is not None:
         _write(workdir, result)
     return result
-
-
-def mapped(objective):
-    """Return a classifier's pmapped function of (variables, images uint8 [B, H, W, 3]) to logits float32 [B, classes]."""
-    return pmap(lambda variables, images: objective.logits(variables, objective.pixels.normalise(images)))
 
 
 def line(result):
@@ -189,26 +172,8 @@ def _outputs(source, split, model):
     numbers = [str(k) for k in range(model.config.head.classes)]
     keys, names = zip(*model.classes) if model.classes else (numbers, numbers)
     outputs = labels.match(source.class_names, keys, names)
-    given = source.labels(split)
-    if given is not None:  # before anything is read, where the source can say
-        _known(outputs, given, source, split)
+    source.check_labelled(split)
     return outputs
-
-
-def _known(outputs, given, source, split):
-    """Labels int [n] of the data -> those of the model, int [n]. Raises UserError for an image without one."""
-    source.check_labelled(split, given)
-    return outputs[given]
-
-
-def _ranks(logits, right):
-    """How many other classes score at least as high: [n, classes], int [n] -> int [n], 0 for the right answer.
-
-    A tie counts against the model, and so does a score that is not a number.
-    """
-    scores = np.nan_to_num(logits, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    own = np.take_along_axis(scores, np.asarray(right)[:, None], 1)
-    return (scores >= own).sum(1) - 1
 
 
 def _make(workdir):

@@ -8,7 +8,8 @@ from etils import epath
 from qbheat_jax import api, atomic, data, methods, pytree
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
-from qbheat_jax.eval.detections import AveragePrecision
+from qbheat_jax.eval.average_precision import AveragePrecision
+from qbheat_jax.eval.evaluate import Evaluator
 from qbheat_jax.tasks import pretrained, results
 from qbheat_jax.train import lock, loop
 
@@ -25,8 +26,11 @@ def run(config, workdir):
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
     config = checked(config, source)
     objective = methods.build(config)
-    measured = config.data.eval_split in source.splits
-    evaluators = [AveragePrecision(objective, source, config.data.eval_split, config)] if measured else []
+    split = config.data.eval_split
+    evaluator = None
+    if split in source.splits:
+        metric = AveragePrecision(objective, source, split, config.data.max_boxes)
+        evaluator = Evaluator.of_run(metric, source, split, config)
 
     with lock.held(workdir):
         summary = loop.train(
@@ -34,7 +38,7 @@ def run(config, workdir):
             workdir,
             objective,
             source,
-            evaluators,
+            [evaluator] if evaluator else [],
             pretrained.start(model),
             lambda params: lr_multipliers(params, config),
         )
@@ -42,14 +46,14 @@ def run(config, workdir):
         finished = results.finished(path, summary)
         if finished is not None:
             return finished
-        found = _measured(evaluators[0], workdir) if measured else None
+        found = _measured(evaluator, workdir) if evaluator else None
         result = {
             "protocol": config.objective,
             "init": config.init,
             "data": source.spec,
-            **(found.figures if measured else {}),
-            "per_class": found.per_class if measured else {},
-            "n": found.n if measured else 0,
+            **(found.figures if found else {}),
+            "per_class": found.details["per_class"] if found else {},
+            "n": found.n if found else 0,
             "seed": config.seed,
             "frozen": not config.tune,
             "n_train": source.splits[config.data.split],
@@ -97,12 +101,13 @@ def checked(config, source):
     return pretrained.with_fields(config, {"detector.classes": known}, config_lib.DETECT)
 
 
-def _measured(precision, workdir):
-    """The evaluator after it has run on the newest checkpoint, what it found written to WORKDIR/{detections,curves}.json."""
-    if not precision.n:  # the run was finished before this process began
-        precision(api.load(workdir).variables)
+def _measured(evaluator, workdir):
+    """Return what the evaluator measured on the newest checkpoint; write WORKDIR/detections.json and curves.json."""
+    if evaluator.measured is None:  # an earlier process finished the training
+        evaluator(api.load(workdir).variables)
+    details = evaluator.measured.details
     if jax.process_index() == 0:
-        rounded = {name: [round(p, 4) for p in values] for name, values in precision.curves.items()}
-        for name, found in (("detections", precision.detections), ("curves", rounded)):
-            atomic.write(epath.Path(workdir) / f"{name}.json", json.dumps(found) + "\n")
-    return precision
+        curves = {name: [round(p, 4) for p in values] for name, values in details["curves"].items()}
+        for name, content in (("detections", details["detections"]), ("curves", curves)):
+            atomic.write(epath.Path(workdir) / f"{name}.json", json.dumps(content) + "\n")
+    return evaluator.measured

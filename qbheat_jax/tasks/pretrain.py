@@ -4,16 +4,17 @@ import json
 import logging
 
 import jax
-import numpy as np
 from etils import epath
 
-from qbheat_jax import api, atomic, data, device_mesh, methods
+from qbheat_jax import api, atomic, data, methods
 from qbheat_jax import config as config_lib
-from qbheat_jax.data import device_cache, labels
+from qbheat_jax.data import labels
 from qbheat_jax.errors import UserError
+from qbheat_jax.eval.evaluate import Evaluator
+from qbheat_jax.eval.label_free import LabelFree
 from qbheat_jax.ops import quarters
 from qbheat_jax.tasks import results
-from qbheat_jax.train import lock, loop, optim, state
+from qbheat_jax.train import lock, loop, optim
 
 log = logging.getLogger("qbheat")
 
@@ -28,7 +29,7 @@ def run(config, workdir, traced=None):
     start = starting_encoder(config) if config.init else None
     if start is not None and hasattr(objective, "started"):
         start = objective.started(start)
-    evaluators = [Validation(config, objective, source)] if config.data.eval_split in source.splits else []
+    evaluators = [validation(config, objective, source)] if config.data.eval_split in source.splits else []
     watched = pictures(config, objective, source)
     with lock.held(workdir):
         summary = loop.train(config, workdir, objective, source, evaluators, start, pictures=watched, traced=traced)
@@ -107,33 +108,7 @@ def pictures(config, objective, source):
     return ImageSummaries(config, objective)
 
 
-class Validation:
-    """The objective's loss over `data.eval_split`: no augmentation, fixed placements, every example counted once."""
-
-    def __init__(self, config, objective, source):
-        self._config, self._source = config, source
-        self._mesh = device_mesh.make_mesh(config.mesh)
-        self._cache = device_cache.of(config.data, config.image_size, source, config.data.eval_split, self._mesh)
-        self._step = jax.jit(lambda variables, batch: state.evaluate(objective, variables, batch))
-
-    def __call__(self, variables):
-        config, totals, count = self._config, {}, 0
-        batches = data.eval_batches(
-            self._source,
-            split=config.data.eval_split,
-            batch_size=config.batch_size,
-            image_size=config.image_size,
-            seed=config.seed,
-            placements=quarters.PLACEMENT_SETS[config.quarter.placements],
-            rows=device_mesh.rows(self._mesh, config.batch_size),
-            cache=self._cache,
-        )
-        for batch in batches:
-            batch = {name: batch[name] for name in loop.batch_shapes(config)}
-            batch = device_mesh.put_batch(batch, self._mesh, config.batch_size) if self._cache is None else batch
-            figures = jax.device_get(self._step(variables, batch))
-            n = figures.pop("count")
-            count += n
-            for name, value in figures.items():
-                totals[name] = totals.get(name, 0.0) + np.float64(value) * n
-        return {f"{config.data.eval_split}/{name}": float(total / count) for name, total in totals.items()}
+def validation(config, objective, source):
+    """Return the `Evaluator` of the method's own figures on `data.eval_split`. Unreadable images never end a run here."""
+    metric = LabelFree(objective, quarters.PLACEMENT_SETS[config.quarter.placements])
+    return Evaluator.of_run(metric, source, config.data.eval_split, config, max_bad_fraction=1.0)

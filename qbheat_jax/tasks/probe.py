@@ -10,8 +10,9 @@ from etils import epath
 
 from qbheat_jax import data
 from qbheat_jax.errors import UserError
+from qbheat_jax.eval import accuracy
 from qbheat_jax.models.heads import BlockHead, LinearHead
-from qbheat_jax.probe import encoders, fit, knn, scores, splits
+from qbheat_jax.probe import encoders, fit, knn, splits
 from qbheat_jax.probe.augmented import Augmented
 from qbheat_jax.probe.cache import FeatureCache
 from qbheat_jax.probe.encode import POOLED, Encoding
@@ -76,7 +77,7 @@ def _probed(config, frozen, source, test, store):
     rank = method.ranks(features)
 
     figures = {
-        **{key: float(value) for key, value in scores.top(rank, classes).items()},
+        **{key: float(value) for key, value in accuracy.top(rank).items()},
         "n": len(features),
         "split": test,
         "seed": config.seed,
@@ -226,7 +227,7 @@ def _choose(recipe, examples, seed):
     epochs = []
 
     def top1(params):
-        return scores.top(fit.ranks(recipe, params, examples.holdout), recipe.classes)["top1"]
+        return accuracy.top(fit.ranks(recipe, params, examples.holdout))["top1"]
 
     params = fit.fit(
         recipe,
@@ -240,8 +241,8 @@ def _choose(recipe, examples, seed):
     if len(set(rates)) > 2 and rates[best] in (min(rates), max(rates)):
         log.warning("the best learning rate, %g, is at the edge of those tried: try others beyond it", rates[best])
     curve = [
-        {"step": epoch, "probe/loss": float(losses[best]), "probe/holdout_top1": float(accuracy[best])}
-        for epoch, losses, accuracy in epochs
+        {"step": epoch, "probe/loss": float(losses[best]), "probe/holdout_top1": float(holdout[best])}
+        for epoch, losses, holdout in epochs
     ]
     chosen = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
     return (rates[best], recipe.weight_decays[best]), chosen, float(last[best]), curve
