@@ -1,11 +1,12 @@
 """A trained run or a ported checkpoint as an object: `qbheat_jax.load(dir)`."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -151,52 +152,68 @@ def _checked(images: ArrayLike) -> jax.Array:
 
 
 def read_config(directory: str | os.PathLike[str]) -> ConfigDict:
-    """The config of a workdir. UserError where none can be read, or where its checkpoints are of another."""
-    directory = paths.expand(directory, "a run's directory")
-    path = epath.Path(directory) / "config.json"
+    """Return the config of a workdir.
+
+    Raises:
+      UserError: There is none that can be read, or its checkpoints were made with another.
+    """
+    with _opened(directory) as (config, _):
+        return config
+
+
+def load(directory: str | os.PathLike[str]) -> Model:
+    """Return the `Model` of a run or ported checkpoint, at its newest whole checkpoint.
+
+    Raises:
+      UserError: As `read_config`, or there is no checkpoint that can be read.
+    """
+    with _opened(directory) as (config, saved):
+        if saved is None:
+            raise UserError(f"{directory} has no checkpoints: there is nothing to load")
+        step, variables = saved.restore_variables()
+    return Model(config, variables, step, labels.read(paths.expand(directory)))
+
+
+@contextlib.contextmanager
+def _opened(directory: str | os.PathLike[str]) -> Iterator[tuple[ConfigDict, Checkpoints | None]]:
+    """Yield (the config, the open `Checkpoints` or None) of a workdir. Raise UserError as `read_config` does."""
+    directory = epath.Path(paths.expand(directory, "a run's directory"))
+    path = directory / "config.json"
     if not path.exists():
         raise UserError(f"{directory} holds no run: there is no config.json in it")
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{directory} holds no run that can be read: config.json is no text file") from error
-    _check_carried(directory, text)
+    saved = Checkpoints(directory) if (directory / "checkpoints").exists() else None
     try:
-        return config_lib.from_json(text)
-    except UserError as error:
-        raise UserError(f"{directory} holds no run that can be read: {error}") from error
-
-
-def _check_carried(directory: str | os.PathLike[str], text: str) -> None:
-    """UserError where a config.json is not what the newest checkpoint carries, in more than how a run is watched."""
-    if not (epath.Path(directory) / "checkpoints").exists():
-        return
-    saved = Checkpoints(directory)
-    try:
-        steps, carried = saved.steps(), saved.config()
+        if saved is not None:
+            _check_same(directory, text, saved)
+        try:
+            config = config_lib.from_json(text)
+        except UserError as error:
+            raise UserError(f"{directory} holds no run that can be read: {error}") from error
+        yield config, saved
     finally:
-        saved.close()
+        if saved is not None:
+            saved.close()
+
+
+def _check_same(directory: epath.Path, text: str, saved: Checkpoints) -> None:
+    """Raise UserError where config.json is not the newest checkpoint's, in more than how a run is watched."""
+    steps, carried = saved.steps(), saved.config()
     if not steps:
         return
     if not carried:
-        raise UserError(
-            f"{directory}: none of its checkpoints {steps} says of what config it is: its config is lost or damaged"
-        )
+        raise UserError(f"{directory}: its checkpoints {steps} have lost their config, or it is damaged")
     try:
         differ = config_lib.differing(carried, json.loads(text))
-    except (ValueError, AttributeError):  # no JSON, or no dict: `from_json` says so
+    except (ValueError, AttributeError):  # no JSON, or no dict: `from_json` reports it
         return
     if differ:
         key, old, new = differ[0]
         more = f" ({len(differ) - 1} more fields differ)" if differ[1:] else ""
         raise UserError(
-            f"{directory}: config.json says {key}={new!r}, and its checkpoint was made with {key}={old!r}{more}: put that "
-            "back"
+            f"{directory}: config.json has {key}={new!r}, but its checkpoint was made with {key}={old!r}{more}: restore "
+            "the old value"
         )
-
-
-def load(directory: str | os.PathLike[str]) -> Model:
-    """The run or ported checkpoint in a workdir, at its newest whole checkpoint -> Model. UserError where there is none."""
-    config, directory = read_config(directory), paths.expand(directory)
-    step, variables = Checkpoints(directory).restore_variables()
-    return Model(config, variables, step, labels.read(directory))

@@ -127,8 +127,8 @@ def pretrain(arguments, overrides):
 def probe(arguments, overrides):
     """Every config with every init. One pair's result is in WORKDIR; several are in WORKDIR/PROTOCOL-INIT each."""
     from qbheat_jax import config
+    from qbheat_jax.pretrained import NO_ENCODER
     from qbheat_jax.probe.encode import POOLED
-    from qbheat_jax.probe.encoders import NO_ENCODER
     from qbheat_jax.tasks import probe
 
     configs = [config.load(path, overrides, config.PROBE) for path in arguments.config]

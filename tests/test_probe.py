@@ -342,13 +342,13 @@ def test_pixels_and_histogram():
 @pytest.mark.parametrize(
     "fields, init, message",
     [
-        ({"encoder__name": ""}, "random", "encoder.name is empty"),
-        ({"data__source": ""}, "random", "data.source='' and image_size=32 must both be set"),
-        ({"image_size": 0}, "histogram", "image_size=0 must both be set"),
+        ({"encoder__name": ""}, "random", "encoder.name=''"),
+        ({"data__source": ""}, "random", "--init random .*data.source='', image_size=32"),
+        ({"image_size": 0}, "histogram", "--init histogram .*image_size=0"),
         ({"image_size": 36}, "random", "image_size=36 is not accepted: pebble takes a multiple of 8"),
         ({"protocol": "tran-1"}, "pixels", "only protocol='lin' and 'knn' can probe"),
         ({"protocol": "tran-1", "head__width": 18, "head__heads": 4}, "random", "head.width=18 is not accepted"),
-        ({}, "nowhere", "nowhere holds no run"),
+        ({}, "nowhere", "--init nowhere is not accepted"),
     ],
 )
 def test_what_cannot_be_probed_is_one_sentence(blobs, tmp_path, fields, init, message):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qbheat_jax import api, cli, data, methods, report
+from qbheat_jax import api, cli, data, methods, pretrained, report
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import annotations as lists
 from qbheat_jax.data.sources.base import ArraySource
@@ -19,7 +19,7 @@ from qbheat_jax.methods.common import detection
 from qbheat_jax.models import pyramid
 from qbheat_jax.ops import boxes as geometry
 from qbheat_jax.report import detection_page as page_of
-from qbheat_jax.tasks import detect, pretrained
+from qbheat_jax.tasks import detect
 from qbheat_jax.train import initial
 from tests.conftest import leave_one_device
 from tests.test_analysis import check

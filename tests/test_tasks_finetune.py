@@ -206,7 +206,7 @@ def test_the_loss_counts_pairs_of_images_alone_and_evaluation_mixes_nothing():
         ({"batch_size": 128}, "80 images in train to train on, fewer than batch_size=128"),
         ({"data__fraction": 0.1}, "8 images in train to train on"),
         ({"data__split": "test"}, "it is the split that is tested on"),
-        ({"init": "nowhere"}, "nowhere holds no run"),
+        ({"init": "nowhere"}, "init='nowhere' is not accepted"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(monkeypatch, tmp_path, fields, message):

@@ -13,6 +13,7 @@ from qbheat_jax.data.specs import image
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods.qbheat import QBHeat, crop_visible
 from qbheat_jax.ops import heat, quarters
+from qbheat_jax.pretrained import RANDOM
 from qbheat_jax.probe import encoders, splits
 from qbheat_jax.probe.features import slices
 
@@ -90,13 +91,9 @@ def _flat(function, maps):
     return np.asarray(function(maps.reshape(-1, maps.shape[-1]))).reshape(maps.shape)
 
 
-def open_subject(init, config):
-    """--init DIR | random and a config of `config.ANALYSE` -> Subject. Raises UserError for what has no map."""
-    if init in encoders.NO_ENCODER:
-        raise UserError(
-            f"--init {init} has no feature map to analyse: give a run's or ported checkpoint's DIR, or random"
-        )
-    return AnalysisTarget(encoders.open_init(init, config), config.batch_size)
+def open_target(init, config):
+    """Return the `AnalysisTarget` of --init, a directory or `random`. `config`: as of `config.ANALYSE`."""
+    return AnalysisTarget(encoders.open_init(init, config, (RANDOM,)), config.batch_size)
 
 
 def roles(source, count, seed):

@@ -26,9 +26,9 @@ from qbheat_jax import config as config_lib
 from qbheat_jax import data, device_mesh
 from qbheat_jax.config import DETECT, DETECTORS, PRETRAIN, PROBE
 from qbheat_jax.errors import UserError
+from qbheat_jax.pretrained import NO_ENCODER
 from qbheat_jax.probe import splits
 from qbheat_jax.probe.encode import POOLED
-from qbheat_jax.probe.encoders import NO_ENCODER
 from qbheat_jax.tasks import detect, pretrain
 from qbheat_jax.train import optim, sharding
 

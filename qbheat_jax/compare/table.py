@@ -10,13 +10,12 @@ import statistics
 import jax
 
 import qbheat_jax
-from qbheat_jax import atomic
+from qbheat_jax import atomic, console
 from qbheat_jax.compare import cells
 from qbheat_jax.compare import plan as plan_lib
 from qbheat_jax.config import DETECT
 from qbheat_jax.errors import UserError
 from qbheat_jax.report.text import NONE, number
-from qbheat_jax.tasks import results
 from qbheat_jax.train import metrics
 
 log = logging.getLogger("qbheat")
@@ -36,7 +35,7 @@ def gather(plan, workdir, failures):
     return {
         "config": plan.path,
         "workdir": str(workdir),
-        "command": results.command(),
+        "command": console.command(),
         "written": datetime.datetime.now().isoformat(" ", "minutes"),
         "machine": _machine(),
         "data": _data(plan),

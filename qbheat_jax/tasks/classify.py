@@ -8,14 +8,13 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import api, atomic, data, device_mesh
+from qbheat_jax import atomic, console, data, device_mesh, pretrained
 from qbheat_jax.data import decode, labels
 from qbheat_jax.data.sources import files
 from qbheat_jax.errors import UserError
 from qbheat_jax.eval.accuracy import Accuracy
 from qbheat_jax.eval.evaluate import Evaluator
 from qbheat_jax.probe.features import slices
-from qbheat_jax.tasks import results as results_lib
 
 log = logging.getLogger("qbheat")
 
@@ -111,7 +110,7 @@ def dataset(
         "image_size": size,
         "images_per_second": measured.images_per_second,
         "seconds": time.perf_counter() - started,
-        "command": results_lib.command(),
+        "command": console.command(),
     }
     if workdir is not None:
         _write(workdir, result)
@@ -130,7 +129,7 @@ def _open(directory, image_size):
     """The Model of a workdir, for images of `image_size` pixels (0: its own). Raises UserError without a classifier."""
     if image_size < 0:
         raise UserError(f"image_size={image_size} is not accepted: it takes a number of pixels, or 0 for the model's")
-    model = api.load(directory)
+    model = pretrained.open_model(directory)
     if getattr(model.objective, "head", None) is None:
         raise UserError(
             f"--init {directory} has no classifier: port a checkpoint with its head (qbheat port --head keep), or train "

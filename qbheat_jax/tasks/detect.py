@@ -5,12 +5,12 @@ import json
 import jax
 from etils import epath
 
-from qbheat_jax import api, atomic, data, methods, pytree
+from qbheat_jax import api, atomic, data, methods, pretrained, pytree
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.eval.average_precision import AveragePrecision
 from qbheat_jax.eval.evaluate import Evaluator
-from qbheat_jax.tasks import pretrained, results
+from qbheat_jax.tasks import results
 from qbheat_jax.train import lock, loop
 
 __all__ = ["checked", "line", "run"]

@@ -4,13 +4,13 @@ import re
 
 from etils import epath
 
-from qbheat_jax import api, data, methods, pytree
+from qbheat_jax import api, data, methods, pretrained, pytree
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.eval.accuracy import Accuracy
 from qbheat_jax.eval.evaluate import Evaluator
 from qbheat_jax.probe import splits
-from qbheat_jax.tasks import pretrained, results
+from qbheat_jax.tasks import results
 from qbheat_jax.train import lock, loop
 
 # Parameters that come before all blocks of an encoder, whatever architecture it is.

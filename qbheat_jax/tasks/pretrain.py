@@ -6,7 +6,7 @@ import logging
 import jax
 from etils import epath
 
-from qbheat_jax import api, atomic, data, methods
+from qbheat_jax import atomic, console, data, methods, pretrained
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import labels
 from qbheat_jax.errors import UserError
@@ -26,7 +26,7 @@ def run(config, workdir, traced=None):
     Everything that can be wrong with config or data is found before anything is compiled.
     """
     config, objective, source = prepare(config)
-    start = starting_encoder(config) if config.init else None
+    start = pretrained.start(pretrained.matching_encoder(config))
     if start is not None and hasattr(objective, "started"):
         start = objective.started(start)
     evaluators = [validation(config, objective, source)] if config.data.eval_split in source.splits else []
@@ -39,7 +39,7 @@ def run(config, workdir, traced=None):
         finished = results.finished(path, summary)
         if finished is not None:
             return finished
-        summary["command"] = results.command()
+        summary["command"] = console.command()
         if jax.process_index() == 0:
             atomic.write(path, json.dumps(summary, indent=2) + "\n")
         return summary
@@ -78,24 +78,6 @@ def with_classes(config, source):
             f"config field head.classes={asked} is not accepted: {source.spec} has {known} classes in {split}"
         )
     return config_lib.resolve({**config_lib.flatten(config.to_dict()), "head.classes": known})
-
-
-def starting_encoder(config):
-    """Variables {"params": {"encoder"}, "batch_stats": {"encoder"}} of the run or ported checkpoint `config.init`.
-
-    Raises UserError where its encoder is not the config's, naming the fields to set.
-    """
-    trained = config_lib.flatten(api.read_config(config.init).to_dict())
-    wanted = config_lib.flatten(config.to_dict())
-    same = ("encoder.name", "encoder.class_token", "encoder.position", "pixels")
-    differ = [name for name in same if trained[name] != wanted[name]]
-    if differ:
-        have = ", ".join(f"{name}={trained[name]!r} (not {wanted[name]!r})" for name in differ)
-        raise UserError(f"config field init={config.init} has an encoder with {have}: set the config's to the same")
-    model = api.load(config.init)
-    if config.encoder.position == "learnt":
-        model = model.sized(config.encoder.grid * model.encoder.stride)
-    return {name: {"encoder": tree} for name, tree in model.encoder_variables.items()}
 
 
 def pictures(config, objective, source):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import data
+from qbheat_jax import console, data, pretrained
 from qbheat_jax.errors import UserError
 from qbheat_jax.eval import accuracy
 from qbheat_jax.models.heads import BlockHead, LinearHead
@@ -18,7 +18,6 @@ from qbheat_jax.probe.cache import FeatureCache
 from qbheat_jax.probe.encode import POOLED, Encoding
 from qbheat_jax.probe.features import standard
 from qbheat_jax.probe.outputs import line, name, table, write
-from qbheat_jax.tasks import results
 from qbheat_jax.train import lock
 
 __all__ = ["FeatureCache", "line", "name", "run", "table"]
@@ -40,7 +39,7 @@ def run(config, workdir, init, store=None):
             f"a probe runs in one process, on all devices of one machine; {jax.process_count()} were started"
         )
     frozen = encoders.open_init(init, config)
-    if config.protocol not in POOLED and init in encoders.NO_ENCODER:
+    if config.protocol not in POOLED and init in pretrained.NO_ENCODER:
         raise UserError(f"--init {init} has one feature vector an image, which only protocol='lin' and 'knn' can probe")
     source = data.open_source(frozen.source, image_size=frozen.image_size, tfds_dir=config.data.tfds_dir)
     test = splits.test_split(source)
@@ -57,7 +56,7 @@ def run(config, workdir, init, store=None):
             **frozen.description,
             "seconds": time.perf_counter() - started,
             "encode_images_per_second": rates,
-            "command": results.command(),
+            "command": console.command(),
         }
         write(workdir, config, result, curve)
     return result

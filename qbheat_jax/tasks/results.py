@@ -1,19 +1,12 @@
 """What a run writes of itself when it is done: its command, and the result.json of what was trained on an encoder."""
 
 import json
-import shlex
-import sys
 
 import jax
 from etils import epath
 
-from qbheat_jax import atomic
+from qbheat_jax import atomic, console
 from qbheat_jax.data import labels
-
-
-def command():
-    """The command that this process is, as a reader may type it."""
-    return shlex.join(["qbheat", *sys.argv[1:]])
 
 
 def finished(path, summary):
@@ -36,7 +29,7 @@ def trained(config, summary):
         "seconds": summary["seconds"],
         "images_per_second": summary["images_per_second"],
         "skipped_files": summary["skipped_files"],
-        "command": command(),
+        "command": console.command(),
     }
 
 

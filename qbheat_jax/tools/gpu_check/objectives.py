@@ -1,7 +1,8 @@
-"""`objectives`: a few steps of one objective, by the command line, on made-up images."""
+"""`objectives`: take a few steps of one objective on synthetic images, by the command line."""
 
-from qbheat_jax import cli
-from qbheat_jax.tools.gpu_check import TINY_ENCODER
+import subprocess
+
+from qbheat_jax.tools.gpu_check import TINY_ENCODER, killed
 from qbheat_jax.tools.gpu_check.job import losses
 
 _SMALL = {"total_steps": 3, "log_every": 1, "checkpoint_every": 3, "data.eval_split": ""}
@@ -17,7 +18,7 @@ _RUNS = {
 
 
 def run(job):
-    """Take three steps. They are in bfloat16, as they would be on an accelerator."""
+    """Take three steps, in bfloat16 as on an accelerator."""
     command, config, fields = _RUNS[job.name]
     fields = {**_SMALL, **fields, "objective": job.name, "dtype": job.sizes.dtype}
     if job.sizes.tiny:
@@ -26,7 +27,8 @@ def run(job):
     workdir = job.folder / "run"
     arguments = [command, "--config", f"configs/{config}", "--workdir", str(workdir)]
     arguments += ["--init", "random"] if command == "detect" else []
-    code = cli.main(arguments + [item for name, value in fields.items() for item in (f"--config.{name}", str(value))])
+    arguments += [item for name, value in fields.items() for item in (f"--config.{name}", str(value))]
+    code = subprocess.run([*killed.command(job.sizes), *arguments], stdout=subprocess.DEVNULL).returncode
     if code:
         job.result["problems"].append(f"exit code {code}, see its log")
         return
