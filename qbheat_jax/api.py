@@ -1,4 +1,4 @@
-"""A trained run or a ported checkpoint as an object: `qbheat_jax.load(dir)`."""
+"""Load a trained run or a ported checkpoint as an object: `qbheat_jax.load(dir)`."""
 
 import contextlib
 import dataclasses
@@ -28,11 +28,15 @@ log = logging.getLogger("qbheat")
 
 
 class Model:
-    """An encoder with the weights of a run or of a ported checkpoint, and what its objective trained beside it.
+    """An encoder with trained weights, and the decoder, head or detector trained with it.
 
-    config: the run's. variables: {"params": {"encoder", "decoder" or "head" or ...}, "batch_stats": ...}, numpy arrays, the
-    averaged parameters where the run kept an average. step: the checkpoint's. class_names: of the classifier's
-    outputs, or None.
+    Attributes:
+      config: The run's.
+      variables: {"params": {"encoder", "decoder" or "head" or ...}, "batch_stats": ...}, arrays; the averaged parameters
+        where the run kept an average.
+      step: The checkpoint's.
+      classes: [(key, name), ...] of the classifier's outputs, or None.
+      objective: The method that it was trained by.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class Model:
 
     @property
     def encoder_variables(self) -> dict[str, Any]:
-        """What `encoder.apply` takes."""
+        """The variables that `encoder.apply` takes."""
         return {collection: tree["encoder"] for collection, tree in self.variables.items() if "encoder" in tree}
 
     @property
@@ -59,7 +63,7 @@ class Model:
         return None if self.classes is None else [name for _, name in self.classes]
 
     def sized(self, image_size: int) -> "Model":
-        """The same model for square images of another size; a learnt position code is resampled, with a notice."""
+        """Return the same model for square images of another size. Resample a learnt position code and log it."""
         config, params = self.config, self.variables["params"]
         fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size}
         grid, cells = config.encoder.grid, image_size // self.encoder.stride
@@ -79,10 +83,10 @@ class Model:
         return Model(sized, {**self.variables, "params": params}, self.step, self.classes)
 
     def anywhere(self) -> "Model":
-        """The same run, with a decoder that takes every placement of which its images' cells can be split.
+        """Return the same run with a decoder that takes every placement that splits its images' cells.
 
-        Each set of placements trains all four directions, and a direction's map is known over any distance; but what the
-        decoder's blocks make of a placement that was not trained on, nothing asked for.
+        Every set of placements trains all four directions, over any distance. The decoder's blocks were not trained on
+        the placements that this adds.
         """
         fits = "corners" if self.config.image_size // self.encoder.stride % 4 else "all9"
         made = Model(self.config, self.variables, self.step, self.classes)
@@ -91,11 +95,17 @@ class Model:
         return made
 
     def features(self, images: ArrayLike, *, normalized: bool = False) -> jax.Array:
-        """Feature maps of whole images: uint8 [B, H, W, 3] (or normalised floats) -> float32 [B, H / s, W / s, C]."""
+        """Return feature maps float32 [B, H / stride, W / stride, C] of images uint8 [B, H, W, 3].
+
+        normalized: The images are normalised floats.
+        """
         return self._features(self.encoder_variables, self._pixels(images, normalized))
 
     def logits(self, images: ArrayLike, *, normalized: bool = False) -> jax.Array:
-        """The classifier's outputs: uint8 [B, H, W, 3] (or normalised floats) -> float32 [B, classes]."""
+        """Return the classifier's outputs float32 [B, classes] of images uint8 [B, H, W, 3].
+
+        normalized: The images are normalised floats.
+        """
         if getattr(self.objective, "head", None) is None:
             raise UserError(
                 f"this {self.config.encoder.name} has no classifier: port a checkpoint with its head, or train one "
@@ -111,10 +121,13 @@ class Model:
         blend: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> jax.Array:
-        """Images with the three masked quarters predicted: uint8 [B, H, W, 3], quarter int [B] or one -> uint8 [B, H, W, 3].
+        """Return images uint8 [B, H, W, 3] with the three masked quarters predicted.
 
-        `blend`: what is predicted is raised or lowered to meet the visible pixels; without it, it is as the decoder left it.
-        `variables`: of the same shapes, in the place of the model's own.
+        Args:
+          images: uint8 [B, H, W, 3].
+          quarter: Placement of the visible quarter, int [B] or one for all.
+          blend: Shift predictions to meet the visible pixels.
+          variables: Used instead of the model's own; of the same shapes.
         """
         if not hasattr(self.objective, "reconstruct"):
             raise UserError(

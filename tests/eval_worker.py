@@ -29,7 +29,7 @@ DETECTOR = {"dense__width": 32, "mesh__fsdp": 2}
 METRICS = ("accuracy", "average_precision", "label_free")
 
 
-def evaluator(name, fsdp=1, batch_size=16):
+def evaluator(name, fsdp=1, batch_size=16, cached=False):
     """(the `Evaluator` of a metric on a split of 19 or 41 images, the variables of an untrained model as numpy arrays)."""
     shared = {"mesh__fsdp": fsdp, "batch_size": batch_size}
     if name == "average_precision":
@@ -39,12 +39,12 @@ def evaluator(name, fsdp=1, batch_size=16):
         metric = AveragePrecision(objective, source, split, config.data.max_boxes)
     elif name == "accuracy":
         source, split = Blobs(), "test"
-        config = finetuning.config(**shared, encoder__name="pebble", head__classes=4)
+        config = finetuning.config(**shared, encoder__name="pebble", head__classes=4, data__device_cache=cached)
         objective = methods.build(config)
         metric = Accuracy(objective, source, split, 4)
     else:
         source, split = Blobs(), "test"
-        fields = {"mesh.fsdp": fsdp, "batch_size": batch_size, "decoder.width": 32}
+        fields = {"mesh.fsdp": fsdp, "batch_size": batch_size, "decoder.width": 32, "data.device_cache": cached}
         config = config_lib.resolve({**conftest.SMALL, **fields})
         objective = methods.build(config)
         metric = LabelFree(objective, (0, 3, 4))
@@ -58,9 +58,9 @@ def evaluator(name, fsdp=1, batch_size=16):
     return Evaluator.of_run(metric, source, split, config), variables
 
 
-def measure(name, fsdp=1, batch_size=16):
+def measure(name, fsdp=1, batch_size=16, cached=False):
     """What a metric measures, as JSON takes it."""
-    run, variables = evaluator(name, fsdp, batch_size)
+    run, variables = evaluator(name, fsdp, batch_size, cached)
     figures = run(variables)
     return json.loads(json.dumps({**figures, "n": run.measured.n, **run.measured.details}))
 

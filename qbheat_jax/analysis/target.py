@@ -23,7 +23,7 @@ _SHARES = {1: (0.5, 0.25, 0.25), 2: (0.8, 0.2)}
 
 @dataclasses.dataclass(frozen=True)
 class AnalysisTarget:
-    """`frozen`: as `probe.encoders.open_init` gives it; `batch_size`: images encoded at once."""
+    """`frozen`: a `probe.encoders.FrozenEncoder`; `batch_size`: images encoded at once."""
 
     frozen: Any
     batch_size: int

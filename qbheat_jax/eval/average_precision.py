@@ -15,8 +15,8 @@ RECALLS = np.linspace(0, 1, 101)
 class AveragePrecision(Metric):
     """AP of a detector on whole images, their longer side scaled to image_size.
 
-    Details: "per_class" and "curves" as `measure` returns them, and "detections" in COCO's result format, in pixels of the
-    original images.
+    Details: "per_class" and "curves" as `measure` returns them, and "detections" in COCO's result format, in pixels of
+    the original images.
     """
 
     name, headline = "average_precision", "AP"
@@ -71,8 +71,8 @@ def library():
 def measure(truth, detections, image_ids):
     """Evaluate detections as COCO does.
 
-    Ids may be of any type. The package takes the annotation id 0 for "not matched" and wants integers, so it is given its
-    own ids.
+    Ids may be of any type: the package is given its own. It takes integers alone, and the annotation id 0 for "not
+    matched".
 
     Args:
       truth: Dict in COCO's format.

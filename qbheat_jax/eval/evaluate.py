@@ -1,6 +1,7 @@
 """Measure a metric over a labelled split: the one evaluation loop, on any mesh and with any number of processes."""
 
 import collections
+import contextlib
 import dataclasses
 import time
 
@@ -156,10 +157,11 @@ class Evaluator:
         """
         bad = data.BadFiles(self._max_bad_fraction, self._source.splits[self._split])
         total, n, first, started = None, 0, None, time.perf_counter()
-        for sums in self._sums(place(variables, self._mesh), bad):
-            total = self._metric.add(total, sums)
-            n += int(sums["n"])
-            first = first or (time.perf_counter(), n)
+        with contextlib.closing(self._sums(place(variables, self._mesh), bad)) as parts:
+            for sums in parts:
+                total = self._metric.add(total, sums)
+                n += int(sums["n"])
+                first = first or (time.perf_counter(), n)
         if not n:
             raise UserError(
                 f"data.source={self._source.spec!r} split {self._split!r} has no image that can be read (see the log)"

@@ -1,4 +1,4 @@
-"""What a classifier says: the likeliest classes of single images, and top-1 and top-5 over a labelled data set."""
+"""Classify single images, or measure top-1 and top-5 over a labelled data set."""
 
 import json
 import logging
@@ -18,22 +18,30 @@ from qbheat_jax.probe.features import slices
 
 log = logging.getLogger("qbheat")
 
-# Images that `images` puts through the model at once: few, so that one image is not padded to many.
+# Batch size of `images`: small, so that one image is not padded to many.
 _BATCH = 8
 
 
 def images(directory, paths, top=5, image_size=0):
-    """The likeliest classes of image files -> [{"path": str, "top": [(class name, probability), ...]}, ...].
+    """Return the likeliest classes of image files. Unreadable files are logged, counted and left out.
 
-    directory: a workdir with a classifier; paths: files of any format that Pillow reads; top: how many classes;
-    image_size: pixels a side of what the model sees, 0 for its own. A file that cannot be read is logged, counted and
-    left out. Raises UserError where none can be read or the model has no classifier.
+    Args:
+      directory: A workdir with a classifier.
+      paths: Files of any format that Pillow reads.
+      top: How many classes.
+      image_size: Pixels a side, 0 for the model's own.
+
+    Returns:
+      [{"path": str, "top": [(class name, probability), ...]}, ...].
+
+    Raises:
+      UserError: No file can be read, or the model has no classifier.
     """
     if not paths or top < 1:
         raise UserError(f"{len(paths)} images and top={top} are not accepted: at least one of each is needed")
     model = _open(directory, image_size)
     names = model.class_names or [f"class {k}" for k in range(model.config.head.classes)]
-    recipe = data.Recipe(model.config.image_size, 0, (0,), False)  # as evaluation does it: the centre
+    recipe = data.Recipe(model.config.image_size, 0, (0,), False)  # the central crop, as in evaluation
     bad, results = data.BadFiles(1.0, len(paths)), []
     for begin in range(0, len(paths), _BATCH):
         read, pixels = [], []
@@ -56,7 +64,7 @@ def images(directory, paths, top=5, image_size=0):
 
 
 def text(results):
-    """What `images` returned, as a block of lines an image."""
+    """Return the results of `images` as a block of lines an image."""
     blocks = []
     for result in results:
         lines = [result["path"], *(f"  {probability:6.1%}  {name}" for name, probability in result["top"])]
@@ -67,13 +75,25 @@ def text(results):
 def dataset(
     directory, spec, split=None, batch_size=128, workdir=None, image_size=0, tfds_dir="", max_bad_fraction=0.01
 ):
-    """Top-1 and top-5 of a classifier over a labelled split, through the pmap loop -> result dict.
+    """Measure top-1 and top-5 of a classifier over a labelled split, in one process.
 
-    directory: a workdir with a classifier; spec: a data source; split: its split, by default test, else val, else the
-    only one; batch_size: images at once, over all devices; workdir: where result.json goes, None for nowhere;
-    image_size: pixels a side, 0 for the model's own; tfds_dir: where `tfds:` keeps its data; max_bad_fraction: share of
-    the images that may be unreadable. Classes are found by name (`labels.match`), among all outputs of the model.
-    Raises UserError before anything is compiled where the classes or the model do not allow this.
+    The data's classes are matched by name (`labels.match`) with the model's outputs, all of which compete.
+
+    Args:
+      directory: A workdir with a classifier.
+      spec: A data source.
+      split: Its split; by default test, else val, else the only one.
+      batch_size: Images at once, over all devices.
+      workdir: Where result.json goes, None for nowhere.
+      image_size: Pixels a side, 0 for the model's own.
+      tfds_dir: Where `tfds:` keeps its data.
+      max_bad_fraction: The share of images that may be unreadable.
+
+    Returns:
+      The result, a dict.
+
+    Raises:
+      UserError: Model and classes do not fit, before anything is compiled.
     """
     started = time.perf_counter()
     if jax.process_count() > 1:
@@ -118,7 +138,7 @@ def dataset(
 
 
 def line(result):
-    """A data set's result in one line."""
+    """Return the result of `dataset` in one line."""
     return (
         f"{result['encoder']} of {result['init']}: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f} on "
         f"{result['n']} images of {result['data']} {result['split']} ({result['seconds']:.0f} s)"
@@ -126,7 +146,11 @@ def line(result):
 
 
 def _open(directory, image_size):
-    """The Model of a workdir, for images of `image_size` pixels (0: its own). Raises UserError without a classifier."""
+    """Return the model of a workdir for images of `image_size` pixels, 0 for its own.
+
+    Raises:
+      UserError: It has no classifier, or the names of its classes do not fit it.
+    """
     if image_size < 0:
         raise UserError(f"image_size={image_size} is not accepted: it takes a number of pixels, or 0 for the model's")
     model = pretrained.open_model(directory)
@@ -145,7 +169,7 @@ def _open(directory, image_size):
 
 
 def _probabilities(model, images, batch):
-    """uint8 [n, S, S, 3] -> float32 [n, classes], computed in batches of one shape so that one program does for all."""
+    """Return probabilities float32 [n, classes] of images uint8 [n, S, S, 3]. Batches of one shape share a program."""
     logits = [np.asarray(model.logits(part))[mask] for part, mask in slices(images, batch)]
     return np.asarray(jax.nn.softmax(np.concatenate(logits), axis=-1))
 
@@ -156,13 +180,13 @@ def _split(source):
             return name
     if len(source.splits) > 1:
         raise UserError(
-            f"data.source={source.spec!r} has the splits {', '.join(source.splits)}: say which, --split NAME"
+            f"data.source={source.spec!r} has the splits {', '.join(source.splits)}: choose one by --split NAME"
         )
     return next(iter(source.splits))
 
 
 def _outputs(source, split, model):
-    """int32[classes of the data]: each one's place among the model's outputs."""
+    """Return the model's output for each class of the data, int32 [classes]."""
     if source.classes(split) is None:
         raise UserError(
             f"data.source={source.spec!r} split {split!r} has no labels, which come from the names of folders, as in "

@@ -1,4 +1,4 @@
-"""Detection: a detector trained on an encoder's maps, the encoder frozen, and its AP; a config and a workdir in."""
+"""Train a detector on an encoder's feature maps, by default frozen, and measure its AP."""
 
 import json
 
@@ -17,10 +17,20 @@ __all__ = ["checked", "line", "run"]
 
 
 def run(config, workdir):
-    """Trains a detector as the config says, or goes on with the run in the workdir -> result, also WORKDIR/result.json.
+    """Train a detector, or resume the run in the workdir.
 
-    WORKDIR/detections.json then has what was found in `data.eval_split`, in COCO's result format, curves.json the precision
-    of each class at recalls from 0 to 1. Everything that can be wrong with config or data is found before anything is compiled.
+    Write WORKDIR/result.json; detections.json, what was found in `data.eval_split` in COCO's result format; and
+    curves.json, the precision of each class at recalls from 0 to 1.
+
+    Args:
+      config: Of `config.DETECT`.
+      workdir: The run's directory.
+
+    Returns:
+      The result, a dict.
+
+    Raises:
+      UserError: Config and data do not fit, before anything is compiled; or as `loop.train`.
     """
     config, model = pretrained.complete(config, config_lib.DETECT, own=("encoder.stride",))
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
@@ -65,7 +75,7 @@ def run(config, workdir):
 
 
 def line(result):
-    """One result in one line."""
+    """Return a result in one line."""
     if "AP" not in result:
         return f"{result['protocol']} on {result['init']}: not measured ({result['seconds']:.0f} s)"
     return (
@@ -75,13 +85,13 @@ def line(result):
 
 
 def lr_multipliers(params, config):
-    """What multiplies each leaf's learning rate and decay: 0 for a frozen encoder's, which so stay what they are."""
+    """Return the multiplier of each leaf's learning rate and weight decay; 0 freezes the encoder."""
     rates = {"encoder": config.encoder_rate if config.tune else 0.0, "detector": 1.0}
     return pytree.map_with_names(lambda name, _: rates[name.split("/")[0]], params)
 
 
 def checked(config, source):
-    """The config with the classes of the data. Raises UserError where they cannot be trained on."""
+    """Return the config with the number of classes of the data. Raise UserError where they cannot be trained on."""
     if not source.boxed:
         source.annotations(config.data.split)
     split, validation = source.split(config.data.split), config.data.eval_split

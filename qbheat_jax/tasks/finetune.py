@@ -1,4 +1,4 @@
-"""Fine-tuning: encoder and classifier trained together from end to end, through the one training loop, tested once."""
+"""Fine-tune an encoder and a classifier end to end, then test once."""
 
 import re
 
@@ -13,16 +13,26 @@ from qbheat_jax.probe import splits
 from qbheat_jax.tasks import results
 from qbheat_jax.train import lock, loop
 
-# Parameters that come before all blocks of an encoder, whatever architecture it is.
+# Parameters before all blocks, in any encoder.
 _FIRST = ("patch_embed", "class_token", "pos_embed", "stem", "tokens", "conv1", "bn1")
 _BLOCK = re.compile(r"(?:block|features_|layer)(\d+)(?:_(\d+))?")
 
 
 def run(config, workdir):
-    """Fine-tunes as the config says, or goes on with the run in the workdir -> result dict, also WORKDIR/result.json.
+    """Fine-tune, or resume the run in the workdir; write WORKDIR/result.json.
 
-    The workdir is then a classifier's, as a ported checkpoint's is: `api.load` and every command take it. The test split is
-    read once, after the last step. Everything that can be wrong with config or data is found before anything is compiled.
+    The workdir then holds a classifier that `api.load` and every command take. The test split is read once, after the
+    last step.
+
+    Args:
+      config: Of `config.FINETUNE`.
+      workdir: The run's directory.
+
+    Returns:
+      The result, a dict.
+
+    Raises:
+      UserError: Config and data do not fit, before anything is compiled; or as `loop.train`.
     """
     config, model = pretrained.complete(config, config_lib.FINETUNE)
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
@@ -80,10 +90,14 @@ def run(config, workdir):
 
 
 def lr_multipliers(params, decay):
-    """What multiplies the learning rate of each leaf of {"encoder", "head"}: decay ** (layers between it and the head).
+    """Return each leaf's learning-rate multiplier: decay ** (layers between it and the head).
 
-    Layer 0 is what comes before the blocks, layer i block i, and the last one, of factor 1, what comes after them and the
-    head (layer-wise decay as in BEiT, arXiv 2106.08254).
+    Layer 0 is before the blocks, layer i is block i, and the last layer, with factor 1, is all after them and the head
+    (layer-wise decay as in BEiT, arXiv 2106.08254).
+
+    Args:
+      params: Tree {"encoder", "head"}.
+      decay: From 0 to 1.
     """
     blocks = sorted({_block(name) for name, _ in pytree.names(params)} - {None})
 
@@ -98,7 +112,7 @@ def lr_multipliers(params, decay):
 
 
 def _block(name):
-    """The numbers in the name of the encoder's block that a parameter belongs to, or None."""
+    """Return the numbers in the name of the encoder block that a parameter belongs to, or None."""
     part, top = name.split("/")[:2]
     match = _BLOCK.fullmatch(top) if part == "encoder" and top not in _FIRST else None
     return tuple(int(n or 0) for n in match.groups()) if match else None
@@ -114,7 +128,7 @@ def _with(config, fields):
 
 
 def _training_images(source, config):
-    """The source, its training split cut down to `data.fraction`. Raises UserError where a batch has more images."""
+    """Return the source with its training split reduced to `data.fraction`. Raise UserError where a batch is larger."""
     split = source.split(config.data.split)
     if config.data.fraction < 1:
         rows = splits.few(splits.labels(source, split), config.data.fraction, config.seed)

@@ -1,4 +1,4 @@
-"""Pre-training: a config and a workdir in, a checkpoint and figures out."""
+"""Pre-train an encoder: take a config and a workdir, leave checkpoints and figures."""
 
 import json
 import logging
@@ -20,10 +20,18 @@ log = logging.getLogger("qbheat")
 
 
 def run(config, workdir, traced=None):
-    """Pre-trains as the config says, or goes on with the run that the workdir holds. Returns `loop.train`'s summary.
+    """Pre-train, or resume the run in the workdir; write WORKDIR/summary.json.
 
-    traced: as of `loop.train`.
-    Everything that can be wrong with config or data is found before anything is compiled.
+    Args:
+      config: Of `config.PRETRAIN`.
+      workdir: The run's directory.
+      traced: As of `loop.train`.
+
+    Returns:
+      The summary of `loop.train`, with the command.
+
+    Raises:
+      UserError: Config and data do not fit, before anything is compiled; or as `loop.train`.
     """
     config, objective, source = prepare(config)
     start = pretrained.start(pretrained.matching_encoder(config))
@@ -46,7 +54,7 @@ def run(config, workdir, traced=None):
 
 
 def prepare(config):
-    """(the config with what only the data tell, its objective, its source). Raises UserError where they do not fit."""
+    """Return (the config completed from the data, its objective, its source). Raise UserError where they do not fit."""
     objective = methods.build(config)
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
     log.info("%s", data.describe(source))
@@ -66,9 +74,10 @@ def prepare(config):
 
 
 def with_classes(config, source):
-    """The config with head.classes as the data have it. Raises UserError where they have no labels, or others.
+    """Return the config with head.classes set from the data, so that a workdir's config builds the whole model.
 
-    So the config that a workdir keeps says all that the model is built from.
+    Raises:
+      UserError: The data have no labels, or another number of classes.
     """
     split, validation = config.data.split, config.data.eval_split
     source.check_labels(split, validation if validation in source.splits else split)
@@ -81,16 +90,19 @@ def with_classes(config, source):
 
 
 def pictures(config, objective, source):
-    """What `loop.train` shows every `images_every`, or None where that is 0."""
+    """Return the `ImageSummaries` that `loop.train` shows every `images_every` steps, or None where that is 0."""
     examples = source.splits[config.data.split]
     if not optim.duration(config, "images_every", optim.total_steps(config, examples), examples):
         return None
-    from qbheat_jax.analysis.image_summaries import ImageSummaries  # with all that looks at runs, which is above this
+    from qbheat_jax.analysis.image_summaries import ImageSummaries  # loads what other runs do without
 
     return ImageSummaries(config, objective)
 
 
 def validation(config, objective, source):
-    """Return the `Evaluator` of the method's own figures on `data.eval_split`. Unreadable images never end a run here."""
+    """Return the `Evaluator` of the method's own figures on `data.eval_split`.
+
+    Unreadable images of that split never end a run.
+    """
     metric = LabelFree(objective, quarters.PLACEMENT_SETS[config.quarter.placements])
     return Evaluator.of_run(metric, source, config.data.eval_split, config, max_bad_fraction=1.0)
