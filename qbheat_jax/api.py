@@ -1,13 +1,20 @@
-"""A trained run or a ported checkpoint as an object: `qbheat_jax.load(dir)`."""
+"""Load a trained run or a ported checkpoint as an object: `qbheat_jax.load(dir)`."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import methods, paths
@@ -22,32 +29,42 @@ log = logging.getLogger("qbheat")
 
 
 class Model:
-    """An encoder with the weights of a run or of a ported checkpoint, and what its objective trained beside it.
+    """An encoder with trained weights, and the decoder, head or detector trained with it.
 
-    config: the run's. variables: {"params": {"encoder", "decoder" or "head" or ...}, "batch_stats": ...}, numpy arrays, the
-    averaged parameters where the run kept an average. step: the checkpoint's. class_names: of the classifier's
-    outputs, or None.
+    Attributes:
+      config: The run's.
+      variables: {"params": {"encoder", "decoder" or "head" or ...}, "batch_stats": ...}, arrays; the averaged parameters
+        where the run kept an average.
+      step: The checkpoint's.
+      classes: [(key, name), ...] of the classifier's outputs, or None.
+      objective: The method that it was trained by.
     """
 
-    def __init__(self, config, variables, step, classes=None):
+    def __init__(
+        self,
+        config: ConfigDict,
+        variables: Mapping[str, Any],
+        step: int,
+        classes: Sequence[tuple[str, str]] | None = None,
+    ) -> None:
         self.config, self.variables, self.step, self.classes = config, variables, step, classes
         self.objective = methods.build(config)
 
     @property
-    def encoder(self):
+    def encoder(self) -> nn.Module:
         return self.objective.encoder
 
     @property
-    def encoder_variables(self):
-        """What `encoder.apply` takes."""
+    def encoder_variables(self) -> dict[str, Any]:
+        """The variables that `encoder.apply` takes."""
         return {collection: tree["encoder"] for collection, tree in self.variables.items() if "encoder" in tree}
 
     @property
-    def class_names(self):
+    def class_names(self) -> list[str] | None:
         return None if self.classes is None else [name for _, name in self.classes]
 
-    def sized(self, image_size):
-        """The same model for square images of another size; a learnt position code is resampled, with a notice."""
+    def sized(self, image_size: int) -> "Model":
+        """Return the same model for square images of another size. Resample a learnt position code and log it."""
         config, params = self.config, self.variables["params"]
         fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size}
         grid, cells = config.encoder.grid, image_size // self.encoder.stride
@@ -65,11 +82,11 @@ class Model:
             fields["encoder.grid"] = cells
         return Model(config_tables.resolve(fields), {**self.variables, "params": params}, self.step, self.classes)
 
-    def anywhere(self):
-        """The same run, with a decoder that takes every placement of which its images' cells can be split.
+    def anywhere(self) -> "Model":
+        """Return the same run with a decoder that takes every placement that splits its images' cells.
 
-        Each set of placements trains all four directions, and a direction's map is known over any distance; but what the
-        decoder's blocks make of a placement that was not trained on, nothing asked for.
+        Every set of placements trains all four directions, over any distance. The decoder's blocks were not trained on
+        the placements that this adds.
         """
         fits = "corners" if self.config.image_size // self.encoder.stride % 4 else "all9"
         made = Model(self.config, self.variables, self.step, self.classes)
@@ -77,12 +94,18 @@ class Model:
         made.objective = dataclasses.replace(made.objective, decoder=decoder)
         return made
 
-    def features(self, images, *, normalized=False):
-        """Feature maps of whole images: uint8 [B, H, W, 3] (or normalised floats) -> float32 [B, H / s, W / s, C]."""
+    def features(self, images: ArrayLike, *, normalized: bool = False) -> jax.Array:
+        """Return feature maps float32 [B, H / stride, W / stride, C] of images uint8 [B, H, W, 3].
+
+        normalized: The images are normalised floats.
+        """
         return self._features(self.encoder_variables, self._pixels(images, normalized))
 
-    def logits(self, images, *, normalized=False):
-        """The classifier's outputs: uint8 [B, H, W, 3] (or normalised floats) -> float32 [B, classes]."""
+    def logits(self, images: ArrayLike, *, normalized: bool = False) -> jax.Array:
+        """Return the classifier's outputs float32 [B, classes] of images uint8 [B, H, W, 3].
+
+        normalized: The images are normalised floats.
+        """
         if getattr(self.objective, "head", None) is None:
             raise UserError(
                 f"this {self.config.encoder.name} has no classifier: port a checkpoint with its head, or train one "
@@ -90,11 +113,21 @@ class Model:
             )
         return self._logits(self.variables, self._pixels(images, normalized))
 
-    def reconstruct(self, images, quarter, *, blend=True, variables=None):
-        """Images with the three masked quarters predicted: uint8 [B, H, W, 3], quarter int [B] or one -> uint8 [B, H, W, 3].
+    def reconstruct(
+        self,
+        images: ArrayLike,
+        quarter: ArrayLike,
+        *,
+        blend: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> jax.Array:
+        """Return images uint8 [B, H, W, 3] with the three masked quarters predicted.
 
-        `blend`: what is predicted is raised or lowered to meet the visible pixels; without it, it is as the decoder left it.
-        `variables`: of the same shapes, in the place of the model's own.
+        Args:
+          images: uint8 [B, H, W, 3].
+          quarter: Placement of the visible quarter, int [B] or one for all.
+          blend: Shift predictions to meet the visible pixels.
+          variables: Used instead of the model's own; of the same shapes.
         """
         if not hasattr(self.objective, "reconstruct"):
             raise UserError(
@@ -108,76 +141,92 @@ class Model:
             raise UserError(f"placement {wrong[0]} was not trained on: this run takes {', '.join(map(str, allowed))}")
         return self._reconstruct(variables or self.variables, images, quarter, blend)
 
-    def _pixels(self, images, normalized):
+    def _pixels(self, images: ArrayLike, normalized: bool) -> jax.Array:
         return jnp.asarray(images) if normalized else self.objective.pixels.normalise(_checked(images))
 
     @functools.cached_property
-    def _features(self):
+    def _features(self) -> Callable[..., jax.Array]:
         return jax.jit(lambda variables, images: self.encoder.apply(variables, images)[0].astype(jnp.float32))
 
     @functools.cached_property
-    def _logits(self):
+    def _logits(self) -> Callable[..., jax.Array]:
         return jax.jit(self.objective.logits)
 
     @functools.cached_property
-    def _reconstruct(self):
+    def _reconstruct(self) -> Callable[..., jax.Array]:
         return jax.jit(self.objective.reconstruct)
 
 
-def _checked(images):
+def _checked(images: ArrayLike) -> jax.Array:
     images = jnp.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != jnp.uint8:
         raise UserError(f"images are {images.dtype}{list(images.shape)}: uint8 [B, H, W, 3] is needed")
     return images
 
 
-def read_config(directory):
-    """The config of a workdir. UserError where none can be read, or where its checkpoints are of another."""
-    directory = paths.expand(directory, "a run's directory")
-    path = epath.Path(directory) / "config.json"
+def read_config(directory: str | os.PathLike[str]) -> ConfigDict:
+    """Return the config of a workdir.
+
+    Raises:
+      UserError: There is none that can be read, or its checkpoints were made with another.
+    """
+    with _opened(directory) as (config, _):
+        return config
+
+
+def load(directory: str | os.PathLike[str]) -> Model:
+    """Return the `Model` of a run or ported checkpoint, at its newest whole checkpoint.
+
+    Raises:
+      UserError: As `read_config`, or there is no checkpoint that can be read.
+    """
+    with _opened(directory) as (config, saved):
+        if saved is None:
+            raise UserError(f"{directory} has no checkpoints: there is nothing to load")
+        step, variables = saved.restore_variables()
+    return Model(config, variables, step, labels.read(paths.expand(directory)))
+
+
+@contextlib.contextmanager
+def _opened(directory: str | os.PathLike[str]) -> Iterator[tuple[ConfigDict, Checkpoints | None]]:
+    """Yield (the config, the open `Checkpoints` or None) of a workdir. Raise UserError as `read_config` does."""
+    directory = epath.Path(paths.expand(directory, "a run's directory"))
+    path = directory / "config.json"
     if not path.exists():
         raise UserError(f"{directory} holds no run: there is no config.json in it")
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{directory} holds no run that can be read: config.json is no text file") from error
-    _check_carried(directory, text)
+    saved = Checkpoints(directory) if (directory / "checkpoints").exists() else None
     try:
-        return config_tables.from_json(text)
-    except UserError as error:
-        raise UserError(f"{directory} holds no run that can be read: {error}") from error
-
-
-def _check_carried(directory, text):
-    """UserError where a config.json is not what the newest checkpoint carries, in more than how a run is watched."""
-    if not (epath.Path(directory) / "checkpoints").exists():
-        return
-    saved = Checkpoints(directory)
-    try:
-        steps, carried = saved.steps(), saved.config()
+        if saved is not None:
+            _check_same(directory, text, saved)
+        try:
+            config = config_tables.from_json(text)
+        except UserError as error:
+            raise UserError(f"{directory} holds no run that can be read: {error}") from error
+        yield config, saved
     finally:
-        saved.close()
+        if saved is not None:
+            saved.close()
+
+
+def _check_same(directory: epath.Path, text: str, saved: Checkpoints) -> None:
+    """Raise UserError where config.json is not the newest checkpoint's, in more than how a run is watched."""
+    steps, carried = saved.steps(), saved.config()
     if not steps:
         return
     if not carried:
-        raise UserError(
-            f"{directory}: none of its checkpoints {steps} says of what config it is: its config is lost or damaged"
-        )
+        raise UserError(f"{directory}: its checkpoints {steps} have lost their config, or it is damaged")
     try:
         differ = config_lib.differing(carried, json.loads(text), config_tables.of)
-    except (ValueError, AttributeError):  # no JSON, or no dict: `from_json` says so
+    except (ValueError, AttributeError):  # no JSON, or no dict: `from_json` reports it
         return
     if differ:
         key, old, new = differ[0]
         more = f" ({len(differ) - 1} more fields differ)" if differ[1:] else ""
         raise UserError(
-            f"{directory}: config.json says {key}={new!r}, and its checkpoint was made with {key}={old!r}{more}: put that "
-            "back"
+            f"{directory}: config.json has {key}={new!r}, but its checkpoint was made with {key}={old!r}{more}: restore "
+            "the old value"
         )
-
-
-def load(directory):
-    """The run or ported checkpoint in a workdir, at its newest whole checkpoint -> Model. UserError where there is none."""
-    config, directory = read_config(directory), paths.expand(directory)
-    step, variables = Checkpoints(directory).restore_variables()
-    return Model(config, variables, step, labels.read(directory))

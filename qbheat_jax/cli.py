@@ -150,8 +150,8 @@ def pretrain(arguments, overrides):
 def probe(arguments, overrides):
     """Probe every init with every config. A single result goes to WORKDIR; several go to WORKDIR/PROTOCOL-INIT."""
     from qbheat_jax import config
+    from qbheat_jax.pretrained import NO_ENCODER
     from qbheat_jax.probe.encode import POOLED
-    from qbheat_jax.probe.encoders import NO_ENCODER
     from qbheat_jax.probe.fields import PROBE
     from qbheat_jax.tasks import probe
 

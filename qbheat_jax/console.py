@@ -6,6 +6,7 @@ Only this module writes to stdout, so a closed pipe (`qbheat ... | head`) ends a
 import atexit
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -31,6 +32,11 @@ def say(text):
     """Print to stdout and flush."""
     with _stdout():
         print(text, flush=True)
+
+
+def command():
+    """Return the command line of this process as a reader may type it."""
+    return shlex.join(["qbheat", *sys.argv[1:]])
 
 
 def flush():

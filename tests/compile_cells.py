@@ -22,7 +22,10 @@ from qbheat_jax import config as config_lib
 from qbheat_jax.analysis import image_summaries
 from qbheat_jax.analysis import target as target_lib
 from qbheat_jax.data import device_cache
-from qbheat_jax.eval.detections import AveragePrecision
+from qbheat_jax.eval import evaluate
+from qbheat_jax.eval.accuracy import Accuracy
+from qbheat_jax.eval.average_precision import AveragePrecision
+from qbheat_jax.eval.label_free import LabelFree
 from qbheat_jax.methods import base
 from qbheat_jax.models import detr_detector, layers, mobile_former, mobilenet, registry
 from qbheat_jax.models.resnet import ResNet
@@ -30,7 +33,7 @@ from qbheat_jax.models.vit import ViT
 from qbheat_jax.probe import encode, encoders, fit, knn
 from qbheat_jax.probe.fields import PROBE
 from qbheat_jax.report import tiles
-from qbheat_jax.tasks import classify, detect, finetune, pretrain
+from qbheat_jax.tasks import detect, finetune
 from qbheat_jax.tasks import probe as probe_lib
 from qbheat_jax.tools.preflight import compile as compile_lib
 from qbheat_jax.tools.preflight import topology
@@ -183,6 +186,17 @@ class _Shapes:
         """Arrays or shapes -> shapes on the devices."""
         return jax.tree.map(lambda x: self.array(*x.shape, dtype=x.dtype), tree)
 
+    def evaluation(self, metric):
+        """The program of the evaluator."""
+        count, where = self.config.batch_size, self.batch["mask"].sharding
+        placed = {
+            "index": jax.ShapeDtypeStruct((count,), jnp.int32, sharding=where),
+            "scale": jax.ShapeDtypeStruct((count, 2), jnp.float32, sharding=where),
+            **self.batch,
+        }
+        batch = {name: placed[name] for name in metric.inputs}
+        return evaluate.step(metric, self.step.mesh).lower(self.variables, batch)
+
     def copies(self, tree):
         """What `devices.pmap_batches` gives a pmapped function: a leading axis for the devices."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(self.devices), *x.shape), x.dtype), tree)
@@ -201,14 +215,13 @@ def _init(devices, encoder):
 def _classify(devices, encoder):
     """The logits of `classify` and of fine-tuning's evaluation."""
     shapes = _Shapes(config(encoder, "supervised", dtype="float32"), devices)
-    yield classify.mapped(shapes.objective).lower(shapes.copies(shapes.variables), shapes.images(1, 8))
+    yield shapes.evaluation(Accuracy(shapes.objective, None, "val", 10))
 
 
 def _evaluate(devices, encoder):
     """The loss on a validation split, and the pictures for TensorBoard while a run trains."""
     shapes = _Shapes(config(encoder, "qbheat", image_size=128, **{"data.source": "synthetic:8"}), devices)
-    validation = pretrain.Validation(shapes.config, shapes.objective, None)
-    yield validation._step.lower(shapes.variables, shapes.batch)
+    yield shapes.evaluation(LabelFree(shapes.objective))
     yield image_summaries.ImageSummaries(shapes.config, shapes.objective)._compute.lower(shapes.variables)
 
 
@@ -230,8 +243,7 @@ def _analyse(devices, encoder):
 def _detect(devices, encoder, detector):
     """Detections, which AP is measured on."""
     shapes = _Shapes(config(encoder, detector), devices)
-    precision = AveragePrecision(shapes.objective, None, "val", shapes.config)
-    yield precision._mapped.lower(shapes.copies(shapes.variables), shapes.images(1, 32))
+    yield shapes.evaluation(AveragePrecision(shapes.objective, None, "val", shapes.config.data.max_boxes))
 
 
 def _probe(devices, encoder):

@@ -312,10 +312,10 @@ def test_any_encoder_and_what_is_refused(tmp_path, capsys):
 
     small = ("--config.encoder.name", "pebble", "--config.image_size", "16", "--data", "synthetic:64")
     for init, more, words in (
-        ("pixels", one, "has no feature map"),
+        ("pixels", one, "--init pixels is not accepted"),
         ("random", small, "2 x 2 cells has no derivatives"),
         ("random", (), "brings no images"),
-        (str(tmp_path), (), "holds no run"),
+        (str(tmp_path), (), f"--init {tmp_path} is not accepted"),
     ):
         assert cli.main(["analyse", "--init", init, "--workdir", str(tmp_path / "no"), *more]) == 2
         assert words in capsys.readouterr().err

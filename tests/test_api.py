@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import qbheat_jax
-from qbheat_jax import api, methods, rng
+from qbheat_jax import api, methods, pretrained, rng
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.tasks import pretrain
@@ -103,7 +103,8 @@ def test_pre_training_starts_from_a_ported_encoder(classifier, small_config, tmp
             r"has an encoder with encoder.name='pebble' \(not 'mobile_former_tiny'\)",
         ),
         ({"pixels": "lite"}, r"has an encoder with pixels='half' \(not 'lite'\): set"),
-        ({"init": "nowhere"}, "nowhere holds no run: there is no config.json in it"),
+        ({"init": "pixels"}, "init='pixels' is not accepted"),
+        ({"init": "nowhere"}, "init='nowhere' is not accepted"),
     ],
 )
 def test_another_encoder_to_start_from_is_refused(classifier, small_config, tmp_path, fields, message):
@@ -114,9 +115,9 @@ def test_another_encoder_to_start_from_is_refused(classifier, small_config, tmp_
 
 def test_a_run_of_another_shape_to_start_from_is_refused(small_config, tmp_path, monkeypatch):
     wrong = {"params": {"encoder": {"tokens": np.zeros((1, 1), np.float32)}}}
-    monkeypatch.setattr(pretrain, "starting_encoder", lambda config: wrong)
+    monkeypatch.setattr(pretrained, "start", lambda model: wrong)
     with pytest.raises(UserError, match="the weights to start from are of another model: .* of params"):
-        pretrain.run(small_config({"init": "somewhere"}), tmp_path / "run")
+        pretrain.run(small_config({"init": "random"}), tmp_path / "run")
 
 
 # --- config.json is what the checkpoint was made with ----------------------------------------------------------------

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import methods
+from qbheat_jax import methods, pretrained
 from qbheat_jax.models import registry
 from qbheat_jax.ops import quarters
 from qbheat_jax.probe import encode
 from qbheat_jax.probe.fields import PROBE
-from qbheat_jax.tasks import pretrained
 from qbheat_jax.train import optim
 from qbheat_jax.train.config_tables import DETECT, FINETUNE, PRETRAIN
 

@@ -10,8 +10,9 @@ import pytest
 from qbheat_jax import config as config_lib
 from qbheat_jax import data
 from qbheat_jax.errors import UserError
+from qbheat_jax.eval.accuracy import top
 from qbheat_jax.models.heads import BlockHead, LinearHead
-from qbheat_jax.probe import encoders, fit, pmap, scores
+from qbheat_jax.probe import encoders, features, fit, pmap
 from qbheat_jax.probe.features import Features, standard
 from qbheat_jax.probe.fields import PROBE
 from qbheat_jax.tasks import pretrain, probe
@@ -30,7 +31,7 @@ def test_pmap_batches_gives_each_row_once_for_any_split(monkeypatch, count, batc
     monkeypatch.setattr(jax, "local_devices", lambda: chosen)
     rows = np.arange(41 * 3, dtype=np.float32).reshape(41, 3)
     weights = {"w": np.full((3,), 2.0, np.float32)}
-    parts = pmap.pmap_batches(pmap.pmap(lambda v, x: (x * v["w"]).sum(-1)), weights, pmap.slices(rows, batch))
+    parts = pmap.pmap_batches(pmap.pmap(lambda v, x: (x * v["w"]).sum(-1)), weights, features.slices(rows, batch))
     np.testing.assert_array_equal(np.concatenate(list(parts)), (rows * 2).sum(-1))
 
 
@@ -49,7 +50,7 @@ def recipe(head=None, **fields):
 
 
 def accuracy(recipe, params, x, y):
-    return scores.top(fit.ranks(recipe, params, Features.of(x, y)), recipe.classes)
+    return top(fit.ranks(recipe, params, Features.of(x, y)))
 
 
 def trained(recipe, x, y):
@@ -275,7 +276,7 @@ def test_sixteen_rates_at_once_agree_with_logistic_regression():
         r = recipe(LinearHead(10), classes=10, learning_rates=rates, weight_decays=(0.0,) * 16, optimizer=optimizer,
                    epochs=60.0, batch_size=100)  # fmt: skip
         params = fit.fit(r, made["train"], 0)
-        held, tested = (scores.top(fit.ranks(r, params, made[name]), 10)["top1"] for name in ("holdout", "test"))
+        held, tested = (top(fit.ranks(r, params, made[name]))["top1"] for name in ("holdout", "test"))
         assert len(held) == 16 and held.min() < held.max()
         assert abs(tested[np.argmax(held)] - expected) <= 0.01
 
@@ -342,13 +343,13 @@ def test_pixels_and_histogram():
 @pytest.mark.parametrize(
     "fields, init, message",
     [
-        ({"encoder__name": ""}, "random", "encoder.name is empty"),
-        ({"data__source": ""}, "random", "data.source='' and image_size=32 must both be set"),
-        ({"image_size": 0}, "histogram", "image_size=0 must both be set"),
+        ({"encoder__name": ""}, "random", "encoder.name=''"),
+        ({"data__source": ""}, "random", "--init random .*data.source='', image_size=32"),
+        ({"image_size": 0}, "histogram", "--init histogram .*image_size=0"),
         ({"image_size": 36}, "random", "image_size=36 is not accepted: pebble takes a multiple of 8"),
         ({"protocol": "tran-1"}, "pixels", "only protocol='lin' and 'knn' can probe"),
         ({"protocol": "tran-1", "head__width": 18, "head__heads": 4}, "random", "head.width=18 is not accepted"),
-        ({}, "nowhere", "nowhere holds no run"),
+        ({}, "nowhere", "--init nowhere is not accepted"),
     ],
 )
 def test_what_cannot_be_probed_is_one_sentence(blobs, tmp_path, fields, init, message):

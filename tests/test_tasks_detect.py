@@ -7,18 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qbheat_jax import api, cli, data, methods, report
+from qbheat_jax import api, cli, data, methods, pretrained, report
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import annotations as lists
 from qbheat_jax.data.sources.base import ArraySource
 from qbheat_jax.errors import UserError
 from qbheat_jax.eval import average_precision
+from qbheat_jax.eval.evaluate import Evaluator
 from qbheat_jax.methods import dense
 from qbheat_jax.methods.common import detection
 from qbheat_jax.models import pyramid
 from qbheat_jax.ops import boxes as geometry
 from qbheat_jax.report import detection_page as page_of
-from qbheat_jax.tasks import detect, pretrained
+from qbheat_jax.tasks import detect
 from qbheat_jax.train import config_tables, initial
 from tests.batches import train_batches
 from tests.conftest import leave_one_device
@@ -352,27 +353,33 @@ def test_what_a_page_calls_right():
     assert page_of.judged([one(1, 0, 0, 1, 1)], []) == [False] and page_of.judged([], known) == []
 
 
+def evaluator_of(model, source, fields):
+    metric = average_precision.AveragePrecision(model.objective, source, "val", fields.data.max_boxes)
+    return Evaluator.of_run(metric, source, "val", fields)
+
+
 @pytest.mark.parametrize("count, batch", [(8, 16), (4, 7)])
 def test_ap_does_not_depend_on_devices_or_batch(trained, monkeypatch, count, batch):
     workdir, result, fields = trained
     chosen = jax.local_devices()[:count]
-    monkeypatch.setattr(jax, "local_devices", lambda *a: chosen)
+    monkeypatch.setattr(jax, "devices", lambda *a: chosen)
     model = api.load(workdir)
-    precision = detect.AveragePrecision(
-        model.objective, Squares(), "val", pretrained.with_fields(fields, {"batch_size": batch}, config_tables.DETECT)
+    evaluator = evaluator_of(
+        model, Squares(), pretrained.with_fields(fields, {"batch_size": batch}, config_tables.DETECT)
     )
-    measured = precision(model.variables)
-    assert measured["val/AP"] == pytest.approx(result["AP"], abs=1e-3) and precision.n == 19
-    assert "val/APl" not in measured and precision.figures["APl"] is None
+    figures = evaluator(model.variables)
+    assert figures["val/AP"] == pytest.approx(result["AP"], abs=1e-3) and evaluator.measured.n == 19
+    assert "val/APl" not in figures and evaluator.measured.figures["APl"] is None
 
 
 def test_images_that_cannot_be_read_do_not_count(trained):
     workdir, _, fields = trained
     model = api.load(workdir)
     fields = pretrained.with_fields(fields, {"data.max_bad_fraction": 0.2}, config_tables.DETECT)
-    precision = detect.AveragePrecision(model.objective, Squares(broken=(0, 7)), "val", fields)
-    precision(model.variables)
-    assert precision.n == 17 and not {50, 57} & {d["image_id"] for d in precision.detections}
+    evaluator = evaluator_of(model, Squares(broken=(0, 7)), fields)
+    evaluator(model.variables)
+    found = {d["image_id"] for d in evaluator.measured.details["detections"]}
+    assert evaluator.measured.n == 17 and evaluator.measured.skipped == 2 and found and not {50, 57} & found
 
 
 def losses_of(workdir):

@@ -79,13 +79,13 @@ def test_it_starts_from_the_encoder_of_a_workdir(tuned, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("count, batch", [(1, 41), (4, 7), (8, 16)])
 def test_accuracy_does_not_depend_on_devices_or_batch(tuned, monkeypatch, count, batch):
-    chosen = jax.local_devices()[:count]
-    monkeypatch.setattr(jax, "local_devices", lambda: chosen)
+    chosen = jax.devices()[:count]
+    monkeypatch.setattr(jax, "devices", lambda *a: chosen)
     model = api.load(tuned[0])
     fields = config(batch_size=batch, head__classes=4)
-    accuracy = finetune.Accuracy(model.objective, Blobs(), "test", fields)
-    assert accuracy(model.variables) == {"test/top1": tuned[1]["top1"], "test/top5": 1.0}
-    assert accuracy.n == 41
+    evaluator = finetune.accuracy(model.objective, Blobs(), "test", fields)
+    assert evaluator(model.variables) == {"test/top1": tuned[1]["top1"], "test/top5": 1.0}
+    assert evaluator.measured.n == 41
 
 
 def test_the_number_of_devices_changes_nothing_in_training(tmp_path, monkeypatch):
@@ -206,7 +206,7 @@ def test_the_loss_counts_pairs_of_images_alone_and_evaluation_mixes_nothing():
         ({"batch_size": 128}, "80 images in train to train on, fewer than batch_size=128"),
         ({"data__fraction": 0.1}, "8 images in train to train on"),
         ({"data__split": "test"}, "it is the split that is tested on"),
-        ({"init": "nowhere"}, "nowhere holds no run"),
+        ({"init": "nowhere"}, "init='nowhere' is not accepted"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(monkeypatch, tmp_path, fields, message):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import data
+from qbheat_jax import console, data
 from qbheat_jax.analysis import (
     decoder_images,
     extrapolation_test,
@@ -20,7 +20,6 @@ from qbheat_jax.analysis import (
 )
 from qbheat_jax.errors import UserError
 from qbheat_jax.report import sample
-from qbheat_jax.tasks import results as results_lib
 from qbheat_jax.train import lock
 from qbheat_jax.train.checkpoint import Checkpoints
 
@@ -45,7 +44,7 @@ def run(config, workdir, init):
     started, workdir = time.perf_counter(), epath.Path(workdir)
     if jax.process_count() > 1:
         raise UserError(f"an analysis runs in one process; {jax.process_count()} were started")
-    given = target.open_subject(init, config)
+    given = target.open_target(init, config)
     frozen = given.frozen
     source = data.open_source(frozen.source, image_size=frozen.image_size, tfds_dir=config.data.tfds_dir)
     chosen = target.roles(source, config.images, config.seed)
@@ -102,7 +101,7 @@ def _analysed(config, init, given, source, chosen, folder, started):
         "statistics": decoder_images.statistics(frozen.model.objective.target) if continues else None,
         "animated": given.heat[1].propagator if continues else None,
         "seconds": time.perf_counter() - started,
-        "command": results_lib.command(),
+        "command": console.command(),
     }
     outputs.write(folder, result, arrays, sheets)
     return result

@@ -13,8 +13,9 @@ from qbheat_jax.data.specs import image
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods.qbheat import QBHeat, crop_visible
 from qbheat_jax.ops import heat, quarters
+from qbheat_jax.pretrained import RANDOM
 from qbheat_jax.probe import encoders, splits
-from qbheat_jax.probe.pmap import slices
+from qbheat_jax.probe.features import slices
 
 # Shares of the images where a source does not have the three splits, by how many it has.
 _SHARES = {1: (0.5, 0.25, 0.25), 2: (0.8, 0.2)}
@@ -22,7 +23,7 @@ _SHARES = {1: (0.5, 0.25, 0.25), 2: (0.8, 0.2)}
 
 @dataclasses.dataclass(frozen=True)
 class AnalysisTarget:
-    """`frozen`: as `probe.encoders.open_init` gives it; `batch_size`: images encoded at once."""
+    """`frozen`: a `probe.encoders.FrozenEncoder`; `batch_size`: images encoded at once."""
 
     frozen: Any
     batch_size: int
@@ -90,13 +91,9 @@ def _flat(function, maps):
     return np.asarray(function(maps.reshape(-1, maps.shape[-1]))).reshape(maps.shape)
 
 
-def open_subject(init, config):
-    """--init DIR | random and a config of `fields.ANALYSE` -> Subject. Raises UserError for what has no map."""
-    if init in encoders.NO_ENCODER:
-        raise UserError(
-            f"--init {init} has no feature map to analyse: give a run's or ported checkpoint's DIR, or random"
-        )
-    return AnalysisTarget(encoders.open_init(init, config), config.batch_size)
+def open_target(init, config):
+    """Return the `AnalysisTarget` of --init, a directory or `random`. `config`: as of `analysis.fields.ANALYSE`."""
+    return AnalysisTarget(encoders.open_init(init, config, (RANDOM,)), config.batch_size)
 
 
 def roles(source, count, seed):

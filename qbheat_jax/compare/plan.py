@@ -26,9 +26,9 @@ from typing import Any
 from qbheat_jax import config as config_lib
 from qbheat_jax import data, device_mesh
 from qbheat_jax.errors import UserError
+from qbheat_jax.pretrained import NO_ENCODER
 from qbheat_jax.probe import splits
 from qbheat_jax.probe.encode import POOLED
-from qbheat_jax.probe.encoders import NO_ENCODER
 from qbheat_jax.probe.fields import PROBE, SHARED
 from qbheat_jax.tasks import detect, pretrain
 from qbheat_jax.train import config_tables, optim, sharding
@@ -85,7 +85,7 @@ class Cell:
 
     @property
     def table(self):
-        """The table of fields of `config`, such as `config.PROBE`."""
+        """The table of fields of `config`, such as `probe.fields.PROBE`."""
         return table_of(self.config) if self.probe else PRETRAIN
 
     @property

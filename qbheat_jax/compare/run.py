@@ -8,11 +8,12 @@ import shutil
 import jax
 from etils import epath
 
+from qbheat_jax import pretrained
 from qbheat_jax.compare import cells, table
 from qbheat_jax.errors import PREEMPTED, UserError
 from qbheat_jax.probe.encode import POOLED
 from qbheat_jax.report import comparison_page
-from qbheat_jax.tasks import detect, pretrain, pretrained, probe
+from qbheat_jax.tasks import detect, pretrain, probe
 from qbheat_jax.train import lock
 
 log = logging.getLogger("qbheat")

@@ -10,12 +10,11 @@ import statistics
 import jax
 
 import qbheat_jax
-from qbheat_jax import atomic
+from qbheat_jax import atomic, console
 from qbheat_jax.compare import cells
 from qbheat_jax.compare import plan as plan_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.report.text import NONE, number
-from qbheat_jax.tasks import results
 from qbheat_jax.train import metrics
 from qbheat_jax.train.config_tables import DETECT
 
@@ -46,7 +45,7 @@ def gather(plan, workdir, failures):
     return {
         "config": plan.path,
         "workdir": str(workdir),
-        "command": results.command(),
+        "command": console.command(),
         "written": datetime.datetime.now().isoformat(" ", "minutes"),
         "machine": _machine(),
         "data": _data(plan),

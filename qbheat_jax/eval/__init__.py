@@ -1,1 +1,1 @@
-"""Evaluation of a model on a labelled split."""
+"""Measure a model on a split: one loop, and one file a metric."""

@@ -1,19 +1,66 @@
-"""COCO's evaluation of boxes, by faster-coco-eval: the one room that knows it."""
+"""Average precision of detections as COCO defines it, by faster-coco-eval; nothing else imports that package."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from qbheat_jax.errors import UserError
+from qbheat_jax.eval.evaluate import Metric
 
-# Detections an image that COCO's AP looks at.
-MOST = 100
-# What it is called and where COCO's summary has it.
+# Figures by name, and their places in COCO's summary.
 FIGURES = {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5}
-# Recall at which precision is taken.
+# Recalls at which precision is taken.
 RECALLS = np.linspace(0, 1, 101)
 
 
+class AveragePrecision(Metric):
+    """AP of a detector on whole images, their longer side scaled to image_size.
+
+    Details: "per_class" and "curves" as `measure` returns them, and "detections" in COCO's result format, in pixels of
+    the original images.
+    """
+
+    name, headline = "average_precision", "AP"
+    inputs = ("image", "index", "scale", "mask")
+
+    def __init__(self, objective, source, split, max_boxes):
+        """Prepare the metric.
+
+        Args:
+          objective: A method with `detections` and `pixels`.
+          source: Of `data.open_source`, with boxes.
+          split: Its split's name.
+          max_boxes: Boxes an image in a batch.
+
+        Raises:
+          UserError: faster-coco-eval is not installed.
+        """
+        library()  # before hours of training
+        self._objective, self._source, self._split = objective, source, split
+        self.options = {"boxes": max_boxes}
+
+    def sums(self, variables, batch):
+        """Return "n" and, for each image, "index", "mask", "scale" and its `Detection.detections`."""
+        images = self._objective.pixels.normalise(batch["image"])
+        boxes, scores, classes = self._objective.detections(variables, images)
+        rows = {name: batch[name] for name in ("index", "mask", "scale")}
+        return {"n": jnp.sum(batch["mask"]), **rows, "boxes": boxes, "scores": scores, "classes": classes}
+
+    def add(self, total, sums):
+        """Collect the batches' rows in a list."""
+        return [*(total or ()), sums]
+
+    def figures(self, total):
+        truth = self._source.annotations(self._split)
+        rows = {name: np.concatenate([part[name] for part in total]) for name in total[0] if name != "n"}
+        shown = np.flatnonzero(rows["mask"])
+        detections = [found for row in shown for found in _results(rows, row, truth)]
+        images = [truth["images"][rows["index"][row]]["id"] for row in shown]
+        figures, per_class, curves = measure(truth, detections, images)
+        return figures, {"per_class": per_class, "curves": curves, "detections": detections}
+
+
 def library():
-    """The evaluator's package. Raises UserError where it is missing."""
+    """Return the package faster_coco_eval. Raise UserError where it is not installed."""
     try:
         import faster_coco_eval
     except ImportError as error:
@@ -22,12 +69,23 @@ def library():
 
 
 def measure(truth, detections, image_ids):
-    """(figures, per_class, curves) of detections in COCO's result format against `truth`, a dict in COCO's format.
+    """Evaluate detections as COCO does.
 
-    Ids may be anything: the evaluator, which takes an annotation's id 0 for "not matched" and wants numbers, gets its own.
+    Ids may be of any type: the package is given its own. It takes integers alone, and the annotation id 0 for "not
+    matched".
 
-    image_ids: the images that count. figures: by the names of FIGURES, fractions of 1, None where there is no box of that
-    size; per_class: {name: AP}; curves: {name: precision at each of RECALLS, IoU 0.5}. A class without boxes is not in them.
+    Args:
+      truth: Dict in COCO's format.
+      detections: List in COCO's result format.
+      image_ids: Of the images that count.
+
+    Returns:
+      figures: By the names of FIGURES; fractions, or None where no box has that size.
+      per_class: {name: AP}, without classes that have no box.
+      curves: {name: list of the precision at each of RECALLS, at IoU 0.5}, likewise.
+
+    Raises:
+      UserError: faster-coco-eval is not installed.
     """
     package = library()
     images = {image["id"]: n for n, image in enumerate(truth["images"], 1)}
@@ -40,7 +98,9 @@ def measure(truth, detections, image_ids):
     run.accumulate()
     run.summarize()
     figures = {name: _known(run.stats[place]) for name, place in FIGURES.items()}
-    precision = np.asarray(run.eval["precision"])[..., 0, -1]  # [IoU, recall, class], of all sizes, MOST an image
+    precision = np.asarray(run.eval["precision"])[
+        ..., 0, -1
+    ]  # [IoU, recall, class], all sizes, 100 detections an image
     per_class, curves = {}, {}
     for place, number in enumerate(run.params.catIds):
         name = known.cats[number]["name"]
@@ -52,7 +112,7 @@ def measure(truth, detections, image_ids):
 
 
 def _renumbered(truth, images, classes):
-    """The same truth with ids that count from 1, and of the fields that the evaluator reads alone."""
+    """Return the truth with ids from 1 on, reduced to the fields that the package reads."""
     annotations = [
         {
             "id": n,
@@ -76,4 +136,21 @@ def _known(value):
 
 
 def _silent(*_):
-    """The package reports its progress on stdout otherwise, which is for results."""
+    """Swallow the package's progress report; stdout is for results."""
+
+
+def _results(rows, row, truth):
+    """Yield the detections of one image in COCO's result format. Score 0 marks padding."""
+    image = truth["images"][rows["index"][row]]
+    down, right = rows["scale"][row]
+    corners = rows["boxes"][row] / np.array([right, down, right, down])
+    # Boxes are clipped to the image, since the batch shows it padded.
+    corners = np.clip(corners, 0, np.array([image["width"], image["height"]] * 2))
+    for (x0, y0, x1, y1), score, kind in zip(corners.tolist(), rows["scores"][row].tolist(), rows["classes"][row]):
+        if score > 0 and x1 > x0 and y1 > y0:
+            yield {
+                "image_id": image["id"],
+                "category_id": truth["categories"][kind]["id"],
+                "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
+                "score": round(score, 5),
+            }

@@ -101,6 +101,15 @@ def blocks(n, shape, size=None):
     return [slice(begin, min(n, begin + size)) for begin in range(0, n, size)]
 
 
+def slices(array, batch_size):
+    """Yield an array [N, ...] as (batch [batch_size, ...], mask bool [batch_size]); zeros fill the last one up."""
+    for begin in range(0, len(array), batch_size):
+        part = np.asarray(array[begin : begin + batch_size])
+        missing = batch_size - len(part)
+        mask = np.arange(batch_size) < len(part)
+        yield np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]), mask
+
+
 def standard(parts):
     """(mean, scale) float64 [C] that standardise arrays [n, ..., C], over all but the last axis; one pass over `parts`.
 

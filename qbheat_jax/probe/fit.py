@@ -10,8 +10,9 @@ import numpy as np
 import optax
 
 from qbheat_jax import rng as rng_lib
-from qbheat_jax.probe import scores
-from qbheat_jax.probe.pmap import pmap, pmap_batches, slices
+from qbheat_jax.eval import accuracy
+from qbheat_jax.probe.features import slices
+from qbheat_jax.probe.pmap import pmap, pmap_batches
 from qbheat_jax.train.optim import decay_mask
 
 
@@ -148,10 +149,10 @@ def _scorer(head, devices):
 
 
 def ranks(recipe, params, features):
-    """Rank of the true class under each head (`scores.ranks`) -> int [N, G], through the pmap loop."""
+    """Rank of the true class under each head (`accuracy.ranks`) -> int [N, G], through the pmap loop."""
     mapped = _scorer(recipe.head, tuple(jax.local_devices()))
     size = recipe.batch_size
     batches = (batch for _, x in features.blocks(size) for batch in slices(x, size))
     parts = pmap_batches(mapped, params, batches)
     begins = range(0, len(features), size)
-    return np.concatenate([scores.ranks(p, features.labels[b : b + size]) for p, b in zip(parts, begins)])
+    return np.concatenate([accuracy.ranks(p, features.labels[b : b + size]) for p, b in zip(parts, begins)])

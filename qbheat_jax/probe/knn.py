@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax.probe.pmap import pmap, pmap_batches, slices
+from qbheat_jax.probe.features import slices
+from qbheat_jax.probe.pmap import pmap, pmap_batches
 
 # Candidates looked at beyond the neighbours asked for.
 _MARGIN = 64

@@ -39,12 +39,3 @@ def _replicate(tree, devices):
     mesh = Mesh(np.asarray(devices), ("device",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("device"))
     return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(x, (len(devices), *np.shape(x))), sharding), tree)
-
-
-def slices(array, batch_size):
-    """An array [N, ...] as (batch, mask) pairs of one shape, the last one filled up with zeros."""
-    for begin in range(0, len(array), batch_size):
-        part = np.asarray(array[begin : begin + batch_size])
-        missing = batch_size - len(part)
-        mask = np.arange(batch_size) < len(part)
-        yield np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]), mask

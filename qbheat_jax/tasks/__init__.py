@@ -1,1 +1,1 @@
-"""One file a command: pre-train, fine-tune, probe, detect, classify."""
+"""The commands pretrain, finetune, probe, detect and classify, one file each."""

@@ -1,4 +1,4 @@
-"""What a classifier says: the likeliest classes of single images, and top-1 and top-5 over a labelled data set."""
+"""Classify single images, or measure top-1 and top-5 over a labelled data set."""
 
 import json
 import logging
@@ -8,31 +8,40 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import api, atomic, data
+from qbheat_jax import atomic, console, data, device_mesh, pretrained
 from qbheat_jax.data import decode, labels
 from qbheat_jax.data.sources import files
 from qbheat_jax.errors import UserError
-from qbheat_jax.probe.pmap import pmap, pmap_batches, slices
-from qbheat_jax.tasks import results as results_lib
+from qbheat_jax.eval.accuracy import Accuracy
+from qbheat_jax.eval.evaluate import Evaluator
+from qbheat_jax.probe.features import slices
 
 log = logging.getLogger("qbheat")
 
-# Images that `images` puts through the model at once: few, so that one image is not padded to many.
+# Batch size of `images`: small, so that one image is not padded to many.
 _BATCH = 8
 
 
 def images(directory, paths, top=5, image_size=0):
-    """The likeliest classes of image files -> [{"path": str, "top": [(class name, probability), ...]}, ...].
+    """Return the likeliest classes of image files. Unreadable files are logged, counted and left out.
 
-    directory: a workdir with a classifier; paths: files of any format that Pillow reads; top: how many classes;
-    image_size: pixels a side of what the model sees, 0 for its own. A file that cannot be read is logged, counted and
-    left out. Raises UserError where none can be read or the model has no classifier.
+    Args:
+      directory: A workdir with a classifier.
+      paths: Files of any format that Pillow reads.
+      top: How many classes.
+      image_size: Pixels a side, 0 for the model's own.
+
+    Returns:
+      [{"path": str, "top": [(class name, probability), ...]}, ...].
+
+    Raises:
+      UserError: No file can be read, or the model has no classifier.
     """
     if not paths or top < 1:
         raise UserError(f"{len(paths)} images and top={top} are not accepted: at least one of each is needed")
     model = _open(directory, image_size)
     names = model.class_names or [f"class {k}" for k in range(model.config.head.classes)]
-    spec = data.ImageSpec(model.config.image_size, 0, (0,), False)  # as evaluation does it: the centre
+    spec = data.ImageSpec(model.config.image_size, 0, (0,), False)  # the central crop, as in evaluation
     bad, results = data.BadFiles(1.0, len(paths)), []
     for begin in range(0, len(paths), _BATCH):
         read, pixels = [], []
@@ -55,7 +64,7 @@ def images(directory, paths, top=5, image_size=0):
 
 
 def text(results):
-    """What `images` returned, as a block of lines an image."""
+    """Return the results of `images` as a block of lines an image."""
     blocks = []
     for result in results:
         lines = [result["path"], *(f"  {probability:6.1%}  {name}" for name, probability in result["top"])]
@@ -66,13 +75,25 @@ def text(results):
 def dataset(
     directory, spec, split=None, batch_size=128, workdir=None, image_size=0, tfds_dir="", max_bad_fraction=0.01
 ):
-    """Top-1 and top-5 of a classifier over a labelled split, through the pmap loop -> result dict.
+    """Measure top-1 and top-5 of a classifier over a labelled split, in one process.
 
-    directory: a workdir with a classifier; spec: a data source; split: its split, by default test, else val, else the
-    only one; batch_size: images at once, over all devices; workdir: where result.json goes, None for nowhere;
-    image_size: pixels a side, 0 for the model's own; tfds_dir: where `tfds:` keeps its data; max_bad_fraction: share of
-    the images that may be unreadable. Classes are found by name (`labels.match`), among all outputs of the model.
-    Raises UserError before anything is compiled where the classes or the model do not allow this.
+    The data's classes are matched by name (`labels.match`) with the model's outputs, all of which compete.
+
+    Args:
+      directory: A workdir with a classifier.
+      spec: A data source.
+      split: Its split; by default test, else val, else the only one.
+      batch_size: Images at once, over all devices.
+      workdir: Where result.json goes, None for nowhere.
+      image_size: Pixels a side, 0 for the model's own.
+      tfds_dir: Where `tfds:` keeps its data.
+      max_bad_fraction: The share of images that may be unreadable.
+
+    Returns:
+      The result, a dict.
+
+    Raises:
+      UserError: Model and classes do not fit, before anything is compiled.
     """
     started = time.perf_counter()
     if jax.process_count() > 1:
@@ -87,56 +108,37 @@ def dataset(
     if workdir is not None:
         _make(workdir)
 
-    bad = data.BadFiles(max_bad_fraction, source.splits[split])
-    batches = data.eval_batches(
-        source, split=split, batch_size=batch_size, image_size=size, seed=0, placements=(0,), bad=bad
-    )
-    truth, ranks, first, looping = [], [], None, time.perf_counter()
-
-    def inputs():
-        for batch in batches:
-            truth.append(batch["label"][batch["mask"]])
-            yield batch["image"], batch["mask"]
-
-    for logits in pmap_batches(mapped(model.objective), model.variables, inputs()):
-        ranks.append(_ranks(logits, _known(outputs, truth[-1], source, split)))
-        # The first batch is compiled for: it has no say in the rate, where there is another one.
-        first = first or (time.perf_counter(), len(logits))
-    rank, now = np.concatenate(ranks), time.perf_counter()
-    if not len(rank):
-        raise UserError(f"data.source={source.spec!r} split {split!r} has no image that can be read (the log says why)")
-    begin, before = first if len(ranks) > 1 else (looping, 0)
+    evaluator = Evaluator(
+        Accuracy(model.objective, source, split, classes, outputs), source, split, device_mesh.make_mesh({"data": -1}),
+        batch_size=batch_size, image_size=size, max_bad_fraction=max_bad_fraction,
+    )  # fmt: skip
+    evaluator(model.variables)
+    measured = evaluator.measured
 
     result = {
         "protocol": "classify",
         "init": str(directory),
         "data": source.spec,
         "split": split,
-        "top1": float((rank < 1).mean()),
-        "top5": float((rank < 5).mean()),
-        "n": len(rank),
-        "skipped": bad.count,
+        **measured.figures,
+        "n": measured.n,
+        "skipped": measured.skipped,
         "classes": classes,
         "data_classes": len(source.class_names),
         "encoder": model.config.encoder.name,
         "step": model.step,
         "image_size": size,
-        "images_per_second": (len(rank) - before) / (now - begin),
-        "seconds": now - started,
-        "command": results_lib.command(),
+        "images_per_second": measured.images_per_second,
+        "seconds": time.perf_counter() - started,
+        "command": console.command(),
     }
     if workdir is not None:
         _write(workdir, result)
     return result
 
 
-def mapped(objective):
-    """Return a classifier's pmapped function of (variables, images uint8 [B, H, W, 3]) to logits float32 [B, classes]."""
-    return pmap(lambda variables, images: objective.logits(variables, objective.pixels.normalise(images)))
-
-
 def line(result):
-    """A data set's result in one line."""
+    """Return the result of `dataset` in one line."""
     return (
         f"{result['encoder']} of {result['init']}: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f} on "
         f"{result['n']} images of {result['data']} {result['split']} ({result['seconds']:.0f} s)"
@@ -144,10 +146,14 @@ def line(result):
 
 
 def _open(directory, image_size):
-    """The Model of a workdir, for images of `image_size` pixels (0: its own). Raises UserError without a classifier."""
+    """Return the model of a workdir for images of `image_size` pixels, 0 for its own.
+
+    Raises:
+      UserError: It has no classifier, or the names of its classes do not fit it.
+    """
     if image_size < 0:
         raise UserError(f"image_size={image_size} is not accepted: it takes a number of pixels, or 0 for the model's")
-    model = api.load(directory)
+    model = pretrained.open_model(directory)
     if getattr(model.objective, "head", None) is None:
         raise UserError(
             f"--init {directory} has no classifier: port a checkpoint with its head (qbheat port --head keep), or train "
@@ -163,7 +169,7 @@ def _open(directory, image_size):
 
 
 def _probabilities(model, images, batch):
-    """uint8 [n, S, S, 3] -> float32 [n, classes], computed in batches of one shape so that one program does for all."""
+    """Return probabilities float32 [n, classes] of images uint8 [n, S, S, 3]. Batches of one shape share a program."""
     logits = [np.asarray(model.logits(part))[mask] for part, mask in slices(images, batch)]
     return np.asarray(jax.nn.softmax(np.concatenate(logits), axis=-1))
 
@@ -174,13 +180,13 @@ def _split(source):
             return name
     if len(source.splits) > 1:
         raise UserError(
-            f"data.source={source.spec!r} has the splits {', '.join(source.splits)}: say which, --split NAME"
+            f"data.source={source.spec!r} has the splits {', '.join(source.splits)}: choose one by --split NAME"
         )
     return next(iter(source.splits))
 
 
 def _outputs(source, split, model):
-    """int32[classes of the data]: each one's place among the model's outputs."""
+    """Return the model's output for each class of the data, int32 [classes]."""
     if source.classes(split) is None:
         raise UserError(
             f"data.source={source.spec!r} split {split!r} has no labels, which come from the names of folders, as in "
@@ -189,26 +195,8 @@ def _outputs(source, split, model):
     numbers = [str(k) for k in range(model.config.head.classes)]
     keys, names = zip(*model.classes) if model.classes else (numbers, numbers)
     outputs = labels.match(source.class_names, keys, names)
-    given = source.labels(split)
-    if given is not None:  # before anything is read, where the source can say
-        _known(outputs, given, source, split)
+    source.check_labelled(split)
     return outputs
-
-
-def _known(outputs, given, source, split):
-    """Labels int [n] of the data -> those of the model, int [n]. Raises UserError for an image without one."""
-    source.check_labelled(split, given)
-    return outputs[given]
-
-
-def _ranks(logits, right):
-    """How many other classes score at least as high: [n, classes], int [n] -> int [n], 0 for the right answer.
-
-    A tie counts against the model, and so does a score that is not a number.
-    """
-    scores = np.nan_to_num(logits, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-    own = np.take_along_axis(scores, np.asarray(right)[:, None], 1)
-    return (scores >= own).sum(1) - 1
 
 
 def _make(workdir):

@@ -1,14 +1,15 @@
-"""Detection: a detector trained on an encoder's maps, the encoder frozen, and its AP; a config and a workdir in."""
+"""Train a detector on an encoder's feature maps, by default frozen, and measure its AP."""
 
 import json
 
 import jax
 from etils import epath
 
-from qbheat_jax import api, atomic, data, methods, pytree
+from qbheat_jax import api, atomic, data, methods, pretrained, pytree
 from qbheat_jax.errors import UserError
-from qbheat_jax.eval.detections import AveragePrecision
-from qbheat_jax.tasks import pretrained, results
+from qbheat_jax.eval.average_precision import AveragePrecision
+from qbheat_jax.eval.evaluate import Evaluator
+from qbheat_jax.tasks import results
 from qbheat_jax.train import lock, loop, optim
 from qbheat_jax.train.config_tables import DETECT
 
@@ -16,17 +17,30 @@ __all__ = ["checked", "line", "run"]
 
 
 def run(config, workdir):
-    """Trains a detector as the config says, or goes on with the run in the workdir -> result, also WORKDIR/result.json.
+    """Train a detector, or resume the run in the workdir.
 
-    WORKDIR/detections.json then has what was found in `data.eval_split`, in COCO's result format, curves.json the precision
-    of each class at recalls from 0 to 1. Everything that can be wrong with config or data is found before anything is compiled.
+    Write WORKDIR/result.json; detections.json, what was found in `data.eval_split` in COCO's result format; and
+    curves.json, the precision of each class at recalls from 0 to 1.
+
+    Args:
+      config: Of `config_tables.DETECT`.
+      workdir: The run's directory.
+
+    Returns:
+      The result, a dict.
+
+    Raises:
+      UserError: Config and data do not fit, before anything is compiled; or as `loop.train`.
     """
     config, model = pretrained.complete(config, DETECT, own=("encoder.stride",))
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
     config = checked(config, source)
     objective = methods.build(config, optim.run_schedule(config, source.splits[config.data.split]))
-    measured = config.data.eval_split in source.splits
-    evaluators = [AveragePrecision(objective, source, config.data.eval_split, config)] if measured else []
+    split = config.data.eval_split
+    evaluator = None
+    if split in source.splits:
+        metric = AveragePrecision(objective, source, split, config.data.max_boxes)
+        evaluator = Evaluator.of_run(metric, source, split, config)
 
     with lock.held(workdir):
         summary = loop.train(
@@ -34,7 +48,7 @@ def run(config, workdir):
             workdir,
             objective,
             source,
-            evaluators,
+            [evaluator] if evaluator else [],
             pretrained.start(model),
             lambda params: lr_multipliers(params, config),
         )
@@ -42,14 +56,14 @@ def run(config, workdir):
         finished = results.finished(path, summary)
         if finished is not None:
             return finished
-        found = _measured(evaluators[0], workdir) if measured else None
+        found = _measured(evaluator, workdir) if evaluator else None
         result = {
             "protocol": config.objective,
             "init": config.init,
             "data": source.spec,
-            **(found.figures if measured else {}),
-            "per_class": found.per_class if measured else {},
-            "n": found.n if measured else 0,
+            **(found.figures if found else {}),
+            "per_class": found.details["per_class"] if found else {},
+            "n": found.n if found else 0,
             "seed": config.seed,
             "frozen": not config.tune,
             "n_train": source.splits[config.data.split],
@@ -61,7 +75,7 @@ def run(config, workdir):
 
 
 def line(result):
-    """One result in one line."""
+    """Return a result in one line."""
     if "AP" not in result:
         return f"{result['protocol']} on {result['init']}: not measured ({result['seconds']:.0f} s)"
     return (
@@ -71,13 +85,13 @@ def line(result):
 
 
 def lr_multipliers(params, config):
-    """What multiplies each leaf's learning rate and decay: 0 for a frozen encoder's, which so stay what they are."""
+    """Return the multiplier of each leaf's learning rate and weight decay; 0 freezes the encoder."""
     rates = {"encoder": config.encoder_rate if config.tune else 0.0, "detector": 1.0}
     return pytree.map_with_names(lambda name, _: rates[name.split("/")[0]], params)
 
 
 def checked(config, source):
-    """The config with the classes of the data. Raises UserError where they cannot be trained on."""
+    """Return the config with the number of classes of the data. Raise UserError where they cannot be trained on."""
     if not source.boxed:
         source.annotations(config.data.split)
     split, validation = source.split(config.data.split), config.data.eval_split
@@ -97,12 +111,13 @@ def checked(config, source):
     return pretrained.with_fields(config, {"detector.classes": known}, DETECT)
 
 
-def _measured(precision, workdir):
-    """The evaluator after it has run on the newest checkpoint, what it found written to WORKDIR/{detections,curves}.json."""
-    if not precision.n:  # the run was finished before this process began
-        precision(api.load(workdir).variables)
+def _measured(evaluator, workdir):
+    """Return what the evaluator measured on the newest checkpoint; write WORKDIR/detections.json and curves.json."""
+    if evaluator.measured is None:  # an earlier process finished the training
+        evaluator(api.load(workdir).variables)
+    details = evaluator.measured.details
     if jax.process_index() == 0:
-        rounded = {name: [round(p, 4) for p in values] for name, values in precision.curves.items()}
-        for name, found in (("detections", precision.detections), ("curves", rounded)):
-            atomic.write(epath.Path(workdir) / f"{name}.json", json.dumps(found) + "\n")
-    return precision
+        curves = {name: [round(p, 4) for p in values] for name, values in details["curves"].items()}
+        for name, content in (("detections", details["detections"]), ("curves", curves)):
+            atomic.write(epath.Path(workdir) / f"{name}.json", json.dumps(content) + "\n")
+    return evaluator.measured

@@ -1,30 +1,38 @@
-"""Fine-tuning: encoder and classifier trained together from end to end, through the one training loop, tested once."""
+"""Fine-tune an encoder and a classifier end to end, then test once."""
 
 import re
 
-import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
-from qbheat_jax import api, data, methods, pytree
+from qbheat_jax import api, data, methods, pretrained, pytree
 from qbheat_jax.errors import UserError
-from qbheat_jax.probe import scores, splits
-from qbheat_jax.probe.pmap import pmap_batches
-from qbheat_jax.tasks import classify, pretrained, results
+from qbheat_jax.eval.accuracy import Accuracy
+from qbheat_jax.eval.evaluate import Evaluator
+from qbheat_jax.probe import splits
+from qbheat_jax.tasks import results
 from qbheat_jax.train import lock, loop, optim
 from qbheat_jax.train.config_tables import FINETUNE
 
-# Parameters that come before all blocks of an encoder, whatever architecture it is.
+# Parameters before all blocks, in any encoder.
 _FIRST = ("patch_embed", "class_token", "pos_embed", "stem", "tokens", "conv1", "bn1")
 _BLOCK = re.compile(r"(?:block|features_|layer)(\d+)(?:_(\d+))?")
 
 
 def run(config, workdir):
-    """Fine-tunes as the config says, or goes on with the run in the workdir -> result dict, also WORKDIR/result.json.
+    """Fine-tune, or resume the run in the workdir; write WORKDIR/result.json.
 
-    The workdir is then a classifier's, as a ported checkpoint's is: `api.load` and every command take it. The test split is
-    read once, after the last step. Everything that can be wrong with config or data is found before anything is compiled.
+    The workdir then holds a classifier that `api.load` and every command take. The test split is read once, after the
+    last step.
+
+    Args:
+      config: Of `config_tables.FINETUNE`.
+      workdir: The run's directory.
+
+    Returns:
+      The result, a dict.
+
+    Raises:
+      UserError: Config and data do not fit, before anything is compiled; or as `loop.train`.
     """
     config, model = pretrained.complete(config, FINETUNE)
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
@@ -37,7 +45,7 @@ def run(config, workdir):
     objective = methods.build(config, optim.run_schedule(config, shown.splits[config.data.split]))
     evaluators = []
     if config.data.eval_split in source.splits and config.data.eval_split not in (test, config.data.split):
-        evaluators = [Accuracy(objective, source, config.data.eval_split, config)]
+        evaluators = [accuracy(objective, source, config.data.eval_split, config)]
         source.check_labelled(config.data.eval_split)
     start = pretrained.start(model)
 
@@ -56,20 +64,20 @@ def run(config, workdir):
         if finished is not None:
             return finished
         tuned = api.load(workdir)
-        accuracy = Accuracy(tuned.objective, source, test, config)
-        tested = accuracy(tuned.variables)
+        tester = accuracy(tuned.objective, source, test, config)
+        tester(tuned.variables)
+        tested = tester.measured
         result = {
             "protocol": "finetune",
             "init": config.init,
             "data": source.spec,
-            "top1": tested[f"{test}/top1"],
-            "top5": tested[f"{test}/top5"],
-            "n": accuracy.n,
+            **tested.figures,
+            "n": tested.n,
             "split": test,
             "seed": config.seed,
             "fraction": config.data.fraction,
             "classes": config.head.classes,
-            "chance": accuracy.chance,
+            "chance": tested.details["chance"],
             "holdout_top1": summary.get(f"{config.data.eval_split}/top1"),
             "n_train": shown.splits[config.data.split],
             "hparams": {
@@ -82,10 +90,14 @@ def run(config, workdir):
 
 
 def lr_multipliers(params, decay):
-    """What multiplies the learning rate of each leaf of {"encoder", "head"}: decay ** (layers between it and the head).
+    """Return each leaf's learning-rate multiplier: decay ** (layers between it and the head).
 
-    Layer 0 is what comes before the blocks, layer i block i, and the last one, of factor 1, what comes after them and the
-    head (layer-wise decay as in BEiT, arXiv 2106.08254).
+    Layer 0 is before the blocks, layer i is block i, and the last layer, with factor 1, is all after them and the head
+    (layer-wise decay as in BEiT, arXiv 2106.08254).
+
+    Args:
+      params: Tree {"encoder", "head"}.
+      decay: From 0 to 1.
     """
     blocks = sorted({_block(name) for name, _ in pytree.names(params)} - {None})
 
@@ -100,54 +112,15 @@ def lr_multipliers(params, decay):
 
 
 def _block(name):
-    """The numbers in the name of the encoder's block that a parameter belongs to, or None."""
+    """Return the numbers in the name of the encoder block that a parameter belongs to, or None."""
     part, top = name.split("/")[:2]
     match = _BLOCK.fullmatch(top) if part == "encoder" and top not in _FIRST else None
     return tuple(int(n or 0) for n in match.groups()) if match else None
 
 
-class Accuracy:
-    """Top-1 and top-5 of a classifier over a split, every image counted once, through a pmap loop.
-
-    n and chance (the share of the commonest class) are known once it has run.
-    """
-
-    def __init__(self, objective, source, split, config):
-        self._source, self._split, self._config = source, split, config
-        self.n, self.chance = 0, 0.0
-        self._mapped = classify.mapped(objective)
-
-    def __call__(self, variables):
-        config, split, source = self._config, self._split, self._source
-        several = jax.process_count() > 1
-        if several:  # each process looks at its share of the images with the whole model
-            variables = multihost_utils.process_allgather(variables, tiled=True)
-        batches = data.eval_batches(
-            source, split=split, batch_size=config.batch_size, image_size=config.image_size, seed=config.seed, placements=(0,),
-            process_index=jax.process_index(), process_count=jax.process_count(), workers=config.data.workers,
-            prefetch=config.data.prefetch, bad=data.BadFiles(config.data.max_bad_fraction, source.splits[split]),
-        )  # fmt: skip
-        taken = []
-
-        def inputs():
-            for batch in batches:
-                taken.append(batch["label"][batch["mask"]])
-                yield batch["image"], batch["mask"]
-
-        counts = np.zeros(2 + config.head.classes, np.int64)  # right, in the top 5, images of each class
-        for logits in pmap_batches(self._mapped, variables, inputs()):
-            truth = taken.pop(0)
-            source.check_labelled(split, truth)
-            found = scores.top(scores.ranks(logits, truth), config.head.classes) if len(truth) else {}
-            counts[:2] += [round(found.get(name, 0.0) * len(truth)) for name in ("top1", "top5")]
-            counts[2:] += np.bincount(truth, minlength=config.head.classes)
-        if several:
-            counts = multihost_utils.process_allgather(counts).sum(0)
-        self.n = int(counts[2:].sum())
-        if not self.n:
-            raise UserError(f"data.source={source.spec!r} split {split!r} has no image that can be read")
-        self.chance = float(counts[2:].max() / self.n)
-        return {f"{split}/top1": float(counts[0] / self.n), f"{split}/top5": float(counts[1] / self.n)}
+def accuracy(objective, source, split, config):
+    """Return the `Evaluator` of a classifier's accuracy on a split."""
+    return Evaluator.of_run(Accuracy(objective, source, split, config.head.classes), source, split, config)
 
 
 def _with(config, fields):
@@ -155,7 +128,7 @@ def _with(config, fields):
 
 
 def _training_images(source, config):
-    """The source, its training split cut down to `data.fraction`. Raises UserError where a batch has more images."""
+    """Return the source with its training split reduced to `data.fraction`. Raise UserError where a batch is larger."""
     split = source.split(config.data.split)
     if config.data.fraction < 1:
         rows = splits.few(splits.labels(source, split), config.data.fraction, config.seed)

@@ -1,34 +1,44 @@
-"""Pre-training: a config and a workdir in, a checkpoint and figures out."""
+"""Pre-train an encoder: take a config and a workdir, leave checkpoints and figures."""
 
 import json
 import logging
 
 import jax
-import numpy as np
 from etils import epath
 
-from qbheat_jax import api, atomic, data, device_mesh, methods
+from qbheat_jax import atomic, console, data, methods, pretrained
 from qbheat_jax import config as config_lib
-from qbheat_jax.data import device_cache, labels
+from qbheat_jax.data import labels
 from qbheat_jax.errors import UserError
+from qbheat_jax.eval.evaluate import Evaluator
+from qbheat_jax.eval.label_free import LabelFree
+from qbheat_jax.ops import quarters
 from qbheat_jax.tasks import results
-from qbheat_jax.train import lock, loop, optim, state
+from qbheat_jax.train import lock, loop, optim
 from qbheat_jax.train.config_tables import PRETRAIN
 
 log = logging.getLogger("qbheat")
 
 
 def run(config, workdir, traced=None):
-    """Pre-trains as the config says, or goes on with the run that the workdir holds. Returns `loop.train`'s summary.
+    """Pre-train, or resume the run in the workdir; write WORKDIR/summary.json.
 
-    traced: as of `loop.train`.
-    Everything that can be wrong with config or data is found before anything is compiled.
+    Args:
+      config: Of `config_tables.PRETRAIN`.
+      workdir: The run's directory.
+      traced: As of `loop.train`.
+
+    Returns:
+      The summary of `loop.train`, with the command.
+
+    Raises:
+      UserError: Config and data do not fit, before anything is compiled; or as `loop.train`.
     """
     config, objective, source = prepare(config)
-    start = starting_encoder(config) if config.init else None
+    start = pretrained.start(pretrained.matching_encoder(config))
     if start is not None:
         start = objective.init_copies(start)
-    evaluators = [Validation(config, objective, source)] if config.data.eval_split in source.splits else []
+    evaluators = [validation(config, objective, source)] if config.data.eval_split in source.splits else []
     watched = pictures(config, objective, source)
     with lock.held(workdir):
         summary = loop.train(config, workdir, objective, source, evaluators, start, pictures=watched, traced=traced)
@@ -38,14 +48,14 @@ def run(config, workdir, traced=None):
         finished = results.finished(path, summary)
         if finished is not None:
             return finished
-        summary["command"] = results.command()
+        summary["command"] = console.command()
         if jax.process_index() == 0:
             atomic.write(path, json.dumps(summary, indent=2) + "\n")
         return summary
 
 
 def prepare(config):
-    """(the config with what only the data tell, its objective, its source). Raises UserError where they do not fit."""
+    """Return (the config completed from the data, its objective, its source). Raise UserError where they do not fit."""
     objective = methods.build(config)
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
     log.info("%s", data.describe(source))
@@ -64,9 +74,10 @@ def prepare(config):
 
 
 def with_classes(config, source):
-    """The config with head.classes as the data have it. Raises UserError where they have no labels, or others.
+    """Return the config with head.classes set from the data, so that a workdir's config builds the whole model.
 
-    So the config that a workdir keeps says all that the model is built from.
+    Raises:
+      UserError: The data have no labels, or another number of classes.
     """
     split, validation = config.data.split, config.data.eval_split
     source.check_labels(split, validation if validation in source.splits else split)
@@ -78,62 +89,20 @@ def with_classes(config, source):
     return config_lib.resolve({**config_lib.flatten(config.to_dict()), "head.classes": known}, PRETRAIN)
 
 
-def starting_encoder(config):
-    """Variables {"params": {"encoder"}, "batch_stats": {"encoder"}} of the run or ported checkpoint `config.init`.
-
-    Raises UserError where its encoder is not the config's, naming the fields to set.
-    """
-    trained = config_lib.flatten(api.read_config(config.init).to_dict())
-    wanted = config_lib.flatten(config.to_dict())
-    same = ("encoder.name", "encoder.class_token", "encoder.position", "pixels")
-    differ = [name for name in same if trained[name] != wanted[name]]
-    if differ:
-        have = ", ".join(f"{name}={trained[name]!r} (not {wanted[name]!r})" for name in differ)
-        raise UserError(f"config field init={config.init} has an encoder with {have}: set the config's to the same")
-    model = api.load(config.init)
-    if config.encoder.position == "learnt":
-        model = model.sized(config.encoder.grid * model.encoder.stride)
-    return {name: {"encoder": tree} for name, tree in model.encoder_variables.items()}
-
-
 def pictures(config, objective, source):
-    """What `loop.train` shows every `images_every`, or None where that is 0."""
+    """Return the `ImageSummaries` that `loop.train` shows every `images_every` steps, or None where that is 0."""
     examples = source.splits[config.data.split]
     if not optim.duration(config, "images_every", optim.total_steps(config, examples), examples):
         return None
-    from qbheat_jax.analysis.image_summaries import ImageSummaries  # with all that looks at runs, which is above this
+    from qbheat_jax.analysis.image_summaries import ImageSummaries  # loads what other runs do without
 
     return ImageSummaries(config, objective)
 
 
-class Validation:
-    """The objective's loss over `data.eval_split`: no augmentation, fixed placements, every example counted once."""
+def validation(config, objective, source):
+    """Return the `Evaluator` of the method's own figures on `data.eval_split`.
 
-    def __init__(self, config, objective, source):
-        self._config, self._source = config, source
-        self._mesh = device_mesh.make_mesh(config.mesh)
-        self._cache = device_cache.of(config.data, config.image_size, source, config.data.eval_split, self._mesh)
-        self._spec = objective.batch_spec(config).evaluation()
-        self._step = jax.jit(lambda variables, batch: state.evaluate(objective, variables, batch))
-
-    def __call__(self, variables):
-        config, totals, count = self._config, {}, 0
-        batches = data.eval_batches(
-            self._source,
-            split=config.data.eval_split,
-            batch_size=config.batch_size,
-            image_size=config.image_size,
-            seed=config.seed,
-            placements=self._spec.placements,
-            rows=device_mesh.rows(self._mesh, config.batch_size),
-            cache=self._cache,
-        )
-        for batch in batches:
-            batch = {name: batch[name] for name in self._spec.shapes(config.batch_size)}
-            batch = device_mesh.put_batch(batch, self._mesh, config.batch_size) if self._cache is None else batch
-            figures = jax.device_get(self._step(variables, batch))
-            n = figures.pop("count")
-            count += n
-            for name, value in figures.items():
-                totals[name] = totals.get(name, 0.0) + np.float64(value) * n
-        return {f"{config.data.eval_split}/{name}": float(total / count) for name, total in totals.items()}
+    Unreadable images of that split never end a run.
+    """
+    metric = LabelFree(objective, quarters.PLACEMENT_SETS[config.quarter.placements])
+    return Evaluator.of_run(metric, source, config.data.eval_split, config, max_bad_fraction=1.0)

@@ -1,4 +1,4 @@
-"""Probing: how good are frozen features? Heads are trained on them, chosen on held-out images, and tested once."""
+"""Probe frozen features: train heads on them, choose one on held-out images, and test it once."""
 
 import dataclasses
 import logging
@@ -8,16 +8,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from qbheat_jax import data
+from qbheat_jax import console, data, pretrained
 from qbheat_jax.errors import UserError
+from qbheat_jax.eval import accuracy
 from qbheat_jax.models.heads import BlockHead, LinearHead
-from qbheat_jax.probe import encoders, fit, knn, scores, splits
+from qbheat_jax.probe import encoders, fit, knn, splits
 from qbheat_jax.probe.augmented import Augmented
 from qbheat_jax.probe.cache import FeatureCache
 from qbheat_jax.probe.encode import POOLED, Encoding
 from qbheat_jax.probe.features import standard
 from qbheat_jax.probe.outputs import line, name, table, write
-from qbheat_jax.tasks import results
 from qbheat_jax.train import lock
 
 __all__ = ["FeatureCache", "line", "name", "run", "table"]
@@ -26,12 +26,22 @@ log = logging.getLogger("qbheat")
 
 
 def run(config, workdir, init, store=None):
-    """Probes one init (a run's directory, random, pixels, histogram) by the config's protocol -> result dict.
+    """Probe one init by the config's protocol.
 
-    Writes WORKDIR/result.json, config.json, and metrics.jsonl (the chosen head, epoch by epoch). Hyper-parameters are
-    chosen on images that no head was trained on and that are not the test images; the test split is read once, when
-    nothing is left to be decided. store: a `FeatureCache` of features that several probes share; by default WORKDIR/features.
-    Raises UserError for splits or labels that do not allow this, before anything is compiled.
+    Hyper-parameters are chosen on images that are neither trained on nor tested on. The test split is read once, at the
+    end. Write WORKDIR/result.json, config.json and metrics.jsonl, the chosen head epoch by epoch.
+
+    Args:
+      config: Of `probe.fields.PROBE`.
+      workdir: Where the result goes.
+      init: A directory, or a word of `pretrained`.
+      store: A `FeatureCache` that several probes share; None: WORKDIR/features.
+
+    Returns:
+      The result, a dict.
+
+    Raises:
+      UserError: Splits or labels do not allow it, before anything is compiled.
     """
     started, workdir = time.perf_counter(), epath.Path(workdir)
     if jax.process_count() > 1:
@@ -39,7 +49,7 @@ def run(config, workdir, init, store=None):
             f"a probe runs in one process, on all devices of one machine; {jax.process_count()} were started"
         )
     frozen = encoders.open_init(init, config)
-    if config.protocol not in POOLED and init in encoders.NO_ENCODER:
+    if config.protocol not in POOLED and init in pretrained.NO_ENCODER:
         raise UserError(f"--init {init} has one feature vector an image, which only protocol='lin' and 'knn' can probe")
     source = data.open_source(frozen.source, image_size=frozen.image_size, tfds_dir=config.data.tfds_dir)
     test = splits.test_split(source)
@@ -56,14 +66,14 @@ def run(config, workdir, init, store=None):
             **frozen.description,
             "seconds": time.perf_counter() - started,
             "encode_images_per_second": rates,
-            "command": results.command(),
+            "command": console.command(),
         }
         write(workdir, config, result, curve)
     return result
 
 
 def _probed(config, frozen, source, test, store):
-    """(figures of the result, images encoded a second, curve of the chosen head)."""
+    """Return (the result's figures, images encoded a second by split, the chosen head's curve)."""
     classes = len(source.class_names)
     cached = [s for s in source.splits if s in ("train", "val", test) and not (s == "train" and config.augment)]
     encoding = Encoding(frozen, config, store, sum(source.splits[s] for s in cached))
@@ -76,7 +86,7 @@ def _probed(config, frozen, source, test, store):
     rank = method.ranks(features)
 
     figures = {
-        **{key: float(value) for key, value in scores.top(rank, classes).items()},
+        **{key: float(value) for key, value in accuracy.top(rank).items()},
         "n": len(features),
         "split": test,
         "seed": config.seed,
@@ -93,7 +103,10 @@ def _probed(config, frozen, source, test, store):
 
 @dataclasses.dataclass(frozen=True)
 class _Examples:
-    """`train` and, to choose on, `holdout`; `both` to train the chosen head on. standard: (mean, scale) of train."""
+    """Features to train on, to choose on (`holdout`) and to train the chosen head on (`both`).
+
+    standard: (mean, scale) of train.
+    """
 
     train: object
     holdout: object
@@ -102,7 +115,10 @@ class _Examples:
 
 
 def _rows(source, test, config, labels=None):
-    """Rows of train to train on, and [(split, rows), ...] to choose on. labels int [n] of train, for few-shot alone."""
+    """Return (rows of train to train on, (split, rows) to choose on).
+
+    labels: int [n] of train, for few-shot alone.
+    """
     few_shot = config.data.fraction < 1
     rows = splits.few(labels, config.data.fraction, config.seed) if few_shot else np.arange(source.splits["train"])
     if test == "test" and "val" in source.splits:
@@ -114,7 +130,7 @@ def _rows(source, test, config, labels=None):
 
 
 def _cached(encoding, frozen, source, test, config):
-    """_Examples whose features are all encoded, once and as the images are."""
+    """Return `_Examples` whose images are encoded once, without augmentation."""
     features, index = encoding(source, "train")
     labels = np.full(source.splits["train"], -1, np.int32)
     labels[index] = features.labels
@@ -131,12 +147,12 @@ def _cached(encoding, frozen, source, test, config):
 
 
 def _augmented(encoding, frozen, source, test, config):
-    """_Examples of which the training images are augmented and encoded anew in every epoch."""
+    """Return `_Examples` whose training images are augmented and encoded again in every epoch."""
     labels = splits.labels(source, "train") if config.data.fraction < 1 else None
     rows, held = _rows(source, test, config, labels)
     parts = {"train": [("train", rows)], "holdout": [held], "both": [("train", rows), held]}
     view, moments = splits.Subset(source, parts), (None, None)
-    if config.standardise:  # by the images as they are, as those that are tested
+    if config.standardise:  # by images without augmentation, as in testing
         moments = standard(x for x, _, _ in encoding.batches(view, "train"))
     holdout = encoding(view, "holdout")[0].standardised(*moments)
 
@@ -147,7 +163,7 @@ def _augmented(encoding, frozen, source, test, config):
 
 
 class _Heads:
-    """`lin` and `tran-N`: of a grid of heads the one best on held-out images; with `refit`, trained anew on all of them."""
+    """`lin` and `tran-N`: the head of a grid that is best on held-out images; `refit` trains it again on all images."""
 
     def __init__(self, recipe, config, examples):
         (rate, decay), chosen, self.holdout_top1, self.curve = _choose(recipe, examples, config.seed)
@@ -162,7 +178,7 @@ class _Heads:
 
 
 class _Neighbours:
-    """`knn`: k and temperature as they are best on held-out images."""
+    """`knn`: the number of neighbours and the temperature that are best on held-out images."""
 
     curve = ()
 
@@ -193,7 +209,7 @@ class _Neighbours:
 
 
 def _recipe(config, classes, channels):
-    rates = config.learning_rates if config.optimizer != "ridge" else (0.0,)  # closed form: there is no rate
+    rates = config.learning_rates if config.optimizer != "ridge" else (0.0,)  # closed form, without a rate
     grid = [(rate, decay) for rate in rates for decay in config.weight_decays]
     if config.protocol == "lin":
         head = LinearHead(classes)
@@ -222,11 +238,11 @@ def _recipe(config, classes, channels):
 
 
 def _choose(recipe, examples, seed):
-    """((learning rate, weight decay), its params [1, ...], its held-out top-1, its curve as a list of metric lines)."""
+    """Return the best head's ((learning rate, weight decay), params [1, ...], held-out top-1, list of metric lines)."""
     epochs = []
 
     def top1(params):
-        return scores.top(fit.ranks(recipe, params, examples.holdout), recipe.classes)["top1"]
+        return accuracy.top(fit.ranks(recipe, params, examples.holdout))["top1"]
 
     params = fit.fit(
         recipe,
@@ -240,8 +256,8 @@ def _choose(recipe, examples, seed):
     if len(set(rates)) > 2 and rates[best] in (min(rates), max(rates)):
         log.warning("the best learning rate, %g, is at the edge of those tried: try others beyond it", rates[best])
     curve = [
-        {"step": epoch, "probe/loss": float(losses[best]), "probe/holdout_top1": float(accuracy[best])}
-        for epoch, losses, accuracy in epochs
+        {"step": epoch, "probe/loss": float(losses[best]), "probe/holdout_top1": float(holdout[best])}
+        for epoch, losses, holdout in epochs
     ]
     chosen = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
     return (rates[best], recipe.weight_decays[best]), chosen, float(last[best]), curve

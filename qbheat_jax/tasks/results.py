@@ -1,25 +1,18 @@
-"""What a run writes of itself when it is done: its command, and the result.json of what was trained on an encoder."""
+"""Read and write the result.json of a run that trains on an encoder."""
 
 import json
-import shlex
-import sys
 
 import jax
 from etils import epath
 
-from qbheat_jax import atomic
+from qbheat_jax import atomic, console
 from qbheat_jax.data import labels
 
 
-def command():
-    """The command that this process is, as a reader may type it."""
-    return shlex.join(["qbheat", *sys.argv[1:]])
-
-
 def finished(path, summary):
-    """Return what a run that was finished before this process began has written to `path`, or None.
+    """Return the result in `path` of a run that an earlier process finished.
 
-    None too where the file is not there or is torn: it is then written anew.
+    None where this process ran steps, and where the file is missing or torn: it is then written again.
     """
     try:
         return None if summary["steps_run"] else json.loads(epath.Path(path).read_text())
@@ -28,7 +21,7 @@ def finished(path, summary):
 
 
 def trained(config, summary):
-    """The last fields of a result: of the encoder, and of the training as `loop.train` summed it up."""
+    """Return the last fields of a result: the encoder's, and those of `loop.train`'s summary."""
     return {
         "encoder": config.encoder.name,
         "step": summary["step"],
@@ -36,12 +29,12 @@ def trained(config, summary):
         "seconds": summary["seconds"],
         "images_per_second": summary["images_per_second"],
         "skipped_files": summary["skipped_files"],
-        "command": command(),
+        "command": console.command(),
     }
 
 
 def save(workdir, result, class_names):
-    """WORKDIR/result.json, and the names of what it tells apart; by process 0 alone."""
+    """Write WORKDIR/result.json and the names of the classes, in process 0 alone."""
     if jax.process_index() == 0:
         labels.save(workdir, [(name, name) for name in class_names])
         atomic.write(epath.Path(workdir) / "result.json", json.dumps(result, indent=2) + "\n")

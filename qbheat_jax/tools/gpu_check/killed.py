@@ -4,16 +4,22 @@ Usage: `python -m qbheat_jax.tools.gpu_check.killed STEP pretrain ...`. With STE
 """
 
 import os
+import runpy
 import signal
 import sys
 
-from qbheat_jax import cli
-from qbheat_jax.tools.gpu_check import tiny
-from qbheat_jax.train import metrics
+
+def command(sizes, step=0):
+    """Return the argv of the command line, to which a command's own arguments are added; `step`: kill it after that one."""
+    own = step or sizes.tiny
+    return [sys.executable, "-m", *(["qbheat_jax.tools.gpu_check.killed", str(step)] if own else ["qbheat_jax"])]
 
 
 def main():
-    """Run the command in `sys.argv[2:]`. Return its exit code if it ends before the step."""
+    """Run the rest of the arguments as `python -m qbheat_jax` does."""
+    from qbheat_jax.tools.gpu_check import tiny
+    from qbheat_jax.train import metrics
+
     tiny.register()
     step, original = int(sys.argv[1]), metrics.Progress.advance
 
@@ -23,8 +29,9 @@ def main():
             os.kill(os.getpid(), signal.SIGKILL)
 
     metrics.Progress.advance = advance
-    return cli.main(sys.argv[2:])
+    sys.argv[1:] = sys.argv[2:]
+    runpy.run_module("qbheat_jax", run_name="__main__")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,7 +1,8 @@
 """Part `objectives`: run a few steps of one method on synthetic images, from the command line."""
 
-from qbheat_jax import cli
-from qbheat_jax.tools.gpu_check import TINY_ENCODER
+import subprocess
+
+from qbheat_jax.tools.gpu_check import TINY_ENCODER, killed
 from qbheat_jax.tools.gpu_check.job import losses
 
 _SMALL = {"total_steps": 3, "log_every": 1, "checkpoint_every": 3, "data.eval_split": ""}
@@ -26,7 +27,8 @@ def run(job):
     workdir = job.folder / "run"
     arguments = [command, "--config", f"configs/{config}", "--workdir", str(workdir)]
     arguments += ["--init", "random"] if command == "detect" else []
-    code = cli.main(arguments + [item for name, value in fields.items() for item in (f"--config.{name}", str(value))])
+    arguments += [item for name, value in fields.items() for item in (f"--config.{name}", str(value))]
+    code = subprocess.run([*killed.command(job.sizes), *arguments], stdout=subprocess.DEVNULL).returncode
     if code:
         job.result["problems"].append(f"exit code {code}, see its log")
         return

@@ -5,13 +5,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 
 import jax
 import numpy as np
 
 from qbheat_jax import pytree
-from qbheat_jax.tools.gpu_check import TINY_ENCODER
+from qbheat_jax.tools.gpu_check import TINY_ENCODER, killed
 from qbheat_jax.tools.gpu_check.job import losses
 from qbheat_jax.train.checkpoint import Checkpoints
 
@@ -24,9 +23,7 @@ def run(job):
     The job "deterministic" sets `DETERMINISTIC` in XLA_FLAGS; the job "plain" does not.
     """
     jax.config.update("jax_platforms", "cpu")  # this process only reads checkpoints
-    wrapped = ["-m", "qbheat_jax.tools.gpu_check.killed"]
-    killed = [*wrapped, str(job.sizes.resume_killed)]
-    plain = [*wrapped, "0"] if job.sizes.tiny else ["-m", "qbheat_jax"]
+    plain, kills = killed.command(job.sizes), killed.command(job.sizes, job.sizes.resume_killed)
     environment = dict(os.environ)
     if job.name == "deterministic":
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
@@ -35,14 +32,14 @@ def run(job):
     def start(name, compiled, how):
         """Run one process on the workdir `name` with the compilation cache `compiled`. Return (exit code, log)."""
         where = {**environment, "JAX_COMPILATION_CACHE_DIR": str(job.folder / f"compiled_{compiled}")}
-        command = [sys.executable, *how, *_arguments(job.sizes, job.folder / name)]
+        command = [*how, *_arguments(job.sizes, job.folder / name)]
         got = subprocess.run(command, env=where, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         (job.folder / f"{name}.log").open("a").write(got.stderr)
         return got.returncode, got.stderr
 
     def again(name, compiled):
         """Kill and resume a run. Return {"resumed_at": step} or {"problem": text}."""
-        code, log = start(name, compiled, killed)
+        code, log = start(name, compiled, kills)
         if code != -signal.SIGKILL:
             return {"problem": f"it should have been killed, but ended with exit code {code}: {_last(log)}"}
         code, log = start(name, compiled, plain)

@@ -1,0 +1,211 @@
+"""Measure a metric over a labelled split: the one evaluation loop, on any mesh and with any number of processes."""
+
+import collections
+import contextlib
+import dataclasses
+import time
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from qbheat_jax import data, device_mesh
+from qbheat_jax.data import device_cache
+from qbheat_jax.errors import UserError
+from qbheat_jax.train import sharding
+
+
+class Metric:
+    """What is measured. A subclass declares all of the following.
+
+    Attributes:
+      name: Its name.
+      headline: The figure to quote where one number has to do.
+      inputs: Names of the arrays of a batch that `sums` reads, "mask" among them.
+      options: Keyword arguments of `data.eval_batches` beyond those that every metric needs.
+    """
+
+    name = headline = ""
+    inputs = ("image", "label", "mask")
+    options = {}
+
+    def sums(self, variables, batch):
+        """Reduce a batch on the devices; jitted.
+
+        Args:
+          variables: {"params": ..., "batch_stats": ...}.
+          batch: Dict of global arrays [B, ...], the `inputs`. Rows whose mask is False must not count.
+
+        Returns:
+          Dict of arrays. "n", int32, is how many examples of the batch count.
+        """
+        raise NotImplementedError
+
+    def add(self, total, sums):
+        """Return `total`, or None before the first batch, with one more result of `sums` (numpy arrays) added."""
+        return sums if total is None else {name: total[name] + value for name, value in sums.items()}
+
+    def figures(self, total):
+        """Return ({name: number, or None where it is undefined}, dict of further details) of all batches' total."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The result of one evaluation.
+
+    Attributes:
+      figures: {name: float, or None where it is undefined}.
+      details: What else the metric found.
+      n: Examples counted.
+      skipped: Files that this process could not read.
+      images_per_second: Without the first batch, which is compiled for, where there are others.
+    """
+
+    figures: dict
+    details: dict
+    n: int
+    skipped: int
+    images_per_second: float
+
+
+def step(metric, mesh):
+    """Return the jitted `metric.sums`. Every process gets its results whole; variables stay sharded as they are."""
+
+    def sums(variables, batch):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention is laid out as in training
+            return metric.sums(variables, batch)
+
+    return jax.jit(sums, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+class Evaluator:
+    """Measure a metric over a split, each example once, as `data.eval_batches` shows it.
+
+    Batches are split over `data` and `fsdp` of the mesh. Their size is rounded up to a multiple of the devices; padding
+    is masked. The program is compiled at the first call and serves all others.
+
+    Attributes:
+      measured: The `Measured` of the last call, None before.
+    """
+
+    def __init__(
+        self,
+        metric,
+        source,
+        split,
+        mesh,
+        *,
+        batch_size,
+        image_size,
+        seed=0,
+        cache=None,
+        max_bad_fraction=1.0,
+        workers=0,
+        prefetch=2,
+    ):
+        """Prepare an evaluation; nothing is read or compiled yet.
+
+        Args:
+          metric: A `Metric`.
+          source: Of `data.open_source`.
+          split: Its split's name.
+          mesh: The mesh to evaluate on.
+          batch_size: Examples at a time, over all devices.
+          image_size: Pixels a side.
+          seed: The seed of what metrics draw by example, such as placements.
+          cache: A `DeviceCache` of the split on the mesh, or None.
+          max_bad_fraction: The share of the split that may be unreadable.
+          workers, prefetch: As of `data.eval_batches`.
+        """
+        self._metric, self._source, self._split, self._mesh, self._cache = metric, source, split, mesh, cache
+        devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._batch_size = -(-batch_size // devices) * devices
+        self._pipeline = {"image_size": image_size, "seed": seed, "workers": workers, "prefetch": prefetch}
+        self._max_bad_fraction = max_bad_fraction
+        self._step = step(metric, mesh)
+        self.measured = None
+
+    @classmethod
+    def of_run(cls, metric, source, split, config, **fields):
+        """Return the evaluator of a training run. `fields` replace what its config says."""
+        mesh, settings = device_mesh.make_mesh(config.mesh), config.data
+        given = {
+            "batch_size": config.batch_size,
+            "image_size": config.image_size,
+            "seed": config.seed,
+            "max_bad_fraction": settings.max_bad_fraction,
+            "workers": settings.workers,
+            "prefetch": settings.prefetch,
+        }
+        if settings.get("device_cache"):
+            given["cache"] = device_cache.of(settings, config.image_size, source, split, mesh)
+        return cls(metric, source, split, mesh, **{**given, **fields})
+
+    def __call__(self, variables):
+        """Evaluate, in all processes alike.
+
+        Args:
+          variables: {"params": ..., "batch_stats": ...}: arrays on the mesh, or anything that numpy reads, the same in
+            every process.
+
+        Returns:
+          {"SPLIT/NAME": float} of the figures that are defined.
+
+        Raises:
+          UserError: No image can be read, too many cannot, or one has no label where the metric needs it.
+        """
+        bad = data.BadFiles(self._max_bad_fraction, self._source.splits[self._split])
+        total, n, first, started = None, 0, None, time.perf_counter()
+        with contextlib.closing(self._sums(place(variables, self._mesh), bad)) as parts:
+            for sums in parts:
+                total = self._metric.add(total, sums)
+                n += int(sums["n"])
+                first = first or (time.perf_counter(), n)
+        if not n:
+            raise UserError(
+                f"data.source={self._source.spec!r} split {self._split!r} has no image that can be read (see the log)"
+            )
+        begin, before = first if n > first[1] else (started, 0)
+        rate = (n - before) / max(time.perf_counter() - begin, 1e-9)
+        figures, details = self._metric.figures(total)
+        self.measured = Measured(figures, details, n, bad.count, rate)
+        return {f"{self._split}/{name}": value for name, value in figures.items() if value is not None}
+
+    def _sums(self, variables, bad):
+        """Yield each batch's sums as numpy arrays, while the devices work on the next batch."""
+        batches = data.eval_batches(
+            self._source,
+            split=self._split,
+            batch_size=self._batch_size,
+            rows=device_mesh.rows(self._mesh, self._batch_size),
+            bad=bad,
+            cache=self._cache,
+            **self._pipeline,
+            **self._metric.options,
+        )
+        sent = collections.deque()
+        try:
+            for batch in batches:
+                batch = {name: batch[name] for name in self._metric.inputs}
+                if self._cache is None:
+                    batch = device_mesh.put_batch(batch, self._mesh, self._batch_size)
+                sent.append(self._step(variables, batch))
+                if len(sent) > 1:
+                    yield jax.device_get(sent.popleft())
+            yield from map(jax.device_get, sent)
+        finally:
+            batches.close()
+
+
+def place(variables, mesh):
+    """Return variables as arrays on the mesh, split by the rules of training. Those already on it stay as they are."""
+    devices = set(mesh.devices.flat)
+
+    def one(leaf, where):
+        if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
+            return leaf
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(one, variables, sharding.shardings(variables, mesh))
