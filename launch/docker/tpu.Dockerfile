@@ -10,6 +10,7 @@ ARG EXTRAS=tpu
 # Dependencies first: this layer, which is nearly all of the image, stays as it is when only the code changes.
 WORKDIR /qbheat_jax
 COPY setup.py pyproject.toml ./
+COPY qbheat_jax/__init__.py qbheat_jax/
 RUN touch README.md && pip install --no-cache-dir --editable "./[$EXTRAS]"
 
 # Editable: a checkout that is mounted over this folder is then what runs.
