@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks a machine with an NVIDIA GPU in at most seven minutes: are values right, do runs resume bit for bit, how fast are the
-# train steps, and beside PyTorch. docs/gpu.md says what each part answers.
+# train steps, and beside PyTorch. docs/gpus.md says what each part answers.
 #
 #   bash launch/gpu_check.sh [PART ...] [--out DIR] [--limit SECONDS] [--jobs N] [--tiny]
 #
