@@ -4,10 +4,16 @@ import dataclasses
 import functools
 import json
 import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax.typing import ArrayLike
+from ml_collections import ConfigDict
 
 from qbheat_jax import config as config_lib
 from qbheat_jax import methods, paths
@@ -28,24 +34,30 @@ class Model:
     outputs, or None.
     """
 
-    def __init__(self, config, variables, step, classes=None):
+    def __init__(
+        self,
+        config: ConfigDict,
+        variables: Mapping[str, Any],
+        step: int,
+        classes: Sequence[tuple[str, str]] | None = None,
+    ) -> None:
         self.config, self.variables, self.step, self.classes = config, variables, step, classes
         self.objective = methods.build(config)
 
     @property
-    def encoder(self):
+    def encoder(self) -> nn.Module:
         return self.objective.encoder
 
     @property
-    def encoder_variables(self):
+    def encoder_variables(self) -> dict[str, Any]:
         """What `encoder.apply` takes."""
         return {collection: tree["encoder"] for collection, tree in self.variables.items() if "encoder" in tree}
 
     @property
-    def class_names(self):
+    def class_names(self) -> list[str] | None:
         return None if self.classes is None else [name for _, name in self.classes]
 
-    def sized(self, image_size):
+    def sized(self, image_size: int) -> "Model":
         """The same model for square images of another size; a learnt position code is resampled, with a notice."""
         config, params = self.config, self.variables["params"]
         fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size}
@@ -65,7 +77,7 @@ class Model:
         sized = config_lib.resolve(fields, config_lib.table(fields))
         return Model(sized, {**self.variables, "params": params}, self.step, self.classes)
 
-    def anywhere(self):
+    def anywhere(self) -> "Model":
         """The same run, with a decoder that takes every placement of which its images' cells can be split.
 
         Each set of placements trains all four directions, and a direction's map is known over any distance; but what the
@@ -77,11 +89,11 @@ class Model:
         made.objective = dataclasses.replace(made.objective, decoder=decoder)
         return made
 
-    def features(self, images, *, normalized=False):
+    def features(self, images: ArrayLike, *, normalized: bool = False) -> jax.Array:
         """Feature maps of whole images: uint8 [B, H, W, 3] (or normalised floats) -> float32 [B, H / s, W / s, C]."""
         return self._features(self.encoder_variables, self._pixels(images, normalized))
 
-    def logits(self, images, *, normalized=False):
+    def logits(self, images: ArrayLike, *, normalized: bool = False) -> jax.Array:
         """The classifier's outputs: uint8 [B, H, W, 3] (or normalised floats) -> float32 [B, classes]."""
         if getattr(self.objective, "head", None) is None:
             raise UserError(
@@ -90,7 +102,14 @@ class Model:
             )
         return self._logits(self.variables, self._pixels(images, normalized))
 
-    def reconstruct(self, images, quarter, *, blend=True, variables=None):
+    def reconstruct(
+        self,
+        images: ArrayLike,
+        quarter: ArrayLike,
+        *,
+        blend: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> jax.Array:
         """Images with the three masked quarters predicted: uint8 [B, H, W, 3], quarter int [B] or one -> uint8 [B, H, W, 3].
 
         `blend`: what is predicted is raised or lowered to meet the visible pixels; without it, it is as the decoder left it.
@@ -108,30 +127,30 @@ class Model:
             raise UserError(f"placement {wrong[0]} was not trained on: this run takes {', '.join(map(str, allowed))}")
         return self._reconstruct(variables or self.variables, images, quarter, blend)
 
-    def _pixels(self, images, normalized):
+    def _pixels(self, images: ArrayLike, normalized: bool) -> jax.Array:
         return jnp.asarray(images) if normalized else self.objective.pixels.normalise(_checked(images))
 
     @functools.cached_property
-    def _features(self):
+    def _features(self) -> Callable[..., jax.Array]:
         return jax.jit(lambda variables, images: self.encoder.apply(variables, images)[0].astype(jnp.float32))
 
     @functools.cached_property
-    def _logits(self):
+    def _logits(self) -> Callable[..., jax.Array]:
         return jax.jit(self.objective.logits)
 
     @functools.cached_property
-    def _reconstruct(self):
+    def _reconstruct(self) -> Callable[..., jax.Array]:
         return jax.jit(self.objective.reconstruct)
 
 
-def _checked(images):
+def _checked(images: ArrayLike) -> jax.Array:
     images = jnp.asarray(images)
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != jnp.uint8:
         raise UserError(f"images are {images.dtype}{list(images.shape)}: uint8 [B, H, W, 3] is needed")
     return images
 
 
-def read_config(directory):
+def read_config(directory: str | os.PathLike[str]) -> ConfigDict:
     """The config of a workdir. UserError where none can be read, or where its checkpoints are of another."""
     directory = paths.expand(directory, "a run's directory")
     path = epath.Path(directory) / "config.json"
@@ -148,7 +167,7 @@ def read_config(directory):
         raise UserError(f"{directory} holds no run that can be read: {error}") from error
 
 
-def _check_carried(directory, text):
+def _check_carried(directory: str | os.PathLike[str], text: str) -> None:
     """UserError where a config.json is not what the newest checkpoint carries, in more than how a run is watched."""
     if not (epath.Path(directory) / "checkpoints").exists():
         return
@@ -176,7 +195,7 @@ def _check_carried(directory, text):
         )
 
 
-def load(directory):
+def load(directory: str | os.PathLike[str]) -> Model:
     """The run or ported checkpoint in a workdir, at its newest whole checkpoint -> Model. UserError where there is none."""
     config, directory = read_config(directory), paths.expand(directory)
     step, variables = Checkpoints(directory).restore_variables()

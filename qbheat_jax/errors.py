@@ -13,7 +13,7 @@ PREEMPTED = 143
 CLOSED = 141
 
 
-def first_line(error, most=200):
+def first_line(error: object, most: int = 200) -> str:
     """The first line of what an error says, at most so many characters of it; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
@@ -26,6 +26,6 @@ class UserError(Exception):
     where nobody reads its output.
     """
 
-    def __init__(self, message, *, exit_code=BAD_INPUT):
+    def __init__(self, message: object, *, exit_code: int = BAD_INPUT) -> None:
         super().__init__(" ".join(str(message).split()))
         self.exit_code = exit_code

@@ -1,4 +1,4 @@
-"""Check a machine with a GPU: `bash launch/gpu_check.sh`, or `python -m qbheat_jax.tools.gpu_check`. See docs/gpu.md.
+"""Check a machine with a GPU: `bash launch/gpu_check.sh`, or `python -m qbheat_jax.tools.gpu_check`. See docs/gpus.md.
 
 A part is a list of jobs. A job is a process of its own, so that one that XLA aborts, or that hangs, leaves the others. Each
 writes what it has measured as it goes, and that is kept where its time runs out. TensorFlow is never imported.
