@@ -16,4 +16,4 @@ step ruff check .
 step ruff format --check .
 step mypy
 JAX_PLATFORMS=cpu step python -m pytest -q -p no:cacheprovider --doctest-modules qbheat_jax
-step mkdocs build --quiet --strict
+NO_MKDOCS_2_WARNING=1 step mkdocs build --quiet --strict
