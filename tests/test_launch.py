@@ -184,6 +184,14 @@ def test_ci_installs_a_browser_where_there_is_none(tmp_path, there, apt, checks,
     assert len(got.stderr.splitlines()) == (there == "") + (apt != 0)
 
 
+def test_the_workflow_runs_the_same_script_on_the_oldest_python():
+    yaml = pytest.importorskip("yaml")
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
+    assert job["steps"][-1] == {"run": "bash .ci/run"}
+    oldest = importlib.metadata.metadata("qbheat_jax")["Requires-Python"].removeprefix(">=")
+    assert oldest == job["strategy"]["matrix"]["python"][0]
+
+
 def test_a_check_that_fails_ends_the_checks_and_is_named(tmp_path):
     """Each step of check.sh, in order, with programs that only say what they are asked."""
     (tmp_path / "launch").mkdir()
