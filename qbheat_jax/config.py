@@ -44,8 +44,8 @@ class Field:
 
     default: Any
     doc: str
-    accept: Any = None
-    type: type = None
+    accept: tuple | None = None
+    type: "type | None" = None
     duration: bool = False
     resumable: bool = False
     excludes: tuple = ()

@@ -1,5 +1,7 @@
 """Make the device mesh of a config, and put batches on it, split over `data` and `fsdp`."""
 
+from collections.abc import Mapping, Sequence
+
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -12,7 +14,7 @@ AXES = ("data", "fsdp", "model")
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(config_mesh, devices=None):
+def make_mesh(config_mesh: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return the mesh of the given axis sizes.
 
     On TPUs the axes follow the chips' network. Elsewhere devices keep their order, with `model` fastest.
@@ -40,13 +42,13 @@ def make_mesh(config_mesh, devices=None):
     return Mesh(laid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def rows(mesh, batch_size):
+def rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Return the batch rows that this process's devices hold, int64 [n] ascending; devices along `model` share rows."""
     parts = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,)).values()
     return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
 
-def put_batch(batch, mesh, batch_size=None):
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int | None = None) -> dict[str, jax.Array]:
     """Put this process's `rows` of a batch on the mesh.
 
     Args:
@@ -60,9 +62,10 @@ def put_batch(batch, mesh, batch_size=None):
     return {key: put(value, mesh, batch_size) for key, value in batch.items()}
 
 
-def put(local, mesh, batch_size=None):
+def put(local: np.ndarray, mesh: Mesh, batch_size: int | None = None) -> jax.Array:
     """Put one array on the mesh, as `put_batch` does for a dict."""
     sharding, shape = NamedSharding(mesh, BATCH), (batch_size or len(local), *local.shape[1:])
     place = np.full(shape[0], -1)
     place[rows(mesh, shape[0])] = np.arange(len(local))
-    return jax.make_array_from_callback(shape, sharding, lambda index: local[place[index[0]]])
+    # A sharding over devices has an index for each of them, though the callback's type allows None.
+    return jax.make_array_from_callback(shape, sharding, lambda index: local[place[index[0]]])  # type: ignore[index]

@@ -14,7 +14,7 @@ PREEMPTED = 143
 CLOSED = 141
 
 
-def first_line(error, most=200):
+def first_line(error: object, most: int = 200) -> str:
     """Return the first line of an error's message, at most `most` characters, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
 
@@ -26,6 +26,6 @@ class UserError(Exception):
     loss that is not finite, a full disk); PREEMPTED for a run stopped by SIGTERM; CLOSED for a closed stdout.
     """
 
-    def __init__(self, message, *, exit_code=BAD_INPUT):
+    def __init__(self, message: object, *, exit_code: int = BAD_INPUT) -> None:
         super().__init__(" ".join(str(message).split()))
         self.exit_code = exit_code

@@ -11,14 +11,13 @@ import sys
 import jax
 import numpy as np
 
-from qbheat_jax import config as config_lib
 from qbheat_jax import data, methods
 from qbheat_jax.eval.accuracy import Accuracy
 from qbheat_jax.eval.average_precision import AveragePrecision
 from qbheat_jax.eval.evaluate import Evaluator
 from qbheat_jax.eval.label_free import LabelFree
 from qbheat_jax.tasks import detect, finetune
-from qbheat_jax.train import distributed
+from qbheat_jax.train import config_tables, distributed
 from tests import conftest
 from tests import test_tasks_detect as detection
 from tests import test_tasks_finetune as finetuning
@@ -45,7 +44,7 @@ def evaluator(name, fsdp=1, batch_size=16, cached=False):
     else:
         source, split = Blobs(), "test"
         fields = {"mesh.fsdp": fsdp, "batch_size": batch_size, "decoder.width": 32, "data.device_cache": cached}
-        config = config_lib.resolve({**conftest.SMALL, **fields})
+        config = config_tables.resolve({**conftest.SMALL, **fields})
         objective = methods.build(config)
         metric = LabelFree(objective, (0, 3, 4))
     batch = {

@@ -1,4 +1,4 @@
-"""Every file of configs/ resolves and builds, and so does every command of their docstrings and of the README."""
+"""Every file of configs/ resolves and builds, and so does every command of their docstrings and of the documentation."""
 
 import importlib.util
 import re
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from qbheat_jax import cli, methods, pretrained
 from qbheat_jax import config as config_lib
-from qbheat_jax import methods, pretrained
 from qbheat_jax.models import registry
 from qbheat_jax.ops import quarters
 from qbheat_jax.probe import encode
@@ -43,7 +43,7 @@ def commands(text):
 
 
 def overrides(words):
-    return [(w.removeprefix("--config."), words[n + 1]) for n, w in enumerate(words) if w.startswith("--config.")]
+    return cli.split_overrides(words)[1]
 
 
 def check(command, path, changes=()):
@@ -83,11 +83,19 @@ def test_a_config_is_what_its_docstring_says(path):
         check(own[0][0], path, [change for change in changes if not re.fullmatch("[A-Z]+", change[1])])
 
 
-README = [(c, file, changes) for c, files, changes in commands((ROOT / "README.md").read_text()) for file in files]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHOWN = [
+    (page.relative_to(ROOT), command, file, changes)
+    for page in PAGES
+    for command, files, changes in commands(page.read_text())
+    for file in files
+]
 
 
-@pytest.mark.parametrize("command, file, changes", README, ids=lambda part: part if isinstance(part, str) else "")
-def test_the_commands_of_the_readme_resolve(command, file, changes):
+@pytest.mark.parametrize(
+    "page, command, file, changes", SHOWN, ids=lambda part: str(part) if isinstance(part, Path) else ""
+)
+def test_the_commands_of_the_documentation_resolve(page, command, file, changes):
     check(command, ROOT / file, changes)
 
 

@@ -65,7 +65,7 @@ def test_an_image_has_a_pinned_base_existing_files_and_runs_qbheat(dockerfile):
     assert set(by_name["ARG"].removeprefix("EXTRAS=").split(",")) <= set(extras)
     # Dependencies are installed before the code is copied, and .dockerignore excludes none of the copied files.
     copied = [arguments for instruction, arguments in lines if instruction == "COPY"]
-    assert copied == ["setup.py pyproject.toml ./", ". ."]
+    assert copied == ["setup.py pyproject.toml ./", "qbheat_jax/__init__.py qbheat_jax/", ". ."]
     let_through = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert {"qbheat_jax", "configs", "setup.py", "pyproject.toml"} <= set(let_through)
     assert all((ROOT / name).exists() for name in let_through)
@@ -159,18 +159,20 @@ def test_wrong_arguments_are_one_error_line(script, arguments, words):
 
 
 @pytest.mark.parametrize(
-    "there, apt, done",
+    "there, apt, checks, done",
     [
-        ("", 0, ["update -qq", "install -qq -y --no-install-recommends chromium"]),
-        ("", 100, ["update -qq"]),
-        ("google-chrome", 0, []),
+        ("", 0, 0, ["update -qq", "install -qq -y --no-install-recommends chromium"]),
+        ("", 100, 0, ["update -qq"]),
+        ("google-chrome", 0, 0, []),
+        ("google-chrome", 0, 1, []),
     ],
 )
-def test_ci_installs_a_missing_browser(tmp_path, there, apt, done):
-    """The tests run afterwards with CI=1, whether the installation succeeded or not."""
+def test_ci_installs_a_browser_where_there_is_none(tmp_path, there, apt, checks, done):
+    """Checks and tests follow, and know that it is CI, whatever comes of the installation. A failed check ends it."""
     for name in (".ci", "launch", "bin"):
         (tmp_path / name).mkdir()
     script = shutil.copy(CI, tmp_path / ".ci" / "run")
+    (tmp_path / "launch" / "check.sh").write_text(f'echo "checks, CI=$CI"\nexit {checks}\n')
     (tmp_path / "launch" / "test.sh").write_text('echo "tests, CI=$CI"\n')
     programs = {"apt-get": f'echo "$*" >> {tmp_path}/done\nexit {apt}', there or "other": "exit 1"}
     for name, text in programs.items():
@@ -180,7 +182,38 @@ def test_ci_installs_a_missing_browser(tmp_path, there, apt, done):
         (tmp_path / "bin" / name).symlink_to(shutil.which(name))
     environment = {"PATH": str(tmp_path / "bin")}
     got = subprocess.run([shutil.which("bash"), script], capture_output=True, text=True, env=environment)
-    assert (got.returncode, got.stdout) == (0, "tests, CI=1\n")
+    assert (got.returncode, got.stdout) == (checks, "checks, CI=1\n" + "tests, CI=1\n" * (checks == 0))
     log = tmp_path / "done"
     assert (log.read_text().splitlines() if log.exists() else []) == done
     assert len(got.stderr.splitlines()) == (there == "") + (apt != 0)
+
+
+def test_the_workflow_runs_the_same_script_on_the_oldest_python():
+    yaml = pytest.importorskip("yaml")
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
+    assert job["steps"][-1] == {"run": "bash .ci/run"}
+    oldest = importlib.metadata.metadata("qbheat_jax")["Requires-Python"].removeprefix(">=")
+    assert oldest == job["strategy"]["matrix"]["python"][0]
+
+
+def test_a_check_that_fails_ends_the_checks_and_is_named(tmp_path):
+    """Each step of check.sh, in order, with programs that only say what they are asked."""
+    (tmp_path / "launch").mkdir()
+    script = shutil.copy(LAUNCH / "check.sh", tmp_path / "launch")
+    (tmp_path / "launch" / "venv.sh").write_text("use_venv() { :; }\n")
+    names = ("ruff", "mypy", "python", "mkdocs")
+    for name in names:
+        (tmp_path / name).write_text(f'#!/bin/bash\necho "{name} $*"\n[ "$FAILS" != "{name}" ]\n')
+        (tmp_path / name).chmod(0o755)
+
+    def run(fails):
+        environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "FAILS": fails}
+        return subprocess.run(["bash", script], capture_output=True, text=True, env=environment)
+
+    got = run("none")
+    steps = [line.split()[0] for line in got.stdout.splitlines()]
+    assert got.returncode == 0 and steps == ["ruff", "ruff", "mypy", "python", "mkdocs"]
+    for name in names:
+        got = run(name)
+        assert got.returncode == 1 and got.stdout.splitlines()[-1].split()[0] == name
+        assert f"failed: {name}" in got.stderr

@@ -3,7 +3,7 @@
     qbheat compare --config configs/compare/cifar10.py --workdir runs/compare-cifar10 --config.all.data.source folder:PATH
 
 How to make the folder is in configs/cifar10.py. `--config.all.total_epochs N` sets the budget of all methods; what twenty
-give, and fewer, is in RESULTS.md.
+give, and fewer, is in docs/results/methods-cifar10.md.
 
 Each has the learning rate, batch, optimizer and schedule of configs/cifar10.py. MoCo-v2's queue, momentum, temperature and
 augmentation without blur are those of its authors' CIFAR-10 demo, with a batch norm before its projector, without which so

@@ -12,6 +12,7 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # Install the dependencies first: this layer is nearly the whole image, and a change of the code does not rebuild it.
 WORKDIR /qbheat_jax
 COPY setup.py pyproject.toml ./
+COPY qbheat_jax/__init__.py qbheat_jax/
 RUN touch README.md && pip install --no-cache-dir --editable "./[$EXTRAS]"
 
 # Install the package as editable, so that a checkout mounted over this folder replaces it.

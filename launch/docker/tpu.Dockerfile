@@ -10,6 +10,7 @@ ARG EXTRAS=tpu
 # Install the dependencies first: this layer is nearly the whole image, and a change of the code does not rebuild it.
 WORKDIR /qbheat_jax
 COPY setup.py pyproject.toml ./
+COPY qbheat_jax/__init__.py qbheat_jax/
 RUN touch README.md && pip install --no-cache-dir --editable "./[$EXTRAS]"
 
 # Install the package as editable, so that a checkout mounted over this folder replaces it.

@@ -1,4 +1,4 @@
-"""Check a machine with a GPU: `bash launch/gpu_check.sh`, or `python -m qbheat_jax.tools.gpu_check`. See docs/gpu.md.
+"""Check a machine with a GPU: `bash launch/gpu_check.sh`, or `python -m qbheat_jax.tools.gpu_check`. See docs/gpus.md.
 
 A part is a list of jobs. Each job is a separate process, so that a hang or an abort of XLA does not affect the others.
 Jobs save their measurements as they go, which keeps them after a timeout. TensorFlow is never imported.
