@@ -190,22 +190,22 @@ def load(directory: str | os.PathLike[str]) -> Model:
 @contextlib.contextmanager
 def _opened(directory: str | os.PathLike[str]) -> Iterator[tuple[ConfigDict, Checkpoints | None]]:
     """Yield (the config, the open `Checkpoints` or None) of a workdir. Raise UserError as `read_config` does."""
-    directory = epath.Path(paths.expand(directory, "a run's directory"))
-    path = directory / "config.json"
+    folder = epath.Path(paths.expand(directory, "a run's directory"))
+    path = folder / "config.json"
     if not path.exists():
-        raise UserError(f"{directory} holds no run: there is no config.json in it")
+        raise UserError(f"{folder} holds no run: there is no config.json in it")
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{directory} holds no run that can be read: config.json is no text file") from error
-    saved = Checkpoints(directory) if (directory / "checkpoints").exists() else None
+        raise UserError(f"{folder} holds no run that can be read: config.json is no text file") from error
+    saved = Checkpoints(folder) if (folder / "checkpoints").exists() else None
     try:
         if saved is not None:
-            _check_same(directory, text, saved)
+            _check_same(folder, text, saved)
         try:
             config = config_tables.from_json(text)
         except UserError as error:
-            raise UserError(f"{directory} holds no run that can be read: {error}") from error
+            raise UserError(f"{folder} holds no run that can be read: {error}") from error
         yield config, saved
     finally:
         if saved is not None:
