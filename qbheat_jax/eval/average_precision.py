@@ -19,7 +19,7 @@ class AveragePrecision(Metric):
     the original images.
     """
 
-    name, headline = "average_precision", "AP"
+    name, headline = "average precision", "AP"
     inputs = ("image", "index", "scale", "mask")
 
     def __init__(self, objective, source, split, max_boxes):
@@ -98,9 +98,8 @@ def measure(truth, detections, image_ids):
     run.accumulate()
     run.summarize()
     figures = {name: _known(run.stats[place]) for name, place in FIGURES.items()}
-    precision = np.asarray(run.eval["precision"])[
-        ..., 0, -1
-    ]  # [IoU, recall, class], all sizes, 100 detections an image
+    # [IoU, recall, class], over boxes of all sizes and 100 detections an image.
+    precision = np.asarray(run.eval["precision"])[..., 0, -1]
     per_class, curves = {}, {}
     for place, number in enumerate(run.params.catIds):
         name = known.cats[number]["name"]

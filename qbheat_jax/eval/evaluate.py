@@ -19,7 +19,7 @@ class Metric:
     """What is measured. A subclass declares all of the following.
 
     Attributes:
-      name: Its name.
+      name: Its name in errors.
       headline: The figure to quote where one number has to do.
       inputs: Names of the arrays of a batch that `sums` reads, "mask" among them.
       options: Keyword arguments of `data.eval_batches` beyond those that every metric needs.
@@ -164,7 +164,8 @@ class Evaluator:
                 first = first or (time.perf_counter(), n)
         if not n:
             raise UserError(
-                f"data.source={self._source.spec!r} split {self._split!r} has no image that can be read (see the log)"
+                f"data.source={self._source.spec!r} split {self._split!r} has no image that can be read, so "
+                f"{self._metric.name} cannot be measured (see the log)"
             )
         begin, before = first if n > first[1] else (started, 0)
         rate = (n - before) / max(time.perf_counter() - begin, 1e-9)

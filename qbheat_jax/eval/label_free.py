@@ -9,7 +9,7 @@ from qbheat_jax.train import state
 class LabelFree(Metric):
     """The mean of a method's figures over the examples that count; batches weigh by their examples."""
 
-    name, headline = "label_free", "loss"
+    name, headline = "the loss", "loss"
     inputs = ("image", "quarter", "label", "mask")
 
     def __init__(self, objective, placements=(0,)):
@@ -22,9 +22,9 @@ class LabelFree(Metric):
         return {"n": figures.pop("count"), **figures}
 
     def add(self, total, sums):
-        """Add figures times examples, in float64."""
+        """Add figures times examples, in float64. A batch without examples adds nothing, even NaN."""
         n = sums["n"]
-        weighted = {name: value if name == "n" else np.float64(value) * n for name, value in sums.items()}
+        weighted = {name: value if name == "n" else np.float64(value) * n if n else 0.0 for name, value in sums.items()}
         return super().add(total, weighted)
 
     def figures(self, total):

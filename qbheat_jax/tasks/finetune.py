@@ -78,7 +78,7 @@ def run(config, workdir):
             "fraction": config.data.fraction,
             "classes": config.head.classes,
             "chance": tested.details["chance"],
-            "holdout_top1": summary.get(f"{config.data.eval_split}/top1"),
+            "holdout_top1": summary.get(f"{config.data.eval_split}/{Accuracy.headline}"),
             "n_train": shown.splits[config.data.split],
             "hparams": {
                 name: config[name] for name in ("learning_rate", "weight_decay", "layer_decay", "mixup", "cutmix")
