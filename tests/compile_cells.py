@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax import api, rng
+from qbheat_jax import api, methods, rng
 from qbheat_jax import config as config_lib
 from qbheat_jax.analysis import image_summaries
 from qbheat_jax.analysis import target as target_lib
@@ -140,7 +140,8 @@ def _train(devices, encoder, objective, options):
     made = config(encoder, objective, **options)
     multipliers = None
     if objective == "finetune":
-        multipliers = functools.partial(finetune.lr_multipliers, decay=made.layer_decay)
+        encoder = methods.build_encoder(made)
+        multipliers = functools.partial(finetune.lr_multipliers, encoder=encoder, decay=made.layer_decay)
     elif objective in config_lib.DETECTORS:
         multipliers = functools.partial(detect.lr_multipliers, config=made)
     yield compile_lib.build(made, devices, lr_multipliers=multipliers).trace().lower()

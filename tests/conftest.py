@@ -19,6 +19,7 @@ import pytest  # noqa: E402
 
 from qbheat_jax import config as config_lib  # noqa: E402
 from qbheat_jax.models import layers, mobile_former, registry  # noqa: E402
+from qbheat_jax.models.encoder import Encoder  # noqa: E402
 from qbheat_jax.models.vit import ViT  # noqa: E402
 
 # A Mobile-Former of every kind of block, small enough to compile in seconds. Known to the tests alone.
@@ -29,7 +30,7 @@ FORMER = mobile_former.Variant(4, 2, 8, ((3, 2, 8, 2, 0), (1, 2, 8, 2, 2)), widt
 registry.ENCODERS.setdefault("former_micro", registry._mobile_former(FORMER))
 
 
-class Pebble(nn.Module):
+class Pebble(Encoder):
     """One convolution and a batch norm: the least that an objective can train. It compiles in no time."""
 
     width: int = 16

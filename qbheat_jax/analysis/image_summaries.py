@@ -29,9 +29,8 @@ class ImageSummaries:
         self._objective, self._images = objective, sample.draw(config).images[:SHOWN]
         if not len(self._images):
             raise UserError(f"images_every shows images of {config.data.source}, of which none could be read")
-        # A learnt position code for crops is too small for whole images.
-        cells = config.image_size // objective.encoder.stride
-        self._whole = config.encoder.position != "learnt" or config.encoder.grid >= cells
+        # Parameters that are made for crops are too small for whole images.
+        self._whole = (objective.encoder.image_size or config.image_size) >= config.image_size
         self._continues = isinstance(objective, QBHeat)
         # Whole on every device: what is looked at is small.
         everywhere = NamedSharding(device_mesh.make_mesh(config.mesh), PartitionSpec())

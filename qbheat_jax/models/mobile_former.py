@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qbheat_jax.models.encoder import Encoder
 from qbheat_jax.models.layers import (
     BatchNorm,
     ConvBN,
@@ -246,7 +247,7 @@ class Block(nn.Module):
         return u + DropPath(self.drop_path)(y, train)
 
 
-class MobileFormer(nn.Module):
+class MobileFormer(Encoder):
     """The encoder. images [B, H, W, 3] -> (features [B, H / stride, W / stride, width], out).
 
     H and W are multiples of `stride`, otherwise ValueError. `out` holds `stem`, `features_N` and `tokens_N` for every
@@ -268,6 +269,13 @@ class MobileFormer(nn.Module):
     @property
     def width(self):
         return self.variant.width or self.variant.blocks[-1][2]
+
+    @nn.nowrap
+    def layer_of(self, name):
+        top, count = name.split("/")[0], len(self.variant.blocks)
+        if top.startswith("features_"):
+            return count - int(top.removeprefix("features_"))
+        return count + 1 if top in ("stem", "tokens") else 0
 
     @nn.compact
     def __call__(self, images, train=False):

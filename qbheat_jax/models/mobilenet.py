@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qbheat_jax.models.encoder import Encoder
 from qbheat_jax.models.layers import BatchNorm, ConvBN, DropPath, check_size, remat
 
 
@@ -70,7 +71,7 @@ class InvertedResidual(nn.Module):
         return y
 
 
-class MobileNet(nn.Module):
+class MobileNet(Encoder):
     """The encoder. images [B, H, W, 3] -> (features [B, H / stride, W / stride, 1280], out).
 
     H and W are multiples of `stride`, otherwise ValueError. `out` holds `stem` and `blockN` of every block.
@@ -91,6 +92,13 @@ class MobileNet(nn.Module):
     @property
     def width(self):
         return 1280
+
+    @nn.nowrap
+    def layer_of(self, name):
+        top, count = name.split("/")[0], len(list(self._blocks()))
+        if top.startswith("block"):
+            return count - (int(top.removeprefix("block")) - self.variant.first)
+        return 0 if top == "last" else count + 1
 
     @nn.compact
     def __call__(self, images, train=False):

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qbheat_jax.models.encoder import Encoder
 from qbheat_jax.models.kernels import max_pool
 from qbheat_jax.models.layers import BatchNorm, Conv, DropPath, check_size, remat
 
@@ -50,7 +51,7 @@ class ResNetBlock(nn.Module):
         return BatchNorm(use_running_average=not train, dtype=self.dtype, scale_init=init, name=name)
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """The encoder. images [B, H, W, 3] -> (features [B, H / stride, W / stride, width], out).
 
     H and W are multiples of `stride`, otherwise ValueError. `out` holds `stem` and `stage1` ... `stage4`. ResNet-18 is
@@ -80,6 +81,14 @@ class ResNet(nn.Module):
     @property
     def width(self):
         return 2048 if self.bottleneck else 512
+
+    @nn.nowrap
+    def layer_of(self, name):
+        top = name.split("/")[0]
+        if not top.startswith("layer"):
+            return sum(self.blocks) + 1
+        stage, block = map(int, top.removeprefix("layer").split("_"))
+        return sum(self.blocks[stage - 1 :]) - block
 
     @nn.compact
     def __call__(self, images, train=False):

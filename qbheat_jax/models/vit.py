@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from qbheat_jax.errors import UserError
+from qbheat_jax.models.encoder import Encoder, Resized
 from qbheat_jax.models.layers import LayerNorm, TransformerBlock, check_size, remat, sincos_2d
 
 
@@ -37,7 +38,7 @@ def resample(pos_embed, old_grid, new_grid):
     return jnp.concatenate([pos_embed[:, :extra], table.reshape(1, -1, width)], axis=1)
 
 
-class ViT(nn.Module):
+class ViT(Encoder):
     """The encoder. images [B, H, W, 3] -> (features [B, H / patch, W / patch, width], out).
 
     H and W are multiples of `patch`, otherwise ValueError. `out` holds, as maps of the features' shape, `patches` (with
@@ -68,10 +69,39 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     dtype: Any = jnp.float32
     remat: str = "none"
+    splits_heads = True
+    has_batch_norm = False
+    takes_keep = True
 
     @property
     def stride(self):
         return self.patch
+
+    @property
+    def image_size(self):
+        return min(self._grid) * self.patch if self.position == "learnt" else None
+
+    @property
+    def _grid(self):
+        return (self.grid, self.grid) if isinstance(self.grid, int) else tuple(self.grid)
+
+    @nn.nowrap
+    def resize(self, params, size):
+        old, cells = self._grid, size // self.patch
+        if self.position != "learnt" or old == (cells, cells):
+            return Resized(params)
+        table = resample(params["pos_embed"], old, (cells, cells))
+        notice = (
+            f"position code of {old[0]} x {old[1]} cells resampled to {cells} x {cells} for images of {size} pixels"
+        )
+        return Resized({**params, "pos_embed": table}, {"grid": cells}, notice)
+
+    @nn.nowrap
+    def layer_of(self, name):
+        top = name.split("/")[0]
+        if top.startswith("block"):
+            return self.depth - int(top.removeprefix("block"))
+        return 0 if top == "norm" else self.depth + 1
 
     @nn.compact
     def __call__(self, images, train=False, keep=None):
@@ -117,7 +147,7 @@ class ViT(nn.Module):
             return 0.0, jnp.asarray(sincos_2d(rows, columns, self.width))
         if self.position != "learnt":
             raise UserError(f"position is {self.position!r}; a ViT's position code is 'sincos' or 'learnt'")
-        grid = (self.grid, self.grid) if isinstance(self.grid, int) else self.grid
+        grid = self._grid
         if len(grid) != 2 or rows > grid[0] or columns > grid[1]:
             raise UserError(
                 f"grid is {grid}; a learnt position code needs a grid (rows, columns) no smaller than the input's, "

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from qbheat_jax import api, atomic, methods
+from qbheat_jax import api, atomic, methods, pytree
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import labels
 from qbheat_jax.errors import RUN_FAILED, UserError
-from qbheat_jax.models import registry, vit
+from qbheat_jax.models import registry
 from qbheat_jax.ops.images import PIXELS
 from qbheat_jax.port import card, files, names, shards, strict, tables, wrappers
 from qbheat_jax.train.checkpoint import Checkpoints
@@ -125,18 +125,15 @@ def _converted(plan, arrays, source):
 
 
 def _resampled(config, leaves, image_size):
-    """(config, leaves, what was done) for another image size, which a learnt position code must be fitted to."""
-    cell = methods.build(config).encoder.stride
-    fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size, "encoder.grid": image_size // cell}
+    """Return (config, leaves, notice) with the encoder's size-dependent parameters fitted to another image size."""
+    resized = methods.build(config).encoder.resize(_nested(leaves)["params"]["encoder"], image_size)
+    options = {f"encoder.{name}": value for name, value in resized.options.items()}
+    fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size, **options}
     sized = config_lib.resolve(fields, config_lib.CLASSIFIER)
     methods.build(sized)
-    old, new = ((c.encoder.grid,) * 2 for c in (config, sized))
-    path = "params/encoder/pos_embed"
-    words = (
-        f"position code of {old[0]} x {old[0]} cells resampled to {new[0]} x {new[0]} for images of {image_size} pixels"
-    )
-    log.info("%s", words)
-    return sized, {**leaves, path: np.asarray(vit.resample(leaves[path], old, new))}, words
+    log.info("%s", resized.notice)
+    encoder = {f"params/encoder/{name}": np.asarray(leaf) for name, leaf in pytree.names(resized.params)}
+    return sized, {**leaves, **encoder}, resized.notice
 
 
 def _versions(kind):

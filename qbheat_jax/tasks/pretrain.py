@@ -92,8 +92,9 @@ def starting_encoder(config):
         have = ", ".join(f"{name}={trained[name]!r} (not {wanted[name]!r})" for name in differ)
         raise UserError(f"config field init={config.init} has an encoder with {have}: set the config's to the same")
     model = api.load(config.init)
-    if config.encoder.position == "learnt":
-        model = model.sized(config.encoder.grid * model.encoder.stride)
+    size = methods.build_encoder(config).image_size
+    if size is not None:
+        model = model.sized(size)
     return {name: {"encoder": tree} for name, tree in model.encoder_variables.items()}
 
 

@@ -32,7 +32,7 @@ def complete(config, table, own=()):
             f"config field image_size={size} is not accepted: {trained.encoder.name} takes a multiple of {stride}"
         )
     model = api.load(config.init)
-    if model.config.encoder.position == "learnt":  # which is of one size
+    if model.encoder.image_size is not None:
         model = model.sized(size)
     kept = ("name", "stride", "class_token", "position", "grid")
     brought = {f"encoder.{name}": model.config.encoder[name] for name in kept}
