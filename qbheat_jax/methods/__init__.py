@@ -23,7 +23,6 @@ from qbheat_jax.models.dense_detector import DenseDetector
 from qbheat_jax.models.detr_detector import DETR
 from qbheat_jax.models.ghost_batch_norm import grouped
 from qbheat_jax.models.pyramid import GroupNorm
-from qbheat_jax.models.vit import ViT
 from qbheat_jax.ops import colour, heat, images, quarters
 
 
@@ -41,7 +40,7 @@ def build(config):
     """The objective of a run's or a ported checkpoint's config. Raises UserError where its fields do not go together."""
     encoder = build_encoder(config)
     _check_size(config, encoder)
-    if not isinstance(encoder, ViT):  # which has no batch norm
+    if encoder.has_batch_norm:
         encoder = grouped(encoder, config.get("bn_groups", 1))
     return _BUILD[config.objective](config, encoder, images.PIXELS[config.pixels])
 
@@ -77,7 +76,7 @@ def _moco(config, encoder, pixels):
 
 
 def _mae(config, encoder, pixels):
-    if not isinstance(encoder, ViT):
+    if not encoder.takes_keep:
         raise UserError(
             f"config field encoder.name={config.encoder.name!r} is not accepted with objective='mae', which leaves cells "
             "out: it takes vit_ti, vit_s or vit_b (objective='simmim' masks images for any encoder)"

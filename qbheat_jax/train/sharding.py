@@ -52,7 +52,7 @@ def spread(batch, objective, mesh):
     convolution's kernel wrongly where devices hold the same images (jax 0.10: it comes out as many times too large as there
     are such devices), would train another model.
     """
-    if mesh.shape["model"] == 1 or hasattr(objective.encoder, "heads"):
+    if mesh.shape["model"] == 1 or objective.encoder.splits_heads:
         return batch
     everywhere = NamedSharding(mesh, PartitionSpec(device_mesh.AXES))
     images = {name: x for name, x in batch.items() if name.startswith("image")}
@@ -61,7 +61,7 @@ def spread(batch, objective, mesh):
 
 def check_batch(batch_size, objective, mesh, accumulate=1):
     """Raises UserError where the batch, or each of the `accumulate` parts of it, does not divide over the devices."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"] if hasattr(objective.encoder, "heads") else mesh.size
+    devices = mesh.shape["data"] * mesh.shape["fsdp"] if objective.encoder.splits_heads else mesh.size
     if batch_size % (devices * accumulate):
         times = f" times accumulate={accumulate}, {devices * accumulate}" if accumulate > 1 else ""
         but = " along data and fsdp" if devices < mesh.size else ""
