@@ -39,7 +39,7 @@ def read(folder):
         "result": result,
         "trained": trained == "trained",
         "learnt": bool(rows.find("step", "learnt")),
-        "findings": _findings(rows, result),
+        "summary": _summary(rows),
         "derivatives": _derivatives(rows),
         "steps": [_steps(rows, axis) for axis in "xy"],
         "quarters": _quarters(rows),
@@ -92,55 +92,24 @@ class _Rows:
         return tuple(float(np.mean([row[key] for row in rows])) for key in ("r2", "low", "high")) if rows else None
 
 
-def _findings(rows, result):
-    """The outcome in sentences, whatever it is."""
-    true = rows.mean("derivatives", "fitted", distance=1)
-    mixed = rows.mean("derivatives", "fitted", distance=1, positions="shuffled")
-    untrained = rows.mean("derivatives", "fitted", distance=1, encoder="random")
-    compared = f"with positions shuffled {_r2(mixed)}"
-    if rows.trained == "trained":
-        compared += f", with the encoder untrained {_r2(untrained)}"
-    verdict = _verdict(true, mixed, untrained if rows.trained == "trained" else None)
-    sentences = [f"One derivative is told from the other with R\u00b2 = {_r2(true)} ({compared}). {verdict}"]
-    near, far = (
-        rows.mean("step", "fitted", distance=d, positions=p) for d, p in ((1, "true"), (1, "shuffled"))
-    )  # fmt: skip
-    sentences.append(
-        f"One linear map tells a cell from its neighbour with R\u00b2 = {_r2(near)}, and from any cell of the same image, "
-        f"positions shuffled, with {_r2(far)}: the difference is what distance has to do with it. Copying the neighbour "
-        f"gives {_r2(rows.mean('step', 'copy', distance=1))}."
+def _summary(rows):
+    """Return the table of the three tests: {"predictors": names, "rows": [(test, (r2, low, high) or None of each)]}."""
+    tests = (
+        ("one derivative from the other", "derivatives", None, 1),
+        ("a neighbouring cell", "step", None, 1),
+        ("all hidden cells", "quarter", "hidden", None),
     )
-    learnt = rows.mean("quarter", "learnt", "hidden")
-    if learnt is not None:
-        fitted, copy = (rows.mean("quarter", name, "hidden") for name in ("fitted", "copy"))
-        sentences.append(
-            f"The learnt A and B predict the encoder\u2019s features of the hidden quarters with R\u00b2 = {_r2(learnt)}, "
-            f"fitted maps with {_r2(fitted)}, copying with {_r2(copy)}. "
-            + (
-                "So what A and B carry out of the visible quarter is for the decoder to read, and not the feature that the "
-                "encoder would give there, which nothing in the pre-training asked for."
-                if learnt[0] < copy[0]
-                else "So what A and B carry is close to what the encoder would give there, which nothing in the pre-training "
-                "asked for."
-            )
-        )
-    return sentences
-
-
-def _verdict(true, mixed, untrained):
-    if true[0] < 0.02 or true[1] <= max(mixed[2], 0):
-        return "So on these features the hypothesis z\u2093 = M z\u1d67 is not borne out."
-    extent = "in part" if true[0] < 0.5 else "in large part" if true[0] < 0.9 else "almost exactly"
-    text = f"So it holds {extent}"
-    if untrained is not None:
-        if untrained[0] >= true[0]:
-            return f"{text}, but no more than for an encoder that has learnt nothing."
-        return f"{text}, and more than for an encoder that has learnt nothing."
-    return f"{text}."
-
-
-def _r2(values):
-    return text_lib.NONE if values is None else f"{values[0]:.2f}".replace("-", text_lib.MINUS)
+    kinds = [(name, name, {}) for name in ("learnt", "fitted", "copy")]
+    kinds.append(("shuffled", "fitted", {"positions": "shuffled"}))
+    if rows.trained == "trained":
+        kinds.append(("random", "fitted", {"encoder": "random"}))
+    table = []
+    for label, test, direction, distance in tests:
+        values = [rows.mean(test, predictor, direction, distance, **more) for _, predictor, more in kinds]
+        if any(values):
+            table.append((label, values))
+    short = {**_NAMES, "shuffled": "shuffled", "random": "untrained"}
+    return {"predictors": [short[name] for name, _, _ in kinds], "rows": table}
 
 
 def _derivatives(rows):

@@ -20,7 +20,6 @@ def context(result):
         "labels": {name: _label(name) for name in result["methods"]},
         "best": best,
         "headlines": [_headline(result, probe, name) for probe, name in best.items() if name],
-        "findings": [_finding(result, probe, name) for probe, name in best.items() if name],
         "charts": [_charts(result, probe, str(i)) for i, probe in enumerate(result["probes"]) if _drawn(result, probe)],
         "about": {probe: text.PROTOCOLS.get(protocol, "") for probe, protocol in result["probes"].items()},
         "done": sum(cell["state"] == "done" for cell in result["cells"]),
@@ -50,22 +49,16 @@ def _best(result, probe):
 
 
 def _headline(result, probe, name):
-    entry = result["methods"][name]["probes"][probe]
+    """Return the card of a probe's best method: (figure, what it is, what it compares with)."""
+    entry, compared = result["methods"][name]["probes"][probe], []
     ahead = result["methods"][name]["ahead_of_random"].get(probe, {}).get("mean")
-    compared = f"{text.ahead(ahead)} the same encoder untrained" if ahead is not None else ""
-    return text.percent(entry["mean"], entry["std"]), f"{_figure(result, probe)} under {probe}: {name}", compared
-
-
-def _finding(result, probe, name):
-    """Where the methods stand under a probe, in a sentence."""
-    ranked = _ranked(result, probe)
-    if len(ranked) < 2:
-        return f"Under {probe} there is only {name} yet, at {text.percent(_mean(result, name, probe))}."
-    gap = _mean(result, name, probe) - _mean(result, ranked[1], probe)
-    spread = max((result["methods"][n]["probes"][probe]["std"] or 0.0) for n in ranked[:2])
-    within = " That is less than their spread over the seeds." if 0 < gap < spread else ""
-    lead = "level with" if gap == 0 else text.ahead(gap)
-    return f"Under {probe} the best is {name}, {lead} {ranked[1]}.{within}"
+    if ahead is not None:
+        compared.append(f"{text.points(ahead)} points against the untrained encoder")
+    if second := _ranked(result, probe)[1:2]:
+        gap = entry["mean"] - _mean(result, second[0], probe)
+        compared.append(f"{text.points(gap)} points against {second[0]}")
+    what = f"{_figure(result, probe)} under {probe}: {name}"
+    return text.percent(entry["mean"], entry["std"]), what, "; ".join(compared)
 
 
 def _figure(result, probe):

@@ -63,8 +63,8 @@ def _context(run, model, images):
         "run": run,
         "config": run.config,
         "step": model.step,
-        "loss_words": text_lib.loss(run.config),
-        "story": text_lib.story(run.config, model.step, sizes, encoder),
+        "story": text_lib.STORIES[run.config.objective],
+        "facts": text_lib.facts(run.config, model.step, sizes.get(run.config.data.split), encoder),
         "sample": shown,
         "no_images": no_images,
         "blocks": blocks,
@@ -145,7 +145,8 @@ def headlines(run, tables, validation, blocks):
         ours = table["ours"]
         if ours:
             what = f"top-1 accuracy, {table['protocol']}" + (f" on {table['data']}" if table["data"] else "")
-            compared = f"{text_lib.ahead(ours['against'])} random initialisation" if ours["against"] is not None else ""
+            compared = f"{text_lib.points(ours['against'])} points against random initialisation"
+            compared = compared if ours["against"] is not None else ""
             cards.append((text_lib.percent(ours["top1"], ours["top1_spread"]), what, compared))
     loss, variance = run.last(f"{validation}/loss"), run.last(f"{validation}/variance")
     if loss is not None and variance:

@@ -18,7 +18,7 @@ def template(file):
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    for name in ("number", "percent", "points", "duration", "ahead"):
+    for name in ("number", "percent", "points", "duration"):
         environment.filters[name] = getattr(text, name)
     return environment.get_template(file)
 
