@@ -21,10 +21,6 @@ def _no_options(shapes):
     return {}
 
 
-def _no_advice(shapes):
-    return ""
-
-
 @dataclasses.dataclass(frozen=True)
 class Table:
     """What the modules of one family of encoders are called in PyTorch.
@@ -34,7 +30,7 @@ class Table:
     path of a parameter (`encoder/tokens` -> `tokens.weight`) and on that of a module (`encoder/bn1` -> `bn1`).
     `head`: regular expression of the classifier's names in PyTorch. `signs`: of a registry entry's module, a few names
     with their shapes that tell it from its like. `options`: of {name: shape} of a file, encoder fields of the config
-    that the file decides. `advice`: of the same, why such a file cannot fit, or "". `dialects`: rules by which other
+    that the file decides. `dialects`: rules by which other
     releases call the same modules.
     """
 
@@ -44,7 +40,6 @@ class Table:
     signs: Callable
     fields: dict = dataclasses.field(default_factory=dict)
     options: Callable = _no_options
-    advice: Callable = _no_advice
     dialects: dict = dataclasses.field(default_factory=dict)
 
     def fits(self, entry):

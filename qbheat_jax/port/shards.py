@@ -3,7 +3,6 @@
 import json
 import pathlib
 import re
-import shlex
 
 from qbheat_jax.errors import UserError
 
@@ -56,25 +55,7 @@ def check_whole(path):
     part = f"{path} is part {int(match['number'])} of {int(match['count'])} of a checkpoint"
     if index.exists():
         raise UserError(f"{part}: name the index of all of them, {index}")
-    raise UserError(
-        f"{part}: fetch {index.name}, which lists them, and all parts into {path.parent} and name that, or join them: "
-        f"{_command(path, match)}"
-    )
-
-
-def _command(path, match):
-    """A shell command that joins the parts that lie beside one into a file of their own."""
-    ending = match["ending"] or ""
-    load, save = "torch.load(f, map_location='cpu', weights_only=True)", "torch.save(x, sys.argv[1])"
-    if ending == ".safetensors":
-        load, save = "s.load_file(f)", "s.save_file(x, sys.argv[1])"
-    library = "import safetensors.torch as s" if ending == ".safetensors" else "import torch"
-    code = f"import sys; {library}; x = {{k: v for f in sys.argv[2:] for k, v in {load}.items()}}; {save}"
-    target = shlex.quote(str(path.with_name(f"{match['stem']}{ending}")))
-    prefix, suffix = (
-        shlex.quote(text) for text in (f"{path.parent}/{match['stem']}-", f"-of-{match['count']}{ending}")
-    )
-    return f'python -c "{code}" {target} {prefix}*{suffix}'
+    raise UserError(f"{part}: fetch {index.name} and all parts into {path.parent}, and name {index.name}")
 
 
 def _loaded(path):

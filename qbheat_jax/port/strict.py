@@ -8,12 +8,11 @@ import re
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
-from qbheat_jax.port import kinds, names, shapes, tables
+from qbheat_jax.port import names, shapes, tables
 
 LISTED = 10
 # Another architecture is named as the cause if no more of its names than this are wrong.
 NEAR = 0.1
-_NONE = "it is none of the architectures that are known here"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,50 +87,8 @@ def likeliest(plan, found, config, table, wrappers):
     """What the user most probably did: words, or "" where nothing is known."""
     encoder = plan.differences.only(lambda name: not table.is_head(name))
     if len(encoder):
-        return (
-            kinds.told(found)
-            or _running(encoder)
-            or _empty(found)
-            or _other_architecture(encoder, found, config, table)
-            or _transposed(plan)
-            or _prefix(plan, found)
-            or table.advice(found)
-            or (_NONE if len(encoder) > NEAR * len(found) else "")
-        )
+        return _other_architecture(encoder, found, config, table) or _prefix(plan, found)
     return _head(plan, found, config, table, wrappers)
-
-
-def _running(encoder):
-    """Batch norms that have no running statistics, where nothing else is wrong."""
-    running = [name.rpartition(".") for name in encoder.missing if re.search(r"\.running_(mean|var)$", name)]
-    if not running or len(running) < len(encoder):
-        return ""
-    layers = list(dict.fromkeys(layer for layer, _, _ in running))
-    what = " and ".join(sorted({name for _, _, name in running}))
-    others = f" and {len(layers) - 1} more" if layers[1:] else ""
-    return (
-        f"it has no {what} of the batch norm {layers[0]}{others}: save the whole state_dict() of a model with "
-        "track_running_stats=True"
-    )
-
-
-def _transposed(plan):
-    """Arrays in another framework's layout, where all of the wrong shapes are such."""
-    pairs = plan.differences.misshapen.items()
-    turned = [n for n, (found, wanted) in pairs if len(wanted) > 1 and found == (*wanted[2:], *wanted[1::-1])]
-    if not turned or len(turned) < len(pairs):
-        return ""
-    return f"{turned[0]} is transposed, as other frameworks keep it: save it in PyTorch's layout"
-
-
-def _empty(found):
-    empty = [name for name, shape in found.items() if 0 in shape]
-    if not empty:
-        return ""
-    others = f" and {len(empty) - 1} more" if empty[1:] else ""
-    return (
-        f"it holds empty arrays ({empty[0]}{others}), as DeepSpeed's ZeRO-3 saves them: gather them (zero_to_fp32.py)"
-    )
 
 
 def _head(plan, found, config, table, wrappers):
@@ -139,12 +96,9 @@ def _head(plan, found, config, table, wrappers):
     if not held:
         where = f"below {wrappers[-1]}" if wrappers and wrappers[-1].endswith(".") else "in it"
         return f"there is no classifier {where}: pass --head drop"
-    if transposed := _transposed(plan):
-        return transposed
     if "MoCo's encoder_q." in wrappers or {"fc.0.weight", "fc.2.weight"} <= set(held):
-        modules = sorted({name.rpartition(".")[0] for name in held})
-        verb = "is" if len(modules) == 1 else "are"
-        return f"{' and '.join(modules)} {verb} the projection of a pre-training method, not a classifier: pass --head drop"
+        modules = " and ".join(sorted({name.rpartition(".")[0] for name in held}))
+        return f"it has the projection of a pre-training method ({modules}), not a classifier: pass --head drop"
     classifier = plan.wanted["params/head/classifier/kernel"]
     classes, width = found.get(classifier, ())[:1], found.get(classifier, ())[1:]
     wanted = plan.differences.misshapen.get(classifier, ((), ()))[1]

@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from qbheat_jax.errors import UserError
-from qbheat_jax.port import kinds, prefixes
+from qbheat_jax.port import prefixes
 
 # Keys under which training scripts keep the state dict, the usual ones first: of several the first is taken.
 KEYS = ("state_dict", "model", "state_dict_ema", "model_ema", "model_state_dict", "model_state", "net", "network")
@@ -104,8 +104,6 @@ def _weights(tree, source, prefix, arch):
         return every
     if arrays:
         return arrays
-    if cause := kinds.told(tree) or kinds.told(_flat(tree)):
-        raise UserError(f"{source} does not hold a model's weights: {cause}")
     raise UserError(f"{source} holds no weights by a name that is known: it has {_listed(tree)}; pick one with --key")
 
 
