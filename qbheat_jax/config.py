@@ -10,7 +10,6 @@ instead set `warmup_epochs`, `warmup_examples` or `warmup_percent` (of the run),
 
 import ast
 import dataclasses
-import difflib
 import importlib.util
 import json
 import math
@@ -20,7 +19,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, unknown
 from qbheat_jax.ops import heat, images, quarters
 
 DETECTORS = ("dense", "detr")
@@ -492,9 +491,7 @@ def _lookup(key, fields):
     base, _, unit = key.rpartition("_")
     if unit in UNITS and base in fields and fields[base].duration:
         return Field(0.0, "", _at_least(0), float), base
-    near = difflib.get_close_matches(key, fields, 1, 0.5)
-    hint = f"; did you mean {near[0]}?" if near else f"; the fields are {', '.join(fields)}"
-    raise UserError(f"config field {key} is unknown{hint}")
+    raise unknown(f"config field {key}", key, fields)
 
 
 def _parse(text, field):

@@ -7,6 +7,9 @@ with nothing lost; 141 (CLOSED) the reader of stdout went away (`qbheat ... | he
 what was preempted restart it. Where there is nothing to save, SIGTERM does end the process. 141 is the same for SIGPIPE.
 """
 
+import contextlib
+import difflib
+
 BAD_INPUT = 2
 RUN_FAILED = 1
 PREEMPTED = 143
@@ -29,3 +32,23 @@ class UserError(Exception):
     def __init__(self, message, *, exit_code=BAD_INPUT):
         super().__init__(" ".join(str(message).split()))
         self.exit_code = exit_code
+
+
+@contextlib.contextmanager
+def writing(place, exit_code=BAD_INPUT):
+    """Raise a UserError that names `place` where the block raises an OSError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise UserError(f"{place} cannot be written: {reason}", exit_code=exit_code) from error
+
+
+def unknown(what, name, known):
+    """Return the UserError of an unknown name, with the nearest of the known ones, or all where none is near.
+
+    >>> str(unknown("config field sed", "sed", ["seed", "dtype"]))
+    'config field sed is unknown; did you mean seed?'
+    """
+    near = difflib.get_close_matches(str(name), list(known), 1, 0.5)
+    return UserError(f"{what} is unknown; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"))

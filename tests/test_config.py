@@ -194,7 +194,7 @@ def test_unknown_field_names_the_likeliest(key, meant):
 
 def test_unknown_field_without_a_likely_one_lists_them():
     message = refusal(config_lib.resolve, BASE | {"zzzz": 1})
-    assert message == f"config field zzzz is unknown; the fields are {', '.join(PRETRAIN)}"
+    assert message == f"config field zzzz is unknown; there are {', '.join(PRETRAIN)}"
 
 
 @pytest.mark.parametrize("key", ["batch_size_epochs", "total_steps_percent", "warmup_minutes", "keep_examples"])

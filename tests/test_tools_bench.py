@@ -166,7 +166,7 @@ def test_a_peer_is_outrun_by_as_much_as_its_time_is_longer():
     "argv, words",
     [
         (["everything"], "bench everything: it takes forward, step, heat, input or all"),
-        (["forward", "--encoders", "resnet51"], "the nearest is resnet50"),
+        (["forward", "--encoders", "resnet51"], "did you mean resnet50?"),
         (
             ["forward", "--size", "100", "--encoders", "resnet50"],
             "--size 100: resnet50 takes a multiple of its stride, 32",

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from qbheat_jax import atomic
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import writing
 from qbheat_jax.report.analysis_page import FOLDER
 
 COLUMNS = ("encoder", "positions", "test", "predictor", "direction", "distance", "r2", "low", "high", "ridge")
@@ -20,15 +20,13 @@ def folder(workdir, init):
 
 
 def make(path):
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write(path, result, arrays, pictures):
     """Writes PATH/analysis.csv, pictures.npz (arrays, for the page), NAME.png ({name: bytes}) and, last, analysis.json."""
-    try:
+    with writing(path):
         (path / "analysis.csv").write_text(table(result["rows"]))
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -36,8 +34,6 @@ def write(path, result, arrays, pictures):
         for name, picture in pictures.items():
             (path / f"{name}.png").write_bytes(picture)
         atomic.write(path / "analysis.json", json.dumps(result) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def table(rows):

@@ -14,7 +14,7 @@ from qbheat_jax import atomic
 from qbheat_jax.compare import cells
 from qbheat_jax.compare import plan as plan_lib
 from qbheat_jax.config import DETECT
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import writing
 from qbheat_jax.report.text import NONE, number
 from qbheat_jax.tasks import results
 from qbheat_jax.train import metrics
@@ -88,12 +88,10 @@ def failed(result):
 
 def write(result, workdir):
     """WORKDIR/table.md and result.json, each whole at any time."""
-    try:
+    with writing(f"--workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         for name, content in (("table.md", markdown(result)), ("result.json", json.dumps(result, indent=2) + "\n")):
             atomic.write(workdir / name, content)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
 
 
 def _cell(cell, found, workdir, failures):

@@ -1,12 +1,11 @@
 """Encoders by name, and what they are released with: the only door to them."""
 
 import dataclasses
-import difflib
 from typing import Any
 
 import jax.numpy as jnp
 
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, unknown
 from qbheat_jax.models import mobile_former, mobilenet
 from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.mobile_former import MobileFormer, MobileFormerHead
@@ -124,8 +123,7 @@ def released_pixels(name):
 
 def _entry(name):
     if name not in ENCODERS:
-        near = difflib.get_close_matches(str(name), names(), 1, 0.0)[0]
-        raise UserError(f"encoder {name!r} is unknown, the nearest is {near}; the encoders are {', '.join(names())}")
+        raise unknown(f"encoder {name!r}", name, names())
     return ENCODERS[name]
 
 

@@ -12,7 +12,7 @@ from etils import epath
 from qbheat_jax import api, atomic, methods, pytree
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import labels
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.errors import RUN_FAILED, UserError, writing
 from qbheat_jax.models import registry
 from qbheat_jax.ops.images import PIXELS
 from qbheat_jax.port import card, files, names, shards, strict, tables, wrappers
@@ -172,7 +172,7 @@ def _check_free(workdir):
 
 
 def _write(workdir, config, leaves, provenance):
-    try:
+    with writing(f"--to {workdir}", RUN_FAILED):
         if _begun(workdir, provenance):
             log.info("%s holds this port already", workdir)
             return
@@ -194,8 +194,6 @@ def _write(workdir, config, leaves, provenance):
         model = api.Model(config, variables, 0)
         card.write(workdir / "README.md", card.text(config.encoder.name, model, _origin(provenance), _usage(workdir)))
         atomic.write(workdir / "config.json", text)
-    except OSError as error:
-        raise UserError(f"--to {workdir} cannot be written: {error.strerror or error}", exit_code=RUN_FAILED) from error
 
 
 def _begun(workdir, provenance):

@@ -18,7 +18,7 @@ import numpy as np
 
 import qbheat_jax
 from qbheat_jax import paths, pytree
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.errors import RUN_FAILED, UserError, writing
 from qbheat_jax.probe.features import Features
 
 log = logging.getLogger("qbheat")
@@ -81,11 +81,8 @@ class FeatureCache:
         if found:
             log.info("features of %s taken from %s", about["split"], place)
             return *found, False
-        try:
+        with writing(place, RUN_FAILED):
             _write(place, about, n, shape, make)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{place} cannot be written: {reason}", exit_code=RUN_FAILED) from error
         return *_read(place, about, shape), True
 
 

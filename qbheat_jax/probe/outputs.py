@@ -4,7 +4,7 @@ import json
 
 from qbheat_jax import atomic
 from qbheat_jax import config as config_lib
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import writing
 from qbheat_jax.train import metrics
 
 
@@ -20,7 +20,7 @@ def name(config):
 
 def write(workdir, config, result, curve):
     """WORKDIR/config.json, metrics.jsonl (curve: the chosen head's lines) and, last, result.json."""
-    try:
+    with writing(f"--workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         atomic.write(workdir / "config.json", config_lib.to_json(config))
         writer = metrics.Writer(workdir)
@@ -28,8 +28,6 @@ def write(workdir, config, result, curve):
             writer.write(line["step"], {name: value for name, value in line.items() if name != "step"})
         writer.close()
         atomic.write(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
 
 
 def line(result):

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from qbheat_jax import atomic
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, writing
 from qbheat_jax.report import charts, load_run, tiles
 from qbheat_jax.report import text as text_lib
 from qbheat_jax.report.template import template
@@ -61,11 +61,9 @@ def write(folder):
     if found is None:
         raise UserError(f"{folder} holds no analysis: there is no analysis.json in it that can be read")
     page = template("analysis_page.html.j2").render(analysis=found, shown=load_run.shown(folder))
-    try:
+    with writing(folder):
         atomic.write(folder / "index.html", page)
         atomic.write(folder / "spectra.svg", charts.alone(found["operators"]["svg"]))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     return folder / "index.html"
 
 

@@ -4,7 +4,7 @@ import pathlib
 import statistics
 
 from qbheat_jax import atomic, pytree
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, writing
 from qbheat_jax.ops import quarters
 from qbheat_jax.report import analysis_page, charts, environment, load_run, operator_text, probes, sample, tiles
 from qbheat_jax.report import text as text_lib
@@ -31,14 +31,12 @@ def write(workdir, model=None, images=None):
     context = _context(run, model, images)
     text = page.render(context)
     path = pathlib.Path(run.path) / "report" / "index.html"
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(path, text)
         if context["blocks"]:
             made = {block["quarter"]: block["made"] for block in context["blocks"]}
             tiles.sheet(context["sample"].images[:SHEET], made).save(path.with_name("reconstructions.png"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path
 
 

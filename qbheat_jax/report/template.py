@@ -1,7 +1,7 @@
 """The pages' templates, which all begin with base.html.j2 and its style sheet, and how pages are written."""
 
 from qbheat_jax import atomic
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, writing
 from qbheat_jax.report import text
 
 
@@ -25,9 +25,7 @@ def template(file):
 
 def save(path, page):
     """Writes a page, whole at any time, and the folder it lies in -> its path. UserError where it cannot be written."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(path, page)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path
