@@ -9,11 +9,13 @@ instead set `warmup_epochs`, `warmup_examples` or `warmup_percent` (of the run),
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import math
 import os
+import sys
 from typing import Any
 
 import ml_collections
@@ -473,11 +475,27 @@ def read(path):
         raise UserError(f"--config {path}: a python file with get_config() is needed")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
+        with _importable(os.path.dirname(os.path.abspath(path))):
+            spec.loader.exec_module(module)
+            config = module.get_config()
         return config if isinstance(config, dict) else config.to_dict()
     except (Exception, SystemExit) as error:  # whatever a config file may do wrong, it is the file that is at fault
         raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _importable(folder):
+    """Let a config import the files beside it by their names; forget these afterwards, as other folders have the same names."""
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        for name in set(sys.modules) - before:
+            if os.path.dirname(getattr(sys.modules[name], "__file__", None) or "") == folder:
+                del sys.modules[name]
 
 
 def _lookup(key, fields):

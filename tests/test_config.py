@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import ml_collections
 import numpy as np
@@ -432,3 +433,16 @@ def test_configs_differ_by_value_and_unit(saved, now, differs):
     for name in ("ema", "heat"):
         as_json.pop(name)
     assert config_lib.differing(as_json | {"gone": 1}, now) == found
+
+
+def test_a_config_imports_the_file_beside_it(tmp_path):
+    """Each folder its own, though the names are the same, and nothing stays imported."""
+    for number in (3, 4):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "base.py").write_text(f"def get_config():\n    return {{'seed': {number}}}\n")
+        (folder / "mine.py").write_text(
+            "from base import get_config as base\n\n\ndef get_config():\n    return base() | {'keep': 2}\n"
+        )
+        assert config_lib.read(folder / "mine.py") == {"seed": number, "keep": 2}
+        assert "base" not in sys.modules and str(folder) not in sys.path
