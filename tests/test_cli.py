@@ -76,11 +76,11 @@ def test_python_m_is_the_same_command():
 
 RESTARTED = """
 import os, sys
-from qbheat_jax import machine
-machine.vendors = lambda: set(sys.argv[2:])
+from qbheat_jax.train import runtime
+runtime.vendors = lambda: set(sys.argv[2:])
 print("started", os.getpid(), flush=True)
-machine.tune_malloc()
-print(os.environ.get(machine.TUNABLES), *sys.argv[1:], *sys.warnoptions)
+runtime.tune_malloc()
+print(os.environ.get(runtime.TUNABLES), *sys.argv[1:], *sys.warnoptions)
 """
 
 
