@@ -158,8 +158,11 @@ def _torch(path):
             tree = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"asks for {asked[1]}, which could run code" if asked else "is damaged, or holds more than plain data"
-        raise UserError(f"{path} {what}: it was refused, and nothing in it was run; {_ADVICE}") from error
+        what = f" ({asked[1]})" if asked else ""
+        raise UserError(
+            f"{path} is damaged, or its pickle asks for more than tensors and plain data{what}: it was refused, and nothing "
+            f"in it was run; {_ADVICE}"
+        ) from error
     except Exception as error:  # RuntimeError, EOFError, and others from a torn pickle
         raise UserError(f"{path} is truncated or damaged: {first_line(error, 160)}") from error
     return _as_numpy(tree, torch, path)
