@@ -1,4 +1,4 @@
-"""What `qbheat analyse` found, for a page: its files in; charts, tables, tiles and sentences out."""
+"""The page of `qbheat analyse`: charts, tables and tiles of its files."""
 
 import json
 import pathlib
@@ -12,19 +12,19 @@ from qbheat_jax.report import text as text_lib
 from qbheat_jax.report.template import template
 
 FOLDER = "analysis"
-# Below this R^2 a curve leaves the chart: a guess that is worse than the mean map by more than that is simply wrong.
+# R^2 below which a curve leaves the chart.
 LOWEST = -0.5
 
 _NAMES = {
     "learnt": "learnt A and B", "fitted": "fitted maps", "copy": "copying",
     "shuffled": "fitted, positions shuffled", "random": "fitted, untrained encoder",
 }  # fmt: skip
-# The parts of the grid in words, after the single steps.
+# Names of the parts of the grid that are no single step.
 _PARTS = {"diagonal": "diagonal", "hidden": "all hidden cells"}
 
 
 def read(folder):
-    """What a page shows of the analysis in a folder -> dict for analysis.html.j2, or None where there is none."""
+    """Return the variables of analysis.html.j2 for the analysis in a folder, or None where there is none."""
     folder = pathlib.Path(folder)
     try:
         result = json.loads((folder / "analysis.json").read_text())
@@ -32,7 +32,7 @@ def read(folder):
             arrays = dict(file)
     except (OSError, ValueError):
         return None
-    result.setdefault("reconstructed", result["placements"])  # of analyses made when these were all
+    result.setdefault("reconstructed", result["placements"])  # older files lack it
     trained = "trained" if result["init"] != "random" else "random"
     rows = _Rows(result["rows"], trained)
     return {
@@ -55,7 +55,7 @@ def read(folder):
 
 
 def write(folder):
-    """Writes index.html, a page of the analysis alone, and spectra.svg into its folder -> the page's path."""
+    """Write index.html and spectra.svg into the folder of an analysis. Return the page's path."""
     folder = pathlib.Path(folder)
     found = read(folder)
     if found is None:
@@ -68,13 +68,13 @@ def write(folder):
 
 
 class _Rows:
-    """The rows of figures, those of one test, predictor, direction, ... found again."""
+    """Rows of figures, found by test, predictor, direction and so on."""
 
     def __init__(self, rows, trained):
         self.rows, self.trained = rows, trained
 
     def find(self, test, predictor, direction=None, distance=None, encoder=None, positions="true"):
-        """Rows of one kind, in their order; direction: a prefix, so that "x" is "x+" and "x-"."""
+        """Return the rows of one kind in their order. `direction` is a prefix: "x" means "x+" and "x-"."""
         return [
             row
             for row in self.rows
@@ -85,7 +85,7 @@ class _Rows:
         ]
 
     def mean(self, *where, **more):
-        """(r2, low, high), each the mean over the rows found, or None where there are none."""
+        """Return (r2, low, high), each the mean over the rows found, or None without rows."""
         rows = self.find(*where, **more)
         return tuple(float(np.mean([row[key] for row in rows])) for key in ("r2", "low", "high")) if rows else None
 
@@ -111,7 +111,7 @@ def _summary(rows):
 
 
 def _derivatives(rows):
-    """Chart of how well one derivative tells the other, with the two controls."""
+    """Return the chart of R^2 of one derivative from the other, with the two controls."""
     lines = []
     kinds = [(rows.trained, "true", "learnt" if rows.trained == "trained" else "random")]
     kinds += [("random", "true", "random")] * (rows.trained == "trained")
@@ -128,7 +128,7 @@ def _derivatives(rows):
 
 
 def _steps(rows, axis):
-    """Chart of prediction over a distance along an axis, the mean of both ways, with the controls."""
+    """Return the chart of R^2 over a distance along an axis, the mean of both ways, with the controls."""
     curves = []
     distances = sorted({row["distance"] for row in rows.find("step", "fitted", axis)})
     kinds = [("learnt", "learnt", {}), ("fitted", "fitted", {}), ("copy", "copy", {})]
@@ -145,7 +145,7 @@ def _steps(rows, axis):
 
 
 def _quarters(rows):
-    """The table of the continued quarters, or None: a line a part of the grid, a column a predictor."""
+    """Return the table of extrapolated quarters by part of the grid and predictor, or None."""
     predictors = [name for name in ("learnt", "fitted", "copy") if rows.find("quarter", name, "hidden")]
     if not predictors:
         return None
@@ -164,7 +164,7 @@ def _quarters(rows):
 
 
 def _operators(result):
-    """Charts and numbers of the operators, fitted and learnt."""
+    """Return charts and figures of the fitted and learnt operators."""
     curves = []
     for key, operator in result["operators"].items():
         for name, values in operator["growth"].items():
@@ -202,7 +202,7 @@ def _operators(result):
 
 
 def _drift(rows):
-    """[(step, norms and distances to the last, each {name: number}), ...], or [] of a single checkpoint."""
+    """Return [(step, its rows)] of the checkpoints, or [] of a single one."""
     steps = dict.fromkeys(row["step"] for row in rows)
     if len(steps) < 2:
         return []
@@ -210,7 +210,7 @@ def _drift(rows):
 
 
 def _cards(arrays):
-    """Tiles of each image shown as features."""
+    """Return the tiles of the feature maps, one dict for each image."""
     cards = []
     for i in range(len(arrays["images"])):
         card = {
@@ -235,7 +235,7 @@ def _cards(arrays):
 
 
 def _decoded(result, arrays):
-    """Tiles of what the decoder made, or None where there is none."""
+    """Return the tiles of the reconstructions, or None without any."""
     if "reconstructed" not in arrays:
         return None
     rows = [
@@ -252,7 +252,7 @@ def _decoded(result, arrays):
 
 
 def _spread(folder):
-    """{"moving", "still"}: data URIs of the animation and of its last frame, or None."""
+    """Return the data URIs {"moving", "still"} of the animation and of its last frame, or None."""
     try:
         moving, still = ((folder / f"{name}.png").read_bytes() for name in ("spread", "spread_end"))
     except OSError:
@@ -261,6 +261,6 @@ def _spread(folder):
 
 
 def _downloads(folder):
-    """[(file name, data URI), ...]"""
+    """Return [(file name, data URI)] of the files with all figures."""
     kinds = {"analysis.csv": "text/csv", "analysis.json": "application/json"}
     return [(name, tiles.uri((folder / name).read_bytes(), kind)) for name, kind in kinds.items()]

@@ -1,16 +1,16 @@
-"""The page of a comparison: result.json of `qbheat compare` in, one self-contained HTML file out."""
+"""The page of a comparison: write one self-contained HTML file from the result of `qbheat compare`."""
 
 from qbheat_jax.report import charts, environment, load_run, text
 from qbheat_jax.report.template import save, template
 
 
 def write(result, workdir):
-    """Writes WORKDIR/report/index.html (workdir: a path) -> its path. UserError where matplotlib or jinja2 is missing."""
+    """Write WORKDIR/report/index.html and return its path. Raise UserError where matplotlib or jinja2 is missing."""
     return save(workdir / "report" / "index.html", template("comparison.html.j2").render(context(result)))
 
 
 def context(result):
-    """Everything that the template names."""
+    """Return the variables of the template."""
     best = {probe: _best(result, probe) for probe in result["probes"]}
     return {
         "result": result,
@@ -39,7 +39,7 @@ def _mean(result, name, probe):
 
 
 def _ranked(result, probe):
-    """Names of the trained methods that have a figure, the best first."""
+    """Return the names of the trained methods that have a figure, the best first."""
     names = [n for n, m in result["methods"].items() if m["trained"] and _mean(result, n, probe) is not None]
     return sorted(names, key=lambda name: -_mean(result, name, probe))
 
@@ -76,11 +76,11 @@ def _drawn(result, probe):
 
 
 def _charts(result, probe, number):
-    """The SVGs of one probe: all seeds, and the means against what the pre-training cost."""
+    """Return the SVGs of one probe: all seeds, and the means against the cost of pre-training."""
     rows = [
         (_label(name), _kind(m), list(m["probes"][probe]["seeds"].values()))
         for name, m in result["methods"].items()
-        if m["encoder"] or name == "random"  # the others lie so far below that seeds could not be told apart
+        if m["encoder"] or name == "random"  # others lie so far below that the seeds would not show
     ]
     costs = {}
     for key, label in (("seconds", "seconds of pre-training"), ("pflops", "10\u00b9\u2075 operations of pre-training")):

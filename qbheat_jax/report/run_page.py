@@ -1,4 +1,4 @@
-"""Puts the page together: what `gather` read and what the model makes of some images, through the template."""
+"""The page of a run: figures of its files and reconstructions by its model, as one HTML file."""
 
 import pathlib
 import statistics
@@ -15,10 +15,15 @@ SHEET = 10
 
 
 def write(workdir, model=None, images=None):
-    """Writes WORKDIR/report/index.html, and reconstructions.png beside it -> the page's path.
+    """Write WORKDIR/report/index.html and reconstructions.png beside it. Return the page's path.
 
-    model: as `qbheat_jax.load(workdir)` gives it, which is what is used by default. images: a `sample.Sample` to show
-    instead of images of the run's own data. Raises UserError where the workdir holds no run.
+    Args:
+      workdir: of a run.
+      model: api.Model; by default `qbheat_jax.load(workdir)`.
+      images: `sample.Sample` to show instead of images of the run's own data.
+
+    Raises:
+      UserError: the workdir holds no run.
     """
     run = load_run.read(workdir)
     page = template("page.html.j2")
@@ -41,12 +46,12 @@ def write(workdir, model=None, images=None):
 
 
 def _context(run, model, images):
-    """Everything that the template names."""
+    """Return the variables of the template."""
     shown, no_images = images, ""
     if shown is None:
         try:
             shown = sample.draw(run.config)
-        except UserError as error:  # The data need not be where the page is made.
+        except UserError as error:  # the page may be written on a machine without the data
             no_images = str(error)
     if shown is not None and not len(shown.images):
         shown, no_images = None, "none of its images could be read"
@@ -54,7 +59,7 @@ def _context(run, model, images):
     encoder = pytree.count(params["encoder"]) if params.get("encoder") else None
     reconstructs = run.config.objective == "qbheat"
     if shown is not None and not reconstructs:
-        no_images = f"a run of {run.method} does not continue images from a quarter, as one of QB-Heat does"
+        no_images = f"{run.method} does not extrapolate images from a quarter"
     blocks = pictures(model, shown, run.config) if shown is not None and reconstructs else []
     validation = run.config.data.eval_split or "val"
     context = {
@@ -82,7 +87,7 @@ def _context(run, model, images):
 
 
 def pictures(model, shown, config):
-    """For each placement of the run: tiles of the first images, and mean errors over all of them."""
+    """Return for each placement of the run the tiles of the first images and the mean errors over all images."""
     blocks, placements = [], quarters.PLACEMENT_SETS[config.quarter.placements]
     for quarter in placements:
         made = tiles.reconstruct(model, shown.images, quarter)
@@ -121,7 +126,7 @@ def pictures(model, shown, config):
 
 
 def loss_chart(run, validation):
-    """Chart and words on the loss, or None where nothing was logged."""
+    """Return the chart and figures of the loss, or None where nothing was logged."""
     train, val = run.series("train/loss"), run.series(f"{validation}/loss")
     if not train[0] and not val[0]:
         return None
@@ -137,7 +142,7 @@ def loss_chart(run, validation):
 
 
 def headlines(run, tables, validation, blocks):
-    """The few numbers at the top: [(value, what it is, what to compare it with)]."""
+    """Return the figures at the top of the page, [(value, what it is, what it compares with)]."""
     cards = []
     for table in tables:
         ours = table["ours"]

@@ -1,4 +1,4 @@
-"""The pages' templates, which all begin with base.html.j2 and its style sheet, and how pages are written."""
+"""Load the pages' templates, which extend base.html.j2, and write pages."""
 
 from qbheat_jax import atomic
 from qbheat_jax.errors import UserError, writing
@@ -6,7 +6,7 @@ from qbheat_jax.report import text
 
 
 def template(file):
-    """A template of this folder. Raises UserError where jinja2 is missing."""
+    """Return a template of this folder. Raise UserError where jinja2 is missing."""
     try:
         import jinja2
     except ImportError as error:
@@ -24,7 +24,7 @@ def template(file):
 
 
 def save(path, page):
-    """Writes a page, whole at any time, and the folder it lies in -> its path. UserError where it cannot be written."""
+    """Write a page atomically, make its folder, and return its path. Raise UserError where it cannot be written."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(path, page)

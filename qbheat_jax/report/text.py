@@ -37,18 +37,18 @@ _OWN = {
     "supervised": ("supervised",),
 }
 PROTOCOLS = {
-    "lin": "a linear classifier on the frozen encoder's averaged features",
+    "lin": "linear classifier on the frozen encoder's pooled features",
     "tran-1": "one transformer block and a linear classifier on the frozen encoder's feature map",
     "tran-4": "four transformer blocks and a linear classifier on the frozen encoder's feature map",
-    "knn": "the votes of the nearest training images, by the frozen encoder's averaged features",
-    "dense": "a detector that looks at every cell of the encoder's maps",
-    "detr": "a detector whose queries look at the encoder's maps",
-    "finetune": "the encoder and a linear classifier, trained together from end to end",
+    "knn": "votes of the nearest training images by the frozen encoder's pooled features",
+    "dense": "dense detector on the encoder's maps",
+    "detr": "DETR detector on the encoder's maps",
+    "finetune": "encoder and linear classifier trained end to end",
 }
 
 
 def number(value, digits=3):
-    """Significant digits for people: 1500 -> 1,500; 0.00015 -> 0.00015; None or not finite -> a dash."""
+    """Format a number with significant digits: 1500 -> 1,500; 0.00015 -> 0.00015; None or not finite -> a dash."""
     if isinstance(value, bool) or isinstance(value, str):
         return str(value)
     if value is None or not math.isfinite(value):
@@ -66,7 +66,7 @@ def number(value, digits=3):
 
 
 def percent(fraction, spread=None):
-    """0.8123 -> 81.2 %; with a spread, 81.2 \u00b1 0.4 %."""
+    """Format a fraction: 0.8123 -> 81.2 %; with a spread, 81.2 \u00b1 0.4 %."""
     if fraction is None:
         return NONE
     more = f" \u00b1 {100 * spread:.1f}" if spread is not None else ""
@@ -74,12 +74,12 @@ def percent(fraction, spread=None):
 
 
 def points(difference):
-    """A difference of fractions in points, signed: 0.152 -> +15.2."""
+    """Format a difference of fractions in signed points: 0.152 -> +15.2."""
     return NONE if difference is None else f"{100 * difference:+.1f}".replace("-", MINUS)
 
 
 def duration(seconds):
-    """51.3 -> 51 s; 184 -> 3 min 4 s; 5000 -> 1 h 23 min."""
+    """Format seconds: 51.3 -> 51 s; 184 -> 3 min 4 s; 5000 -> 1 h 23 min."""
     if seconds is None:
         return NONE
     if seconds < 10:
@@ -92,20 +92,20 @@ def duration(seconds):
 
 
 def millions(count):
-    """How many parameters: 5812345 -> 5.81 million; 84210 -> 84.2 thousand."""
+    """Format a count: 5812345 -> 5.81 million; 84210 -> 84.2 thousand."""
     if count < 1000:
         return str(count)
     return f"{count / 1e6:.3g} million" if count >= 1e6 else f"{count / 1e3:.3g} thousand"
 
 
 def placement(quarter):
-    """Placement index -> words for the visible block: 0 -> top left."""
+    """Return the name of the visible block of a placement: 0 -> top left."""
     name = quarters.NAMES[quarter].replace("-", " ")
     return "centre" if name == "middle center" else name.replace("center", "centre")
 
 
 def setting(value):
-    """One value of the config as a reader would type it."""
+    """Format one value of the config as a user types it."""
     if isinstance(value, (tuple, list)):
         return ", ".join(map(setting, value))
     if value in ("", None):
@@ -114,7 +114,7 @@ def setting(value):
 
 
 def document(key, fields):
-    """What a config field means. `warmup_epochs` and its like borrow the words of `warmup`."""
+    """Return the meaning of a config field; `warmup_epochs` has that of `warmup`."""
     if key in fields:
         return fields[key].doc
     base, _, unit = key.rpartition("_")
