@@ -1,4 +1,4 @@
-"""A workdir -> one file for others: .safetensors and .npz by PyTorch's names, .stablehlo to run as it is."""
+"""Export a workdir to one file: .safetensors and .npz by PyTorch's names, or .stablehlo, a program."""
 
 import json
 import logging
@@ -19,15 +19,25 @@ ENDINGS = (".safetensors", ".npz", ".stablehlo")
 
 
 def export(directory, target, *, image_size=0, overwrite=False):
-    """The encoder, and classifier if there is one, of a workdir -> `target`, and a model card beside it -> facts dict.
+    """Write the encoder and classifier of a workdir to `target` atomically, and a model card beside it.
 
-    By PyTorch's names every weight is the checkpoint's, bit for bit. `image_size`: pixels a side, 0 for the workdir's.
-    UserError for another ending, a file that exists (unless `overwrite`), and a disk that refuses; `target` is never
-    seen half written.
+    By PyTorch's names every weight is the checkpoint's, bit for bit.
+
+    Args:
+      directory: the workdir.
+      target: a path that ends in one of ENDINGS.
+      image_size: pixels a side; 0 for the workdir's.
+      overwrite: whether an existing file is replaced.
+
+    Returns:
+      Dict of facts: "to", "encoder", "image_size", "tensors", "bytes", "sha256", "parameters", "card".
+
+    Raises:
+      UserError: the ending is unknown, the file exists, or the disk refuses.
     """
     target = pathlib.Path(target)
     if target.suffix not in ENDINGS:
-        raise UserError(f"--to {target}: the ending says what is written, one of {', '.join(ENDINGS)}")
+        raise UserError(f"--to {target}: the name must end in one of {', '.join(ENDINGS)}")
     if target.is_dir():
         raise UserError(f"--to {target} is a directory: name a file")
     if target.exists() and not overwrite:
@@ -53,7 +63,7 @@ def export(directory, target, *, image_size=0, overwrite=False):
 
 
 def torch_arrays(model):
-    """{PyTorch's name: array in PyTorch's layout} of an api.Model's encoder and classifier."""
+    """Return {PyTorch's name: array in PyTorch's layout} of an api.Model's encoder and classifier."""
     config = model.config
     leaves = {
         path: np.asarray(leaf)
@@ -66,7 +76,7 @@ def torch_arrays(model):
 
 
 def _fixed_position(model):
-    """A ViT's fixed position code as the table that PyTorch's models keep it in; {} for every other encoder."""
+    """Return a ViT's fixed position code as PyTorch's table {"pos_embed": array}; {} for other encoders."""
     config, encoder = model.config, model.encoder
     if getattr(encoder, "position", "") != "sincos":
         return {}
@@ -91,14 +101,14 @@ def _save(path, arrays, suffix, config):
 
 
 def _atomically(target, write):
-    """`write(path)` beside the target, then moved over it."""
+    """Call `write(path)` on a path beside the target, then move it over the target."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(target) as part:
             write(part)
     except UserError:
         raise
-    except Exception as error:  # safetensors has an error of its own around the system's
+    except Exception as error:  # safetensors wraps the system's error
         if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
         reason = os.strerror(error.errno) if getattr(error, "errno", None) else str(error)
@@ -118,7 +128,7 @@ def _card(target, model, directory, facts):
 
 
 def _origin(directory):
-    """The card's row on the file that a ported workdir was made of."""
+    """Return the card's row on the file that a ported workdir was made of."""
     try:
         there = json.loads((directory / "provenance.json").read_text())
         return [("source", f"`{there['source']}`, SHA-256 `{there['sha256']}`")]

@@ -1,4 +1,4 @@
-"""Checkpoints in several parts: read through the index file that lists them; a part by itself is refused."""
+"""Checkpoints in several parts, read through the index file that lists them. A part alone is refused."""
 
 import json
 import pathlib
@@ -10,12 +10,12 @@ _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{2,})-of-(?P<count>\d{2,})(?P<end
 
 
 def is_index(path, head):
-    """Whether a file that begins with `head` is an index: JSON with a weight_map, {name of an array: its file}."""
+    """Return whether a file that begins with `head` is an index: JSON with a weight_map, {array: file}."""
     return head.lstrip()[:1] == b"{" and b"\0" not in head[:8] and isinstance(_loaded(path).get("weight_map"), dict)
 
 
 def parts(path):
-    """The files, in order, that an index file lists; [] for any other file."""
+    """Return the files that an index file lists, in order; [] for any other file."""
     path = pathlib.Path(path)
     with path.open("rb") as file:
         head = file.read(16)
@@ -23,7 +23,7 @@ def parts(path):
 
 
 def read(path, reader):
-    """An index file -> (tree, format), as `reader` of each of its parts gives them. UserError for one that is not there."""
+    """Return (tree, format) of an index file, from `reader` of each part. Raise UserError where a part is missing."""
     places = _weight_map(path)
     tree, formats = {}, set()
     files = _names(path, places)
@@ -46,7 +46,7 @@ def read(path, reader):
 
 
 def check_whole(path):
-    """UserError for a file whose name says that it is one part of several."""
+    """Raise UserError for a file whose name is that of one part of several."""
     match = _PART.fullmatch(path.name)
     if not match or int(match["count"]) < 2:
         return
@@ -71,7 +71,7 @@ def _weight_map(path):
 
 
 def _names(path, places):
-    """The names of an index file's parts. UserError for one that is no plain name, or none at all."""
+    """Return the names of an index file's parts. Raise UserError unless they are names of files beside it."""
     names = sorted({str(name) for name in places.values()})
     strange = [name for name in names if pathlib.PurePath(name).name != name]
     if strange or not names:

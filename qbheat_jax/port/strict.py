@@ -1,4 +1,4 @@
-"""A file against a model, name by name: nothing missing, nothing left over, every shape right, or the likeliest cause."""
+"""Check a file against a model: no name missing, none left over, every shape right. Name the likely cause of differences."""
 
 import dataclasses
 import itertools
@@ -11,13 +11,13 @@ from qbheat_jax.models import registry
 from qbheat_jax.port import names, shapes, tables
 
 LISTED = 10
-# Another architecture is named as the cause if no more of its names than this are wrong.
+# Share of wrong names up to which another architecture is named as the cause.
 NEAR = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-    """Of a file from a model: {name: shape} missing and extra, {name: (shape found, shape wanted)} misshapen."""
+    """Differences of a file from a model: {name: shape} missing and extra, {name: (found, wanted)} misshapen."""
 
     missing: dict
     extra: dict
@@ -27,7 +27,7 @@ class Differences:
         return len(self.missing) + len(self.extra) + len(self.misshapen)
 
     def only(self, keep):
-        """Those whose name `keep` says yes to."""
+        """Return the differences whose name fulfils `keep`."""
         return Differences(*({n: v for n, v in part.items() if keep(n)} for part in dataclasses.astuple(self)))
 
     def lines(self):
@@ -41,7 +41,15 @@ class Differences:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a file's names become a model's: `wanted` {path: PyTorch's name}, `dialect`, `differences`, `left` names."""
+    """How a file's names map to a model.
+
+    Attributes:
+      wanted: {path: PyTorch's name}.
+      dialect: as of Table.dialect_of.
+      differences: Differences.
+      ignored: names that flax does not need.
+      dropped: names of the classifier, where it is dropped.
+    """
 
     wanted: dict
     dialect: str
@@ -51,7 +59,7 @@ class Plan:
 
 
 def plan(found, config, table):
-    """found {name: shape} of a file against the model of a config -> Plan."""
+    """Return the Plan of a file's {name: shape} for the model of a config."""
     wanted_shapes = shapes.of(config)
     dialect = table.dialect_of(wanted_shapes, found)
     wanted = table.torch_names(wanted_shapes, dialect)
@@ -70,7 +78,7 @@ def plan(found, config, table):
 
 
 def check(plan, found, config, table, source, wrappers):
-    """Raises UserError, one sentence with the likeliest cause and the first differences, unless the file fits."""
+    """Raise UserError with the likely cause and the first differences, unless the file fits."""
     if not len(plan.differences):
         return
     lines = plan.differences.lines()
@@ -84,7 +92,7 @@ def check(plan, found, config, table, source, wrappers):
 
 
 def likeliest(plan, found, config, table, wrappers):
-    """What the user most probably did: words, or "" where nothing is known."""
+    """Return the likely cause of the differences, or "" where it is unknown."""
     encoder = plan.differences.only(lambda name: not table.is_head(name))
     if len(encoder):
         return _other_architecture(encoder, found, config, table) or _prefix(plan, found)
@@ -109,7 +117,7 @@ def _head(plan, found, config, table, wrappers):
 
 
 def _other_architecture(ours, found, config, table):
-    """The architecture, or the stride of this one, that the file fits best, if it nearly does."""
+    """Name the architecture or stride that the file nearly fits; "" where there is none."""
     best, least = None, len(ours)
     for arch in registry.names():
         try:
@@ -135,7 +143,7 @@ def _other_architecture(ours, found, config, table):
 
 
 def _prefix(plan, found):
-    """A prefix on every name, below which not quite an encoder of here lies."""
+    """Name a prefix that all names share and that hides some wanted names; "" where there is none."""
     wanted = set(plan.wanted.values())
     prefix = os.path.commonprefix(list(found)).rpartition(".")[0]
     if prefix and wanted & {name.removeprefix(f"{prefix}.") for name in found}:
