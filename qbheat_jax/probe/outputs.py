@@ -1,4 +1,4 @@
-"""The result of a probe: as a file, as a line, and several as a table."""
+"""Results of probes as files, lines and tables."""
 
 import json
 
@@ -9,7 +9,7 @@ from qbheat_jax.train import metrics
 
 
 def name(config):
-    """What a probe is called in file names: its protocol and, few-shot, the share of the labels it had.
+    """Return a probe's name for files: its protocol and, few-shot, the share of labels.
 
     >>> name(config_lib.resolve({"protocol": "tran-1", "data.fraction": 0.01}, config_lib.PROBE))
     'tran-1-1pct'
@@ -19,7 +19,7 @@ def name(config):
 
 
 def write(workdir, config, result, curve):
-    """WORKDIR/config.json, metrics.jsonl (curve: the chosen head's lines) and, last, result.json."""
+    """Write WORKDIR/config.json, metrics.jsonl (`curve`: the chosen head's lines) and, last, result.json."""
     with writing(f"--workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         atomic.write(workdir / "config.json", config_lib.to_json(config))
@@ -31,7 +31,7 @@ def write(workdir, config, result, curve):
 
 
 def line(result):
-    """One result in one line."""
+    """Return one result as one line."""
     return (
         f"{_protocol(result)} of {result['init']}: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f} on "
         f"{result['n']} {_split(result)} images ({result['seconds']:.0f} s)"
@@ -39,7 +39,7 @@ def line(result):
 
 
 def table(results):
-    """Results as a Markdown table, with the accuracy of always naming the commonest class as its last row."""
+    """Return results as a Markdown table, whose last row is the accuracy of always naming the commonest class."""
     rows = [("protocol", "init", "top-1", "top-5", "held-out", "images", "chosen", "seed")]
     for r in results:
         held_out = f"{r['holdout_top1']:.3f}" if r.get("holdout_top1") is not None else "-"
