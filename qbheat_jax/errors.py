@@ -44,11 +44,17 @@ def writing(place, exit_code=BAD_INPUT):
         raise UserError(f"{place} cannot be written: {reason}", exit_code=exit_code) from error
 
 
+_LISTED = 30  # names that an error lists beside the nearest
+
+
 def unknown(what, name, known):
-    """Return the UserError of an unknown name, with the nearest of the known ones, or all where none is near.
+    """Return the UserError of an unknown name, with the nearest of the known ones, and all where they are few.
 
     >>> str(unknown("config field sed", "sed", ["seed", "dtype"]))
-    'config field sed is unknown; did you mean seed?'
+    'config field sed is unknown; did you mean seed? there are seed, dtype'
     """
     near = difflib.get_close_matches(str(name), list(known), 1, 0.5)
-    return UserError(f"{what} is unknown; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"))
+    hints = [f"did you mean {near[0]}?"] if near else []
+    if not near or len(known) <= _LISTED:
+        hints.append(f"there are {', '.join(known)}")
+    return UserError(f"{what} is unknown; {' '.join(hints)}")

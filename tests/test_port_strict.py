@@ -87,7 +87,7 @@ def test_missing_extra_and_misshapen_names_are_listed_ten_of_them():
     assert "missing layer1.0.bn1.bias [64]" in message and "more)" not in message
     for n in range(20):
         found[f"extra{n}"] = (n,)
-    assert said(found, "resnet18").endswith("extra extra6 [6], and 13 more)")
+    assert said(found, "resnet18").endswith("extra extra6 [6], and 13 more")
 
 
 @pytest.mark.parametrize(
