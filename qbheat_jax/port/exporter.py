@@ -1,5 +1,6 @@
 """Export a workdir to one file: .safetensors and .npz by PyTorch's names, or .stablehlo, a program."""
 
+import io
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import pathlib
 import numpy as np
 
 from qbheat_jax import api, atomic, pytree
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.errors import RUN_FAILED, UserError, writing
 from qbheat_jax.models import registry
 from qbheat_jax.models.layers import sincos_2d
 from qbheat_jax.port import card, files, importer, names, tables
@@ -50,11 +51,13 @@ def export(directory, target, *, image_size=0, overwrite=False):
         from qbheat_jax.port import stablehlo
 
         data = stablehlo.serialise(model)
-        _atomically(target, lambda path: path.write_bytes(data))
     else:
         arrays = torch_arrays(model)
         facts["tensors"] = len(arrays)
-        _atomically(target, lambda path: _save(path, arrays, target.suffix, model.config))
+        data = _file(arrays, target.suffix, model.config)
+    with writing(target, RUN_FAILED):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write(target, data)
     facts |= {"bytes": target.stat().st_size, "sha256": files.sha256(target)}
     facts["parameters"] = card.parameters(model.variables["params"])
     facts["card"] = str(_card(target, model, directory, facts))
@@ -87,33 +90,17 @@ def _fixed_position(model):
     return {"pos_embed": np.concatenate([extra, code], 1)}
 
 
-def _save(path, arrays, suffix, config):
+def _file(arrays, suffix, config):
+    """Return the bytes of a .npz or .safetensors file of {name: array}."""
     if suffix == ".npz":
-        with path.open("wb") as file:
-            np.savez(file, **arrays)
-        return
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
     try:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
     except ImportError:
         raise UserError(".safetensors needs the safetensors library: pip install safetensors") from None
-    metadata = {"format": "pt", "architecture": config.encoder.name, "image_size": str(config.image_size)}
-    save_file(arrays, path, metadata)
-
-
-def _atomically(target, write):
-    """Call `write(path)` on a path beside the target, then move it over the target."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(target) as part:
-            write(part)
-    except UserError:
-        raise
-    except Exception as error:  # safetensors wraps the system's error
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
-        reason = os.strerror(error.errno) if getattr(error, "errno", None) else str(error)
-        reason = f"{target.parent} is a file" if isinstance(error, FileExistsError) else reason
-        raise UserError(f"{target} cannot be written: {reason}", exit_code=RUN_FAILED) from error
+    return save(arrays, {"format": "pt", "architecture": config.encoder.name, "image_size": str(config.image_size)})
 
 
 def _card(target, model, directory, facts):
