@@ -148,8 +148,8 @@ def headlines(run, tables, validation, blocks):
         ours = table["ours"]
         if ours:
             what = f"top-1 accuracy, {table['protocol']}" + (f" on {table['data']}" if table["data"] else "")
-            compared = f"{text_lib.points(ours['against'])} points against random initialisation"
-            compared = compared if ours["against"] is not None else ""
+            points = text_lib.points(ours["against"])
+            compared = "" if ours["against"] is None else f"{points} points against random initialisation"
             cards.append((text_lib.percent(ours["top1"], ours["top1_spread"]), what, compared))
     loss, variance = run.last(f"{validation}/loss"), run.last(f"{validation}/variance")
     if loss is not None and variance:
