@@ -8,7 +8,6 @@ from qbheat_jax import config as config_lib
 from qbheat_jax import methods
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
-from qbheat_jax.models.vit import ViT
 from qbheat_jax.tools.bench import peers
 from qbheat_jax.train import runtime
 
@@ -98,9 +97,8 @@ def _check_encoders(o):
 def supervised(o, name):
     """The config by which encoder `name` is trained as a classifier; of a ViT as released, for its twin's sake."""
     fields = {"objective": "supervised", "image_size": o.size, "head.classes": o.classes, **_common(o, name)}
-    encoder = registry.encoder(name)
-    if isinstance(encoder, ViT):
-        grid = o.size // encoder.stride
+    if "position" in registry.ENCODERS[name].options:
+        grid = o.size // registry.encoder(name).stride
         fields |= {"encoder.class_token": True, "encoder.position": "learnt", "encoder.grid": grid}
     return config_lib.resolve(fields)
 
