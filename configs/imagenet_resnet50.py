@@ -16,26 +16,11 @@ The comparators, with the same encoder, images and number of epochs:
     --config.objective supervised --config.supervised.label_smoothing 0.1 --config.supervised.colour_jitter 0.4
 """
 
-from ml_collections import ConfigDict
+from imagenet_w720 import get_config as base
 
 
 def get_config():
-    config = ConfigDict()
-    config.seed = 0
-    config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"
-    config.data.processes = 64  # but at most one a core
-    config.image_size = 256
-    config.batch_size = 1024
-    config.total_epochs = 300
-    config.encoder = ConfigDict()
+    config = base()
     config.encoder.name = "resnet50"
     config.encoder.stride = 16  # the last stage does not stride: 16 x 16 cells, of which 8 x 8 are visible
-    config.dtype = "bfloat16"
-    config.learning_rate = 1.5e-4  # for 256 images, so 6e-4 for the batch of 1024
-    config.warmup_epochs = 15.0
-    config.log_every = 100
-    config.eval_every_epochs = 10.0
-    config.images_every_epochs = 10.0
-    config.checkpoint_every_epochs = 5.0
     return config

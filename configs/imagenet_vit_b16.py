@@ -19,27 +19,14 @@ The comparators, with the same encoder, images and number of epochs:
     --config.objective supervised --config.supervised.label_smoothing 0.1 --config.encoder.drop_path 0.1
 """
 
-from ml_collections import ConfigDict
+from imagenet_w720 import get_config as base
 
 
 def get_config():
-    config = ConfigDict()
-    config.seed = 0
-    config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"
-    config.data.processes = 64  # but at most one a core
-    config.image_size = 256
-    config.batch_size = 4096
-    config.total_epochs = 300
-    config.encoder = ConfigDict()
+    config = base()
+    config.batch_size = 4096  # so the learning rate is 2.4e-3
     config.encoder.name = "vit_b"
     config.encoder.stride = 16
-    config.dtype = "bfloat16"
-    config.learning_rate = 1.5e-4  # for 256 images, so 2.4e-3 for the batch of 4096
     config.warmup_epochs = 40.0
-    config.clip_norm = 1.0  # one odd batch is not to undo a run at so high a rate
-    config.log_every = 100
-    config.eval_every_epochs = 10.0
-    config.images_every_epochs = 10.0
-    config.checkpoint_every_epochs = 5.0
+    config.clip_norm = 1.0  # one odd batch must not undo a run at so high a rate
     return config

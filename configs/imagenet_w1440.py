@@ -9,25 +9,10 @@ Expected: more than of w720; the paper's figures for this size are not known to 
 to the end by us, and what it costs has not been measured.
 """
 
-from ml_collections import ConfigDict
+from imagenet_w720 import get_config as base
 
 
 def get_config():
-    config = ConfigDict()
-    config.seed = 0
-    config.data = ConfigDict()
-    config.data.source = "tfds:imagenet2012"
-    config.data.processes = 64  # but at most one a core
-    config.image_size = 256
-    config.batch_size = 1024
-    config.total_epochs = 300
-    config.encoder = ConfigDict()
+    config = base()
     config.encoder.name = "mobile_former_w1440"
-    config.dtype = "bfloat16"
-    config.learning_rate = 1.5e-4  # for 256 images, so 6e-4 for the batch of 1024
-    config.warmup_epochs = 15.0
-    config.log_every = 100
-    config.eval_every_epochs = 10.0
-    config.images_every_epochs = 10.0
-    config.checkpoint_every_epochs = 5.0
     return config

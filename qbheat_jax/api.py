@@ -20,7 +20,6 @@ from qbheat_jax import config as config_lib
 from qbheat_jax import methods, paths
 from qbheat_jax.data import labels
 from qbheat_jax.errors import UserError
-from qbheat_jax.models import vit
 from qbheat_jax.ops import quarters
 from qbheat_jax.train import config_tables
 from qbheat_jax.train.checkpoint import Checkpoints
@@ -64,22 +63,14 @@ class Model:
         return None if self.classes is None else [name for _, name in self.classes]
 
     def sized(self, image_size: int) -> "Model":
-        """Return the same model for square images of another size. Resample a learnt position code and log it."""
-        config, params = self.config, self.variables["params"]
-        fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size}
-        grid, cells = config.encoder.grid, image_size // self.encoder.stride
-        if config.encoder.position == "learnt" and cells != grid:
-            log.info(
-                "position code of %d x %d cells resampled to %d x %d for images of %d pixels",
-                grid,
-                grid,
-                cells,
-                cells,
-                image_size,
-            )
-            table = vit.resample(params["encoder"]["pos_embed"], (grid, grid), (cells, cells))
-            params = {**params, "encoder": {**params["encoder"], "pos_embed": table}}
-            fields["encoder.grid"] = cells
+        """Return the same model for square images of another size. Log what the encoder resampled for it."""
+        params = self.variables["params"]
+        encoder = self.encoder.resize(params["encoder"], image_size)
+        if encoder.notice:
+            log.info("%s", encoder.notice)
+        fields = {**config_lib.flatten(self.config.to_dict()), "image_size": image_size}
+        fields |= {f"encoder.{name}": value for name, value in encoder.options.items()}
+        params = {**params, "encoder": encoder.params}
         return Model(config_tables.resolve(fields), {**self.variables, "params": params}, self.step, self.classes)
 
     def anywhere(self) -> "Model":

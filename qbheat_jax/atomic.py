@@ -8,22 +8,6 @@ from etils import epath
 from qbheat_jax import paths
 
 
-@contextlib.contextmanager
-def replacing(path):
-    """Yield a temporary path beside `path`, and rename it to `path` if the `with` block succeeds.
-
-    Args:
-      path: epath or pathlib path on a disk.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(OSError):  # the disk may have become read-only
-            part.unlink(missing_ok=True)
-
-
 def write(path, content):
     """Write text (as UTF-8) or bytes to `path` through a temporary file beside it.
 
@@ -36,5 +20,10 @@ def write(path, content):
     if paths.remote(path):
         path.write_bytes(data)
         return
-    with replacing(path) as part:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
         part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        with contextlib.suppress(OSError):  # a disk that has become read-only
+            part.unlink(missing_ok=True)

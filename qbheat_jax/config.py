@@ -12,18 +12,19 @@ Durations are in steps unless the name says otherwise. Where a table has `warmup
 """
 
 import ast
+import contextlib
 import dataclasses
-import difflib
 import importlib.util
 import json
 import math
 import os
+import sys
 from typing import Any
 
 import ml_collections
 import numpy as np
 
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, unknown
 
 UNITS = ("epochs", "examples", "percent")
 
@@ -206,11 +207,27 @@ def read(path):
         raise UserError(f"--config {path}: a python file with get_config() is needed")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
+        with _importable(os.path.dirname(os.path.abspath(path))):
+            spec.loader.exec_module(module)
+            config = module.get_config()
         return config if isinstance(config, dict) else config.to_dict()
     except (Exception, SystemExit) as error:  # the file runs code of its own: every error is its error
         raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _importable(folder):
+    """Let a config import files beside it; forget them afterwards, since other folders use the same names."""
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        for name in set(sys.modules) - before:
+            if os.path.dirname(getattr(sys.modules[name], "__file__", None) or "") == folder:
+                del sys.modules[name]
 
 
 def _lookup(key, table):
@@ -224,9 +241,7 @@ def _lookup(key, table):
     base, _, unit = key.rpartition("_")
     if unit in UNITS and base in table and table[base].duration:
         return Field(0.0, "", at_least(0), float), base
-    near = difflib.get_close_matches(key, table, 1, 0.5)
-    hint = f"; did you mean {near[0]}?" if near else f"; the fields are {', '.join(table)}"
-    raise UserError(f"config field {key} is unknown{hint}")
+    raise unknown(f"config field {key}", key, table)
 
 
 def _parse(text, field):

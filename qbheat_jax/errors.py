@@ -8,6 +8,9 @@ after it had saved its state; the same command resumes without loss. 141 (CLOSED
 jobs. Where there is nothing to save, SIGTERM kills the process itself. 141 is the same for SIGPIPE.
 """
 
+import contextlib
+import difflib
+
 BAD_INPUT = 2
 RUN_FAILED = 1
 PREEMPTED = 143
@@ -29,3 +32,29 @@ class UserError(Exception):
     def __init__(self, message: object, *, exit_code: int = BAD_INPUT) -> None:
         super().__init__(" ".join(str(message).split()))
         self.exit_code = exit_code
+
+
+@contextlib.contextmanager
+def writing(place, exit_code=BAD_INPUT):
+    """Raise a UserError that names `place` where the block raises an OSError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise UserError(f"{place} cannot be written: {reason}", exit_code=exit_code) from error
+
+
+_LISTED = 30  # names that an error lists beside the nearest
+
+
+def unknown(what, name, known):
+    """Return the UserError of an unknown name, with the nearest of the known ones, and all where they are few.
+
+    >>> str(unknown("config field sed", "sed", ["seed", "dtype"]))
+    'config field sed is unknown; did you mean seed? there are seed, dtype'
+    """
+    near = difflib.get_close_matches(str(name), list(known), 1, 0.5)
+    hints = [f"did you mean {near[0]}?"] if near else []
+    if not near or len(known) <= _LISTED:
+        hints.append(f"there are {', '.join(known)}")
+    return UserError(f"{what} is unknown; {' '.join(hints)}")

@@ -107,7 +107,7 @@ def complete(config, table, own=()):
     model = found.model
     if model is None:
         return config, None
-    if model.config.encoder.position == "learnt":
+    if model.encoder.image_size is not None:
         model = model.sized(found.image_size)
     kept = ("name", "stride", "class_token", "position", "grid")
     brought = {f"encoder.{name}": model.config.encoder[name] for name in kept}
@@ -132,9 +132,8 @@ def matching_encoder(config):
     if differ:
         have = ", ".join(f"{name}={trained[name]!r} (not {wanted[name]!r})" for name in differ)
         raise UserError(f"config field init={config.init} has an encoder with {have}: set the config's to the same")
-    if config.encoder.position == "learnt":
-        model = model.sized(config.encoder.grid * model.encoder.stride)
-    return model
+    size = methods.build_encoder(config).image_size
+    return model if size is None else model.sized(size)
 
 
 def start(model):

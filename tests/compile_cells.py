@@ -145,7 +145,8 @@ def _train(devices, encoder, objective, options):
     made = config(encoder, objective, **options)
     multipliers = None
     if objective == "finetune":
-        multipliers = functools.partial(finetune.lr_multipliers, decay=made.layer_decay)
+        encoder = methods.build_encoder(made)
+        multipliers = functools.partial(finetune.lr_multipliers, encoder=encoder, decay=made.layer_decay)
     elif methods.METHODS[objective].TASK == base.DETECT:
         multipliers = functools.partial(detect.lr_multipliers, config=made)
     yield compile_lib.build(made, devices, lr_multipliers=multipliers).trace().lower()

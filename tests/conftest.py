@@ -18,6 +18,7 @@ import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 
 from qbheat_jax.models import layers, mobile_former, registry  # noqa: E402
+from qbheat_jax.models.encoder import Encoder  # noqa: E402
 from qbheat_jax.models.vit import ViT  # noqa: E402
 from qbheat_jax.train import config_tables  # noqa: E402
 
@@ -29,7 +30,7 @@ FORMER = mobile_former.Variant(4, 2, 8, ((3, 2, 8, 2, 0), (1, 2, 8, 2, 2)), widt
 registry.ENCODERS.setdefault("former_micro", registry._mobile_former(FORMER))
 
 
-class Pebble(nn.Module):
+class Pebble(Encoder):
     """One convolution and a batch norm: the least that an objective can train. It compiles in no time."""
 
     width: int = 16

@@ -208,7 +208,7 @@ def test_unknown_field_names_the_likeliest(key, meant):
 
 def test_unknown_field_without_a_likely_one_lists_them():
     message = refusal(config_lib.resolve, BASE | {"zzzz": 1}, PRETRAIN)
-    assert message == f"config field zzzz is unknown; the fields are {', '.join(PRETRAIN)}"
+    assert message == f"config field zzzz is unknown; there are {', '.join(PRETRAIN)}"
 
 
 @pytest.mark.parametrize("key", ["batch_size_epochs", "total_steps_percent", "warmup_minutes", "keep_examples"])
@@ -448,3 +448,15 @@ def test_configs_differ_by_value_and_unit(saved, now, differs):
     for name in ("ema", "heat"):
         as_json.pop(name)
     assert config_lib.differing(as_json | {"gone": 1}, now, PRETRAIN) == found
+
+
+def test_a_config_imports_the_file_beside_it(tmp_path):
+    """Each folder its own, though the names are the same, and nothing stays imported."""
+    for number in (3, 4):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "base.py").write_text(f"def get_config():\n    return {{'seed': {number}}}\n")
+        (folder / "mine.py").write_text(
+            "from base import get_config as base\n\n\ndef get_config():\n    return base() | {'keep': 2}\n"
+        )
+        assert config_lib.read(folder / "mine.py") == {"seed": number, "keep": 2}

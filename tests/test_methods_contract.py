@@ -59,10 +59,6 @@ class Twins(base.Method):
     def batch_spec(cls, config):
         return ViewsSpec.of(config, views=2)
 
-    @classmethod
-    def loss_text(cls, config):
-        return "distance of two directions"
-
     def init(self, rng, batch):
         encoder = self.encoder.init(rng, self.pixels.normalise(batch["image"][:1]))
         stats = {"encoder": encoder["batch_stats"]} if "batch_stats" in encoder else {}

@@ -14,6 +14,7 @@ from qbheat_jax import pytree
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.methods.qbheat import QBHeat, crop_visible
 from qbheat_jax.models.decoder import HeatDecoder
+from qbheat_jax.models.encoder import Encoder
 from qbheat_jax.ops import images as images_lib
 from qbheat_jax.ops import poisson, quarters
 
@@ -22,7 +23,7 @@ ALL = np.arange(9, dtype=np.int32)
 KEY = jax.random.key(0)
 
 
-class Tiny(nn.Module):
+class Tiny(Encoder):
     """One strided convolution and a batch norm: the least that is an encoder."""
 
     stride: int = STRIDE
@@ -35,7 +36,7 @@ class Tiny(nn.Module):
         return nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x), {}
 
 
-class Blind(nn.Module):
+class Blind(Encoder):
     """Gives the same features whatever it sees, so that pixels reach the loss as targets only. No batch statistics."""
 
     stride: int = STRIDE

@@ -82,8 +82,8 @@ def test_a_dtype_by_name_or_type_makes_the_same_encoder():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"name": "resnet-50"}, "encoder 'resnet-50' is unknown, the nearest is resnet50; the encoders are effi"),
-        ({"name": "vit"}, "encoder 'vit' is unknown, the nearest is vit_"),
+        ({"name": "resnet-50"}, "encoder 'resnet-50' is unknown; did you mean resnet50?"),
+        ({"name": "vit"}, "encoder 'vit' is unknown; did you mean vit_"),
         ({"name": ""}, "encoder '' is unknown"),
         ({"name": "resnet18", "stride": 4}, "encoder resnet18 has no stride 4; it offers 8 or 16 or 32"),
         ({"name": "vit_s", "stride": 14}, "encoder vit_s has no stride 14; it offers 8 or 16"),
@@ -141,7 +141,7 @@ def test_heads_are_the_released_ones():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (("resnet51", 10), "encoder 'resnet51' is unknown, the nearest is resnet50; the encoders are"),
+        (("resnet51", 10), "encoder 'resnet51' is unknown; did you mean resnet50?"),
         (("resnet50", 0), "classes is 0; a head needs a whole number of them, at least 1"),
         (("resnet50", 2.5), "classes is 2.5; a head needs a whole number"),
         (("resnet50", 10, 1.0), "dropout is 1.0; it must be at least 0 and less than 1"),

@@ -15,12 +15,13 @@ from jax.sharding import PartitionSpec
 from qbheat_jax import device_mesh, methods, pytree, rng
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import kernels, layers, registry, resnet
+from qbheat_jax.models.encoder import Encoder
 from qbheat_jax.models.ghost_batch_norm import GhostBatchNorm
 from qbheat_jax.train import config_tables, sharding, state
 from tests.conftest import SMALL, Pebble
 
 
-class ResNetMicro(nn.Module):
+class ResNetMicro(Encoder):
     """A stem and two of ResNet's blocks, narrow."""
 
     width: int = 16

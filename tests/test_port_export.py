@@ -143,7 +143,7 @@ def test_what_is_refused(workdir, tmp_path):
     assert np.load(target)["tokens.weight"].shape == (2, 8)
     assert "holds no run" in str(refused(tmp_path, tmp_path / "other.npz"))
     error = refused(workdir, target / "below.safetensors")
-    assert "net.npz is a file" in str(error) and error.exit_code == RUN_FAILED
+    assert "below.safetensors cannot be written" in str(error) and error.exit_code == RUN_FAILED
 
 
 @pytest.mark.parametrize("name", ["net.npz", "net.safetensors"])

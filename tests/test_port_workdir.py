@@ -208,7 +208,7 @@ def test_mocos_query_encoder_is_ported(tmp_path, monkeypatch):
         "module.queue_ptr": np.zeros(1),
     }
     np.savez(tmp_path / "moco.npz", **moco)
-    with pytest.raises(UserError, match="fc.0 and fc.2 are the projection of a pre-training method.*pass --head drop"):
+    with pytest.raises(UserError, match=r"projection of a pre-training method \(fc.0 and fc.2\).*pass --head drop"):
         port.port(tmp_path / "moco.npz", "micro_resnet", tmp_path / "to")
     provenance = port.port(tmp_path / "moco.npz", "micro_resnet", tmp_path / "to", head="drop")
     assert provenance["wrappers"] == ["module.", "MoCo's encoder_q."] and provenance["names"] == "usual"

@@ -39,7 +39,7 @@ def reference(x, y, queries, k, temperature, index_decides=False):
             k, metric="cosine", algorithm="brute", weights=lambda distance: np.exp(-distance / temperature)
         )
         return sklearn.fit(x.astype(np.float64), y).predict(queries.astype(np.float64))
-    far = 1.0 - knn.unit(queries) @ knn.unit(x).T
+    far = 1.0 - knn.unit(queries).astype(np.float64) @ knn.unit(x).T
     far = np.round(far, 9) + 1e-12 * np.arange(len(x))
     sklearn = KNeighborsClassifier(
         k, metric="precomputed", weights=lambda distance: np.exp(-np.round(distance, 9) / temperature)
@@ -74,28 +74,16 @@ def test_any_batch_block_and_number_of_devices_gives_the_same(case, monkeypatch)
     x, y, queries, _ = case()
     bank, asked = Features.of(x, y), Features.of(queries, np.zeros(len(queries)))
     expected = knn.find(bank, asked, 9, 16)
-    monkeypatch.setattr(knn, "_MARGIN", 3)
     everything = jax.local_devices()
     for count, batch_size, block in ((1, 7, 1 << 16), (4, 64, 64), (8, 1, 11)):
         monkeypatch.setattr(jax, "local_devices", lambda count=count: everything[:count])
         monkeypatch.setattr(knn, "_BLOCK", block)
         got = knn.find(bank, asked, 9, batch_size)
-        for a, b in zip(expected, got):
-            np.testing.assert_array_equal(a, b)
-
-
-def test_what_float32_cannot_tell_apart_is_found_in_float64(monkeypatch):
-    """Examples that differ by a ten-millionth are put in their true order, and not by float32's rounding."""
-    generator = np.random.default_rng(2)
-    x = (1.0 + 1e-7 * generator.integers(0, 9, (300, 4))).astype(np.float32)
-    queries = x[:3]
-    monkeypatch.setattr(knn, "_MARGIN", 2)
-    distance, _ = knn.find(Features.of(x, np.zeros(300)), Features.of(queries, np.zeros(3)), 5, 4)
-    plain = 1.0 - knn.unit(queries) @ knn.unit(x).T
-    np.testing.assert_allclose(distance, np.sort(plain, 1)[:, :5], atol=1e-12)
+        np.testing.assert_allclose(got[0], expected[0], atol=1e-6)  # float32 sums depend on the shape of the product
+        np.testing.assert_array_equal(got[1], expected[1])
 
 
 def test_the_rank_of_the_true_class():
     votes = np.array([[0.0, 2.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [3.0, 0.0, 0.0]])
     np.testing.assert_array_equal(knn.ranks(votes, [2, 0, 1, 1]), [1, 0, 1, 2])
-    np.testing.assert_array_equal(knn.unit(np.array([[0.0, 0.0], [3.0, 4.0]])), [[0, 0], [0.6, 0.8]])
+    np.testing.assert_allclose(knn.unit(np.array([[0.0, 0.0], [3.0, 4.0]])), [[0, 0], [0.6, 0.8]], rtol=1e-6)

@@ -98,7 +98,6 @@ def test_detectors_have_a_table_of_their_own(workdir):
         ["random initialisation", "dense", "scenes", "10.0\u202f%", "20.0\u202f%", "\u2013", "0"],
     ]
     assert "qbheat detect --init random --seed 0" in page.text and "Detector dense on scenes, QB-Heat" in page.text
-    assert "As the eyes of a detector" in page.text
 
 
 def test_page_is_self_contained_and_well_formed(workdir):
@@ -149,9 +148,18 @@ def test_numbers_are_those_of_the_files(workdir):
     assert found["colour histogram, no encoder"][1] == text_lib.percent(0.4911)
     assert found["chance"][1] == text_lib.percent(0.05)
     assert any(row[1:2] == [text_lib.percent(0.85, np.std([0.84, 0.86], ddof=1))] and row[5] == "0, 1" for row in table)
-    for text in ("0.247", "0.987", "3 min 21 s", "432", "567", text_lib.percent(0.0421), "15.1 points ahead of"):
+    for text in (
+        "0.247",
+        "0.987",
+        "3 min 21 s",
+        "432",
+        "567",
+        text_lib.percent(0.0421),
+        "+15.1 points",
+        "standard error 1.2 points",
+    ):
         assert text in page.text, text
-    assert "40 steps of 16 images, about 2 passes over 320 images" in page.text
+    assert "40 steps of 16 images, 2 passes over 320 images" in page.text
 
 
 def test_config_and_commands(workdir, monkeypatch):
@@ -324,8 +332,17 @@ def test_numbers_for_people(value, text):
 
 
 def test_words():
-    assert text_lib.points(-0.012) == "\u22121.2" and text_lib.ahead(-0.012) == "1.2 points behind"
+    assert text_lib.points(-0.012) == "\u22121.2" and text_lib.points(0.152) == "+15.2"
     assert [text_lib.duration(s) for s in (3.21, 51.3, 184, 5000)] == ["3.2 s", "51 s", "3 min 4 s", "1 h 23 min"]
     assert [text_lib.millions(n) for n in (12, 84210, 5812345)] == ["12", "84.2 thousand", "5.81 million"]
-    story = " ".join(text_lib.story(make_config(warmup_epochs=2.0, ema=0.99), 40, {}, None))
-    assert "reached after 2 epochs" in story and "decay 0.99" in story
+    facts = dict(text_lib.facts(make_config(warmup_epochs=2.0, ema=0.99), 40, None, 1230))
+    assert "warm-up 2 epochs" in facts["Learning rate"] and "0.99" in facts["Weights"] and "1.23" in facts["Encoder"]
+    assert set(text_lib.STORIES) == set(load_run.METHODS)
+
+
+@pytest.mark.parametrize("objective", text_lib.STORIES)
+def test_every_field_of_a_method_is_among_its_facts(objective):
+    fields = config_lib.flatten(make_config(objective=objective))
+    facts = dict(text_lib.facts(make_config(objective=objective), 40, 320, None))
+    own = [key for key in fields if key.startswith("heat." if objective == "qbheat" else f"{objective}.")]
+    assert own and {key: text_lib.setting(fields[key]) for key in own}.items() <= facts.items()

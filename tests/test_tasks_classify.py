@@ -15,6 +15,7 @@ from qbheat_jax import config as config_lib
 from qbheat_jax.data import decode, labels
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
+from qbheat_jax.models.encoder import Encoder
 from qbheat_jax.tasks import classify
 from qbheat_jax.train import config_tables
 from qbheat_jax.train.checkpoint import Checkpoints
@@ -23,7 +24,7 @@ SIZE, CLASSES = 32, 7
 FRUIT = [(f"k{k}", name) for k, name in enumerate(["apple", "pear tree", "fig", "plum", "lime", "kiwi", "date"])]
 
 
-class Patches(nn.Module):
+class Patches(Encoder):
     """The least that is an encoder: one linear map of each patch. It compiles in no time."""
 
     drop_path: float = 0.0

@@ -101,46 +101,53 @@ def test_the_number_of_devices_changes_nothing_in_training(tmp_path, monkeypatch
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-def shapes(name, **fields):
+def multipliers(name, **fields):
+    """The learning-rate multipliers of an encoder and its head at a decay of 0.5."""
     fields = {"encoder__name": name, "head__classes": 4, "image_size": 64, **fields}
     objective = methods.build(config(**fields))
     batch = {"image": jnp.zeros((2, 64, 64, 3), jnp.uint8)}
-    return jax.eval_shape(objective.init, jax.random.key(0), batch)["params"]
+    params = jax.eval_shape(objective.init, jax.random.key(0), batch)["params"]
+    return finetune.lr_multipliers(params, objective.encoder, 0.5)
 
 
 def test_layer_decay_by_name():
-    vit = finetune.lr_multipliers(shapes("nano", encoder__class_token=True), 0.5)
+    vit = multipliers("nano", encoder__class_token=True)
     blocks = vit["encoder"]["patch_embed"]["kernel"], vit["encoder"]["class_token"]
     assert blocks == (0.125, 0.125) and vit["head"]["classifier"]["kernel"] == 1.0
     assert [set(jax.tree.leaves(vit["encoder"][b])) for b in ("block0", "block1", "norm")] == [{0.25}, {0.5}, {1.0}]
 
-    resnet = finetune.lr_multipliers(shapes("resnet18"), 0.5)["encoder"]
+    resnet = multipliers("resnet18")["encoder"]
     order = ["conv1", "layer1_0", "layer1_1", "layer2_0", "layer2_1", "layer3_0", "layer3_1", "layer4_0", "layer4_1"]
     found = {top: set(jax.tree.leaves(tree)) for top, tree in resnet.items()}
     assert [found[top] for top in order] == [{0.5 ** (9 - k)} for k in range(9)] and found["bn1"] == {0.5**9}
 
-    former = finetune.lr_multipliers(shapes("mobile_former_294m"), 0.5)  # eleven blocks and more: 10 comes after 9
+    former = multipliers("mobile_former_294m")  # eleven blocks and more: 10 comes after 9
     count = sum(top.startswith("features_") for top in former["encoder"])
     found = {top: set(jax.tree.leaves(tree)) for top, tree in former["encoder"].items()}
     assert [found[f"features_{k}"] for k in range(count)] == [{0.5 ** (count - k)} for k in range(count)]
     assert found["tokens"] == found["stem"] == {0.5 ** (count + 1)} and found["local_global"] == {1.0}
 
+    mobilenet = multipliers("mobilenet_v2")["encoder"]
+    found = {top: set(jax.tree.leaves(tree)) for top, tree in mobilenet.items()}
+    assert [found[f"block{k}"] for k in range(1, 18)] == [{0.5 ** (18 - k)} for k in range(1, 18)]
+    assert found["stem"] == {0.5**18} and found["last"] == {1.0}
+
 
 def test_factors_multiply_the_whole_update():
     """The rate of the layer: what AdamW does and its decay both, after clipping."""
     params = {
-        "encoder": {"stem": {"w": jnp.ones((2, 2))}, "block0": {"w": jnp.ones((2, 2))}},
+        "encoder": {"class_token": {"w": jnp.ones((2, 2))}, "block0": {"w": jnp.ones((2, 2))}},
         "head": {"b": jnp.ones(2)},
     }
     gradients = jax.tree.map(lambda p: 3.0 * p, params)
     for clip in (0.0, 1.0):
         fields = config(weight_decay=0.3, clip_norm=clip)
         updates = []
-        for lr_multipliers in (None, lambda p: finetune.lr_multipliers(p, 0.5)):
+        for lr_multipliers in (None, lambda p: finetune.lr_multipliers(p, ViT(depth=1), 0.5)):
             optimizer = optim.adamw(fields, optax.constant_schedule(0.01), lr_multipliers)
             updates.append(optimizer.update(gradients, optimizer.init(params), params)[0])
         ratio = jax.tree.map(lambda a, b: float((b / a).mean()), *updates)
-        assert ratio["encoder"]["stem"]["w"] == pytest.approx(0.25)
+        assert ratio["encoder"]["class_token"]["w"] == pytest.approx(0.25)
         assert ratio["encoder"]["block0"]["w"] == pytest.approx(0.5) and ratio["head"]["b"] == pytest.approx(1.0)
 
 

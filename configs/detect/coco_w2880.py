@@ -10,32 +10,10 @@ recipe are ours (the paper's are not known to us); this has not been run by us, 
 `--config.objective dense` for a dense detector, `--config.tune True` to train the encoder too.
 """
 
-from ml_collections import ConfigDict
+from coco_w720 import get_config as base
 
 
 def get_config():
-    config = ConfigDict()
-    config.seed = 0
-    config.objective = "detr"
-    config.data = ConfigDict()
-    config.data.source = ""  # no path is the same on two machines
-    config.data.max_boxes = 100
-    config.data.jitter = (0.5, 1.6)
-    config.image_size = 640
-    config.batch_size = 128
-    config.total_epochs = 50.0
-    config.encoder = ConfigDict()
+    config = base()
     config.encoder.name = "mobile_former_w2880"  # of --init random
-    config.dtype = "bfloat16"
-    config.detr = ConfigDict()
-    config.detr.size = "base"
-    config.detr.queries = 100
-    config.detr.anchors = True
-    config.learning_rate = 4e-4  # for 256 images, so 2e-4 for the batch of 128
-    config.warmup_percent = 1.0
-    config.weight_decay = 1e-4
-    config.clip_norm = 0.1
-    config.log_every = 100
-    config.eval_every_epochs = 5.0
-    config.checkpoint_every_epochs = 1.0
     return config

@@ -1,4 +1,4 @@
-"""What did A and B learn? The hypothesis tested on any encoder and any images, the operators, and pictures of both."""
+"""Analyse an encoder: test the hypothesis of A and B on images, describe the operators, and draw both."""
 
 import logging
 import time
@@ -27,19 +27,27 @@ __all__ = ["run", "text"]
 
 log = logging.getLogger("qbheat")
 
-# Wider features are looked at along as many of their principal components.
+# Wider features are reduced to this many principal components.
 WIDEST = 128
-# Images shown as features, and as what the decoder makes of them (as many in each picture: one program does for all).
+# Images shown as feature maps, and as reconstructions.
 _SHOWN, _DECODED = 6, 4
 
 text = outputs.text
 
 
 def run(config, workdir, init):
-    """Analyses one init (the directory of a run or ported checkpoint, or random) as a config of `fields.ANALYSE` says.
+    """Analyse an encoder. Write analysis.json, analysis.csv, pictures.npz and PNGs.
 
-    Writes analysis.json, analysis.csv, pictures.npz and PNGs into WORKDIR, or into WORKDIR/analysis where WORKDIR is the run
-    itself -> (that folder, the result: what analysis.json holds). Raises UserError for what cannot be analysed.
+    Args:
+      config: resolved by `fields.ANALYSE`.
+      workdir: where the files go; WORKDIR/analysis where WORKDIR is the run itself.
+      init: the directory of a run or ported checkpoint, or "random".
+
+    Returns:
+      (folder of the files, content of analysis.json).
+
+    Raises:
+      UserError: the encoder or the images cannot be analysed.
     """
     started, workdir = time.perf_counter(), epath.Path(workdir)
     if jax.process_count() > 1:
@@ -55,7 +63,7 @@ def run(config, workdir, init):
 
 
 def _analysed(config, init, given, source, chosen, folder, started):
-    """The result, written to the folder with all that goes with it."""
+    """Analyse, write all files to the folder, and return the result."""
     frozen = given.frozen
     read = {role: target.read(source, split, rows, config, frozen.image_size) for role, (split, rows) in chosen.items()}
     images = {role: pair[0] for role, pair in read.items()}
@@ -108,7 +116,7 @@ def _analysed(config, init, given, source, chosen, folder, started):
 
 
 class _Field:
-    """The maps of one encoder: whole images' by role, and what can be made of their quarters."""
+    """The maps of one encoder: of whole images by role, and extrapolated from their quarters."""
 
     def __init__(self, given, images):
         self.subject = given
@@ -131,13 +139,13 @@ class _Field:
             self.continuation = extrapolation_test.ExtrapolationTest(self.whole, crops, self.basis, learnt)
 
     def learnt(self, direction, k):
-        """As `hypothesis.steps` takes it."""
+        """Return the learnt operator's predictions, as `hypothesis.steps` takes them."""
         made = {role: self.subject.carried(self.whole[role], direction, k) for role in ("train", "test")}
         return maps.departures(made, self.basis)["test"]
 
 
 def _tests(field, seed, encoder):
-    """All rows of figures of one encoder, and its maps fitted over one cell."""
+    """Return (rows of figures of one encoder, its maps fitted over one cell)."""
     fields = maps.departures(field.whole, field.basis)
     learnt = field.learnt if field.subject.heat is not None and field.placements else None
     stepped, one_cell = hypothesis.steps(fields, seed, learnt)
@@ -164,7 +172,7 @@ def _operators(given, one_cell, height, width):
 
 
 def _drift(init, given):
-    """Rows on the operators of all checkpoints that the run has kept."""
+    """Return rows on the operators of the checkpoints that the run kept."""
     if given.heat is None:
         return []
     saved = Checkpoints(init, keep=None)
@@ -179,7 +187,7 @@ def _drift(init, given):
 
 
 def _features(field, images, chosen):
-    """({name: arrays for the page}, {"features": the sheet}) of the chosen test images."""
+    """Return ({name: arrays for the page}, {"features": PNG}) of the chosen test images."""
     colours = pictures.Colours.of(field.whole["train"])
     arrays = {"images": images[chosen], "map": colours(field.whole["test"][chosen])}
     departures = maps.departures(field.whole, field.basis)["test"][chosen]
@@ -193,7 +201,7 @@ def _features(field, images, chosen):
 
 
 def _continued(field, chosen, colours, arrays):
-    """Adds what each predictor makes of a quarter, the placements taking turns -> the names of what was added."""
+    """Add each predictor's extrapolation and its error to `arrays`; placements take turns. Return the names added."""
     made, placed = field.continuation, [field.placements[i % len(field.placements)] for i in range(len(chosen))]
     arrays["placed"] = np.array(placed)
     mean = field.whole["train"].mean(0)
@@ -210,7 +218,7 @@ def _continued(field, chosen, colours, arrays):
 
 
 def _decoded(model, images, order, arrays, sheets):
-    """Adds what the decoder of a run makes of some images: arrays for the page, sheets as PNGs, the animation."""
+    """Add reconstructions: arrays for the page, sheets as PNGs, the animation."""
     few = images[order[:_DECODED]]
     placed = decoder_images.placements(model, few)
     arrays["originals"], arrays["reconstructed"] = few, np.stack([placed[q] for q in placed], 1)

@@ -1,4 +1,4 @@
-"""What the decoder makes of it: every placement, beyond the picture, and the visible quarter as it spreads step by step."""
+"""Images by the decoder: every placement, beyond the frame, and the intermediate steps of the extrapolation."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,15 +6,15 @@ import numpy as np
 from qbheat_jax.analysis.pictures import png, visible_framed
 from qbheat_jax.ops import heat, quarters
 
-# Frames of the animation between the step 0 and the whole step, and how long each is shown, in ms.
+# Frames of the animation from step 0 to the whole step, and the milliseconds of the first, inner and last frame.
 FRAMES = 12
 _FIRST, _BETWEEN, _LAST = 900, 130, 1800
 
 
 def statistics(target):
-    """With what predicted patches are un-normalised, in a word: "none" (they are not normalised), "predicted", "visible".
+    """Return what un-normalises predicted patches: "none" (they are not normalised), "predicted" or "visible" statistics.
 
-    Never with the target's own: those are not known where there is something to predict.
+    The target's own statistics are never used.
     """
     if not target.norm_pix:
         return "none"
@@ -22,9 +22,9 @@ def statistics(target):
 
 
 def placements(model, images):
-    """{placement: the images reconstructed, the visible block framed}: uint8 [N, H, W, 3] of each that the map's cells allow.
+    """Return {placement: reconstructions uint8 [N, H, W, 3], the visible block framed} of each that the grid allows.
 
-    Those not trained on too: every set of placements trains all four directions, and their maps know any distance.
+    This includes placements not trained on: every set trains all four directions, and A and B hold for any distance.
     """
     anywhere, made = model.anywhere(), {}
     for quarter in anywhere.objective.decoder.placements:
@@ -33,9 +33,9 @@ def placements(model, images):
 
 
 def beyond(model, images):
-    """Whole images taken for the visible quarter of ones twice as large -> uint8 [N, 2 H, 2 W, 3], the known part framed.
+    """Return images twice as large, uint8 [N, 2 H, 2 W, 3], with the given ones as the framed visible quarter.
 
-    In the centre, where that was trained on.
+    The quarter is the centre where that was trained on.
     """
     allowed = model.objective.decoder.placements
     quarter = 4 if 4 in allowed else allowed[0]
@@ -46,10 +46,14 @@ def beyond(model, images):
 
 
 def spreading(model, images, placed, frames=FRAMES):
-    """Reconstructions while the step d grows from 0 to its whole length -> uint8 [frames, N, H, W, 3].
+    """Return reconstructions while the step d grows from 0 to its whole length, uint8 [frames, N, H, W, 3].
 
-    images uint8 [N, H, W, 3], placed int [N]: the placement of each. At d = 0 every hidden cell is a copy of the visible one
-    that it comes from; a frame is what the decoder makes of P(d) z. Not of `power`, which takes whole cells.
+    A frame decodes P(d) z. At d = 0 each hidden cell is a copy of its visible source. `power`, which moves by whole cells, has
+    no such frames.
+
+    Args:
+      images: uint8 [N, H, W, 3].
+      placed: int [N], the placement of each.
     """
     decoder, variables = model.variables["params"]["decoder"], model.variables
     choice, shown = model.objective.decoder.heat, []
@@ -61,12 +65,12 @@ def spreading(model, images, placed, frames=FRAMES):
 
 
 def animated(shown, gap=4, scale=2):
-    """Frames uint8 [frames, N, H, W, 3], the images beside one another -> the bytes of (an animated PNG, its last frame)."""
+    """Return (animated PNG, PNG of its last frame) as bytes, from frames uint8 [frames, N, H, W, 3] side by side."""
     from PIL import Image
 
     frames = []
     for images in shown:
-        # Transparent between the images, as the page below may be light or dark.
+        # Transparent gaps suit light and dark pages.
         opaque = np.concatenate([images, np.full_like(images[..., :1], 255)], -1)
         padded = np.pad(opaque, ((0, 0), (0, 0), (0, gap), (0, 0)))
         row = Image.fromarray(np.concatenate(list(padded), 1)[:, :-gap])

@@ -1,4 +1,4 @@
-"""What the operator is for, tested: the map of a whole image from the map of its visible quarter, encoded alone."""
+"""Test the extrapolation: predict the map of a whole image from its visible quarter encoded alone."""
 
 import dataclasses
 
@@ -7,16 +7,17 @@ import numpy as np
 from qbheat_jax.analysis import maps, ridge
 from qbheat_jax.ops import quarters
 
-# The parts of the grid that figures are given for, beside each single direction and distance.
+# Parts of the grid with figures, beside each direction and distance.
 PARTS = ("visible", "diagonal", "hidden")
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where each cell of the grid comes from under one placement.
+    """The source of each cell of the grid under one placement.
 
-    rows int32[h], columns int32[w]: the visible cell; steps float32 [h, w, 2]: how far it is to the right and down from
-    there, in half images.
+    Attributes:
+      rows, columns: int32 [h], int32 [w], the visible source cell.
+      steps: float32 [h, w, 2], the distance from it to the right and down, in half images.
     """
 
     rows: np.ndarray
@@ -31,11 +32,11 @@ class Placement:
         return cls(rows, columns, np.stack(np.broadcast_arrays(right[None, :], down[:, None]), -1))
 
     def copied(self, visible):
-        """Each cell of the grid as a copy of the one it comes from: [N, h/2, w/2, C] -> [N, h, w, C]."""
+        """Return the grid with each cell a copy of its source: [N, h/2, w/2, C] -> [N, h, w, C]."""
         return visible[:, self.rows][:, :, self.columns]
 
     def cells(self, part):
-        """bool [h, w]: "visible", "diagonal", "hidden" (all that is), or those a step (axis, signed distance) away."""
+        """Return a mask bool [h, w] of a part: one of PARTS, or the cells a step (axis, signed distance) away."""
         right, down = self.steps[..., 0], self.steps[..., 1]
         if part == "hidden":
             return (right != 0) | (down != 0)
@@ -48,16 +49,21 @@ class Placement:
 
 
 def whole_steps(placements):
-    """[(axis, signed distance), ...] that some placement needs."""
+    """Return [(axis, signed distance), ...] that some placement needs."""
     return [(axis, d) for axis, along in (("x", 1), ("y", 0)) for d in quarters.steps(placements, along)]
 
 
 class ExtrapolationTest:
-    """Grids made from quarters by copying, by fitted maps and, where there is one, by the learnt operator.
+    """Grids extrapolated from quarters by copying, by fitted maps and by the learnt operator.
 
-    whole: {role: [N, h, w, C]}; quarter_maps: {placement: {role: [N, h/2, w/2, C]}}; basis: as of `maps.departures`.
-    learnt(visible [N, h/2, w/2, C], placement) -> [N, h, w, C], or None. All grids are departures from the mean over the
-    training images, that of the same cell under the same placement: each predictor is given the mean map.
+    All grids are departures from the mean over the training images at the same cell under the same placement, so each
+    predictor is given the mean map.
+
+    Args:
+      whole: {role: [N, h, w, C]}.
+      quarter_maps: {placement: {role: [N, h/2, w/2, C]}}.
+      basis: as of `maps.departures`.
+      learnt: function (visible [N, h/2, w/2, C], placement) -> [N, h, w, C], or None.
     """
 
     def __init__(self, whole, quarter_maps, basis=None, learnt=None):
@@ -76,7 +82,7 @@ class ExtrapolationTest:
                 self._learnt[q] = maps.departures(made, basis)["test"]
 
     def _fit(self):
-        """{(axis, distance): (map [K, K], strength)}, each over all placements that take this step."""
+        """Return {(axis, distance): (map [K, K], ridge strength)}, each fitted over all placements with this step."""
         fitted = {}
         for step in whole_steps(self.placements):
             moments = {}
@@ -95,7 +101,7 @@ class ExtrapolationTest:
         return ("learnt", "fitted", "copy") if self._learnt else ("fitted", "copy")
 
     def grid(self, predictor, quarter):
-        """The grids of the test images that a predictor makes of their quarters, [N, h, w, K]; visible cells as they are."""
+        """Return a predictor's grids of the test images, [N, h, w, K], visible cells unchanged."""
         if predictor == "learnt":
             return self._learnt[quarter]
         made = self._copied[quarter]["test"]
@@ -110,9 +116,9 @@ class ExtrapolationTest:
         return made
 
     def rows(self, seed):
-        """Rows of figures for each predictor: by direction and distance, on the diagonal, and on all hidden cells.
+        """Return rows of figures for each predictor by direction and distance, on the diagonal and on all hidden cells.
 
-        And of copying on the visible cells: how alike a quarter is when it is encoded alone and within the whole.
+        Copying on the visible cells compares the quarter encoded alone and within the whole.
         """
         rows, target = [], self.target["test"]
         for part in (*whole_steps(self.placements), *PARTS):

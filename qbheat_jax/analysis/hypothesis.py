@@ -1,19 +1,19 @@
-"""The hypothesis, tested on maps of whole images: z_x = M z_y, and z(x + k) a linear map of z(x), the same everywhere.
+"""Test the hypothesis on maps of whole images: z_x = M z_y, and z(x + k) is a linear map of z(x), the same everywhere.
 
-All maps are departures from the mean map of the training images (`maps.departures`), so that neither the mean of the
-features nor what the border of an image does to them counts for anything.
+Maps are departures from the mean map of the training images (`maps.departures`), so neither the mean feature nor the border
+of images counts.
 """
 
 from qbheat_jax.analysis import maps, ridge
 
-# Distances, in cells, over which differences are taken.
+# Spacings of differences in cells.
 _SPACINGS = (1, 2)
 
 
 def derivatives(fields, seed):
-    """z_x ~ M z_y and z_y ~ M z_x -> rows of figures.
+    """Return rows of figures for z_x ~ M z_y and z_y ~ M z_x.
 
-    fields: {"train", "val", "test": [N, h, w, K]}; M is fitted on train, its ridge chosen on val, R^2 is of test.
+    fields: {"train", "val", "test": [N, h, w, K]}. M is fitted on train, its ridge chosen on val, R^2 measured on test.
     """
     rows, (height, width) = [], fields["train"].shape[1:3]
     for spacing in (s for s in _SPACINGS if 2 * s < min(height, width)):
@@ -28,11 +28,16 @@ def derivatives(fields, seed):
 
 
 def steps(fields, seed, learnt=None):
-    """z(x + k) from z(x) along both axes, both ways -> (rows of figures, {direction: the fitted map over one cell [K, K]}).
+    """Predict z(x + k) from z(x) along both axes, both ways, by a fitted map, by copying and by the learnt operator.
 
-    fields as for `derivatives`. learnt(direction, k) -> what the learnt operator predicts of the test images, as departures
-    [N, h, w, K] laid where the source cells are, or None. Beside it and the fitted map: copying z(x). All are
-    measured against the mean map, which gets 0.
+    Args:
+      fields: as of `derivatives`.
+      seed: of the bootstrap.
+      learnt: function (direction, k) -> the learnt operator's predictions for the test images, departures [N, h, w, K] at
+        the source cells; or None.
+
+    Returns:
+      (rows of figures, {direction: the fitted map over one cell [K, K]}). The mean map has R^2 = 0.
     """
     rows, one_cell = [], {}
     for direction in maps.DIRECTIONS:

@@ -1,4 +1,4 @@
-"""The same pictures while a run trains, for TensorBoard: reconstructions, features as colours, the spectra of A and B."""
+"""Images for TensorBoard while a run trains: reconstructions, feature maps, the spectra of A and B."""
 
 import jax
 import numpy as np
@@ -16,24 +16,26 @@ SHOWN = 6
 
 
 class ImageSummaries:
-    """Pictures of a run's state on the same images every time, those that its report shows.
+    """Images of a run's state, drawn from the same images as its report.
 
-    Called with variables on the run's mesh -> {name: uint8 [H, W, 3]}. Every process of the run calls it, since its
-    variables are spread over all of them. `features`: the image, principal components of its map as colours, likeness to the
-    framed cell; of QB-Heat also the map that the decoder continues from a quarter, in the same colours, and its error.
-    QB-Heat alone: `reconstructions` at the placements trained on, `spectra` of the learnt A and B. Raises UserError where
-    there is no image.
+    Call it in every process with variables on the run's mesh. It returns {name: uint8 [H, W, 3]}:
+
+    * `features`: the image, the principal components of its map as colours, likeness to the framed cell; for QB-Heat also the
+      map extrapolated from a quarter, in the same colours, and its error.
+    * `reconstructions` at the placements trained on, and `spectra` of A and B, for QB-Heat alone.
+
+    Raises:
+      UserError: no image can be read.
     """
 
     def __init__(self, config, objective):
         self._objective, self._images = objective, sample.draw(config).images[:SHOWN]
         if not len(self._images):
-            raise UserError(f"images_every shows images of {config.data.source}, of which none could be read")
-        # A learnt position code for crops is too small for whole images.
-        cells = config.image_size // objective.encoder.stride
-        self._whole = config.encoder.position != "learnt" or config.encoder.grid >= cells
+            raise UserError(f"config field images_every: no image of data.source={config.data.source!r} can be read")
+        # Parameters that are made for crops are too small for whole images.
+        self._whole = (objective.encoder.image_size or config.image_size) >= config.image_size
         self._continues = isinstance(objective, QBHeat)
-        # Whole on every device: what is looked at is small.
+        # Replicated: the arrays are small.
         everywhere = NamedSharding(device_mesh.make_mesh(config.mesh), PartitionSpec())
         self._compute = jax.jit(self._arrays, out_shardings=everywhere)
 
@@ -49,9 +51,9 @@ class ImageSummaries:
         return {name: np.asarray(picture) for name, picture in made.items()}
 
     def _arrays(self, variables):
-        """What the pictures are made of: `map` [N, h, w, C], of QB-Heat also `made` [P, N, H, W, 3], `heat`.
+        """Return the arrays of the images: `map` [N, h, w, C]; for QB-Heat also `made` [P, N, H, W, 3], `heat` and `continued`.
 
-        And `continued`, as `map`, in which the placements take turns.
+        `continued` has the shape of `map`; the placements take turns.
         """
         objective, images, found = self._objective, self._images, {}
         if self._whole:
@@ -59,7 +61,7 @@ class ImageSummaries:
             whole, _ = objective.encoder.apply(encoder, objective.pixels.normalise(images))
             found["map"] = whole.astype(np.float32)
         if self._continues:
-            # All placements of all images at once: one encoder to compile.
+            # All placements of all images at once, to compile the encoder once.
             count, placements = len(images), np.array(objective.decoder.placements, np.int32)
             given = np.tile(images, (len(placements), 1, 1, 1)), np.repeat(placements, count)
             made, grids = objective.reconstruct(variables, *given), objective.continued(variables, *given)
@@ -71,7 +73,7 @@ class ImageSummaries:
 
 
 def _features(images, whole, continued):
-    """Rows of pictures: each image and what is made of its map [h, w, C], and of the map continued from a quarter, or None."""
+    """Return rows of tiles: each image, its map [h, w, C] as colours and likeness, and the extrapolated map, if any."""
     colours, mean = pictures.Colours.of(whole), whole.mean((0, 1, 2))
     alike = [pictures.likeness_colours(*pictures.likeness(z - mean)) for z in whole]
     columns = [images, colours(whole), alike]

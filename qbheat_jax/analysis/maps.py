@@ -1,4 +1,4 @@
-"""Feature maps as fields: what departs from the mean map, differences, pairs of cells, positions shuffled. numpy only."""
+"""Feature maps as fields, in numpy: departures from the mean map, differences, pairs of cells, shuffled positions."""
 
 import numpy as np
 
@@ -6,16 +6,18 @@ DIRECTIONS = ("x+", "x-", "y+", "y-")
 
 
 def departures(maps, basis=None):
-    """What of each map departs from the mean map of the training images -> {role: [N, h, w, K]}.
+    """Return the departures of maps from the mean map of the training images, {role: [N, h, w, K]}.
 
-    maps: {"train", "val", "test": [N, h, w, C]}; basis [C, K] or None: the directions that are kept.
+    Args:
+      maps: {"train", "val", "test": [N, h, w, C]}.
+      basis: directions to keep, [C, K], or None for all.
     """
     mean = maps["train"].mean(0, dtype=np.float64).astype(maps["train"].dtype)
     return {role: (z - mean) if basis is None else (z - mean) @ basis for role, z in maps.items()}
 
 
 def shuffled(maps, seed):
-    """The cells of every map [N, h, w, C] in a random order of its own: the same features, no geometry."""
+    """Return maps [N, h, w, C] with the cells of each in its own random order: the same features without geometry."""
     count, height, width, channels = maps.shape
     order = np.random.default_rng(seed).permuted(np.tile(np.arange(height * width), (count, 1)), axis=1)
     cells = maps.reshape(count, height * width, channels)
@@ -23,10 +25,10 @@ def shuffled(maps, seed):
 
 
 def differences(maps, spacing):
-    """Central differences over `spacing` cells either way, at the cells that have all four neighbours.
+    """Return central differences (z_x, z_y) over `spacing` cells s either way, at the cells with all four neighbours.
 
-    [N, h, w, C] -> (z_x, z_y), each [N, (h - 2 s) (w - 2 s), C]. No cell is in both differences of a place: two that shared
-    one would correlate even where cells had nothing to do with one another.
+    maps [N, h, w, C] -> each [N, (h - 2 s) (w - 2 s), C]. The two differences of a place share no cell, which would correlate
+    them for independent cells too.
     """
     s, (count, height, width, channels) = spacing, maps.shape
     rows, columns = slice(s, height - s), slice(s, width - s)
@@ -36,7 +38,7 @@ def differences(maps, spacing):
 
 
 def ends(maps, direction, distance):
-    """Cells and those `distance` cells from them in a direction: [N, h, w, C] -> (here, there), each [N, pairs, C].
+    """Return (cells, those `distance` cells from them in a direction): [N, h, w, C] -> two of [N, pairs, C].
 
     >>> here, there = ends(np.arange(3.0).reshape(1, 1, 3, 1), "x-", 1)
     >>> here.ravel().tolist(), there.ravel().tolist()
@@ -52,7 +54,7 @@ def ends(maps, direction, distance):
 
 
 def distances(cells):
-    """The distances looked at along an axis of so many cells: powers of 2 up to half of it, and the half.
+    """Return the distances tested along an axis of `cells`: powers of 2 up to half of it, and the half.
 
     >>> distances(8), distances(14)
     ([1, 2, 4], [1, 2, 4, 7])
@@ -62,9 +64,9 @@ def distances(cells):
 
 
 def principal(maps, count):
-    """(mean [C], directions [C, count], share) in which the cells of maps [N, h, w, C] vary most, the first one the most.
+    """Return (mean [C], directions [C, count], share of the variance) of the principal components of maps [N, h, w, C].
 
-    The sign of each is such that its largest entry is positive. share: of the variance, that lies in them.
+    The largest entry of each direction is positive.
     """
     mean, covariance = _moments(maps)
     variances, directions = np.linalg.eigh(covariance)
@@ -75,14 +77,14 @@ def principal(maps, count):
 
 
 def effective_dimension(maps):
-    """In how many directions the cells vary, if all varied alike: (sum of the variances)^2 / sum of their squares."""
+    """Return the effective number of directions of variation: (sum of the variances)^2 / sum of their squares."""
     covariance = _moments(maps)[1]
     squares = (covariance**2).sum()
     return float(np.trace(covariance) ** 2 / squares) if squares else 0.0
 
 
 def _moments(maps):
-    """(mean [C], covariance [C, C]) over all cells, float64; a few maps at once."""
+    """Return (mean [C], covariance [C, C]) over all cells, float64, in blocks of maps."""
     mean = maps.mean((0, 1, 2), dtype=np.float64)
     covariance = np.zeros((len(mean), len(mean)))
     for begin in range(0, len(maps), 64):

@@ -1,4 +1,4 @@
-"""A and B as numbers, the learnt ones and those that least squares fits: spectra, growth, commutator, S, drift."""
+"""Figures of A and B, learnt or fitted by least squares: spectra, growth, commutator, S, drift."""
 
 import math
 
@@ -6,22 +6,23 @@ import numpy as np
 
 from qbheat_jax.ops import heat
 
-# Maps fitted over one cell are an operator of this kind: P = I + A / n, n cells to half an image.
+# Maps fitted over one cell are of this kind: P = I + A / n, n cells to half an image.
 FITTED = heat.Heat("power")
 
 
 def fitted(one_cell, cells):
-    """{direction: map over one cell [K, K]}, cells {axis: n to half an image} -> {direction: A = n (P - I)}."""
+    """Return {direction: A = n (P - I)} from {direction: P over one cell [K, K]} and cells {axis: n to half an image}."""
     return {name: cells[name[0]] * (p - np.eye(len(p))) for name, p in one_cell.items()}
 
 
 def describe(params, choice, cells):
-    """What an operator is -> a dict of JSON.
+    """Return the figures of an operator as a JSON dict. `cells`: {axis: cells to half an image}.
 
-    cells: {axis: cells to half an image}. "spectrum": {direction: [[re, im], ...]}, eigenvalues of A or B per half image;
-    "growth": {direction: by how much the feature's part along each eigenvector is multiplied over half an image, falling};
-    "norm" {direction: Frobenius, over the root of the width: of the identity 1}; by sign: "commutator", and "S" where B is
-    not singular, {"size" (norm over the root of the width), "diagonal" (its mean), "spectrum"}.
+    * "spectrum": {direction: [[re, im], ...]}, eigenvalues of A or B per half image.
+    * "growth": {direction: factors along the eigenvectors over half an image, falling}.
+    * "norm": {direction: Frobenius norm over the root of the width}, 1 for the identity.
+    * "commutator": {sign: value}.
+    * "S": {sign: {"size", "diagonal" (mean), "spectrum"}} where B is not singular.
     """
     known, result = heat.describe(params, choice), {"propagator": choice.propagator, "directions": choice.directions}
     width = len(known[f"spectrum/{choice.names[0]}"])
@@ -44,7 +45,7 @@ def describe(params, choice, cells):
 
 
 def _multipliers(eigenvalues, choice, cells):
-    """Eigenvalues of the propagator over half an image, from those of its generator."""
+    """Return the eigenvalues of the propagator over half an image from those of its generator."""
     if choice.propagator == "offset":
         return 1 + eigenvalues
     if choice.propagator == "power":
@@ -57,14 +58,14 @@ def _complex(values):
 
 
 def _short(value):
-    """Seven digits: there are many of them."""
+    """Round to seven digits, to keep the file small."""
     return float(f"{value:.7g}")
 
 
 def drift(checkpoints, choice):
-    """How the operator came about: [(step, heat params), ...], oldest first -> rows, one a checkpoint and direction.
+    """Return one row for each checkpoint and direction of [(step, heat params), ...], oldest first.
 
-    "norm": as of `describe`; "to_last": ||A - A of the last|| / ||A of the last||; "radius": largest |eigenvalue|.
+    "norm" is that of `describe`, "to_last" is ||A - A_last|| / ||A_last||, "radius" is the largest |eigenvalue|.
     """
     rows, last = [], {}
     for step, params in reversed(checkpoints):

@@ -1,4 +1,4 @@
-"""An analysis as files: analysis.json, analysis.csv, pictures; and as a few lines of text."""
+"""Write an analysis as files (analysis.json, analysis.csv, pictures) and as a table of text."""
 
 import csv
 import io
@@ -7,28 +7,27 @@ import json
 import numpy as np
 
 from qbheat_jax import atomic
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import writing
 from qbheat_jax.report.analysis_page import FOLDER
 
 COLUMNS = ("encoder", "positions", "test", "predictor", "direction", "distance", "r2", "low", "high", "ridge")
 
 
 def folder(workdir, init):
-    """Where the files go: WORKDIR/analysis where WORKDIR (a path) is the run that is analysed, else WORKDIR."""
+    """Return the folder of the files: WORKDIR/analysis where the path WORKDIR is the run analysed, else WORKDIR."""
     own = init != "random" and workdir.exists() and workdir.resolve() == type(workdir)(init).resolve()
     return workdir / FOLDER if own else workdir
 
 
 def make(path):
-    try:
+    """Make a folder. Raise UserError where it cannot be written."""
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def write(path, result, arrays, pictures):
-    """Writes PATH/analysis.csv, pictures.npz (arrays, for the page), NAME.png ({name: bytes}) and, last, analysis.json."""
-    try:
+    """Write PATH/analysis.csv, pictures.npz (`arrays`), NAME.png (`pictures`, {name: bytes}) and, last, analysis.json."""
+    with writing(path):
         (path / "analysis.csv").write_text(table(result["rows"]))
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)
@@ -36,12 +35,10 @@ def write(path, result, arrays, pictures):
         for name, picture in pictures.items():
             (path / f"{name}.png").write_bytes(picture)
         atomic.write(path / "analysis.json", json.dumps(result) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def table(rows):
-    """Rows of figures as CSV, numbers in full."""
+    """Return rows of figures as CSV, numbers in full."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -50,7 +47,7 @@ def table(rows):
 
 
 def text(result):
-    """What was found, as a Markdown table: mean over the directions of each test, at its shortest and longest distance."""
+    """Return the result as a Markdown table of R^2 of each test and distance, the mean over directions."""
     lines = [("encoder", "positions", "test", "distance", "predictor", "R^2")]
     for (encoder, positions, test, predictor, distance), found in grouped(result["rows"]).items():
         lines.append((encoder, positions, test, distance, predictor, f"{np.mean([row['r2'] for row in found]):+.3f}"))
@@ -60,7 +57,7 @@ def text(result):
 
 
 def grouped(rows):
-    """Rows that differ in direction alone -> {(encoder, positions, test, predictor, distance in words): rows}."""
+    """Return {(encoder, positions, test, predictor, distance as text): rows that differ in direction alone}."""
     groups = {}
     for row in rows:
         if row["distance"] is None:

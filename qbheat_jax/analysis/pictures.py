@@ -1,4 +1,4 @@
-"""Feature maps as pictures, arrays of uint8: principal components as colours, errors, likeness to a chosen cell."""
+"""Render feature maps as uint8 images: principal components, errors, likeness to a cell."""
 
 import dataclasses
 import io
@@ -8,7 +8,7 @@ import numpy as np
 from qbheat_jax.analysis import maps
 from qbheat_jax.ops import quarters
 
-# Colours from 0 to 1 (an error from none to twice that of the mean map) and from -1 to 1 (likeness).
+# Colour ramps: errors from 0 to twice that of the mean map, and likeness from -1 to 1.
 _HEAT = np.array([(22, 20, 40), (120, 28, 92), (226, 88, 34), (252, 240, 190)], np.float64)
 _LIKE = np.array([(38, 84, 164), (238, 234, 226), (184, 66, 12)], np.float64)
 _CELL = 8  # pixels a cell of a likeness map
@@ -25,13 +25,13 @@ class Colours:
 
     @classmethod
     def of(cls, train):
-        """From maps [N, h, w, C]: all but the outer 4 % of each component's values are spread over its range."""
+        """Return the Colours of maps [N, h, w, C], which map the inner 96 % of each component to its range."""
         mean, directions, _ = maps.principal(train, 3)
         low, high = np.quantile((train - mean) @ directions, (0.02, 0.98), (0, 1, 2))
         return cls(mean, directions, low, high)
 
     def __call__(self, z):
-        """[..., C] -> uint8 [..., 3]. A map of fewer than three channels leaves the others grey."""
+        """Return the colours uint8 [..., 3] of features [..., C]; with fewer than three channels the others are grey."""
         values = ((z - self.mean) @ self.directions - self.low) / np.maximum(self.high - self.low, 1e-12)
         colours = (values.clip(0, 1) * 255).round().astype(np.uint8)
         missing = np.full((*colours.shape[:-1], 3 - colours.shape[-1]), 128, np.uint8)
@@ -39,21 +39,21 @@ class Colours:
 
 
 def error(made, target):
-    """Squared error of each cell, as a share of what departs from the mean map on average: [N, h, w, K] -> [N, h, w].
+    """Return the squared error of each cell over the mean squared departure from the mean map: [N, h, w, K] -> [N, h, w].
 
-    1: as wrong as the mean map is on average.
+    1 is the average error of the mean map.
     """
     scale = np.square(target, dtype=np.float64).sum(-1).mean()
     return np.square(made - target, dtype=np.float64).sum(-1) / max(scale, 1e-30)
 
 
 def error_colours(errors):
-    """[...] -> uint8 [..., 3]: dark is right, orange about as wrong as the mean map, pale twice that or worse."""
+    """Return errors as colours uint8 [..., 3]: dark is right, orange as wrong as the mean map, pale twice that or more."""
     return _ramp(errors / 2, _HEAT)
 
 
 def likeness(departure):
-    """Cosine of every cell to the one that departs most, of those not at the border: [h, w, K] -> ([h, w], (row, column))."""
+    """Return the cosine of each cell to the inner cell of largest norm: [h, w, K] -> ([h, w], (row, column))."""
     size = np.linalg.norm(departure, axis=-1)
     inner = size[1:-1, 1:-1] if min(size.shape) > 2 else size
     row, column = np.unravel_index(inner.argmax(), inner.shape)
@@ -64,13 +64,13 @@ def likeness(departure):
 
 
 def likeness_colours(values, cell):
-    """[h, w] from -1 (blue) over 0 (pale) to 1 (orange) -> uint8 [8 h, 8 w, 3], the chosen cell framed."""
+    """Return likeness [h, w] as uint8 [8 h, 8 w, 3], -1 blue, 0 pale, 1 orange, with `cell` framed."""
     picture = np.repeat(np.repeat(_ramp((values + 1) / 2, _LIKE), _CELL, 0), _CELL, 1)
     return framed(picture, *(slice(_CELL * i, _CELL * (i + 1)) for i in cell), colour=(0, 0, 0))
 
 
 def framed(picture, rows, columns, colour=(255, 255, 255)):
-    """A copy of uint8 [H, W, 3] with a frame one pixel wide, just within these rows and columns (slices)."""
+    """Return a copy of uint8 [H, W, 3] with a frame one pixel wide just within these slices of rows and columns."""
     picture, view = picture.copy(), np.ones((rows.stop - rows.start, columns.stop - columns.start), bool)
     view[1:-1, 1:-1] = False
     picture[rows, columns][view] = colour
@@ -78,18 +78,18 @@ def framed(picture, rows, columns, colour=(255, 255, 255)):
 
 
 def visible_framed(images, quarter):
-    """Copies of uint8 [N, H, W, 3] with the block framed that this placement sees."""
+    """Return copies of uint8 [N, H, W, 3] with the placement's visible block framed."""
     where = quarters.visible_slices(*images.shape[1:3], quarter)
     return np.stack([framed(image, *where) for image in images])
 
 
 def sheet(rows, tile=96, gap=6):
-    """Pictures as of `tiled` -> the bytes of a PNG."""
+    """Return the PNG bytes of `tiled`."""
     return png(tiled(rows, tile, gap))
 
 
 def tiled(rows, tile=96, gap=6):
-    """Pictures uint8 [h, w, 3] of any size, rows of equally many -> PIL image, each tile `tile` pixels a side or more."""
+    """Return a PIL image of rows of uint8 [h, w, 3] images, each tile at least `tile` pixels a side."""
     from PIL import Image
 
     side = max([tile, *(max(p.shape[:2]) for row in rows for p in row)])
@@ -102,9 +102,9 @@ def tiled(rows, tile=96, gap=6):
 
 
 def spectra(values, radius, side=480):
-    """Eigenvalues in the complex plane, {"x+": complex[C], ...} -> PIL image: A in orange, B in blue, discs for +, rings for -.
+    """Return a PIL image of eigenvalues {"x+": complex [C], ...}: A orange, B blue, discs for +, rings for -.
 
-    The circle is |1 + lambda / radius| = 1: what lies within it fades over a cell, `radius` cells to half an image.
+    The circle is |1 + lambda / radius| = 1. Components within it fade over a cell, `radius` cells to half an image.
     """
     from PIL import Image, ImageDraw
 
@@ -128,14 +128,14 @@ def spectra(values, radius, side=480):
 
 
 def png(picture, **options):
-    """The bytes of a PIL image as PNG."""
+    """Return a PIL image as PNG bytes."""
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True, **options)
     return buffer.getvalue()
 
 
 def _ramp(values, colours):
-    """[...] from 0 to 1 -> uint8 [..., 3], linear between the colours."""
+    """Return values [...] in [0, 1] as uint8 [..., 3], linear between the colours."""
     places = np.linspace(0, 1, len(colours))
     channels = [np.interp(values, places, colours[:, c]) for c in range(3)]
     return np.stack(channels, -1).round().astype(np.uint8)

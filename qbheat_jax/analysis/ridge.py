@@ -1,10 +1,10 @@
-"""Linear maps by least squares with a ridge, how much they explain, and how sure that is. numpy only."""
+"""Ridge regression of linear maps, R^2 and its bootstrap interval, in numpy."""
 
 import dataclasses
 
 import numpy as np
 
-# Of the ridge, as shares of the mean variance of a source's channels; the largest leaves next to nothing of a map.
+# Ridge strengths over the mean variance of the source's channels. The largest shrinks a map to almost 0.
 STRENGTHS = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 _DRAWS, _BLOCK = 1000, 64
@@ -20,7 +20,7 @@ class Moments:
 
     @classmethod
     def of(cls, x, y):
-        """x [N, pairs, C], y [N, pairs, D], what has no mean any more; a few images at once, added in float64."""
+        """Return the Moments of centred x [N, pairs, C] and y [N, pairs, D], summed in float64 over blocks of images."""
         own, cross, size = np.zeros((x.shape[-1],) * 2), np.zeros((x.shape[-1], y.shape[-1])), 0.0
         for begin in range(0, len(x), _BLOCK):
             a, b = (v[begin : begin + _BLOCK].reshape(-1, v.shape[-1]) for v in (x, y))
@@ -32,7 +32,7 @@ class Moments:
 
 
 def fit(train, validation, dtype=np.float32):
-    """(M, strength): the map y = M x [D, C] of least squares over `train`, its ridge best on `validation` (both Moments)."""
+    """Return (M [D, C] of y = M x, ridge strength), fitted on `train` and chosen on `validation`, both Moments."""
     variances, basis = np.linalg.eigh(train.own)
     variances = np.maximum(variances, 0.0)
     cross, own, other = basis.T @ train.cross, basis.T @ validation.own @ basis, basis.T @ validation.cross
@@ -47,19 +47,19 @@ def fit(train, validation, dtype=np.float32):
 
 
 def errors(predicted, target):
-    """Squared error of each image, float64 [N]: both [N, pairs, D]."""
+    """Return the squared error of each image, float64 [N], of arrays [N, pairs, D]."""
     return np.square(predicted - target).sum((1, 2), dtype=np.float64)
 
 
 def totals(target):
-    """The error of the guess that nothing departs from the mean map of the training images: [N, pairs, D] -> float64 [N]."""
+    """Return the squared error of the mean map of the training images, [N, pairs, D] -> float64 [N]."""
     return errors(0.0, target)
 
 
 def explained(error, total, seed):
-    """R^2 = 1 - sum of errors / sum of totals (each [N], by image) -> {"r2", "low", "high"}.
+    """Return {"r2", "low", "high"} with R^2 = 1 - sum of errors / sum of totals, each [N] by image.
 
-    low, high: the 95 % bootstrap interval, from images drawn anew with replacement, not cells: those of one image are alike.
+    low and high bound the 95 % bootstrap interval over images. Cells of one image are too alike to be resampled.
     """
     if not total.sum():
         return {"r2": 0.0, "low": 0.0, "high": 0.0}

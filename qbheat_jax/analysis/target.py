@@ -40,7 +40,7 @@ class AnalysisTarget:
     def quarters_encode(self):
         """Whether quarters can be encoded by the weights that encode whole images: a learnt position code cannot."""
         model = self.frozen.model
-        return model is None or model.config.encoder.position != "learnt"
+        return model is None or model.encoder.image_size is None
 
     def untrained(self, seed):
         """The same encoder with random weights, and no operator."""

@@ -18,13 +18,12 @@ Detectors use the data of their own files.
 
 import ast
 import dataclasses
-import difflib
 import os
 import re
 from typing import Any
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import data, device_mesh
+from qbheat_jax import data, device_mesh, errors
 from qbheat_jax.errors import UserError
 from qbheat_jax.pretrained import NO_ENCODER
 from qbheat_jax.probe import splits
@@ -158,7 +157,7 @@ def read(path, overrides=()):
     given = config_lib.read(path)
     unknown = [key for key in given if key not in KEYS]
     if unknown:
-        raise UserError(f"--config {path}: {_unknown(unknown[0], KEYS)}")
+        raise errors.unknown(f"--config {path}: {unknown[0]}", unknown[0], KEYS)
     for key in ("all", "methods", "probes", "probe"):
         if not isinstance(given.setdefault(key, {}), dict):
             raise UserError(f"--config {path}: {key}={given[key]!r} is not accepted; {key} takes a dict")
@@ -297,9 +296,4 @@ def _names(key, given, taken):
                 f"{', '.join((*taken, 'report'))}"
             )
         if key == "methods" and not isinstance(value, dict):
-            raise UserError(f"{key}.{name}={value!r} is not accepted; it takes a dict of fields")
-
-
-def _unknown(key, known):
-    near = difflib.get_close_matches(str(key), known, 1, 0.5)
-    return f"{key} is unknown" + (f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(known)}")
+            raise UserError(f"{key}.{name}={value!r} is not accepted: it takes a dict of fields")

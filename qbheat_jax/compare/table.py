@@ -13,7 +13,7 @@ import qbheat_jax
 from qbheat_jax import atomic, console
 from qbheat_jax.compare import cells
 from qbheat_jax.compare import plan as plan_lib
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import writing
 from qbheat_jax.report.text import NONE, number
 from qbheat_jax.train import metrics
 from qbheat_jax.train.config_tables import DETECT
@@ -97,12 +97,10 @@ def failed(result):
 
 def write(result, workdir):
     """Write WORKDIR/table.md and WORKDIR/result.json atomically. Raise UserError if the disk refuses."""
-    try:
+    with writing(f"--workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         for name, content in (("table.md", markdown(result)), ("result.json", json.dumps(result, indent=2) + "\n")):
             atomic.write(workdir / name, content)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
 
 
 def _cell(cell, found, workdir, failures):

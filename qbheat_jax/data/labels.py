@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from qbheat_jax import atomic
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, writing
 
 log = logging.getLogger("qbheat")
 
@@ -42,10 +42,8 @@ def save(workdir, classes):
     """
     path = epath.Path(workdir) / FILE
     text = "".join(f"{' '.join(key.split())}\t{' '.join(name.split())}\n" for key, name in classes)
-    try:
+    with writing(path):
         atomic.write(path, text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def read(workdir):

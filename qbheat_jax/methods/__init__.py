@@ -13,7 +13,6 @@ from qbheat_jax.methods.simmim import SimMIM
 from qbheat_jax.methods.supervised import Supervised
 from qbheat_jax.models import registry
 from qbheat_jax.models.ghost_batch_norm import grouped
-from qbheat_jax.models.vit import ViT
 
 METHODS = {
     method.NAME: method
@@ -90,7 +89,7 @@ def build(config, schedule=Schedule()):
     """
     encoder = build_encoder(config)
     _check_size(config, encoder)
-    if not isinstance(encoder, ViT):  # which has no batch norm
+    if encoder.has_batch_norm:
         encoder = grouped(encoder, config.get("bn_groups", 1))
     return of(config).build(config, encoder, schedule)
 

@@ -38,7 +38,7 @@ class Method:
     # Name in configs (`objective`), and a few words on it for the field's doc.
     NAME, NOTE = "", ""
     TASK = PRETRAIN
-    # Name on pages, and one paragraph: a format string of `encoder` (words), `cells` (words) and `config`.
+    # Name on pages, and one paragraph.
     TITLE, STORY = "", ""
     # Own config fields: {dotted key: config.Field}. Two methods share a field by declaring the same Field.
     FIELDS = {}
@@ -68,22 +68,6 @@ class Method:
     def batch_spec(cls, config):
         """Return the data spec of the training batches. The default: one random crop of every image."""
         return ImageSpec.of(config)
-
-    @classmethod
-    def story(cls, config, encoder):
-        """Return STORY for a run. encoder: words for its encoder."""
-        cells = "the hidden pixels" if config.loss_on == "masked" else "all pixels"
-        return cls.STORY.format(encoder=encoder, cells=cells, config=config)
-
-    @classmethod
-    def loss_text(cls, config):
-        """Return a few words on what the loss is."""
-        raise NotImplementedError
-
-    @classmethod
-    def details(cls, config):
-        """Return sentences on the parts beside the encoder; "" for none."""
-        return ""
 
     def init(self, rng, batch):
         raise NotImplementedError

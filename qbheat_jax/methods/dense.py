@@ -36,7 +36,7 @@ class Dense(Detection):
     NAME = "dense"
     NOTE = "at every cell, as FCOS"
     TITLE = "dense detector"
-    STORY = "a detector that looks at every cell of the encoder's maps"
+    STORY = "dense detector on the encoder's maps"
     FIELDS = {
         **detection.FIELDS,
         "dense.strides": Field((8, 16, 32), "pixels a cell of its levels, each twice the one before", COUNTS),

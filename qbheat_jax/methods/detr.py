@@ -27,7 +27,7 @@ class Detr(Detection):
     NAME = "detr"
     NOTE = "queries, as DETR"
     TITLE = "DETR detector"
-    STORY = "a detector whose queries look at the encoder's maps"
+    STORY = "DETR detector on the encoder's maps"
     FIELDS = {
         **detection.FIELDS,
         "detr.size": Field("small", "width 128 and 3 layers, or width 256 and 6", ("small", "base")),

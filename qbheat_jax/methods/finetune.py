@@ -57,7 +57,7 @@ class Finetune(Supervised):
     NAME = "finetune"
     TASK = base.FINETUNE
     TITLE = "fine-tuned classifier"
-    STORY = "the encoder and a linear classifier, trained together from end to end"
+    STORY = "encoder and linear classifier trained end to end"
     FIELDS = {
         "head.classes": Field(0, "set from the data", at_least(0)),
         "head.dropout": Field(0.0, "dropout before the last layer", BELOW_ONE),

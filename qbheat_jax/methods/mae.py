@@ -14,7 +14,6 @@ from qbheat_jax.methods.common import decoding, masks, targets
 from qbheat_jax.methods.common.encoding import encode
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, remat, sincos_2d
-from qbheat_jax.models.vit import ViT
 from qbheat_jax.ops import images as images_lib
 
 
@@ -64,7 +63,7 @@ class MAE(base.Method):
       pixels: How images are normalised.
     """
 
-    encoder: ViT
+    encoder: Any
     decoder: MaskDecoder
     target: Target
     mask_ratio: float = 0.75
@@ -75,9 +74,8 @@ class MAE(base.Method):
     NOTE = "a vit alone"
     TITLE = "MAE"
     STORY = (
-        "{encoder} was shown the cells of an image that were left when {config.mae.mask_ratio:.0%} of them, drawn at random, "
-        "had been taken out, and a small decoder had to predict the others (MAE). The error on {cells} was all there was to "
-        "learn from: no labels were used."
+        "The encoder sees the cells of each image that a random mask leaves. A small decoder predicts the masked cells "
+        "(MAE). No labels are used."
     )
     FIELDS = {
         **decoding.FIELDS,
@@ -91,7 +89,7 @@ class MAE(base.Method):
 
     @classmethod
     def build(cls, config, encoder, schedule):
-        if not isinstance(encoder, ViT):
+        if not encoder.takes_keep:
             raise UserError(
                 f"config field encoder.name={config.encoder.name!r} is not accepted with objective='mae', which leaves cells "
                 "out: it takes vit_ti, vit_s or vit_b (objective='simmim' masks images for any encoder)"
@@ -105,14 +103,6 @@ class MAE(base.Method):
         target = targets.build(config, encoder)
         decoder = MaskDecoder(sum(target.widths.values()), **decoding.options(config))
         return cls(encoder, decoder, target, ratio, config.loss_on, images_lib.PIXELS[config.pixels])
-
-    @classmethod
-    def loss_text(cls, config):
-        return targets.error_text(config)
-
-    @classmethod
-    def details(cls, config):
-        return " ".join(filter(None, [decoding.text(config), targets.text(config)]))
 
     def init(self, rng, batch):
         """Return {"params": {"encoder", "decoder"}, "batch_stats": {}}."""

@@ -147,9 +147,8 @@ class MoCo(base.Method):
     NOTE = "MoCo-v2"
     TITLE = "MoCo-v2"
     STORY = (
-        "{encoder} was shown two random crops of an image in random colours, and had to tell that they are of one image: the "
-        "feature of the one is to be nearer to that of the other, as a slowly moving average of the encoder gives it, than "
-        "to those of {config.moco.queue:,} crops before (MoCo-v2). No labels were used."
+        "The encoder sees two random crops of each image in random colours. It learns to tell that both are of one image, "
+        "against a queue of earlier crops (MoCo-v2). A moving average of the encoder gives the keys. No labels are used."
     )
     FIELDS = {
         "moco.queue": Field(65536, "keys kept to compare with, a multiple of batch_size", POSITIVE),
@@ -183,10 +182,6 @@ class MoCo(base.Method):
     @classmethod
     def batch_spec(cls, config):
         return ViewsSpec.of(config, views=2)
-
-    @classmethod
-    def loss_text(cls, config):
-        return "InfoNCE, the cross-entropy of finding the other view"
 
     def init(self, rng, batch):
         """Return {"params": {"encoder", "projector"}, "batch_stats": state}; the key encoder starts as a copy."""

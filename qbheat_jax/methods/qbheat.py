@@ -18,24 +18,6 @@ from qbheat_jax.models.decoder import HeatDecoder
 from qbheat_jax.ops import heat, poisson, quarters
 from qbheat_jax.ops import images as images_lib
 
-# Words for pages.
-_PLACEMENTS = {
-    "corners": "in one of the four corners",
-    "center": "in the centre",
-    "corners_center": "in one of the four corners or in the centre",
-    "all9": "at one of nine places",
-}
-_PROPAGATORS = {
-    "offset": "over a distance d a feature z becomes (I + dA) z",
-    "power": "each cell's feature is (I + A/n) times its neighbour's, n cells to half an image",
-    "exp": "over a distance d a feature z becomes exp(dA) z",
-    "spectral": "over a distance d a feature z becomes V exp(d\u039b) V\u207b\u00b9 z, with one basis V for both axes",
-}
-_SHOWN = (
-    "; the pictures below are un-normalised with the mean and deviation that were predicted, their mean colours interpolated "
-    "between the patches"
-)
-
 
 def crop_visible(images, quarter):
     """Return the visible quarter of every image: images [B, H, W, C], quarter int32 [B] -> [B, H/2, W/2, C].
@@ -91,10 +73,8 @@ class QBHeat(base.Method):
     NAME = "qbheat"
     TITLE = "QB-Heat"
     STORY = (
-        "One quarter of a {config.image_size} \u00d7 {config.image_size} image was visible, and the rest had to be predicted. "
-        "{encoder} turned the visible quarter into features; linear maps that are the same everywhere, as the heat equation "
-        "asks, carried the features into the three hidden quarters; and a small decoder turned them into pixels. The error "
-        "on {cells} was all there was to learn from: no labels were used."
+        "The encoder sees one quarter of each image. Linear maps, the same at every place as the heat equation asks, "
+        "extrapolate its features into the hidden quarters. A small decoder predicts the pixels. No labels are used."
     )
     FIELDS = {
         **decoding.FIELDS,
@@ -130,22 +110,6 @@ class QBHeat(base.Method):
     @classmethod
     def batch_spec(cls, config):
         return ImageSpec.of(config, placements=quarters.PLACEMENT_SETS[config.quarter.placements])
-
-    @classmethod
-    def loss_text(cls, config):
-        return targets.error_text(config)
-
-    @classmethod
-    def details(cls, config):
-        untied = config.heat.directions == "untied"
-        own = "each of the four directions has a matrix of its own" if untied else "a step back inverts the step ahead"
-        norm = ", after a layer norm" if config.heat.norm == "layer" else ""
-        propagator = config.heat.propagator
-        maps = (
-            f"The visible block lay {_PLACEMENTS[config.quarter.placements]}. The maps are those of "
-            f"\u201c{propagator}\u201d: {_PROPAGATORS[propagator]}{norm}, and {own}."
-        )
-        return " ".join(filter(None, [maps, decoding.text(config), targets.text(config, _SHOWN)]))
 
     def init(self, rng, batch):
         """Return {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}}."""

@@ -50,9 +50,8 @@ class SimMIM(base.Method):
     NAME = "simmim"
     TITLE = "SimMIM"
     STORY = (
-        "{encoder} was shown whole images in which {config.simmim.mask_ratio:.0%} of the patches, drawn at random and of "
-        "{config.simmim.mask_size} pixels a side, were masked, and one linear layer on its features had to predict their "
-        "pixels (SimMIM). The error on {cells} was all there was to learn from: no labels were used."
+        "The encoder sees whole images in which random patches are masked. A linear layer on its features predicts the "
+        "masked pixels (SimMIM). No labels are used."
     )
     FIELDS = {
         **targets.FIELDS,
@@ -77,15 +76,6 @@ class SimMIM(base.Method):
             )
         fields, target, pixels = config.simmim, targets.build(config, encoder), images_lib.PIXELS[config.pixels]
         return cls(encoder, target, size, fields.mask_ratio, fields.error, config.loss_on, pixels)
-
-    @classmethod
-    def loss_text(cls, config):
-        error = "mean absolute error" if config.simmim.error == "l1" else "mean squared error"
-        return targets.error_text(config, error)
-
-    @classmethod
-    def details(cls, config):
-        return "" if config.simmim.error == "l1" else targets.text(config)
 
     def init(self, rng, batch):
         """Return {"params": {"encoder", "predictor", "mask"}, "batch_stats": {"encoder"}}."""

@@ -42,10 +42,7 @@ class Supervised(base.Method):
 
     NAME = "supervised"
     TITLE = "supervised"
-    STORY = (
-        "{encoder} and a classifier on its features were trained together on images and their labels, to be compared with "
-        "encoders that saw none."
-    )
+    STORY = "The encoder and a classifier train on images and their labels, as a reference for label-free methods."
     FIELDS = {
         "supervised.label_smoothing": Field(0.0, "share of the target spread over all classes", BELOW_ONE),
         "supervised.colour_jitter": Field(0.0, "random brightness, contrast and saturation, by up to this", FRACTION),
@@ -59,10 +56,6 @@ class Supervised(base.Method):
         jitter = colour.Jitter(strength, strength, strength)
         pixels = images_lib.PIXELS[config.pixels]
         return cls(encoder, build_head(config), pixels, config.supervised.label_smoothing, jitter)
-
-    @classmethod
-    def loss_text(cls, config):
-        return "cross-entropy"
 
     def init(self, rng, batch):
         """Return {"params": {"encoder", "head"}, "batch_stats": likewise, of the parts that have any}."""

@@ -1,4 +1,4 @@
-"""The heat decoder: extrapolate the visible features over the grid, refine it a little, read pixels off each cell."""
+"""The heat decoder: extrapolate visible features over the grid, refine them, and predict the pixels of each cell."""
 
 from typing import Any
 
@@ -10,14 +10,12 @@ from qbheat_jax.ops import heat as heat_lib
 
 
 class HeatDecoder(nn.Module):
-    """Visible features -> `outputs` numbers for every cell of the image: its pixels, and what else is asked of it.
+    """Predict `outputs` numbers for every cell of the image from its visible features.
 
-    visible [B, h/2, w/2, C], quarter int32[B] -> (float32 [B, h, w, outputs], out with the extrapolated `grid` float32
-    [B, h, w, C]).
+    visible [B, h/2, w/2, C], quarter int32 [B] -> (float32 [B, h, w, outputs], {"grid": extrapolated float32 [B, h, w, C]}).
 
-    Method: "a small decoder" is all that is public; width, depth and heads are this project's choice. depth 0 is a
-    purely linear decoder, straight from the grid to the pixels. Parameters: `heat`, the operator's (see heat.py), and
-    the layers.
+    The paper states "a small decoder"; width, depth and heads are this project's choice. depth 0 is a linear decoder from the
+    grid to the pixels. Parameters: `heat`, those of the operator (see ops/heat.py), and the layers.
     """
 
     outputs: int

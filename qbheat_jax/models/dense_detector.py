@@ -1,4 +1,4 @@
-"""The `dense` detector: at every cell of a pyramid, what is there and where it ends (FCOS, arXiv 1904.01355)."""
+"""The `dense` detector: a class and a box at every cell of a feature pyramid (FCOS, arXiv 1904.01355)."""
 
 import math
 from typing import Any
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from qbheat_jax.models.layers import Conv
 from qbheat_jax.models.pyramid import GroupNorm, Pyramid, locations
 
-# A box is at first so many strides wide and high, and at most e ** 4 times that.
+# Initial box sides in strides, and the logarithm of the largest factor on them.
 _FIRST, _LARGEST = 4.0, 4.0
 
 
 class DenseDetector(nn.Module):
     """{stride: map} -> (logits float32 [B, p, classes], boxes float32 [B, p, 4], corners in pixels), p cells of all levels.
 
-    Two towers of `depth` 3 x 3 convolutions, for classes and for boxes, the same at all levels.
+    Two towers of `depth` 3 x 3 convolutions, for classes and for boxes, shared by all levels.
     """
 
     classes: int
@@ -29,7 +29,7 @@ class DenseDetector(nn.Module):
     @nn.compact
     def __call__(self, maps):
         levels = Pyramid(self.strides, self.width, self.dtype, name="pyramid")(maps)
-        rare = nn.initializers.constant(-math.log(99.0))  # each class is at first seen with probability 0.01
+        rare = nn.initializers.constant(-math.log(99.0))  # initial probability 0.01 of each class
         small = nn.initializers.normal(0.01)
         outputs = (("classes", self.classes, rare), ("boxes", 4, nn.initializers.zeros))
         found = []

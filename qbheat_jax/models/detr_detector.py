@@ -1,4 +1,4 @@
-"""The `detr` detector: queries that look at the map and say what is there and where (DETR, arXiv 2005.12872)."""
+"""The `detr` detector: queries attend to the map and predict classes and boxes (DETR, arXiv 2005.12872)."""
 
 import math
 from typing import Any
@@ -12,23 +12,27 @@ from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, attend
 from qbheat_jax.models.pyramid import GroupNorm, locations
 from qbheat_jax.ops import boxes as geometry
 
-# name -> (width, heads, blocks over the cells, layers of the decoder).
+# name -> (width, heads, encoder blocks, decoder layers).
 SIZES = {"small": (128, 4, 1, 3), "base": (256, 8, 3, 6)}
 
-# Positions are coded by waves of half to eight an image.
+# Frequencies of the position code: from half to eight waves an image.
 _WAVES = 8.0
-# Anchors' sides at first, as shares of the image.
+# Initial sides of anchors over those of the image.
 _FIRST = 0.2
 
 
 class DETR(nn.Module):
-    """{stride: map} -> (logits float32 [L, B, queries, classes], boxes float32 [L, B, queries, 4]), each decoder layer's.
+    """{stride: map} -> (logits float32 [L, B, Q, classes], boxes float32 [L, B, Q, 4]) of each of L decoder layers.
 
-    Boxes are corners in pixels of the image; only the coarsest map is looked at. anchors: queries are boxes that the layers
-    refine one after the other, each with what it has learnt to look for (DAB-DETR, arXiv 2201.12329), and look round their
-    boxes (`near`), which converges in far fewer steps; without, plain learnt queries, as in DETR. groups: sets of that
-    many queries that do not see each other, so that each box is learnt from by one of every set (Group DETR, arXiv
-    2207.13085); queries are then those of all sets, one set after the other, or with `alone` of the first.
+    Boxes are corners in pixels of the image. The coarsest map alone is used.
+
+    Attributes:
+      queries: of each group.
+      size: a key of SIZES.
+      anchors: whether queries are boxes that each layer refines (DAB-DETR, arXiv 2201.12329) and that attend near
+        themselves (`near`), which converges in far fewer steps. Otherwise queries are learnt vectors, as in DETR.
+      groups: sets of queries that do not attend to each other (Group DETR, arXiv 2207.13085). Q covers all groups in order.
+      alone: whether Q covers the first group alone.
     """
 
     classes: int
@@ -53,7 +57,7 @@ class DETR(nn.Module):
         places = code(points, width).astype(self.dtype)
         x = x + places
         for n in range(blocks):
-            # Not `block`: those are split over the mesh's axis `model`, which takes heads that it divides.
+            # Not named `block`: sharding splits blocks of that name over the mesh axis `model`.
             x = TransformerBlock(heads, dtype=self.dtype, name=f"cells{n}")(x, False)
         memory = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="memory_norm")(x)
 
@@ -84,15 +88,19 @@ class DETR(nn.Module):
             refined = to_box(seen) + (box if self.anchors else 0.0)
             found.append(geometry.corners(jax.nn.sigmoid(refined)) * pixels)
             if self.anchors:
-                box = jax.lax.stop_gradient(refined)  # each layer answers for its own step
+                box = jax.lax.stop_gradient(refined)  # each layer learns from its own step alone
         return jnp.stack(logits), jnp.stack(found)
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at those of their group, then at the cells, then at themselves: content [B, Q, C] -> [B, Q, C], pre-norm.
+    """A pre-norm decoder layer: self-attention within groups, cross-attention to the cells, an MLP. [B, Q, C] -> [B, Q, C].
 
-    place [B, Q, C]: where the queries are; memory [B, M, C] of the cells, places [M, C] where those are. around: (boxes
-    [B, Q, 4] before the sigmoid, centres of the cells [M, 2]), where queries look round their boxes.
+    Args:
+      content: queries [B, Q, C].
+      place: position codes of the queries [B, Q, C].
+      memory: cells [B, M, C].
+      places: position codes of the cells [M, C].
+      around: (boxes [B, Q, 4] before the sigmoid, centres of the cells [M, 2]) to attend near the boxes; or None.
     """
 
     heads: int
@@ -147,7 +155,7 @@ class MLP(nn.Module):
 
 
 def code(numbers, width):
-    """Sines and cosines of numbers from 0 to 1, [..., k] -> [..., width]; width is a multiple of 2 k."""
+    """Return sines and cosines of numbers in [0, 1], [..., k] -> [..., width]; width is a multiple of 2 k."""
     count = width // (2 * numbers.shape[-1])
     waves = np.geomspace(0.5, _WAVES, count).astype(np.float32)
     angles = 2 * math.pi * numbers[..., None] * waves
@@ -156,30 +164,32 @@ def code(numbers, width):
 
 
 def near(box, points, where):
-    """What attention from a box to a cell gains: the logarithm of a Gaussian (SMCA, arXiv 2101.07448), [B, heads, Q, M].
+    """Return the attention bias from boxes to cells, the logarithm of a Gaussian (SMCA, arXiv 2101.07448), [B, heads, Q, M].
 
-    box [B, Q, 4] (centre x, y, width, height) before the sigmoid; points [M, 2] as shares of the image; where
-    [B, Q, heads, 4]: how far from the box's centre each head looks, right and down, and the logarithms of how wide and how
-    high, all in sides of the box.
+    Args:
+      box: [B, Q, 4] (centre x, y, width, height) before the sigmoid.
+      points: [M, 2] over the image's sides.
+      where: [B, Q, heads, 4], each head's offset from the box's centre to the right and down, and the logarithms of its
+        width and height, all in sides of the box.
     """
     middle, sides = jnp.split(jax.nn.sigmoid(box)[:, :, None], 2, -1)
     offset, spread = jnp.split(where, 2, -1)
-    sides = jnp.maximum(sides, 1e-2)  # a box that has all but vanished still sees something
+    sides = jnp.maximum(sides, 1e-2)  # tiny boxes still attend to something
     away = (points - (middle + offset * sides)[..., None, :]) / (sides * jnp.exp(spread))[..., None, :]
     return jnp.swapaxes(-0.5 * jnp.square(away).sum(-1), 1, 2)
 
 
 def _around(_, shape, dtype=jnp.float32):
-    """`where` at first: the heads look at places on a circle round the centre, each as far as half the box is wide."""
+    """Return the initial `where` of `near`: heads on a circle round the centre, each half a box wide."""
     turns = 2 * np.pi * np.arange(shape[0] // 4)[:, None] / (shape[0] // 4)
     offset = 0.5 * np.concatenate([np.cos(turns), np.sin(turns)], -1)
     return jnp.asarray(np.concatenate([offset, np.full_like(offset, np.log(0.5))], -1).reshape(-1), dtype)
 
 
 def _spread(count):
-    """Anchors evenly over the image, as (centre x, centre y, width, height) before the sigmoid: float32 [count, 4].
+    """Return anchors spread evenly over the image, (centre x, y, width, height) before the sigmoid, float32 [count, 4].
 
-    Their centres are the sequence of the plastic number, which covers a square evenly for any count.
+    The centres are the sequence of the plastic number, which covers a square evenly for any count.
     """
     plastic = 1.32471795724474602596
     middle = (0.5 + np.arange(count)[:, None] / plastic ** np.arange(1, 3)) % 1

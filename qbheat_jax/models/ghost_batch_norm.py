@@ -1,4 +1,4 @@
-"""Batch norm over parts of a batch: a model trained on each part of it by itself, side by side."""
+"""Ghost batch norm: batch statistics over equal groups of the batch instead of the whole."""
 
 import dataclasses
 from typing import Any
@@ -7,17 +7,17 @@ import jax
 
 
 def grouped(module, groups):
-    """`module`, or, where `groups` is above 1, `module` with its batch split into as many parts for batch norm."""
+    """Return `module`, wrapped in GhostBatchNorm where `groups` is above 1."""
     return module if groups == 1 or module is None else GhostBatchNorm(module, groups)
 
 
 @dataclasses.dataclass(frozen=True)
 class GhostBatchNorm:
-    """A linen module whose batch norms see, in training, `groups` equal parts of the batch [B, ...] each by itself.
+    """A linen module whose batch norms train on `groups` equal groups of the batch [B, ...] separately.
 
-    Part k are the rows [k B / groups, (k + 1) B / groups). The running statistics are the mean over the parts of what each
-    would have made of them. Everything else, parameters and their names too, is the module's own. Where the parts are a
-    multiple of the devices that split the batch, or one each, batch norm needs no communication.
+    Group k has the rows [k B / groups, (k + 1) B / groups). Running statistics are averaged over the groups. All else is the
+    module's own, its parameters and their names included. Batch norm needs no communication where the groups are a multiple
+    of the devices that split the batch.
     """
 
     module: Any
@@ -27,7 +27,7 @@ class GhostBatchNorm:
         return getattr(self.module, name)
 
     def apply(self, variables, *inputs, rngs=None, mutable=False, **options):
-        """As the module's; in training its inputs are arrays [B, ...], or trees of them, and True."""
+        """Apply the module. In training `inputs` are arrays [B, ...], or trees of them, and True."""
         if not mutable:
             return self.module.apply(variables, *inputs, rngs=rngs, **options)
         *arrays, train = inputs

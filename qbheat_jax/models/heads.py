@@ -1,4 +1,4 @@
-"""Classifiers: linear ones on pooled features or on an encoder's outputs, and one with transformer blocks before it."""
+"""Classifiers: linear on pooled features or on an encoder's outputs, or after transformer blocks."""
 
 from typing import Any
 
@@ -19,10 +19,9 @@ class LinearHead(nn.Module):
 
 
 class PooledHead(nn.Module):
-    """What an encoder returns -> logits float32 [B, classes], the classifier that most encoders are released with.
+    """The classifier of most releases: an encoder's (features [B, h, w, C], out) -> logits float32 [B, classes].
 
-    (features [B, h, w, C], out): a linear map of `out["class_token"]` [B, C] where there is one, otherwise of the mean
-    over the cells, after dropout.
+    A linear map, after dropout, of `out["class_token"]` [B, C] if present, otherwise of the mean over the cells.
     """
 
     classes: int

@@ -1,8 +1,8 @@
-"""Products, convolutions, dynamic ReLU, attention and pooling in the form that a backend does best, gradients included.
+"""Matmuls, convolutions, dynamic ReLU, attention and pooling in the fastest form for each backend, gradients included.
 
-XLA's CPU backend does some of lax's operations, and more of their gradients, many times as slowly as others that give the
-same; on CUDA some have a better form too, and some abort XLA's compiler. Which form runs is chosen where a program is lowered,
-so that one traced for a TPU has the TPU's. Layouts are NHWC.
+XLA:CPU runs some of lax's operations, and more of their gradients, many times slower than equivalent forms. On CUDA some have
+a faster form too, and some abort the compiler. The form is chosen at lowering, so a program traced for a TPU gets the TPU's.
+Layouts are NHWC.
 """
 
 import functools
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 
 def matmul_2d(x, kernel, dimension_numbers, precision=None, preferred_element_type=None):
-    """The `dot_general` of `Dense`: x [..., C] times kernel [C, F] -> [..., F], as one product of two matrices.
+    """Return x [..., C] times kernel [C, F] -> [..., F] as one matmul; the `dot_general` of `Dense`.
 
-    XLA's CPU backend takes half the time for its gradient then; on others it is the same.
+    This halves the time of the gradient on XLA:CPU and changes nothing elsewhere.
     """
     del dimension_numbers  # always the last axis of x and the first of the kernel
     rows = x.reshape(-1, x.shape[-1])
@@ -25,11 +25,15 @@ def matmul_2d(x, kernel, dimension_numbers, precision=None, preferred_element_ty
 
 
 def pads(size, kernel, stride, padding):
-    """Zeros before and after the rows and the columns of a map of `size` = (H, W) -> ((top, bottom), (left, right)).
+    """Return the zero padding ((top, bottom), (left, right)) of a map of `size` = (H, W) for an odd kernel.
 
-    `padding`: "symmetric", kernel // 2 on every side (PyTorch's habit), or "same", the least that gives ceil(n / stride)
-    outputs, the odd one after (TensorFlow's: at stride 2 a 3x3 on an even size gets (0, 1), a 5x5 (1, 2)). Of an odd
-    kernel both give as many outputs. ValueError for another padding.
+    Args:
+      padding: "symmetric", kernel // 2 on every side as in PyTorch, or "same", the least for ceil(n / stride) outputs with the
+        odd one after, as in TensorFlow (at stride 2 on an even size a 3x3 gets (0, 1), a 5x5 (1, 2)). Both give as many
+        outputs.
+
+    Raises:
+      ValueError: another padding.
     """
     if padding == "symmetric":
         return ((kernel // 2, kernel // 2),) * 2
@@ -39,15 +43,15 @@ def pads(size, kernel, stride, padding):
 
 
 def _padded(x, pad, fill=0.0):
-    """x [B, H, W, C] with rows and columns of `fill` around it, as many as `pads` says."""
+    """Return x [B, H, W, C] padded by `pad`, as of `pads`, with `fill`."""
     return jnp.pad(x, ((0, 0), *pad, (0, 0)), constant_values=fill)
 
 
 def strided(x, stride):
-    """Every stride-th row and column of a map: x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C].
+    """Return every stride-th row and column of x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), C].
 
-    XLA:GPU aborts the process where it fuses a matrix product with a strided slice and what the slice is taken from (a failed
-    check of `triton_tiling_propagation`, openxla/xla issue 47381): there a barrier keeps the two apart.
+    XLA:GPU aborts when it fuses a matmul with a strided slice and the slice's operand (a failed check of
+    `triton_tiling_propagation`, openxla/xla issue 47381). A barrier prevents that fusion on CUDA.
     """
     if stride == 1:
         return x
@@ -62,9 +66,9 @@ def strided(x, stride):
 
 
 def conv(x, kernel, stride=1, padding="symmetric", groups=1):
-    """A convolution: x [B, H, W, C], kernel [k, k, C / groups, F], k odd -> [B, ceil(H / stride), ceil(W / stride), F].
+    """Convolve x [B, H, W, C] with kernel [k, k, C / groups, F], k odd -> [B, ceil(H / stride), ceil(W / stride), F].
 
-    `padding` as of `pads`. Without groups a CPU has forms of its own, see `_cpu_conv` and `_kernel_gradient`.
+    `padding` as of `pads`. Without groups the CPU uses `_cpu_conv` and `_kernel_gradient`.
     """
     pad = pads(x.shape[1:3], kernel.shape[0], stride, padding)
     return _plain(x, kernel, stride, pad, groups) if groups > 1 else _conv(x, kernel, stride, pad)
@@ -77,7 +81,7 @@ def _plain(x, kernel, stride, pad, groups=1):
 
 
 def _plain_vjp(x, kernel, gradient, stride, pad, groups=1):
-    """Gradients of `_plain` with respect to (x, kernel), given that of its output."""
+    """Return the gradients of `_plain` with respect to (x, kernel), given that of its output."""
     of_kernel = jax.linear_transpose(lambda kernel: _plain(x, kernel, stride, pad, groups), kernel)
     return _plain_input_gradient(x, kernel, gradient, stride, pad, groups), *of_kernel(gradient)
 
@@ -87,9 +91,10 @@ def _plain_input_gradient(x, kernel, gradient, stride, pad, groups=1):
 
 
 def _cpu_conv(x, kernel, stride, pad):
-    """`_plain` as XLA's CPU backend does it faster: an image's 3 x 3 of stride 2 over cells of 2 x 2 pixels, in half the time;
-    and stride 1 with a row more than is wanted. It then takes Eigen's convolution and not that of its own library, which is a
-    tenth slower, and half as fast with 64 channels.
+    """`_plain` in faster forms for XLA:CPU.
+
+    A 3 x 3 of stride 2 over images runs over cells of 2 x 2 pixels, in half the time. At stride 1 one extra row makes XLA
+    choose Eigen's convolution over its own, which is a tenth slower, and half as fast with 64 channels.
     """
     if _of_images(x):
         size = x.shape[1:3]
@@ -102,12 +107,12 @@ def _cpu_conv(x, kernel, stride, pad):
 
 
 def _of_images(x):
-    """Whether x [B, H, W, C] has the few channels of images and not those of maps."""
+    """Return whether x [B, H, W, C] has as few channels as an image."""
     return x.shape[-1] <= 4
 
 
 def _by_cells(x, kernel, pad):
-    """`_plain` of stride 2, x's channels becoming those of its cells of 2 x 2 pixels, and the kernel's likewise."""
+    """`_plain` of stride 2 as stride 1 over cells of 2 x 2 pixels, whose pixels become channels, as do the kernel's."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).swapaxes(2, 3)
     x = x.reshape(batch, height // 2, width // 2, 4 * channels)
@@ -133,8 +138,9 @@ def _cpu_conv_vjp(x, kernel, gradient, stride, pad):
 
 
 def _kernel_gradient(x, gradient, kernel, stride, pad):
-    """A product for every row of the kernel, its columns side by side: half the time that XLA's CPU backend takes. Of images,
-    with their few channels, all rows are side by side too.
+    """The kernel's gradient as one matmul for each kernel row, its columns concatenated: half XLA:CPU's time.
+
+    For images, with their few channels, all rows are concatenated too.
     """
     k, (height, width) = kernel.shape[0], gradient.shape[1:3]
     padded = _padded(x, pad)
@@ -173,14 +179,18 @@ _conv.defvjp(lambda x, w, stride, pad: (_conv_forward(x, w, stride, pad), (x, w)
 
 
 def depthwise_conv(x, kernel, stride=1, padding="symmetric"):
-    """Every input channel convolved with its own filters; `padding` as of `pads`.
+    """Convolve each input channel with its own filters.
 
-    x [B, H, W, C]; kernel [k, k, 1, C * m] in the layout of a grouped convolution (the m outputs of one input channel
-    adjacent), k odd -> [B, ceil(H / stride), ceil(W / stride), C * m].
+    XLA:CPU's grouped convolution and its gradient are 30 to 100 times slower than k * k shifted multiply-adds. cuDNN's is slow
+    for m > 1, and XLA does not split its kernel gradient over devices, so CUDA uses shifted multiply-adds there too.
 
-    The form is chosen where the program is lowered. GPUs and TPUs have a grouped convolution worth calling. XLA:CPU's is 30 to
-    100 times slower than k * k shifted multiply-adds, and so is its gradient. cuDNN's is slow where m > 1, and XLA does not
-    split the gradient of its kernel over devices: CUDA has shifted multiply-adds for these too.
+    Args:
+      x: [B, H, W, C].
+      kernel: [k, k, 1, C * m], k odd, the m outputs of one input channel adjacent.
+      padding: as of `pads`.
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), C * m].
     """
     return _depthwise(x, kernel.astype(x.dtype), stride, pads(x.shape[1:3], kernel.shape[0], stride, padding))
 
@@ -190,13 +200,13 @@ def _grouped(x, kernel, stride, pad):
 
 
 def _unpadded(padded, pad):
-    """The map that `_padded` was given."""
+    """Undo `_padded`."""
     rows, columns = (slice(before, size - after) for (before, after), size in zip(pad, padded.shape[1:3]))
     return padded[:, rows, columns]
 
 
 def _windows(padded, k, stride):
-    """The k * k shifted (and strided) views of a padded map, as ((i, j), view [B, Ho, Wo, C])."""
+    """Yield the k * k shifted and strided views of a padded map as ((i, j), view [B, Ho, Wo, C])."""
     height, width = padded.shape[1] - k + 1, padded.shape[2] - k + 1
     for i in range(k):
         for j in range(k):
@@ -204,22 +214,23 @@ def _windows(padded, k, stride):
 
 
 def _shifted(padded, kernel, stride):
-    """Channels are repeated view by view, within the sum: a map of all repeats would have to be written and read."""
+    """Repeat channels view by view within the sum, so that no map of all repeats is written and read."""
     times = kernel.shape[-1] // padded.shape[-1]
     views = _windows(padded, kernel.shape[0], stride)
     return sum(jnp.repeat(view, times, -1) * kernel[i, j, 0] for (i, j), view in views)
 
 
 def _shifted_vjp(padded, kernel, gradient, stride, pad, kernel_gradient):
-    """Gradients of `_shifted` with respect to (x, kernel), given that of its output. `kernel_gradient`: one of those below."""
+    """Return the gradients of `_shifted` with respect to (x, kernel). `kernel_gradient` is one of the functions below."""
     d_kernel = kernel_gradient(padded, gradient, kernel.shape[0], stride)
     d_x = _shifted_input_gradient(_unpadded(padded, pad).shape, kernel, gradient, stride, pad)
     return d_x, d_kernel.astype(kernel.dtype)
 
 
 def _shifted_input_gradient(shape, kernel, gradient, stride, pad):
-    """-> [B, H, W, C] of `shape`, at one place of all cells of stride x stride after the other, so that no zeros need lie
-    between the outputs.
+    """Return the input gradient [B, H, W, C] of `shape`, one place of all stride x stride cells after the other.
+
+    This way no zeros lie between the outputs.
 
     Row `place` of cell n is read by row i of the kernel for output n + ahead, where stride * ahead = place + before - i;
     `before` is the padding's. Repeats are summed as strided slices, which fuse with all the rest.
@@ -246,18 +257,20 @@ def _shifted_input_gradient(shape, kernel, gradient, stride, pad):
 
 
 def _from_cells(part, stride, shape):
-    """The map of `shape` [B, H, W, C] whose cells of stride x stride have part(row, column), [B, ceil(H / stride),
-    ceil(W / stride), C], at (row, column)."""
+    """Return the map of `shape` [B, H, W, C] with part(row, column) at (row, column) of each stride x stride cell.
+
+    part returns [B, ceil(H / stride), ceil(W / stride), C].
+    """
     whole = jnp.stack([jnp.stack([part(row, column) for column in range(stride)], 3) for row in range(stride)], 2)
     height, width = (-(-n // stride) * stride for n in shape[1:3])
     return whole.reshape(shape[0], height, width, shape[3])[:, : shape[1], : shape[2]]
 
 
 def _shifted_kernel_gradient(padded, gradient, k, stride):
-    """Sum over batch and positions of each shifted view times the gradient -> float32 [k, k, 1, C * m].
+    """Sum each shifted view times the gradient over batch and positions -> float32 [k, k, 1, C * m].
 
-    Summed over the batch element by element in a loop first: XLA's CPU backend vectorises that, and not a reduction
-    fused with shifted views (ten times slower).
+    The loop over the batch sums element by element, which XLA:CPU vectorises. It does not vectorise a reduction fused with
+    shifted views, which is ten times slower.
     """
 
     times = gradient.shape[-1] // padded.shape[-1]
@@ -273,9 +286,9 @@ def _shifted_kernel_gradient(padded, gradient, k, stride):
 
 
 def _shifted_kernel_gradient_at_once(padded, gradient, k, stride):
-    """The same, each sum as one reduction: XLA:GPU makes several of them in one pass, and devices add what each of them has.
+    """The same with one reduction for each sum. XLA:GPU fuses several into one pass, and devices add their shares.
 
-    A barrier keeps XLA from writing the gradient in float32 between passes.
+    The barrier keeps XLA from writing the gradient in float32 between passes.
     """
     times = gradient.shape[-1] // padded.shape[-1]
     gradient = jax.lax.optimization_barrier(gradient).astype(jnp.float32)
@@ -284,8 +297,9 @@ def _shifted_kernel_gradient_at_once(padded, gradient, k, stride):
 
 
 def _depthwise_forward(x, kernel, stride, pad):
-    """-> (y, what the gradient needs). The padded map is kept, which a CPU's forms read, and not another copy of x; for an
-    accelerator it is x: it is taken apart again there, and XLA takes the two for nothing.
+    """Return (y, residuals). The residual is the padded map, which the CPU's forms read, and no second copy of x.
+
+    Accelerators unpad it; XLA elides padding and unpadding.
     """
     padded = _padded(x, pad)
 
@@ -301,7 +315,7 @@ def _depthwise_forward(x, kernel, stride, pad):
 
 
 def _repeats(x, kernel):
-    """Whether a depthwise convolution has more than one output a channel."""
+    """Return whether a depthwise convolution has more than one output for each input channel."""
     return kernel.shape[-1] > x.shape[-1]
 
 
@@ -328,7 +342,7 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 @jax.custom_vjp
 def dynamic_relu(x, a1, a2):
-    """max(a1 * x, a2 * x), slopes to each image and channel: x [B, H, W, C], a1 and a2 [B, C], finite -> [B, H, W, C]."""
+    """Return max(a1 * x, a2 * x): x [B, H, W, C], finite slopes a1 and a2 [B, C] -> [B, H, W, C]."""
     return jax.lax.platform_dependent(x, a1, a2, cpu=_sloped, default=_larger)
 
 
@@ -341,26 +355,27 @@ def _larger_vjp(x, a1, a2, gradient):
 
 
 def _sloped(x, a1, a2):
-    """`_larger` as XLA's CPU backend does it faster."""
+    """`_larger` in a faster form for XLA:CPU."""
     return x * _slope(x, a1, a2)
 
 
 def _slope(x, a1, a2):
-    """The larger of both slopes where x is positive and the smaller elsewhere, [B, H, W, C]."""
+    """Return the larger slope where x is positive and the smaller elsewhere, [B, H, W, C]."""
     above, below = (_fusion_barrier(a)[:, None, None] for a in (jnp.maximum(a1, a2), jnp.minimum(a1, a2)))
     return jnp.where(x > 0, above, below)
 
 
 def _fusion_barrier(x):
-    """x [..., C], finite, as a product with the identity: XLA's CPU backend takes what is elementwise into the pass over a map
-    that reads it, and so computes it anew for every cell; it stops at a product.
+    """Return finite x [..., C] multiplied by the identity.
+
+    XLA:CPU fuses elementwise producers and recomputes them per cell; a matmul blocks the fusion.
     """
     size = math.gcd(x.shape[-1], 16)
     return jnp.matmul(x.reshape(-1, size), jnp.eye(size, dtype=x.dtype)).reshape(x.shape)
 
 
 def _sloped_vjp(x, a1, a2, gradient):
-    """One product of the size of the map, summed twice, where the gradient of a maximum takes a map for either side."""
+    """Sum one map-sized product twice, where the gradient of a maximum writes a map for each side."""
     products = (gradient * x).astype(jnp.float32)
     above, whole = (y.sum((1, 2)) for y in (jnp.where(x > 0, products, 0.0), products))
     below, first = whole - above, a1 > a2
@@ -379,11 +394,18 @@ dynamic_relu.defvjp(lambda *inputs: (dynamic_relu(*inputs), inputs), _dynamic_re
 
 
 def attention(query, key, value, bias=None):
-    """Softmax attention of every head, scale D ** -0.5: query [B, N, heads, D], key and value [B, M, heads, D], `bias` of the
-    logits [B, heads, N, M] or None -> [B, N, heads, D]. Logits and softmax are float32.
+    """Return softmax attention of every head, scale D ** -0.5, with float32 logits.
 
-    XLA:CPU takes two to three times as long for products of heads that lie behind the cells. On CUDA cuDNN's fused attention
-    never writes the logits, where `_cudnn_takes` them.
+    XLA:CPU takes two to three times as long for matmuls with the heads behind the cells. On CUDA cuDNN's fused attention,
+    where `_cudnn_takes` the inputs, never writes the logits.
+
+    Args:
+      query: [B, N, heads, D].
+      key, value: [B, M, heads, D].
+      bias: of the logits, [B, heads, N, M], or None.
+
+    Returns:
+      [B, N, heads, D].
     """
     forms = {"cpu": _heads_first, "default": jax.nn.dot_product_attention}
     if bias is None and _cudnn_takes(query):
@@ -392,8 +414,8 @@ def attention(query, key, value, bias=None):
 
 
 def _fused_attention(query, key, value, bias):
-    """cuDNN's attention. Its gradient takes even numbers of cells alone: an odd number gets one more, which does not count."""
-    del bias  # there is none
+    """cuDNN's attention. Its gradient needs even numbers of cells, so an odd number is padded and masked by length."""
+    del bias  # None
     counts = query.shape[1], key.shape[1]
 
     def even(x):
@@ -402,7 +424,7 @@ def _fused_attention(query, key, value, bias):
     lengths = {}
     if any(n % 2 for n in counts):
         names = ("query_seq_lengths", "key_value_seq_lengths")
-        # Made from the query, so that vmap maps over them too: cuDNN's form takes no lengths that all parts share.
+        # Made from the query, so that vmap maps over them too: cuDNN takes no unbatched lengths.
         none = 0 * query[:, 0, 0, 0].astype(jnp.int32)
         lengths = {name: n + none for name, n in zip(names, counts)}
         query, key, value = map(even, (query, key, value))
@@ -411,8 +433,7 @@ def _fused_attention(query, key, value, bias):
 
 
 def _cudnn_takes(query):
-    """Whether cuDNN has a fused attention for query [B, N, heads, D] and its gradient: of 16-bit floats, and D a multiple of 8
-    up to 128."""
+    """Return whether cuDNN fuses attention of query [B, N, heads, D]: 16-bit floats, D a multiple of 8 up to 128."""
     return (
         query.dtype in (jnp.bfloat16, jnp.float16)
         and query.shape[-1] % 8 == 0
@@ -423,7 +444,7 @@ def _cudnn_takes(query):
 
 @functools.cache
 def _has_cudnn():
-    """Whether this process has cuDNN 9 or newer, and no GPU older than Ampere, which lacks the kernels."""
+    """Return whether this process has cuDNN 9 or newer and no GPU older than Ampere, which lacks the kernels."""
     try:
         from jax._src.lib import cuda_versions  # jax.nn has no other way to ask, and raises where there is none
 
@@ -436,7 +457,7 @@ def _has_cudnn():
 
 
 def _logits_and_values(query, key, value, bias):
-    """-> logits [B, heads, N, M] of at least float32, values [B, heads, M, D]."""
+    """Return (logits [B, heads, N, M] of at least float32, values [B, heads, M, D])."""
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
     kind = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("bhnd,bhmd->bhnm", query, key, preferred_element_type=kind) * query.shape[-1] ** -0.5
@@ -445,7 +466,7 @@ def _logits_and_values(query, key, value, bias):
 
 @jax.custom_vjp
 def _heads_first(query, key, value, bias):
-    """Weights divided by their sum after they are applied, when they are D numbers and not M: one pass over them less."""
+    """Normalise after the weights are applied, on D numbers instead of M: one pass over the weights less."""
     logits, value = _logits_and_values(query, key, value, bias)
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
     y = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(value.dtype), value, preferred_element_type=weights.dtype)
@@ -453,7 +474,7 @@ def _heads_first(query, key, value, bias):
 
 
 def _heads_first_plain(query, key, value, bias):
-    """The same, weights divided at once, as their gradient wants them."""
+    """The same with normalised weights, as the gradient needs them."""
     logits, value = _logits_and_values(query, key, value, bias)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("bhnm,bhmd->bhnd", weights, value).swapaxes(1, 2)
@@ -467,10 +488,9 @@ _heads_first.defvjp(lambda *inputs: jax.vjp(_heads_first_plain, *inputs), lambda
 
 @jax.custom_vjp
 def max_pool(x):
-    """Maxima of 3 x 3 cells, stride 2, padded with -inf by 1: x [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C].
+    """Max-pool x [B, H, W, C], 3 x 3, stride 2, padding 1 -> [B, ceil(H / 2), ceil(W / 2), C].
 
-    Its gradient goes to the first maximum of a window, on a CPU by a form of its own, for which XLA's backend takes many
-    times as long.
+    The gradient goes to the first maximum of a window. The CPU has its own form of it, many times faster than XLA:CPU's.
     """
     return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
 
@@ -490,7 +510,7 @@ def _max_pool_backward(residuals, gradient):
 
 
 def _max_pool_gradient(x, y, gradient):
-    """By the place in its window, the share of each output that goes there; then, cell by cell, the shares that reach it."""
+    """Split each output's gradient by the place of its maximum in the window, then sum the shares that reach each cell."""
     taken, shares = jnp.zeros(y.shape, bool), {}
     for place, view in _windows(_padded(x, ((1, 1), (1, 1)), -jnp.inf), 3, 2):
         first = (view == y) & ~taken
@@ -499,7 +519,7 @@ def _max_pool_gradient(x, y, gradient):
     height, width = y.shape[1:3]
 
     def along(index, size):
-        """Of the even and the odd cells of an axis: (offset in the window, output) pairs that reach them."""
+        """Return the (offset in the window, outputs) pairs that reach the even (0) or odd (1) cells of an axis."""
         return ([(1, slice(0, size))], [(0, slice(1, size + 1)), (2, slice(0, size))])[index]
 
     def part(row, column):

@@ -1,7 +1,6 @@
-"""Blocks that several encoders share: convolutions, norms, attention, drop path, dynamic ReLU, position codes.
+"""Layers shared by encoders: convolutions, norms, attention, drop path, dynamic ReLU, position codes.
 
-Layouts are NHWC. Parameters are float32; `dtype` is the type computed in (float32 or bfloat16). Norm statistics
-and softmax are float32 whatever `dtype` is.
+Layouts are NHWC. Parameters, norm statistics and softmax are float32; other arithmetic is in `dtype` (float32 or bfloat16).
 """
 
 import functools
@@ -16,12 +15,12 @@ from qbheat_jax.models.kernels import attention, conv, depthwise_conv, dynamic_r
 
 
 def conv_init(key, shape, dtype=jnp.float32):
-    """normal(0, sqrt(2 / (kh * kw * out))) of MobileNet and Mobile-Former, grouped or not; shape (kh, kw, in, out)."""
+    """Draw a kernel (kh, kw, in, out) from normal(0, sqrt(2 / (kh * kw * out))), as MobileNet and Mobile-Former do."""
     return jax.random.normal(key, shape, dtype) * np.sqrt(2.0 / (shape[0] * shape[1] * shape[3])).astype(dtype)
 
 
 def check_size(images, stride):
-    """Raises ValueError unless height and width of images [B, H, W, C] are multiples of an encoder's stride."""
+    """Raise ValueError unless H and W of images [B, H, W, C] are multiples of an encoder's stride."""
     height, width = images.shape[1:3]
     if height % stride or width % stride:
         raise ValueError(
@@ -39,10 +38,10 @@ def hard_swish(x):
 
 
 def gelu(x):
-    """x times the standard normal distribution's share below x, exactly, by erf as in PyTorch; [...] -> [...].
+    """Return the exact GELU of x, by erf as in PyTorch.
 
-    jax.nn.gelu takes erfc, which is as many digits better far to the left, where the product is nothing, and costs twice the
-    arithmetic; bfloat16 needs those digits.
+    jax.nn.gelu uses erfc, which costs twice the arithmetic for accuracy far to the left, where the product vanishes. bfloat16
+    needs that accuracy.
     """
     if x.dtype == jnp.float32:
         return _gelu(x)
@@ -56,7 +55,7 @@ def _gelu(x):
 
 @jax.custom_vjp
 def _gelu_of_input(x):
-    """The same in float32, of which the gradient keeps x alone: a GPU has more arithmetic to spare than traffic."""
+    """The same in float32, with x as the only residual: a GPU recomputes faster than it reads memory."""
     return _gelu(x.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -70,9 +69,9 @@ _gelu_of_input.defvjp(lambda x: (_gelu_of_input(x), x), _gelu_gradient)
 
 
 def residual(x, branch):
-    """x + branch.
+    """Return x + branch.
 
-    On CUDA the sum is kept apart from the product that made the branch: cuBLAS would add x in place, to a copy of it.
+    On CUDA a barrier separates the sum from the matmul of the branch, because cuBLAS would add x in place to a copy of it.
     """
 
     def apart(x, branch):
@@ -83,7 +82,7 @@ def residual(x, branch):
 
 @jax.custom_vjp
 def _held(x):
-    """x, kept from being fused with what makes it; its gradient is not."""
+    """Return x behind a barrier against fusion with its producer. The gradient has no barrier."""
     return jax.lax.optimization_barrier(x)
 
 
@@ -91,7 +90,7 @@ _held.defvjp(lambda x: (_held(x), None), lambda _, gradient: (gradient,))
 
 
 def channel_shuffle(x, groups):
-    """View channels as (groups, C / groups), transpose, flatten (ShuffleNet). x [..., C]."""
+    """Shuffle the channels of x [..., C] as ShuffleNet: view as (groups, C / groups), transpose, flatten."""
     *lead, channels = x.shape
     return x.reshape(*lead, groups, channels // groups).swapaxes(-1, -2).reshape(*lead, channels)
 
@@ -126,8 +125,8 @@ class Conv(nn.Module):
         if self.groups == channels and self.groups > 1:
             return depthwise_conv(x, kernel, self.stride, self.padding)
         if self.kernel == 1:
-            # A matrix product, which every backend does best. With a stride too: of a strided convolution XLA's CPU backend
-            # takes 15 times as long for the gradient to the kernel.
+            # A matmul is fastest on every backend, with a stride too: XLA:CPU takes 15 times as long for the kernel gradient of
+            # a strided convolution.
             x = strided(x, self.stride)
             if self.groups == 1:
                 return matmul_2d(x, kernel[0, 0], None)
@@ -138,12 +137,11 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over all axes but the last: x [..., C] times one row plus another -> [..., C] of `dtype`.
+    """Batch norm over all axes but the last, x [..., C] -> [..., C] of `dtype`, over the global batch under `jax.jit`.
 
-    Its gradient needs x and nothing else of that size; that of flax.linen.BatchNorm, whose fields, names and values these
-    are, needs x - mean as well. Over the global batch under `jax.jit`. Running averages keep `momentum` (0.9 is PyTorch's
-    0.1) and take the rest from the mean and the biased variance of the batch. Parameters: scale, bias [C]; batch_stats:
-    mean, var [C]; all float32.
+    Fields, names and values are those of flax.linen.BatchNorm. Its gradient keeps x alone, where flax's keeps x - mean too.
+    Running averages keep `momentum` (0.9 is PyTorch's 0.1) and take the rest from the mean and biased variance of the batch.
+    Parameters: scale, bias [C]; batch_stats: mean, var [C]; all float32.
     """
 
     use_running_average: bool = False
@@ -194,7 +192,7 @@ class LayerNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         dtype = jnp.dtype(self.dtype)
 
-        def by_rows(x, scale, bias):  # XLA:GPU would lay a few tokens out behind their channels, and transpose
+        def by_rows(x, scale, bias):  # otherwise XLA:GPU transposes few tokens behind their channels
             rows = x.reshape(-1, x.shape[-1])
             return _layer_norm_of_rows(rows, scale, bias, self.epsilon, dtype).reshape(x.shape)
 
@@ -205,7 +203,7 @@ class LayerNorm(nn.Module):
 
 
 def _layer_norm(x, scale, bias, epsilon):
-    """-> (y float32, mean and mean square of every row, which its gradient needs)."""
+    """Return (y float32, (mean, mean square) of every row, which the gradient needs)."""
     x = x.astype(jnp.float32)
     mean, square = x.mean(-1, keepdims=True), (x * x).mean(-1, keepdims=True)
     return (x - mean) * (_gain(mean, square, epsilon) * scale) + bias, (mean, square)
@@ -241,7 +239,7 @@ _layer_norm_of_rows.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class ConvBN(nn.Module):
-    """`Conv`, then batch norm of that momentum and epsilon. Children: conv, bn."""
+    """`Conv`, then batch norm. Children: conv, bn."""
 
     features: int
     kernel: int = 1
@@ -261,10 +259,10 @@ class ConvBN(nn.Module):
 
 
 def remat(block, policy, inputs=1):
-    """The module class of a block whose call is (*inputs, train), keeping for its gradient only what `policy` names.
+    """Return the module class of a block, called with (*inputs, train), that rematerialises by `policy`.
 
-    policy: "none" keeps everything; otherwise one of `jax.checkpoint_policies`, the rest is computed a second time
-    ("nothing_saveable": all but the inputs). Parameters, their names and random draws are the same.
+    policy "none" keeps every residual; otherwise it is a name of `jax.checkpoint_policies` ("nothing_saveable" keeps the inputs
+    alone). Parameters, their names and random draws are the same.
     """
     if policy == "none":
         return block
@@ -272,7 +270,7 @@ def remat(block, policy, inputs=1):
 
 
 class DropPath(nn.Module):
-    """Drops the whole branch of an example with probability `rate` and scales the rest up (arXiv 1603.09382)."""
+    """Drop the branch of an example with probability `rate` and scale the others up (arXiv 1603.09382)."""
 
     rate: float = 0.0
 
@@ -283,20 +281,27 @@ class DropPath(nn.Module):
 
 
 def attend(query, key, value, heads, bias=None):
-    """Softmax attention, the channel axis split into `heads` contiguous parts, scale (C / heads) ** -0.5.
+    """Return softmax attention with the channels split into `heads` contiguous parts, scale (C / heads) ** -0.5.
 
-    query [B, N, C], key [B, M, C], value [B, M, C], bias [B, heads, N, M] of the logits, or None -> [B, N, C].
+    In a train step on TPUs, without a bias, examples are processed in parts whose logits stay on the core, and their weights
+    are recomputed for the gradient. Logits of whole batches cost more traffic than the rest of a transformer block. Values are
+    the same.
 
-    In a train step on TPUs, where there is no bias, so few examples are taken at a time that their logits stay on the core, and
-    their weights are computed again for the gradient: whole batches of them cost more traffic than all else that a
-    transformer block does. Values are the same.
+    Args:
+      query: [B, N, C].
+      key, value: [B, M, C].
+      heads: int.
+      bias: of the logits, [B, heads, N, M], or None.
+
+    Returns:
+      [B, N, C].
     """
     parts = 1 if bias is not None else _parts(*query.shape[:2], key.shape[1], heads)
     if parts == 1:
         return _attend(query, key, value, heads, bias)
 
     def split(x):
-        # Every parts-th example: whatever device holds examples of the batch, it holds its share of each part.
+        # Every parts-th example, so that each device holds its share of every part.
         return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
     one = jax.checkpoint(lambda part: _attend(*part, heads))
@@ -310,14 +315,14 @@ def _attend(query, key, value, heads, bias=None):
     return attention(split(query), split(key), split(value), bias).reshape(query.shape)
 
 
-# Bytes of float32 logits that are at a device at a time: with what else the gradient needs they fit every TPU's core (VMEM).
+# Bytes of float32 logits on a device at a time. With the gradient's other residuals they fit every TPU's VMEM.
 _LOGITS = 8 * 2**20
 
 
 def _parts(batch, queries, keys, heads):
-    """In how many equal parts `attend` takes a batch: 1 but on TPUs, under the mesh that `state.train_step` makes known."""
+    """Return in how many equal parts `attend` processes a batch: 1 except on TPUs under the mesh of `state.train_step`."""
     mesh = jax.sharding.get_abstract_mesh()
-    # A caller of an encoder may have set a mesh of its own, of which nothing is known.
+    # The caller of an encoder may have set a mesh with other axes.
     if (
         not {"data", "fsdp", "model"} <= set(mesh.axis_names)
         or getattr(mesh.abstract_device, "platform", None) != "tpu"
@@ -331,11 +336,11 @@ def _parts(batch, queries, keys, heads):
 
 
 class Projections(nn.Module):
-    """Query, key and value of x [B, N, C] by one biased layer -> three of [B, N, C]. Parameters: kernel [C, 3 C], bias [3 C].
+    """Project x [B, N, C] to query, key and value, each [B, N, C]. Parameters: kernel [C, 3 C], bias [3 C].
 
-    As a Dense layer with 3 C outputs. On CUDA it is one. Elsewhere its weights are split before they multiply: to take its
-    outputs apart, and put their gradients together, costs a TPU more traffic than to read x three times; and where heads are
-    split over devices (sharding.RULES), weights are then moved between them and not activations.
+    The values are those of one Dense layer with 3 C outputs, which CUDA runs. Elsewhere the weights are split first: splitting
+    the outputs and joining their gradients costs a TPU more traffic than reading x three times. Where heads are split over
+    devices (sharding.RULES), weights then move between devices instead of activations.
     """
 
     dtype: Any = jnp.float32
@@ -360,7 +365,7 @@ class Projections(nn.Module):
 
 
 def _splits_heads():
-    """Whether the mesh that `state.train_step` makes known splits heads over devices."""
+    """Return whether the mesh of `state.train_step` splits heads over devices."""
     return dict(jax.sharding.get_abstract_mesh().shape).get("model", 1) > 1
 
 
@@ -407,7 +412,7 @@ class TransformerBlock(nn.Module):
 
 
 def sincos_2d(height, width, channels):
-    """Fixed two-dimensional sine-cosine position code -> float32 [height, width, channels]; channels % 4 == 0.
+    """Return the fixed 2-D sine-cosine position code, float32 [height, width, channels], channels a multiple of 4.
 
     Half the channels encode the column and half the row, at wavelengths 2 pi ... 10000 * 2 pi (MAE, arXiv 2111.06377).
     """
@@ -441,5 +446,5 @@ class DyReLU(nn.Module):
 
 
 def dense(features, dtype, name):
-    """The Dense layer of Mobile-Former: kernel normal(0, 0.01), bias 0."""
+    """Return Mobile-Former's Dense layer: kernel normal(0, 0.01), bias 0."""
     return Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(0.01), name=name)

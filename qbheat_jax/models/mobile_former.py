@@ -1,8 +1,8 @@
 """Mobile-Former (arXiv 2108.05895): a convolutional map and a few global tokens, bridged in both directions.
 
-The map is [B, H, W, C], the tokens [B, T, D]. Block lists are written as in the release, one row
-(kind, e1, c, stride, e2) a block; the child modules carry the release's names, so that weights can be ported by name.
-The `w*` encoders are QB-Heat's, of which only the overall shape is public: their block lists are reconstructed.
+The map is [B, H, W, C], the tokens [B, T, D]. Block lists are the release's, one row (kind, e1, c, stride, e2) for each block.
+Child modules have the release's names, so weights are ported by name. The `w*` encoders are QB-Heat's; only their overall
+shape is public, so their block lists are reconstructed.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qbheat_jax.models.encoder import Encoder
 from qbheat_jax.models.layers import (
     BatchNorm,
     ConvBN,
@@ -35,8 +36,10 @@ from qbheat_jax.models.layers import (
 class Variant:
     """One member of the family.
 
-    `blocks`: rows (kind, e1, c, stride, e2), kind 1 = DnaBlock, 3 = DnaBlock3. `width` is that of a last 1x1 convolution,
-    0 where the last block's map is the output. `features`: hidden width F of the released classifier, 0 without one.
+    Attributes:
+      blocks: rows (kind, e1, c, stride, e2); kind 1 is DnaBlock, 3 is DnaBlock3.
+      width: of a last 1x1 convolution; 0 where the last block's map is the output.
+      features: hidden width of the released classifier; 0 without one.
     """
 
     stem: int
@@ -96,17 +99,17 @@ VARIANTS = {
 
 
 def _blocks(tokens, heads):
-    """[B, T, C] -> [B, heads * T, C]: row h * T + t is token t in the channels of head h, and zero in the others."""
+    """Return tokens [B, T, C] as [B, heads * T, C]: row h * T + t is token t in the channels of head h, zero elsewhere."""
     channels = tokens.shape[-1]
     own = jnp.repeat(jnp.eye(heads, dtype=tokens.dtype), channels // heads, axis=1)  # [heads, C]
     return (tokens[:, None] * own[:, None]).reshape(tokens.shape[0], -1, channels)
 
 
 def _likeness(tokens, cells, heads):
-    """Logits of attention, float32 [B, heads, T, N], between tokens [B, T, C] and cells [B, N, C], scale (C / heads) ** -0.5.
+    """Return attention logits, float32 [B, heads, T, N], of tokens [B, T, C] and cells [B, N, C], scale (C / heads) ** -0.5.
 
-    Tokens are few and cells many, so that what must not happen is a transpose of the map to split it into heads; `_blocks`
-    costs `heads` times the arithmetic of a product that is bound by memory.
+    Splitting the map into heads would transpose it. `_blocks` avoids that for `heads` times the arithmetic of a product that
+    memory bounds.
     """
     logits = jnp.einsum("bkc,bnc->bkn", _blocks(tokens, heads), cells, preferred_element_type=jnp.float32)
     scale = (tokens.shape[-1] // heads) ** -0.5
@@ -114,16 +117,16 @@ def _likeness(tokens, cells, heads):
 
 
 def tokens_attend(query, cells, heads):
-    """`attend` of tokens [B, T, C] to cells [B, N, C], key and value in one -> [B, T, C]."""
+    """Return `attend` of tokens [B, T, C] to cells [B, N, C], which are both key and value -> [B, T, C]."""
     weights = jax.nn.softmax(_likeness(query, cells, heads), axis=-1).astype(cells.dtype)
     batch, _, count, _ = weights.shape
     y = jnp.einsum("bkn,bnc->bkc", weights.reshape(batch, heads * count, -1), cells)
-    y = y.reshape(batch, heads, count, heads, -1)  # of what head h found, its own channels
+    y = y.reshape(batch, heads, count, heads, -1)  # of the output of head h, its own channels
     return jnp.concatenate([y[:, h, :, h] for h in range(heads)], axis=-1)
 
 
 def cells_attend(cells, key, value, heads):
-    """`attend` of cells [B, N, C] to the keys and values [B, T, C] of tokens -> [B, N, C]."""
+    """Return `attend` of cells [B, N, C] to the keys and values [B, T, C] of tokens -> [B, N, C]."""
     weights = jax.nn.softmax(_likeness(key, cells, heads), axis=2).astype(cells.dtype)
     weights = weights.reshape(weights.shape[0], heads * key.shape[1], -1)
     return jnp.einsum("bkn,bkc->bnc", weights, _blocks(value, heads))
@@ -246,13 +249,16 @@ class Block(nn.Module):
         return u + DropPath(self.drop_path)(y, train)
 
 
-class MobileFormer(nn.Module):
-    """The encoder. images [B, H, W, 3] -> (features [B, H / stride, W / stride, width], out).
+class MobileFormer(Encoder):
+    """The encoder: images [B, H, W, 3] -> (features [B, H / stride, W / stride, width], out).
 
-    H and W are multiples of `stride`, otherwise ValueError. `out` holds `stem`, `features_N` and `tokens_N` for every
-    block, and `tokens` [B, T, D] after the last bridge. `last_stride`: that of the last block that strides (2 or 1); the
-    weights are the same. `drop_path` is the rate of every block, as in the release. `remat`: of the blocks, see
-    layers.remat.
+    `out` holds `stem`, `features_N` and `tokens_N` for every block, and `tokens` [B, T, D] after the last bridge. H and W must
+    be multiples of `stride`.
+
+    Attributes:
+      last_stride: of the last block that strides, 2 or 1; the weights are the same.
+      drop_path: rate of every block, as in the release.
+      remat: policy of the blocks, see layers.remat.
     """
 
     variant: Variant
@@ -268,6 +274,13 @@ class MobileFormer(nn.Module):
     @property
     def width(self):
         return self.variant.width or self.variant.blocks[-1][2]
+
+    @nn.nowrap
+    def layer_of(self, name):
+        top, count = name.split("/")[0], len(self.variant.blocks)
+        if top.startswith("features_"):
+            return count - int(top.removeprefix("features_"))
+        return count + 1 if top in ("stem", "tokens") else 0
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -288,14 +301,14 @@ class MobileFormer(nn.Module):
         return x, out
 
     def _blocks(self):
-        """The rows of the block list, the last stride as it was asked for."""
+        """Return the rows of the block list, with `last_stride`."""
         rows = self.variant.blocks
         last = max((n for n, row in enumerate(rows) if row[3] > 1), default=-1)
         return [(*row[:3], self.last_stride, row[4]) if n == last else row for n, row in enumerate(rows)]
 
 
 class MobileFormerHead(nn.Module):
-    """The released classifier: (features [B, H, W, C], out with `tokens` [B, T, D]) -> logits float32 [B, classes]."""
+    """The released classifier: features [B, H, W, C] and out["tokens"] [B, T, D] -> logits float32 [B, classes]."""
 
     classes: int
     features: int

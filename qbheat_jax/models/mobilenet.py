@@ -1,7 +1,7 @@
-"""Nets of inverted residuals: MobileNetV2 (arXiv 1801.04381) and EfficientNet-Lite0 (arXiv 1905.11946's B0, made light).
+"""Networks of inverted residuals: MobileNetV2 (arXiv 1801.04381) and EfficientNet-Lite0 (the light B0 of arXiv 1905.11946).
 
-Both as released: MobileNetV2 by torchvision, EfficientNet-Lite0 by TensorFlow, which pads and normalises in its own way.
-Blocks carry the numbers of the releases, layers the names of what they do. There is no classifier.
+Both follow their releases: torchvision's MobileNetV2, and TensorFlow's EfficientNet-Lite0 with TensorFlow's padding and batch
+norm. Blocks have the releases' numbers. There is no classifier.
 """
 
 import dataclasses
@@ -13,15 +13,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qbheat_jax.models.encoder import Encoder
 from qbheat_jax.models.layers import BatchNorm, ConvBN, DropPath, check_size, remat
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One net.
+    """One network.
 
-    `rows`: (expansion, channels, blocks, stride of the first block, kernel) a stage, as in the papers' tables. `first`:
-    the number of the first block. `padding`, `momentum`, `epsilon`: of every convolution and batch norm (layers.ConvBN).
+    Attributes:
+      rows: (expansion, channels, blocks, stride of the first block, kernel) of each stage, as in the papers' tables.
+      first: number of the first block.
+      padding, momentum, epsilon: of every convolution and batch norm (layers.ConvBN).
     """
 
     rows: tuple
@@ -44,10 +47,10 @@ VARIANTS = {
 
 
 class InvertedResidual(nn.Module):
-    """Widen (1x1), filter every channel (depthwise), narrow (1x1, no activation); the narrow ends are joined.
+    """Expand (1x1), filter each channel (depthwise), project (1x1, no activation); add the input where the shapes agree.
 
-    x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), channels]; the shortcut is there where the shapes agree.
-    `conv`: makes the ConvBN's. Children: expand (not at expansion 1), depthwise, project.
+    x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), channels]. `conv` makes the ConvBNs. Children: expand (not at
+    expansion 1), depthwise, project.
     """
 
     conv: Any
@@ -70,12 +73,15 @@ class InvertedResidual(nn.Module):
         return y
 
 
-class MobileNet(nn.Module):
-    """The encoder. images [B, H, W, 3] -> (features [B, H / stride, W / stride, 1280], out).
+class MobileNet(Encoder):
+    """The encoder: images [B, H, W, 3] -> (features [B, H / stride, W / stride, 1280], out).
 
-    H and W are multiples of `stride`, otherwise ValueError. `out` holds `stem` and `blockN` of every block.
-    `last_stride`: that of the last stage that strides (2 or 1); the weights are the same. `drop_path`: the rate of the
-    last block; it grows linearly from 0 at the first. `remat`: of the blocks, see layers.remat.
+    `out` holds `stem` and `blockN` of every block. H and W must be multiples of `stride`.
+
+    Attributes:
+      last_stride: of the last stage that strides, 2 or 1; the weights are the same.
+      drop_path: rate of the last block; the rates grow linearly from 0 at the first.
+      remat: policy of the blocks, see layers.remat.
     """
 
     variant: Variant
@@ -92,6 +98,13 @@ class MobileNet(nn.Module):
     def width(self):
         return 1280
 
+    @nn.nowrap
+    def layer_of(self, name):
+        top, count = name.split("/")[0], len(list(self._blocks()))
+        if top.startswith("block"):
+            return count - (int(top.removeprefix("block")) - self.variant.first)
+        return 0 if top == "last" else count + 1
+
     @nn.compact
     def __call__(self, images, train=False):
         check_size(images, self.stride)
@@ -106,7 +119,7 @@ class MobileNet(nn.Module):
         return jax.nn.relu6(conv(self.width, name="last")(x, train)), out
 
     def _blocks(self):
-        """(expansion, channels, stride, kernel) of every block."""
+        """Yield (expansion, channels, stride, kernel) of each block."""
         last = max(n for n, row in enumerate(self.variant.rows) if row[3] > 1)
         for n, (expansion, channels, count, stride, kernel) in enumerate(self.variant.rows):
             first = self.last_stride if n == last else stride

@@ -1,4 +1,4 @@
-"""Maps of several strides out of what an encoder returns, for detectors that look for small and large things apart."""
+"""Feature pyramids: maps of several strides from an encoder's outputs, for detectors."""
 
 from typing import Any
 
@@ -11,8 +11,10 @@ from qbheat_jax.models.layers import Conv
 
 
 def maps(features, out, height, stages):
-    """{stride: map [B, h, w, C]}: the encoder's features and, with `stages`, the last of its intermediate maps of each
-    finer stride. `height`: of the images."""
+    """Return {stride: map [B, h, w, C]} of an encoder's outputs for images of `height` pixels.
+
+    It holds the features and, with `stages`, the last intermediate map of each finer stride.
+    """
     found = {}
     for x in out.values() if stages else ():
         if x.ndim == 4 and height % x.shape[1] == 0:
@@ -22,7 +24,7 @@ def maps(features, out, height, stages):
 
 
 def locations(height, width, strides):
-    """The centres of all cells of all levels, finest first -> (float32 [p, 2] as (x, y) in pixels, float32 [p] strides)."""
+    """Return (centres float32 [p, 2] as (x, y) in pixels, strides float32 [p]) of the cells of all levels, finest first."""
     points, sizes = [], []
     for stride in strides:
         y, x = np.mgrid[: height // stride, : width // stride].reshape(2, -1)
@@ -32,18 +34,17 @@ def locations(height, width, strides):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Over groups of channels of each image by itself: no statistics to keep, the same for any batch and mesh."""
+    """Group norm: no running statistics, the same result for any batch and mesh."""
 
     num_groups: int = 8
     epsilon: float = 1e-5
 
 
 class Pyramid(nn.Module):
-    """{stride: map} -> one map [B, H / s, W / s, width] for each of `strides`, ascending powers of two times each other.
+    """{stride: map} -> a list of maps [B, H / s, W / s, width], one for each of `strides`, each twice the one before.
 
-    From the coarsest map downwards: doubled, and added to what the encoder has at that stride, where it has something
-    (feature pyramid, arXiv 1612.03144; of the last map alone, ViTDet's simple one, arXiv 2203.16527). Strides beyond the
-    coarsest map's are made from it by convolutions that halve.
+    From the coarsest map downwards each map is doubled and added to the encoder's map of that stride, if any (feature pyramid,
+    arXiv 1612.03144; with one map ViTDet's simple pyramid, arXiv 2203.16527). Strided convolutions make coarser maps.
     """
 
     strides: tuple
@@ -54,7 +55,7 @@ class Pyramid(nn.Module):
     def __call__(self, maps):
         def own(stride):
             x = Conv(self.width, dtype=self.dtype, name=f"lateral{stride}")(maps[stride])
-            return GroupNorm(dtype=self.dtype, name=f"lateral{stride}_norm")(x)  # whatever the scale of the features
+            return GroupNorm(dtype=self.dtype, name=f"lateral{stride}_norm")(x)  # removes the scale of the features
 
         coarsest = max(maps)
         found = {coarsest: own(coarsest)}

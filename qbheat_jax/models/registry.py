@@ -1,12 +1,11 @@
-"""Encoders by name, and what they are released with: the only door to them."""
+"""Registry of encoders and their released classifiers by name."""
 
 import dataclasses
-import difflib
 from typing import Any
 
 import jax.numpy as jnp
 
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, unknown
 from qbheat_jax.models import mobile_former, mobilenet
 from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.mobile_former import MobileFormer, MobileFormerHead
@@ -21,8 +20,12 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 class Entry:
     """How to build one encoder.
 
-    `fields`: those of `module` that the name fixes. `strides`: for each stride offered, its own first, the fields that
-    make it. `options`: further fields that a caller may set. `pixels`: which of `images.PIXELS` its released weights expect.
+    Attributes:
+      module: subclass of `encoder.Encoder`.
+      fields: {field: value} that the name fixes.
+      strides: {stride: the fields that make it}, the default first.
+      options: further fields that a caller may set.
+      pixels: the key of `images.PIXELS` that the released weights expect.
     """
 
     module: Any
@@ -62,19 +65,25 @@ ENCODERS = {
 
 
 def names():
-    """The names of all encoders, sorted."""
+    """Return the sorted names of all encoders."""
     return sorted(ENCODERS)
 
 
 def encoder(name, stride=0, drop_path=0.0, dtype="float32", remat="none", **options):
-    """The linen module behind `name`; parameters are made by its `init`.
+    """Return the linen module of an encoder.
 
-    `stride`: pixels a cell, 0 for the encoder's own (resnet: 32, or 16 by not striding the last stage, or 8 by a 3x3
-    stem without stride or pool, for small images; mobilenet_v2, efficientnet_lite0: 32, or 16 by not striding the last
-    stage that strides; mobile_former: its own or half of it, likewise; vit: the patch, 16 or 8). `drop_path`: stochastic
-    depth, in [0, 1). `dtype`: the type computed in, "float32" or "bfloat16" or the jnp type. `remat`: see layers.remat.
-    `options`: resnet `zero_init`; vit
-    `class_token`, `position`, `grid`. UserError for anything else.
+    Args:
+      name: one of `names()`.
+      stride: pixels a cell, 0 for the default. ResNets offer 32, 16 (stage 4 does not stride) and 8 (a 3x3 stem without stride
+        or pool, for small images). MobileNets offer 32 and 16, Mobile-Formers their own and half of it (the last strided
+        stage does not stride). ViTs offer patches of 16 and 8.
+      drop_path: rate of stochastic depth, in [0, 1).
+      dtype: to compute in: "float32", "bfloat16" or the jnp type.
+      remat: see layers.remat.
+      **options: `zero_init` of ResNets; `class_token`, `position`, `grid` of ViTs.
+
+    Raises:
+      UserError: the name, the stride or an option is unknown.
 
     >>> vit = encoder("vit_ti", stride=8)
     >>> vit.stride, vit.width
@@ -94,10 +103,12 @@ def encoder(name, stride=0, drop_path=0.0, dtype="float32", remat="none", **opti
 
 
 def head(name, classes, dropout=0.0, dtype="float32"):
-    """The classifier that encoder `name` is released with, as a linen module of (features, out, train).
+    """Return the released classifier of encoder `name`: a linen module (features, out, train) -> logits float32 [B, classes].
 
-    (features, out) is what the encoder returns; logits float32 [B, classes] come back. Mobile-Former's own where it
-    has one, otherwise `PooledHead`. `dropout`: before the last layer, in [0, 1). UserError for anything else.
+    It is Mobile-Former's own where the release has one, otherwise `PooledHead`. `dropout` in [0, 1) precedes the last layer.
+
+    Raises:
+      UserError: an argument is not accepted.
 
     >>> head("resnet50", 1000)
     PooledHead(
@@ -118,14 +129,13 @@ def head(name, classes, dropout=0.0, dtype="float32"):
 
 
 def released_pixels(name):
-    """Which of `images.PIXELS` encoder `name`'s released weights want."""
+    """Return the key of `images.PIXELS` that the released weights of encoder `name` expect."""
     return _entry(name).pixels
 
 
 def _entry(name):
     if name not in ENCODERS:
-        near = difflib.get_close_matches(str(name), names(), 1, 0.0)[0]
-        raise UserError(f"encoder {name!r} is unknown, the nearest is {near}; the encoders are {', '.join(names())}")
+        raise unknown(f"encoder {name!r}", name, names())
     return ENCODERS[name]
 
 
@@ -139,7 +149,7 @@ def _either(values):
 
 
 def _dtype(dtype):
-    """A name or type of `DTYPES` -> the jnp scalar type, so that equal encoders hash alike."""
+    """Return the jnp scalar type of a name or type of `DTYPES`, so that equal encoders hash alike."""
     try:
         return DTYPES[jnp.dtype(dtype).name]
     except (TypeError, KeyError):

@@ -1,7 +1,7 @@
 """ResNet (arXiv 1512.03385): basic blocks, or bottlenecks with their stride in the 3x3 (v1.5, as torchvision).
 
-The parameter tree carries torchvision's names with every dot before a digit turned into an underscore
-(`layer1.0.downsample.0` is `layer1_0/downsample_0`), so that one rule ports the weights. There is no classifier.
+Parameters have torchvision's names, each dot before a digit as an underscore (`layer1.0.downsample.0` is
+`layer1_0/downsample_0`), so one rule ports the weights. There is no classifier.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qbheat_jax.models.encoder import Encoder
 from qbheat_jax.models.kernels import max_pool
 from qbheat_jax.models.layers import BatchNorm, Conv, DropPath, check_size, remat
 
@@ -17,8 +18,8 @@ from qbheat_jax.models.layers import BatchNorm, Conv, DropPath, check_size, rema
 class ResNetBlock(nn.Module):
     """relu(shortcut(x) + branch(x)): x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), out].
 
-    Basic: 3x3 (stride), 3x3; out = channels. Bottleneck: 1x1, 3x3 (stride), 1x1; out = 4 * channels. Where the shapes
-    differ the shortcut is a 1x1 convolution (stride) and a batch norm.
+    Basic: 3x3 (stride), 3x3; out = channels. Bottleneck: 1x1, 3x3 (stride), 1x1; out = 4 * channels. The shortcut is the
+    identity, or a 1x1 convolution (stride) and a batch norm where the shapes differ.
     """
 
     channels: int
@@ -50,18 +51,19 @@ class ResNetBlock(nn.Module):
         return BatchNorm(use_running_average=not train, dtype=self.dtype, scale_init=init, name=name)
 
 
-class ResNet(nn.Module):
-    """The encoder. images [B, H, W, 3] -> (features [B, H / stride, W / stride, width], out).
+class ResNet(Encoder):
+    """The encoder: images [B, H, W, 3] -> (features [B, H / stride, W / stride, width], out).
 
-    H and W are multiples of `stride`, otherwise ValueError. `out` holds `stem` and `stage1` ... `stage4`. ResNet-18 is
-    blocks (2, 2, 2, 2) with bottleneck False, ResNet-50 blocks (3, 4, 6, 3).
+    `out` holds `stem` and `stage1` ... `stage4`. H and W must be multiples of `stride`. ResNet-18 has blocks (2, 2, 2, 2)
+    without bottleneck, ResNet-50 blocks (3, 4, 6, 3).
 
-    `stem_stride`: 4 is ImageNet's (7x7 stride 2, 3x3 max-pool stride 2); 2 and 1, for small images, are one 3x3 of that
-    stride and no pool (1: SimCLR's for CIFAR, arXiv 2002.05709 B.9). `last_stride`: that of stage 4; at 1 its dilation
-    stays 1: the weights and the cost of a cell are the same, the receptive field in pixels is smaller.
-    `zero_init`: the last batch norm of every block starts with gain 0, every block as its shortcut (arXiv 1706.02677,
-    section 5.1). `drop_path`: the rate of the last block; it grows linearly from 0 at the first.
-    `remat`: of the blocks, see layers.remat.
+    Attributes:
+      stem_stride: 4 is ImageNet's stem (7x7 stride 2, 3x3 max-pool stride 2). 2 and 1, for small images, are one 3x3 of
+        that stride without pool (1: SimCLR's for CIFAR, arXiv 2002.05709 B.9).
+      last_stride: of stage 4. At 1 its dilation stays 1: the same weights and cost of a cell, a smaller receptive field.
+      zero_init: whether the last batch norm of a block starts with gain 0 (arXiv 1706.02677, section 5.1).
+      drop_path: rate of the last block; the rates grow linearly from 0 at the first.
+      remat: policy of the blocks, see layers.remat.
     """
 
     blocks: tuple = (3, 4, 6, 3)
@@ -80,6 +82,14 @@ class ResNet(nn.Module):
     @property
     def width(self):
         return 2048 if self.bottleneck else 512
+
+    @nn.nowrap
+    def layer_of(self, name):
+        top = name.split("/")[0]
+        if not top.startswith("layer"):
+            return sum(self.blocks) + 1
+        stage, block = map(int, top.removeprefix("layer").split("_"))
+        return sum(self.blocks[stage - 1 :]) - block
 
     @nn.compact
     def __call__(self, images, train=False):

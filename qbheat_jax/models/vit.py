@@ -8,20 +8,26 @@ import jax
 import jax.numpy as jnp
 
 from qbheat_jax.errors import UserError
+from qbheat_jax.models.encoder import Encoder, Resized
 from qbheat_jax.models.layers import LayerNorm, TransformerBlock, check_size, remat, sincos_2d
 
 
 def patch_init(key, shape, dtype=jnp.float32):
-    """Xavier uniform of the patch kernel taken as the matrix it is, as MAE does; shape (p, p, in, out)."""
+    """Draw a patch kernel of shape (p, p, in, out) by Xavier uniform of its matrix [p * p * in, out], as MAE does."""
     matrix = (math.prod(shape[:3]), shape[3])
     return nn.initializers.xavier_uniform()(key, matrix, dtype).reshape(shape)
 
 
 def resample(pos_embed, old_grid, new_grid):
-    """A learnt position code [1, extra + rows * columns, C] of `old_grid` = (rows, columns), for `new_grid`.
+    """Return a learnt position code of `old_grid` = (rows, columns) resampled to `new_grid`.
 
-    Bicubic (a = -0.5) with antialiasing and half-pixel centres, as timm's resample_abs_pos_embed. The class token's
-    position, first where extra is 1, is kept; the same grid changes nothing. ValueError for any other extra.
+    Bicubic (a = -0.5) with antialiasing and half-pixel centres, as timm's resample_abs_pos_embed.
+
+    Args:
+      pos_embed: [1, extra + rows * columns, C]; extra is 1 with a class token, whose position comes first and is kept.
+
+    Raises:
+      ValueError: the table does not fit `old_grid`.
     """
     cells, width = math.prod(old_grid), pos_embed.shape[-1]
     extra = pos_embed.shape[1] - cells
@@ -37,24 +43,26 @@ def resample(pos_embed, old_grid, new_grid):
     return jnp.concatenate([pos_embed[:, :extra], table.reshape(1, -1, width)], axis=1)
 
 
-class ViT(nn.Module):
-    """The encoder. images [B, H, W, 3] -> (features [B, H / patch, W / patch, width], out).
+class ViT(Encoder):
+    """The encoder: images [B, H, W, 3] -> (features [B, H / patch, W / patch, width], out).
 
-    H and W are multiples of `patch`, otherwise ValueError. `out` holds, as maps of the features' shape, `patches` (with
-    their position code) and `block0` ... of every block, and with a class token `class_token` [B, width], after the
-    last norm.
+    `out` holds maps of the features' shape: `patches`, with their position code, and `block0` ... for every block. With a
+    class token it also holds `class_token` [B, width], after the last norm. H and W must be multiples of `patch`.
 
-    `position`: "sincos", fixed (layers.sincos_2d), or "learnt", a table `pos_embed` [1, extra + rows * columns, width]
-    of `grid` = (rows, columns), or one number for both; extra is 1 with a class token. Both codes go by row and column
-    counted from the input's own top left. In QB-Heat's pre-training the input is a crop of half the height and width, so
-    that only the codes of the first half of the rows and columns are seen, whatever the placement; the others come in
-    with whole images. A learnt table gives its top left part to a smaller input and refuses a larger one with
-    UserError; `resample` makes one for another size of whole images.
-    `keep`, int32 [B, n]: cells, counted by row from the top left, that alone are encoded, each with its own position, as
-    if the image had no others. Sequences [B, n, width] in that order then stand in the place of the maps.
-    `class_token`: a learnt token [1, 1, width] before the patches; a learnt table holds its position first, a fixed one
-    has none for it. `drop_path`: the rate of the last block; it grows linearly from 0 at the first. `remat`: of the
-    blocks, see layers.remat.
+    Positions count from the input's own top left. QB-Heat pre-trains on crops of half the height and width, so it sees the
+    codes of the first half of the rows and columns alone; whole images use the others. A learnt table gives its top left
+    part to a smaller input and raises UserError for a larger one. `resize` fits it to whole images of another size.
+
+    `keep`, int32 [B, n], encodes these cells alone, numbered by row from the top left, each with its own position.
+    Features and maps are then sequences [B, n, width] in that order.
+
+    Attributes:
+      position: "sincos", fixed (layers.sincos_2d), or "learnt", a table `pos_embed` [1, extra + rows * columns, width].
+      grid: (rows, columns) of a learnt table, or one number for both.
+      class_token: whether a learnt token [1, 1, width] precedes the patches. A learnt table holds its position first, so
+        that extra is 1; a fixed code has none for it.
+      drop_path: rate of the last block; the rates grow linearly from 0 at the first.
+      remat: policy of the blocks, see layers.remat.
     """
 
     width: int = 384
@@ -68,10 +76,39 @@ class ViT(nn.Module):
     drop_path: float = 0.0
     dtype: Any = jnp.float32
     remat: str = "none"
+    splits_heads = True
+    has_batch_norm = False
+    takes_keep = True
 
     @property
     def stride(self):
         return self.patch
+
+    @property
+    def image_size(self):
+        return min(self._grid) * self.patch if self.position == "learnt" else None
+
+    @property
+    def _grid(self):
+        return (self.grid, self.grid) if isinstance(self.grid, int) else tuple(self.grid)
+
+    @nn.nowrap
+    def resize(self, params, size):
+        old, cells = self._grid, size // self.patch
+        if self.position != "learnt" or old == (cells, cells):
+            return Resized(params)
+        table = resample(params["pos_embed"], old, (cells, cells))
+        notice = (
+            f"position code of {old[0]} x {old[1]} cells resampled to {cells} x {cells} for images of {size} pixels"
+        )
+        return Resized({**params, "pos_embed": table}, {"grid": cells}, notice)
+
+    @nn.nowrap
+    def layer_of(self, name):
+        top = name.split("/")[0]
+        if top.startswith("block"):
+            return self.depth - int(top.removeprefix("block"))
+        return 0 if top == "norm" else self.depth + 1
 
     @nn.compact
     def __call__(self, images, train=False, keep=None):
@@ -112,12 +149,12 @@ class ViT(nn.Module):
         return x[:, extra:].reshape(shape), out
 
     def _position(self, rows, columns):
-        """(the class token's, float32 [1, 1, width] or 0, and the cells', float32 [rows, columns, width])."""
+        """Return (position of the class token, float32 [1, 1, width] or 0, position of the cells [rows, columns, width])."""
         if self.position == "sincos":
             return 0.0, jnp.asarray(sincos_2d(rows, columns, self.width))
         if self.position != "learnt":
             raise UserError(f"position is {self.position!r}; a ViT's position code is 'sincos' or 'learnt'")
-        grid = (self.grid, self.grid) if isinstance(self.grid, int) else self.grid
+        grid = self._grid
         if len(grid) != 2 or rows > grid[0] or columns > grid[1]:
             raise UserError(
                 f"grid is {grid}; a learnt position code needs a grid (rows, columns) no smaller than the input's, "

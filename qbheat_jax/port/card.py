@@ -1,4 +1,4 @@
-"""A model card: the short README.md that stands beside weights."""
+"""Model cards: the short README.md beside weights."""
 
 import re
 
@@ -8,7 +8,7 @@ LICENCE = "Licence: (to be filled in; the weights' own, which is not this packag
 
 
 def text(title, model, facts, usage):
-    """The card. `model`: api.Model; `facts`: (words, value) rows after its own; `usage`: Markdown on how to load it."""
+    """Return the card's Markdown. `facts`: further (label, value) rows; `usage`: Markdown on loading the file."""
     config, pixels = model.config, model.objective.pixels
     channels = ", ".join(
         f"{name} {m:.4g} +- {s:.4g}" for name, m, s in zip(("red", "green", "blue"), pixels.mean, pixels.std)
@@ -30,17 +30,17 @@ def text(title, model, facts, usage):
 
 
 def classes(config):
-    """Of the classifier; 0 without one."""
+    """Return the number of classes of the classifier; 0 without one."""
     return config.head.classes if methods.of(config).classifies else 0
 
 
 def parameters(params):
-    """Numbers in the encoder and, where there is one, its classifier."""
+    """Return the number of parameters of the encoder and the classifier."""
     return sum(pytree.count(params[part]) for part in ("encoder", "head") if part in params)
 
 
 def write(path, card):
-    """Writes a card over an older one of the same file, whose licence line, if it was filled in, is kept."""
+    """Write a card. Keep the licence line of an older card at `path`."""
     if path.exists():
         filled = re.search(r"^Licence:.*$", path.read_text(), re.MULTILINE)
         card = card.replace(LICENCE, filled.group(0)) if filled else card
@@ -48,7 +48,7 @@ def write(path, card):
 
 
 def place(target):
-    """Where the card of a file goes: README.md of its directory, or NAME.md beside it where that is about another."""
+    """Return the path of a file's card: README.md beside it, or NAME.md where that README is about another file."""
     readme = target.with_name("README.md")
     if not readme.exists() or readme.read_text(errors="replace").startswith(f"# {target.name}\n"):
         return readme

@@ -1,5 +1,6 @@
-"""A workdir -> one file for others: .safetensors and .npz by PyTorch's names, .stablehlo to run as it is."""
+"""Export a workdir to one file: .safetensors and .npz by PyTorch's names, or .stablehlo, a program."""
 
+import io
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import pathlib
 import numpy as np
 
 from qbheat_jax import api, atomic, pytree
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.errors import RUN_FAILED, UserError, writing
 from qbheat_jax.models import registry
 from qbheat_jax.models.layers import sincos_2d
 from qbheat_jax.port import card, files, importer, names, tables
@@ -19,15 +20,25 @@ ENDINGS = (".safetensors", ".npz", ".stablehlo")
 
 
 def export(directory, target, *, image_size=0, overwrite=False):
-    """The encoder, and classifier if there is one, of a workdir -> `target`, and a model card beside it -> facts dict.
+    """Write the encoder and classifier of a workdir to `target` atomically, and a model card beside it.
 
-    By PyTorch's names every weight is the checkpoint's, bit for bit. `image_size`: pixels a side, 0 for the workdir's.
-    UserError for another ending, a file that exists (unless `overwrite`), and a disk that refuses; `target` is never
-    seen half written.
+    By PyTorch's names every weight is the checkpoint's, bit for bit.
+
+    Args:
+      directory: the workdir.
+      target: a path that ends in one of ENDINGS.
+      image_size: pixels a side; 0 for the workdir's.
+      overwrite: whether an existing file is replaced.
+
+    Returns:
+      Dict of facts: "to", "encoder", "image_size", "tensors", "bytes", "sha256", "parameters", "card".
+
+    Raises:
+      UserError: the ending is unknown, the file exists, or the disk refuses.
     """
     target = pathlib.Path(target)
     if target.suffix not in ENDINGS:
-        raise UserError(f"--to {target}: the ending says what is written, one of {', '.join(ENDINGS)}")
+        raise UserError(f"--to {target}: the name must end in one of {', '.join(ENDINGS)}")
     if target.is_dir():
         raise UserError(f"--to {target} is a directory: name a file")
     if target.exists() and not overwrite:
@@ -40,11 +51,13 @@ def export(directory, target, *, image_size=0, overwrite=False):
         from qbheat_jax.port import stablehlo
 
         data = stablehlo.serialise(model)
-        _atomically(target, lambda path: path.write_bytes(data))
     else:
         arrays = torch_arrays(model)
         facts["tensors"] = len(arrays)
-        _atomically(target, lambda path: _save(path, arrays, target.suffix, model.config))
+        data = _file(arrays, target.suffix, model.config)
+    with writing(target, RUN_FAILED):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write(target, data)
     facts |= {"bytes": target.stat().st_size, "sha256": files.sha256(target)}
     facts["parameters"] = card.parameters(model.variables["params"])
     facts["card"] = str(_card(target, model, directory, facts))
@@ -53,7 +66,7 @@ def export(directory, target, *, image_size=0, overwrite=False):
 
 
 def torch_arrays(model):
-    """{PyTorch's name: array in PyTorch's layout} of an api.Model's encoder and classifier."""
+    """Return {PyTorch's name: array in PyTorch's layout} of an api.Model's encoder and classifier."""
     config = model.config
     leaves = {
         path: np.asarray(leaf)
@@ -66,7 +79,7 @@ def torch_arrays(model):
 
 
 def _fixed_position(model):
-    """A ViT's fixed position code as the table that PyTorch's models keep it in; {} for every other encoder."""
+    """Return a ViT's fixed position code as PyTorch's table {"pos_embed": array}; {} for other encoders."""
     config, encoder = model.config, model.encoder
     if getattr(encoder, "position", "") != "sincos":
         return {}
@@ -77,33 +90,17 @@ def _fixed_position(model):
     return {"pos_embed": np.concatenate([extra, code], 1)}
 
 
-def _save(path, arrays, suffix, config):
+def _file(arrays, suffix, config):
+    """Return the bytes of a .npz or .safetensors file of {name: array}."""
     if suffix == ".npz":
-        with path.open("wb") as file:
-            np.savez(file, **arrays)
-        return
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
     try:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
     except ImportError:
         raise UserError(".safetensors needs the safetensors library: pip install safetensors") from None
-    metadata = {"format": "pt", "architecture": config.encoder.name, "image_size": str(config.image_size)}
-    save_file(arrays, path, metadata)
-
-
-def _atomically(target, write):
-    """`write(path)` beside the target, then moved over it."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(target) as part:
-            write(part)
-    except UserError:
-        raise
-    except Exception as error:  # safetensors has an error of its own around the system's
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
-        reason = os.strerror(error.errno) if getattr(error, "errno", None) else str(error)
-        reason = f"{target.parent} is a file" if isinstance(error, FileExistsError) else reason
-        raise UserError(f"{target} cannot be written: {reason}", exit_code=RUN_FAILED) from error
+    return save(arrays, {"format": "pt", "architecture": config.encoder.name, "image_size": str(config.image_size)})
 
 
 def _card(target, model, directory, facts):
@@ -118,7 +115,7 @@ def _card(target, model, directory, facts):
 
 
 def _origin(directory):
-    """The card's row on the file that a ported workdir was made of."""
+    """Return the card's row on the file that a ported workdir was made of."""
     try:
         there = json.loads((directory / "provenance.json").read_text())
         return [("source", f"`{there['source']}`, SHA-256 `{there['sha256']}`")]

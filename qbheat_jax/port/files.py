@@ -1,7 +1,7 @@
-"""Any file of weights -> nested dicts of numpy arrays. What it is is told by its content, and no code in it is ever run.
+"""Read files of weights into nested dicts of numpy arrays, without running code in them.
 
-safetensors and npz are read without PyTorch; PyTorch's own files (zip and legacy) by `torch.load(weights_only=True)`, which
-builds tensors and plain containers and refuses everything else.
+The content decides the format, not the file's name. safetensors and npz need no PyTorch. PyTorch's own files (zip and legacy)
+are read by `torch.load(weights_only=True)`, which builds tensors and the plain data of `harmless.CLASSES` alone.
 """
 
 import hashlib
@@ -17,14 +17,13 @@ import ml_dtypes
 import numpy as np
 
 from qbheat_jax.errors import UserError, first_line
-from qbheat_jax.port import harmless, resave, shards
+from qbheat_jax.port import harmless, shards
 
 log = logging.getLogger("qbheat")
 
 # What a file begins with. PyTorch's legacy format is a row of pickles, the first of them this number.
 _ZIP = b"PK\x03\x04"
 _LEGACY = re.compile(rb"\x80.\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL)
-_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf", b"Rar!")  # gz, bz2, xz, zst, 7z, rar
 _PICKLE = re.compile(rb"\x80[\x01-\x05]", re.DOTALL)
 
 _SAFETENSORS = {
@@ -33,16 +32,17 @@ _SAFETENSORS = {
 }  # fmt: skip
 
 _ADVICE = "save model.state_dict(), a dict of tensors, with torch.save or as .safetensors"
-# What files of weights are called, those first that say most.
-_ENDINGS = (".index.json", ".safetensors", ".npz", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 
 
 def read(path):
-    """A file of weights -> (tree, format): str-keyed dicts, numpy arrays, and whatever else a checkpoint holds.
+    """Return (tree, format) of a file of weights.
 
-    Arrays keep the type they are stored in. Format: "safetensors", "npz", "PyTorch zip" or "PyTorch legacy"; of an index
-    file, whose parts are read from beside it, theirs and "index". UserError, one sentence, for anything that is not a whole
-    file of weights.
+    Returns:
+      tree: dict by str of dicts, numpy arrays in their stored types, and whatever else a checkpoint holds.
+      format: "safetensors", "npz", "PyTorch zip" or "PyTorch legacy"; of an index file, that of its parts and "index".
+
+    Raises:
+      UserError: the file is no whole file of weights.
     """
     path = pathlib.Path(path)
     kind = recognise(path)
@@ -63,10 +63,10 @@ def _read(path, kind=None):
 
 
 def recognise(path):
-    """The format of a file, by its content, or "index". UserError, with what it is instead, where it is none."""
+    """Return the format of a file by its content, or "index". Raise UserError where it is no file of weights."""
     path = pathlib.Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a directory: name the file of weights in it{_such_as(path)}")
+        raise UserError(f"{path} is a directory: name the file of weights in it")
     try:
         if path.exists() and not path.is_file():  # a pipe, which can be read once, or a device
             raise UserError(f"{path} is no ordinary file: name one")
@@ -84,8 +84,7 @@ def recognise(path):
         return "PyTorch legacy"
     if _PICKLE.match(head):
         raise UserError(
-            f"{path} is a plain pickle, which can run code when it is opened: it was refused, and nothing in it was run; "
-            f"{_ADVICE}"
+            f"{path} is a plain pickle, which can run code: it was refused, and nothing in it was run; {_ADVICE}"
         )
     if shards.is_index(path, head):
         return "index"
@@ -93,14 +92,9 @@ def recognise(path):
         if 8 + int.from_bytes(head[:8], "little") > size:
             raise UserError(f"{path} is truncated, or not a safetensors file: its header is longer than the file")
         return "safetensors"
-    raise UserError(f"{path} holds no weights: {_what(head)}; .safetensors, .npz and PyTorch's files are accepted")
-
-
-def _such_as(directory):
-    """The files of weights in a directory, in words; "" where there are none."""
-    names = sorted(path.name for path in directory.iterdir() if path.is_file())
-    held = [name for ending in _ENDINGS for name in names if name.endswith(ending)]
-    return f", such as {' or '.join(held[:3])}" if held else ""
+    raise UserError(
+        f"{path} is no file of weights: it begins with {head[:24]!r}; .safetensors, .npz and PyTorch's files are accepted"
+    )
 
 
 def _kind_of_zip(path):
@@ -119,29 +113,6 @@ def _kind_of_zip(path):
         f"{path} is a zip archive, but neither PyTorch's nor .npz: it holds {', '.join(names[:3]) or 'nothing'}; unpack it "
         "if the weights are in it"
     )
-
-
-def _what(head):
-    """What a file seems to be that begins so."""
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer (fetch the file itself with git lfs pull)"
-    if head.lstrip()[:1] == b"<":
-        return "it is a web page, or XML (the download went wrong)"
-    if head.startswith(b"\x93NUMPY"):
-        return "it is a single numpy array"
-    if head.startswith(_PACKED) or head[257:262] == b"ustar":
-        return "it is an archive (unpack it first)"
-    if head.startswith(b"\x89HDF"):
-        return "it is an HDF5 file, such as Keras saves"
-    if head.lstrip()[:1] == b"{":
-        return "it is JSON, and no index of a checkpoint's parts"
-    try:
-        text = head[:512].decode()
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        return f"it begins with {head[:8].hex(' ')}, which is no known format"
-    return f"it is a text file that begins with {text.split(chr(10))[0][:40]!r}"
 
 
 def _safetensors(path):
@@ -168,8 +139,8 @@ def _npz(path):
     except Exception as error:  # numpy, zipfile and zlib each have their own for a damaged member
         if "allow_pickle" in str(error):
             raise UserError(
-                f"{path} holds pickled objects, which can run code when they are opened: it was refused, and nothing in "
-                "it was run; save arrays of numbers alone"
+                f"{path} holds pickled objects, which can run code: it was refused, and nothing in it was run; save arrays "
+                "of numbers alone"
             ) from None
         raise UserError(f"{path} is truncated or damaged: {first_line(error, 160)}") from error
 
@@ -186,14 +157,19 @@ def _torch(path):
         with safe, quiet, path.open("rb") as file:  # by its name alone it might be taken for another format
             tree = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(resave.refusal(path, str(error), _ADVICE)) from error
-    except Exception as error:  # RuntimeError, EOFError, and whatever a torn pickle makes of itself
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({asked[1]})" if asked else ""
+        raise UserError(
+            f"{path} is damaged, or its pickle asks for more than tensors and plain data{what}: it was refused, and nothing "
+            f"in it was run; {_ADVICE}"
+        ) from error
+    except Exception as error:  # RuntimeError, EOFError, and others from a torn pickle
         raise UserError(f"{path} is truncated or damaged: {first_line(error, 160)}") from error
     return _as_numpy(tree, torch, path)
 
 
 def _check_sums(path):
-    """UserError where what an archive holds is not what was written: PyTorch does not look, and would take the weights."""
+    """Raise UserError where an archive's CRC-32 sums are wrong. PyTorch does not check them."""
 
     def sound(archive, name):
         try:
@@ -207,7 +183,7 @@ def _check_sums(path):
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         damaged = [name for name in names if not sound(archive, name)]
-    if 0 < len(damaged) < len(names):  # all of them where PyTorch was told to leave the sums out
+    if 0 < len(damaged) < len(names):  # all are wrong where PyTorch wrote no sums
         raise UserError(f"{path} is damaged: {damaged[0]} in it is not what was written")
 
 
@@ -231,6 +207,6 @@ def _as_numpy(tree, torch, path):
 
 
 def sha256(path):
-    """The file's SHA-256, in hexadecimal."""
+    """Return the file's SHA-256 in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

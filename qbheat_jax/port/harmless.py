@@ -1,7 +1,7 @@
-"""What training scripts save beside weights, and `torch.load(weights_only=True)` may build: no more than plain data.
+"""Types that `torch.load(weights_only=True)` may build from a checkpoint: plain data that training scripts save.
 
-Building any of it runs nothing of the file. A path becomes a pure one, which has no way to the disk; numpy's arrays and
-scalars are made here of a plain type and bytes, since numpy itself would take pointers for objects out of them.
+Building them runs no code of the file. Paths become pure paths, which cannot reach the disk. numpy arrays and scalars are
+rebuilt from a plain type and bytes, because numpy would read object pointers from those bytes.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Array:
-    """What a numpy array is read as, `array` once its state is set."""
+    """Stands for a numpy array while it is read; `array` holds the result."""
 
     array = None
 
@@ -31,18 +31,18 @@ def _scalar(dtype, data):
 
 
 def _plain(dtype):
-    """A type of numbers or text, made anew of its name."""
+    """Return a type of numbers or text rebuilt from its name. Raise TypeError for any other."""
     if dtype.kind not in "biufcSU":
         raise TypeError(f"{dtype} is no type of numbers or text")
     return np.dtype(dtype.str)
 
 
 def _dict(factory=None):
-    """What a defaultdict is read as."""
+    """Stands for a defaultdict."""
     return {}
 
 
-# Since Python 3.13 some live in a module of their own, and a file names them by it, whichever Python reads it.
+# Python 3.13 moved some to another module, whose name its files have.
 _PATHS = {
     f"{module}.{name}": pathlib.PureWindowsPath if "Windows" in name else pathlib.PurePosixPath
     for module in ("pathlib", "pathlib._local")

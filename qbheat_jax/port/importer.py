@@ -1,4 +1,4 @@
-"""A file of weights -> an ordinary workdir: config, checkpoint, where it came from, and a model card."""
+"""Port a file of weights to a workdir: config, checkpoint, provenance and a model card."""
 
 import importlib.metadata
 import json
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from qbheat_jax import api, atomic, methods
+from qbheat_jax import api, atomic, methods, pytree
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import labels
-from qbheat_jax.errors import RUN_FAILED, UserError
-from qbheat_jax.models import registry, vit
+from qbheat_jax.errors import RUN_FAILED, UserError, writing
+from qbheat_jax.models import registry
 from qbheat_jax.ops.images import PIXELS
 from qbheat_jax.port import card, files, names, shards, strict, tables, wrappers
 from qbheat_jax.train.checkpoint import Checkpoints
@@ -21,22 +21,30 @@ from qbheat_jax.train.config_tables import CLASSIFIER
 
 log = logging.getLogger("qbheat")
 
-# What weights without a learnt position code are taken to have been trained on.
+# Image size of weights that do not determine it.
 IMAGE_SIZE = 224
 
 
 def port(source, arch, workdir, *, key=None, prefix=None, head="keep", classes=1000, stride=0, image_size=0, pixels=""):
-    """A file of weights -> a workdir that every command takes -> its provenance.json, as a dict.
+    """Make a workdir that every command takes from a file of weights. Nothing in the file is run.
 
-    source: .safetensors, .npz, PyTorch's .pth, .pt, .bin, or the index of a checkpoint in parts. arch: an encoder of the
-    registry. key: the dict inside the file to take, where it holds several. prefix: of the names to take, where they begin
-    otherwise than the architecture's and in no way that is known, or in two ways. head: "keep" takes its classifier of
-    `classes` classes, "drop" leaves it. stride: as of registry.encoder. image_size: pixels a side, 0 for what the weights
-    were made for; a learnt position code is resampled to another, with a notice. pixels: one of images.PIXELS; "" for the
-    architecture's usual one.
+    Args:
+      source: .safetensors, .npz, PyTorch's .pth, .pt, .bin, or the index of a checkpoint in parts.
+      arch: an encoder of the registry.
+      workdir: a new or empty directory, or one that holds this port.
+      key: the dict inside the file to take, where it holds several.
+      prefix: of the names to take, where the file has an unknown prefix, or two encoders.
+      head: "keep" takes the classifier, "drop" leaves it.
+      classes: of the classifier.
+      stride: as of registry.encoder.
+      image_size: pixels a side; 0 for the size the weights were made for. Size-dependent parameters are resampled.
+      pixels: one of images.PIXELS; "" for the architecture's usual one.
 
-    UserError, one sentence, for a file that cannot be read or does not fit name by name, before anything is written; and
-    for a workdir that holds anything but this port. Nothing in the file is ever run.
+    Returns:
+      The content of WORKDIR/provenance.json.
+
+    Raises:
+      UserError: the file cannot be read or does not fit, in which case nothing is written; or the workdir is not free.
     """
     table = tables.of(arch)
     for name, value, accepted in (("head", head, ("keep", "drop")), ("pixels", pixels, ("", *PIXELS))):
@@ -74,20 +82,20 @@ def port(source, arch, workdir, *, key=None, prefix=None, head="keep", classes=1
         "dropped": [*held.dropped, *plan.dropped],
         "versions": _versions(kind),
     }
-    provenance = json.loads(json.dumps(provenance))  # what is returned is what is read back
+    provenance = json.loads(json.dumps(provenance))  # as it is read back
     _report(provenance)
     _write(workdir, config, leaves, provenance)
     return provenance
 
 
 def _parts(source):
-    """Of a checkpoint in parts, what tells each of them; {} for one file."""
+    """Return the SHA-256 of each part of a checkpoint in parts; {} for one file."""
     parts = shards.parts(source)
     return {"parts": {part.name: files.sha256(part) for part in parts}} if parts else {}
 
 
 def _config(arch, options, classes, stride, image_size, pixels):
-    """The workdir's config, for images of the size that the weights were made for."""
+    """Return the workdir's config, for images of the size that the weights were made for."""
     cell = registry.encoder(arch, stride=stride).stride
     grid = options.get("encoder.grid", 0)
     config = config_lib.resolve(
@@ -101,12 +109,12 @@ def _config(arch, options, classes, stride, image_size, pixels):
         },
         CLASSIFIER,
     )
-    methods.build(config)  # what does not go together is refused here
+    methods.build(config)  # raises where fields do not fit together
     return config
 
 
 def _converted(plan, arrays, source):
-    """({path: float32 array in flax's layout}, the type they were stored in)."""
+    """Return ({path: float32 array in flax's layout}, the stored types)."""
     leaves, types = {}, {}
     for path, name in plan.wanted.items():
         array = arrays[name]
@@ -117,7 +125,7 @@ def _converted(plan, arrays, source):
         types.setdefault(array.dtype.name, name)
         leaf = np.ascontiguousarray(names.from_torch(path, array).astype(np.float32))
         if not np.isfinite(leaf).all():
-            raise UserError(f"{os.path.basename(source)}: {name} holds numbers that are not finite: it is of no use")
+            raise UserError(f"{os.path.basename(source)}: {name} holds numbers that are not finite")
         leaves[path] = leaf
     if set(types) != {"float32"}:
         rounded = "rounded to" if "float64" in types else "kept exactly, as"
@@ -126,18 +134,15 @@ def _converted(plan, arrays, source):
 
 
 def _resampled(config, leaves, image_size):
-    """(config, leaves, what was done) for another image size, which a learnt position code must be fitted to."""
-    cell = methods.build(config).encoder.stride
-    fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size, "encoder.grid": image_size // cell}
+    """Return (config, leaves, notice) with the encoder's size-dependent parameters fitted to another image size."""
+    resized = methods.build(config).encoder.resize(_nested(leaves)["params"]["encoder"], image_size)
+    options = {f"encoder.{name}": value for name, value in resized.options.items()}
+    fields = {**config_lib.flatten(config.to_dict()), "image_size": image_size, **options}
     sized = config_lib.resolve(fields, CLASSIFIER)
     methods.build(sized)
-    old, new = ((c.encoder.grid,) * 2 for c in (config, sized))
-    path = "params/encoder/pos_embed"
-    words = (
-        f"position code of {old[0]} x {old[0]} cells resampled to {new[0]} x {new[0]} for images of {image_size} pixels"
-    )
-    log.info("%s", words)
-    return sized, {**leaves, path: np.asarray(vit.resample(leaves[path], old, new))}, words
+    log.info("%s", resized.notice)
+    encoder = {f"params/encoder/{name}": np.asarray(leaf) for name, leaf in pytree.names(resized.params)}
+    return sized, {**leaves, **encoder}, resized.notice
 
 
 def _versions(kind):
@@ -163,12 +168,12 @@ def _some(listed):
 
 # --- The workdir -----------------------------------------------------------------------------------------------------
 
-# provenance.json is written first and config.json, without which nothing loads a workdir, last: what an interrupted port
-# left is known for what it is, and done again.
+# provenance.json is written first and config.json last. Nothing loads a workdir without config.json, so an interrupted port is
+# recognised and repeated.
 
 
 def _check_free(workdir):
-    """UserError, before any work, for a workdir that holds anything but a port."""
+    """Raise UserError for a workdir that holds anything but a port."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--to {workdir} is a file: name a directory, new or empty")
     if workdir.exists() and any(workdir.iterdir()) and not (workdir / "provenance.json").exists():
@@ -176,7 +181,7 @@ def _check_free(workdir):
 
 
 def _write(workdir, config, leaves, provenance):
-    try:
+    with writing(f"--to {workdir}", RUN_FAILED):
         if _begun(workdir, provenance):
             log.info("%s holds this port already", workdir)
             return
@@ -198,12 +203,10 @@ def _write(workdir, config, leaves, provenance):
         model = api.Model(config, variables, 0)
         card.write(workdir / "README.md", card.text(config.encoder.name, model, _origin(provenance), _usage(workdir)))
         atomic.write(workdir / "config.json", text)
-    except OSError as error:
-        raise UserError(f"--to {workdir} cannot be written: {error.strerror or error}", exit_code=RUN_FAILED) from error
 
 
 def _begun(workdir, provenance):
-    """Whether the workdir holds this very port, whole. UserError where it holds another."""
+    """Return whether the workdir holds this whole port. Raise UserError where it holds another."""
     path = workdir / "provenance.json"
     if not path.exists():
         return False
@@ -221,7 +224,7 @@ def _begun(workdir, provenance):
 
 
 def _nested(leaves):
-    """{"params/encoder/...": array} -> {"params": {...}, "batch_stats": {...}}."""
+    """Return {"params/encoder/...": array} as {"params": {...}, "batch_stats": {...}}."""
     tree = {"params": {}, "batch_stats": {}}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")

@@ -1,7 +1,7 @@
-"""Names and layouts of PyTorch <-> flax. One table an architecture says what its modules are called; the rest is here.
+"""Names and layouts of PyTorch and flax. A table for each architecture maps its modules; the rest is here.
 
-A table goes from flax to PyTorch, and port and export share it: port asks for every name that the model needs, export
-writes every name that the model has.
+A table maps flax to PyTorch. Port and export share it: port reads every name that the model needs, export writes every name
+that the model has.
 """
 
 import dataclasses
@@ -11,18 +11,14 @@ from typing import Any
 
 import numpy as np
 
-# The leaf of a module's parameter or running average, which is the same everywhere.
+# Leaves of a module: flax's name and PyTorch's.
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-# What PyTorch keeps beside the weights and nothing here needs.
+# Names in PyTorch that flax does not need.
 IGNORED = r"(.*\.)?num_batches_tracked"
 
 
 def _no_options(shapes):
     return {}
-
-
-def _no_advice(shapes):
-    return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Table:
     path of a parameter (`encoder/tokens` -> `tokens.weight`) and on that of a module (`encoder/bn1` -> `bn1`).
     `head`: regular expression of the classifier's names in PyTorch. `signs`: of a registry entry's module, a few names
     with their shapes that tell it from its like. `options`: of {name: shape} of a file, encoder fields of the config
-    that the file decides. `advice`: of the same, why such a file cannot fit, or "". `dialects`: rules by which other
+    that the file decides. `dialects`: rules by which other
     releases call the same modules.
     """
 
@@ -44,20 +40,20 @@ class Table:
     signs: Callable
     fields: dict = dataclasses.field(default_factory=dict)
     options: Callable = _no_options
-    advice: Callable = _no_advice
     dialects: dict = dataclasses.field(default_factory=dict)
 
     def fits(self, entry):
-        """Whether the table is for this entry of the registry."""
+        """Return whether the table is for this entry of the registry."""
         return entry.module is self.module and all(entry.fields.get(k) == v for k, v in self.fields.items())
 
     def is_head(self, name):
         return re.match(self.head, name) is not None
 
     def torch_names(self, paths, dialect=""):
-        """{path: PyTorch's name} of leaves, paths with their collection (`params/encoder/conv1/kernel`).
+        """Return {path: PyTorch's name} of leaves, whose paths begin with the collection (`params/encoder/conv1/kernel`).
 
-        LookupError where no rule, or the same name twice, comes out: a fault of the table.
+        Raises:
+          LookupError: the table has no rule for a path, or gives a name twice.
         """
         rules = self.dialects[dialect] if dialect else self.rules
         named = {path: _torch_name(path.split("/", 1)[1], rules) for path in paths}
@@ -66,7 +62,7 @@ class Table:
         return named
 
     def dialect_of(self, paths, names):
-        """The dialect by which most of a file's `names` are known; "" for the table's own."""
+        """Return the dialect that knows most of a file's `names`; "" for the table's own."""
         names = set(names)
         return max(("", *self.dialects), key=lambda d: len(names & set(self.torch_names(paths, d).values())))
 
@@ -82,17 +78,17 @@ def _torch_name(path, rules):
 
 
 def to_torch(path, array):
-    """A leaf in PyTorch's layout: convolutions [kh, kw, in, out] -> [out, in, kh, kw], matrices [in, out] -> [out, in]."""
+    """Return a leaf in PyTorch's layout: kernels [kh, kw, in, out] -> [out, in, kh, kw], [in, out] -> [out, in]."""
     return np.transpose(array, _axes(path, array.ndim, {4: (3, 2, 0, 1), 2: (1, 0)}))
 
 
 def from_torch(path, array):
-    """The inverse of `to_torch`."""
+    """Invert `to_torch`."""
     return np.transpose(array, _axes(path, array.ndim, {4: (2, 3, 1, 0), 2: (1, 0)}))
 
 
 def torch_shape(path, shape):
-    """The shape that a leaf of this shape has in PyTorch."""
+    """Return the shape in PyTorch of a leaf of this shape."""
     return tuple(shape[axis] for axis in _axes(path, len(shape), {4: (3, 2, 0, 1), 2: (1, 0)}))
 
 

@@ -1,4 +1,4 @@
-"""Where in a file an encoder lies: the prefix below which an architecture's names begin."""
+"""Find the prefix of an encoder's names in a file."""
 
 import re
 
@@ -6,18 +6,21 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.port import tables
 
-# Of two encoders in a file: a teacher goes before its student, and a model before its average. The lower goes first.
+# Which of two encoders in a file is taken: a teacher before its student, a model before its average.
 _TEACHER = re.compile(r"teacher")
 _SECOND = re.compile(r"student|momentum|target|averag|(^|[._])ema([._]|$)|encoder_k|(^|_)key([._]|$)")
-# What an optimizer keeps by the parameters' names is no model.
+# An optimizer's moments have the parameters' names too.
 _OPTIMIZER = re.compile(r"(^|\.)(optimizers?(_states?)?|exp_avg(_sq)?|momentum_buffer|square_avg|grads?)\.")
 
 
 def find(shapes, arch=None):
-    """{name: shape} -> prefixes below which an encoder lies; "" for names that need none.
+    """Return the prefixes below which an encoder lies among {name: shape}; "" for names without a prefix.
 
-    arch: the one looked for; None, or where there is none such: any of the registry's. An architecture is known by its
-    table's signs, names with shapes, so what is found may still not fit.
+    An architecture is recognised by its table's signs, a few names with shapes, so the encoder found may still not fit.
+
+    Args:
+      shapes: {name: shape} of the file.
+      arch: the architecture; None, or where it is not found, any of the registry.
     """
     signs = [_signs(name) for name in ([arch] if arch else registry.names())]
     found = [prefix for one in signs if one for prefix in _below(shapes, one)]
@@ -27,11 +30,11 @@ def find(shapes, arch=None):
 
 
 def choose(prefixes, source):
-    """(the prefix to take off, a notice that says so) of one or more. UserError where none goes before the others."""
+    """Return (the prefix to remove, a notice). Raise UserError where no prefix precedes the others."""
     ranked = sorted(prefixes, key=_rank)
     first, *others = ranked
     if not others:
-        return first, f"{source}: the encoder lies below {first}, which is taken off"
+        return first, f"{source}: prefix {first} removed"
     options = " or ".join(f"--prefix {prefix}" for prefix in others)
     if _rank(first) == _rank(others[0]):
         raise UserError(
@@ -41,7 +44,7 @@ def choose(prefixes, source):
 
 
 def below(arrays, prefix):
-    """({name without the prefix: array}, the names that have none)."""
+    """Return ({name without the prefix: array}, the names without that prefix)."""
     kept = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     return kept, [name for name in arrays if not name.startswith(prefix)]
 
@@ -49,7 +52,7 @@ def below(arrays, prefix):
 def _signs(arch):
     try:
         return tables.of(arch).signs(registry.encoder(arch))
-    except UserError:  # an encoder that no table is for
+    except UserError:  # an encoder without a table
         return {}
 
 

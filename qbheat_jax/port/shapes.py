@@ -1,4 +1,4 @@
-"""The shapes of a model's variables, traced and never initialised."""
+"""Shapes of a model's variables, traced without initialising them."""
 
 import functools
 
@@ -12,7 +12,7 @@ from qbheat_jax.train.config_tables import CLASSIFIER
 
 
 def of(config):
-    """{path of a leaf, `params/encoder/...`: its shape} of the model that a classifier's config describes."""
+    """Return {path of a leaf, `params/encoder/...`: its shape} of the model of a classifier's config."""
     fields = config_lib.flatten(config.to_dict())
     encoder, outputs = _encoder(config_lib.to_json(config_lib.resolve({**fields, "head.classes": 0}, CLASSIFIER)))
     if not config.head.classes:
@@ -24,9 +24,9 @@ def of(config):
 
 @functools.lru_cache(maxsize=64)
 def _encoder(text):
-    """(paths and shapes, what the encoder returns) of a config as text."""
+    """Return (paths and shapes, shapes of the encoder's outputs) of a config as JSON."""
     encoder = methods.build(config_tables.from_json(text)).encoder
-    side = encoder.stride  # one cell is enough: no variable's shape depends on the image's
+    side = encoder.stride  # one cell: no variable's shape depends on the input's
 
     def init():
         return encoder.init_with_output(jax.random.key(0), jnp.zeros((1, side, side, 3)))

@@ -1,9 +1,8 @@
-"""Checkpoints in several parts: read through the index file that lists them; a part by itself is refused."""
+"""Checkpoints in several parts, read through the index file that lists them. A part alone is refused."""
 
 import json
 import pathlib
 import re
-import shlex
 
 from qbheat_jax.errors import UserError
 
@@ -11,12 +10,12 @@ _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{2,})-of-(?P<count>\d{2,})(?P<end
 
 
 def is_index(path, head):
-    """Whether a file that begins with `head` is an index: JSON with a weight_map, {name of an array: its file}."""
+    """Return whether a file that begins with `head` is an index: JSON with a weight_map, {array: file}."""
     return head.lstrip()[:1] == b"{" and b"\0" not in head[:8] and isinstance(_loaded(path).get("weight_map"), dict)
 
 
 def parts(path):
-    """The files, in order, that an index file lists; [] for any other file."""
+    """Return the files that an index file lists, in order; [] for any other file."""
     path = pathlib.Path(path)
     with path.open("rb") as file:
         head = file.read(16)
@@ -24,7 +23,7 @@ def parts(path):
 
 
 def read(path, reader):
-    """An index file -> (tree, format), as `reader` of each of its parts gives them. UserError for one that is not there."""
+    """Return (tree, format) of an index file, from `reader` of each part. Raise UserError where a part is missing."""
     places = _weight_map(path)
     tree, formats = {}, set()
     files = _names(path, places)
@@ -47,7 +46,7 @@ def read(path, reader):
 
 
 def check_whole(path):
-    """UserError for a file whose name says that it is one part of several."""
+    """Raise UserError for a file whose name is that of one part of several."""
     match = _PART.fullmatch(path.name)
     if not match or int(match["count"]) < 2:
         return
@@ -56,25 +55,7 @@ def check_whole(path):
     part = f"{path} is part {int(match['number'])} of {int(match['count'])} of a checkpoint"
     if index.exists():
         raise UserError(f"{part}: name the index of all of them, {index}")
-    raise UserError(
-        f"{part}: fetch {index.name}, which lists them, and all parts into {path.parent} and name that, or join them: "
-        f"{_command(path, match)}"
-    )
-
-
-def _command(path, match):
-    """A shell command that joins the parts that lie beside one into a file of their own."""
-    ending = match["ending"] or ""
-    load, save = "torch.load(f, map_location='cpu', weights_only=True)", "torch.save(x, sys.argv[1])"
-    if ending == ".safetensors":
-        load, save = "s.load_file(f)", "s.save_file(x, sys.argv[1])"
-    library = "import safetensors.torch as s" if ending == ".safetensors" else "import torch"
-    code = f"import sys; {library}; x = {{k: v for f in sys.argv[2:] for k, v in {load}.items()}}; {save}"
-    target = shlex.quote(str(path.with_name(f"{match['stem']}{ending}")))
-    prefix, suffix = (
-        shlex.quote(text) for text in (f"{path.parent}/{match['stem']}-", f"-of-{match['count']}{ending}")
-    )
-    return f'python -c "{code}" {target} {prefix}*{suffix}'
+    raise UserError(f"{part}: fetch {index.name} and all parts into {path.parent}, and name {index.name}")
 
 
 def _loaded(path):
@@ -90,7 +71,7 @@ def _weight_map(path):
 
 
 def _names(path, places):
-    """The names of an index file's parts. UserError for one that is no plain name, or none at all."""
+    """Return the names of an index file's parts. Raise UserError unless they are names of files beside it."""
     names = sorted({str(name) for name in places.values()})
     strange = [name for name in names if pathlib.PurePath(name).name != name]
     if strange or not names:

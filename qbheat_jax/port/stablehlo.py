@@ -1,4 +1,4 @@
-"""A model as one file of StableHLO: weights and normalisation inside, any batch size, without this package."""
+"""Export a model as StableHLO with weights and normalisation inside, which runs without this package."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def serialise(model):
-    """api.Model -> bytes of `jax.export`: uint8 [batch, H, W, 3] -> logits float32 [batch, classes].
+    """Return the bytes of `jax.export` of an api.Model: images uint8 [batch, S, S, 3] -> logits float32 [batch, classes].
 
-    Without a classifier: the feature map float32 [batch, H / stride, W / stride, C]. H = W = the config's image_size; the
-    batch size is symbolic. `jax.export.deserialize(bytearray(data)).call(images)` runs it on any of PLATFORMS.
+    Without a classifier it returns the feature map float32 [batch, S / stride, S / stride, C]. S is the config's image_size;
+    the batch size is symbolic. `jax.export.deserialize(bytearray(data)).call(images)` runs it on any of PLATFORMS.
     """
     objective, side = model.objective, model.config.image_size
     variables = jax.tree.map(jnp.asarray, model.variables)

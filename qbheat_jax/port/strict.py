@@ -1,4 +1,4 @@
-"""A file against a model, name by name: nothing missing, nothing left over, every shape right, or the likeliest cause."""
+"""Check a file against a model: no name missing, none left over, every shape right. Name the likely cause of differences."""
 
 import dataclasses
 import itertools
@@ -8,18 +8,17 @@ import re
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
-from qbheat_jax.port import kinds, names, shapes, tables
+from qbheat_jax.port import names, shapes, tables
 from qbheat_jax.train.config_tables import CLASSIFIER
 
 LISTED = 10
-# Another architecture is named as the cause if no more of its names than this are wrong.
+# Share of wrong names up to which another architecture is named as the cause.
 NEAR = 0.1
-_NONE = "it is none of the architectures that are known here"
 
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-    """Of a file from a model: {name: shape} missing and extra, {name: (shape found, shape wanted)} misshapen."""
+    """Differences of a file from a model: {name: shape} missing and extra, {name: (found, wanted)} misshapen."""
 
     missing: dict
     extra: dict
@@ -29,7 +28,7 @@ class Differences:
         return len(self.missing) + len(self.extra) + len(self.misshapen)
 
     def only(self, keep):
-        """Those whose name `keep` says yes to."""
+        """Return the differences whose name fulfils `keep`."""
         return Differences(*({n: v for n, v in part.items() if keep(n)} for part in dataclasses.astuple(self)))
 
     def lines(self):
@@ -43,7 +42,15 @@ class Differences:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a file's names become a model's: `wanted` {path: PyTorch's name}, `dialect`, `differences`, `left` names."""
+    """How a file's names map to a model.
+
+    Attributes:
+      wanted: {path: PyTorch's name}.
+      dialect: as of Table.dialect_of.
+      differences: Differences.
+      ignored: names that flax does not need.
+      dropped: names of the classifier, where it is dropped.
+    """
 
     wanted: dict
     dialect: str
@@ -53,7 +60,7 @@ class Plan:
 
 
 def plan(found, config, table):
-    """found {name: shape} of a file against the model of a config -> Plan."""
+    """Return the Plan of a file's {name: shape} for the model of a config."""
     wanted_shapes = shapes.of(config)
     dialect = table.dialect_of(wanted_shapes, found)
     wanted = table.torch_names(wanted_shapes, dialect)
@@ -72,7 +79,7 @@ def plan(found, config, table):
 
 
 def check(plan, found, config, table, source, wrappers):
-    """Raises UserError, one sentence with the likeliest cause and the first differences, unless the file fits."""
+    """Raise UserError with the likely cause and the first differences, unless the file fits."""
     if not len(plan.differences):
         return
     lines = plan.differences.lines()
@@ -86,53 +93,11 @@ def check(plan, found, config, table, source, wrappers):
 
 
 def likeliest(plan, found, config, table, wrappers):
-    """What the user most probably did: words, or "" where nothing is known."""
+    """Return the likely cause of the differences, or "" where it is unknown."""
     encoder = plan.differences.only(lambda name: not table.is_head(name))
     if len(encoder):
-        return (
-            kinds.told(found)
-            or _running(encoder)
-            or _empty(found)
-            or _other_architecture(encoder, found, config, table)
-            or _transposed(plan)
-            or _prefix(plan, found)
-            or table.advice(found)
-            or (_NONE if len(encoder) > NEAR * len(found) else "")
-        )
+        return _other_architecture(encoder, found, config, table) or _prefix(plan, found)
     return _head(plan, found, config, table, wrappers)
-
-
-def _running(encoder):
-    """Batch norms that have no running statistics, where nothing else is wrong."""
-    running = [name.rpartition(".") for name in encoder.missing if re.search(r"\.running_(mean|var)$", name)]
-    if not running or len(running) < len(encoder):
-        return ""
-    layers = list(dict.fromkeys(layer for layer, _, _ in running))
-    what = " and ".join(sorted({name for _, _, name in running}))
-    others = f" and {len(layers) - 1} more" if layers[1:] else ""
-    return (
-        f"it has no {what} of the batch norm {layers[0]}{others}: save the whole state_dict() of a model with "
-        "track_running_stats=True"
-    )
-
-
-def _transposed(plan):
-    """Arrays in another framework's layout, where all of the wrong shapes are such."""
-    pairs = plan.differences.misshapen.items()
-    turned = [n for n, (found, wanted) in pairs if len(wanted) > 1 and found == (*wanted[2:], *wanted[1::-1])]
-    if not turned or len(turned) < len(pairs):
-        return ""
-    return f"{turned[0]} is transposed, as other frameworks keep it: save it in PyTorch's layout"
-
-
-def _empty(found):
-    empty = [name for name, shape in found.items() if 0 in shape]
-    if not empty:
-        return ""
-    others = f" and {len(empty) - 1} more" if empty[1:] else ""
-    return (
-        f"it holds empty arrays ({empty[0]}{others}), as DeepSpeed's ZeRO-3 saves them: gather them (zero_to_fp32.py)"
-    )
 
 
 def _head(plan, found, config, table, wrappers):
@@ -140,12 +105,9 @@ def _head(plan, found, config, table, wrappers):
     if not held:
         where = f"below {wrappers[-1]}" if wrappers and wrappers[-1].endswith(".") else "in it"
         return f"there is no classifier {where}: pass --head drop"
-    if transposed := _transposed(plan):
-        return transposed
     if "MoCo's encoder_q." in wrappers or {"fc.0.weight", "fc.2.weight"} <= set(held):
-        modules = sorted({name.rpartition(".")[0] for name in held})
-        verb = "is" if len(modules) == 1 else "are"
-        return f"{' and '.join(modules)} {verb} the projection of a pre-training method, not a classifier: pass --head drop"
+        modules = " and ".join(sorted({name.rpartition(".")[0] for name in held}))
+        return f"it has the projection of a pre-training method ({modules}), not a classifier: pass --head drop"
     classifier = plan.wanted["params/head/classifier/kernel"]
     classes, width = found.get(classifier, ())[:1], found.get(classifier, ())[1:]
     wanted = plan.differences.misshapen.get(classifier, ((), ()))[1]
@@ -156,7 +118,7 @@ def _head(plan, found, config, table, wrappers):
 
 
 def _other_architecture(ours, found, config, table):
-    """The architecture, or the stride of this one, that the file fits best, if it nearly does."""
+    """Name the architecture or stride that the file nearly fits; "" where there is none."""
     best, least = None, len(ours)
     for arch in registry.names():
         try:
@@ -182,7 +144,7 @@ def _other_architecture(ours, found, config, table):
 
 
 def _prefix(plan, found):
-    """A prefix on every name, below which not quite an encoder of here lies."""
+    """Name a prefix that all names share and that hides some wanted names; "" where there is none."""
     wanted = set(plan.wanted.values())
     prefix = os.path.commonprefix(list(found)).rpartition(".")[0]
     if prefix and wanted & {name.removeprefix(f"{prefix}.") for name in found}:

@@ -1,6 +1,6 @@
-"""What is wrapped around a state dict: dicts of dicts, prefixes of names, and parts of a method that are no encoder.
+"""Unwrap a state dict: nested dicts, prefixes of names, and parts of a pre-training method beside the encoder.
 
-Everything that is taken off is reported, and what is dropped with it.
+Everything removed or dropped is reported.
 """
 
 import dataclasses
@@ -9,22 +9,22 @@ import re
 import numpy as np
 
 from qbheat_jax.errors import UserError
-from qbheat_jax.port import kinds, prefixes
+from qbheat_jax.port import prefixes
 
-# Keys under which training scripts keep the state dict, the usual ones first: of several the first is taken.
+# Keys of state dicts in checkpoints, in order of preference.
 KEYS = ("state_dict", "model", "state_dict_ema", "model_ema", "model_state_dict", "model_state", "net", "network")
-# Prefixes that wrappers of modules put before every name (DataParallel, torch.compile, Lightning, FSDP).
+# Prefixes that module wrappers add to every name (DataParallel, torch.compile, Lightning, FSDP).
 PREFIXES = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.")
-# What wrappers of a module's parts put into the midst of names.
+# Parts that wrappers of submodules insert into names.
 _INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
-# Dicts beside the weights' in which no encoder is looked for.
+# Dicts that are not searched for an encoder.
 _BESIDE = re.compile(r"optimizer|scheduler|scaler")
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A pre-training method's checkpoint: known by `sign`, a name it holds; `drop`: names that are not its encoder's."""
+    """A pre-training method's checkpoint, known by a name `sign`. `drop`: names that are not the encoder's."""
 
     name: str
     sign: str
@@ -32,7 +32,7 @@ class Method:
     drop: str
 
 
-# Heads of SwAV, SimCLR, Barlow Twins, BYOL, DINO and their like.
+# Heads of SwAV, SimCLR, Barlow Twins, BYOL, DINO and others.
 _HEADS = r"(projector|predictor|projection_head|prediction_head|prototypes|head\.mlp|head\.last_layer)"
 METHODS = (
     Method("MoCo", r"encoder_q\..+", "encoder_q.", r"encoder_k\..+|queue|queue_ptr"),
@@ -43,9 +43,14 @@ METHODS = (
 
 @dataclasses.dataclass(frozen=True)
 class Unwrapped:
-    """`arrays`: {name: array}. `wrappers`: what was taken off, from the outside in. `dropped`: names left behind.
+    """An unwrapped state dict.
 
-    `key`: the dict's, where it was in one. `notices`: what a user should know, one sentence each.
+    Attributes:
+      arrays: {name: array}.
+      wrappers: what was removed, from the outside in.
+      dropped: names left behind.
+      key: of the dict that held it.
+      notices: sentences for the user.
     """
 
     arrays: dict
@@ -57,7 +62,7 @@ class Unwrapped:
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """One wrapper, and what it leaves: `arrays` by shorter names, `dropped` names, a `notice` or ""."""
+    """One removed wrapper: `arrays` by shorter names, `dropped` names, a `notice` or ""."""
 
     wrapper: str
     arrays: dict
@@ -66,10 +71,14 @@ class _Layer:
 
 
 def unwrap(tree, source, key=None, prefix=None, arch=None):
-    """What `files.read` returns -> Unwrapped.
+    """Return the Unwrapped state dict of a tree that `files.read` returned.
 
-    key: the dict to take, dots between levels; None: by the rules above. prefix: of the names to take; None: the one below
-    which an encoder is found, if it is not the names' own. arch: the encoder looked for; None: any that is known.
+    Args:
+      tree: nested dicts.
+      source: name of the file, for messages.
+      key: the dict to take, dots between levels; None: the first of KEYS.
+      prefix: of the names to take; None: the one below which an encoder is found.
+      arch: the encoder; None: any of the registry.
     """
     wrappers, notices = [], []
     for step in key.split(".") if key else ():
@@ -97,20 +106,18 @@ def unwrap(tree, source, key=None, prefix=None, arch=None):
 
 
 def _weights(tree, source, prefix, arch):
-    """{name: array} of a dict, or of all dicts in it, dots between levels, where the encoder lies in one of those."""
+    """Return {name: array} of a dict, or of the nested dicts, dots between levels, where these hold the encoder."""
     arrays = {name: value for name, value in tree.items() if isinstance(value, np.ndarray)}
     every = _flat({name: value for name, value in tree.items() if not _BESIDE.search(name)})
     if len(every) > len(arrays) and (prefix or (not _found(arrays, arch) and _found(every, arch))):
         return every
     if arrays:
         return arrays
-    if cause := kinds.told(tree) or kinds.told(_flat(tree)):
-        raise UserError(f"{source} does not hold a model's weights: {cause}")
     raise UserError(f"{source} holds no weights by a name that is known: it has {_listed(tree)}; pick one with --key")
 
 
 def _flat(tree, above=""):
-    """{name: array} of the arrays in nested dicts."""
+    """Return {name: array} of nested dicts, dots between levels."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, dict):
@@ -140,7 +147,7 @@ def _beginnings(arrays):
 
 
 def _outermost(arrays, source, asked, arch):
-    """The outermost wrapper of names as a _Layer; None where they have none. `asked`: the user's prefix, "" for none."""
+    """Return the outermost wrapper of names as a _Layer, or None. `asked`: the user's prefix, "" for none."""
     if asked and any(name.startswith(asked) for name in arrays):
         return _Layer(asked, *prefixes.below(arrays, asked))
     for prefix in PREFIXES:
@@ -160,7 +167,7 @@ def _outermost(arrays, source, asked, arch):
 
 
 def _encoder_of(method, arrays):
-    """The _Layer of a pre-training method."""
+    """Return the _Layer of a pre-training method."""
     dropped = [name for name in arrays if re.fullmatch(method.drop, name)]
     kept = {name.removeprefix(method.prefix): array for name, array in arrays.items() if name not in set(dropped)}
     return _Layer(f"{method.name}'s {method.prefix or 'checkpoint'}", kept, dropped)

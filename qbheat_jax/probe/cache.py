@@ -1,8 +1,8 @@
-"""Encoded splits, kept: in memory, or in memory-mapped files that outlive the process. Each is encoded once.
+"""Cache of encoded splits in memory, or in memory-mapped files that outlive the process.
 
-A file cache is a directory DIRECTORY/SPLIT-FINGERPRINT with features.npy, labels.npy, index.npy and about.json. It is
-written beside its place and renamed when it is whole, so a killed run leaves none that is taken for one. The fingerprint
-is of all that the features depend on. It may be deleted whenever no probe runs.
+A file cache is a directory DIRECTORY/SPLIT-FINGERPRINT with features.npy, labels.npy, index.npy and about.json. It is renamed
+into place when complete, so a killed run leaves none. The fingerprint covers all that the features depend on. Delete it any
+time when no probe runs.
 """
 
 import collections
@@ -18,14 +18,14 @@ import numpy as np
 
 import qbheat_jax
 from qbheat_jax import paths, pytree
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.errors import RUN_FAILED, UserError, writing
 from qbheat_jax.probe.features import Features
 
 log = logging.getLogger("qbheat")
 
 
 def weights_digest(variables):
-    """SHA-256 of the names, shapes and bits of all arrays of a tree."""
+    """Return the SHA-256 of the names, shapes and bits of all arrays of a tree."""
     digest = hashlib.sha256()
     for name, leaf in pytree.names(variables):
         leaf = np.ascontiguousarray(leaf)
@@ -35,18 +35,18 @@ def weights_digest(variables):
 
 
 class FeatureCache:
-    """Encoded splits by what they are of (`about`, a dict of JSON). One store may serve many probes.
+    """Encoded splits by `about`, a JSON dict of all that they depend on. One cache may serve many probes.
 
-    directory: where files go. Memory holds the splits used last, at most `cache_gib` of them.
+    Files go to `directory`. Memory holds the most recent splits, at most `cache_gib`.
     """
 
     def __init__(self, directory):
         self._directory, self._memory = str(directory), collections.OrderedDict()
 
     def get(self, about, n, shape, make, *, in_memory, cache_gib):
-        """-> (Features, index int64 [N] of each example in its split, whether it had to be encoded).
+        """Return (Features, index int64 [N] of each example in its split, whether it was encoded now).
 
-        make() yields (features float32 [b, ...], labels int32 [b], index int [b]), at most n examples of `shape`.
+        `make` yields (features float32 [b, ...], labels int32 [b], index int [b]), at most n examples of `shape`.
         """
         about = {"version": qbheat_jax.__version__, **about}
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
@@ -63,7 +63,7 @@ class FeatureCache:
         return *entry, True
 
     def lookup(self, about, ignore):
-        """(Features, index) in memory of what differs from `about` in nothing but that key, or None."""
+        """Return (Features, index) in memory whose `about` differs in the key `ignore` alone, or None."""
         wanted = {"version": qbheat_jax.__version__, **about, ignore: None}
         return next((entry for other, entry in self._memory.values() if {**other, ignore: None} == wanted), None)
 
@@ -81,16 +81,13 @@ class FeatureCache:
         if found:
             log.info("features of %s taken from %s", about["split"], place)
             return *found, False
-        try:
+        with writing(place, RUN_FAILED):
             _write(place, about, n, shape, make)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"{place} cannot be written: {reason}", exit_code=RUN_FAILED) from error
         return *_read(place, about, shape), True
 
 
 def _read(place, about, shape):
-    """(Features, index) of a whole cache of exactly this, or None."""
+    """Return (Features, index) of a whole cache with this `about` and shape, or None."""
     try:
         if json.loads((place / "about.json").read_text()) != about:
             return None
@@ -98,7 +95,7 @@ def _read(place, about, shape):
         labels, index = np.load(place / "labels.npy"), np.load(place / "index.npy")
         if features.shape[1:] != tuple(shape) or len(features) < len(labels) or len(labels) != len(index):
             return None
-    except (OSError, ValueError):  # none, or none that can be read
+    except (OSError, ValueError):  # missing or unreadable
         return None
     return Features((features,), np.arange(len(labels)), labels), index
 
@@ -111,7 +108,7 @@ def _write(place, about, n, shape, make):
     part.mkdir()
     try:
         labels, index = [], []
-        # Written as a stream: a disk that is full then is an error, which through a writable map it would not be.
+        # Written as a stream: a full disk raises an error, which a writable memory map would not.
         with (part / "features.npy").open("wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (n, *shape)}
             np.lib.format.write_array_header_1_0(file, header)
@@ -120,13 +117,13 @@ def _write(place, about, n, shape, make):
                 file.write(np.ascontiguousarray(x, "<f4").data)
                 labels.append(own_labels)
                 index.append(own_index)
-            file.truncate(end)  # images that could not be read leave rows that no label goes with
+            file.truncate(end)  # unreadable images leave unused rows
             file.flush()
             os.fsync(file.fileno())
         np.save(part / "labels.npy", np.concatenate(labels).astype(np.int32))
         np.save(part / "index.npy", np.concatenate(index).astype(np.int64))
         (part / "about.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
-        if place.exists():  # damaged, or another process was quicker
+        if place.exists():  # damaged, or written by another process meanwhile
             shutil.rmtree(place)
         part.rename(place)
     finally:
@@ -134,12 +131,12 @@ def _write(place, about, n, shape, make):
 
 
 def _clear(place):
-    """Removes what processes of this machine that are no more have left of this cache."""
+    """Remove parts of this cache that dead processes of this machine left."""
     for part in place.parent.glob(f".{place.name}.{socket.gethostname()}.*.part"):
         pid = int(part.name.split(".")[-2])
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             shutil.rmtree(part, ignore_errors=True)
-        except OSError:  # it lives, under another user
+        except OSError:  # alive, under another user
             continue

@@ -1,4 +1,4 @@
-"""Images through the frozen encoder to features, one split after the other, each once."""
+"""Encode images by the frozen encoder, each split once."""
 
 import time
 
@@ -12,16 +12,23 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.probe import cache
 from qbheat_jax.probe.pmap import pmap, pmap_batches
 
-# Protocols that see the mean over the cells; the others see the cells.
+# Protocols on the mean over the cells; the others take the cells.
 POOLED = ("lin", "knn")
 
 
 class Encoding:
-    """What the head sees of images: the encoder's cells, pooled as the config says.
+    """The features of a probe's head: the encoder's cells, pooled as the config says.
 
-    images: how many will be asked for in all, from which it is decided whether they are kept in memory. mapped: the
-    pmapped function (variables, images uint8 [B, H, W, 3]) -> features float32 [B, *shape]. rates: images/s by split,
-    of those that had to be encoded.
+    Args:
+      frozen: FrozenEncoder.
+      config: of the probe.
+      store: FeatureCache.
+      images: number of images in all, which decides whether features stay in memory.
+
+    Attributes:
+      shape: of one image's features.
+      mapped: pmapped (variables, images uint8 [B, H, W, 3]) -> features float32 [B, *shape].
+      rates: {split: images/s} of the splits encoded.
     """
 
     def __init__(self, frozen, config, store, images):
@@ -45,9 +52,10 @@ class Encoding:
         return nn.avg_pool(maps, (self._pool, self._pool), (self._pool, self._pool))
 
     def __call__(self, source, split):
-        """(Features, index int64 [N]) of the images of a split that can be read, in its order.
+        """Return (Features, index int64 [N]) of the readable images of a split, in its order.
 
-        Raises UserError where one of them has no label.
+        Raises:
+          UserError: an image has no label.
         """
         frozen, start = self._frozen, time.perf_counter()
         about = {
@@ -59,7 +67,7 @@ class Encoding:
             "image_size": frozen.image_size,
             "pool": self._pool,
         }
-        # The mean over the cells need not be encoded where another probe left the cells in memory.
+        # Another probe may have left the cells in memory, whose mean needs no encoding.
         cells = None if self._pool else self._store.lookup(about, ignore="pool")
         features, index, made = self._store.get(
             about, source.splits[split], self.shape,
@@ -74,9 +82,9 @@ class Encoding:
         return features, index
 
     def batches(self, source, split):
-        """Yields (features [n, ...], labels int32 [n], index int32 [n]); images that cannot be read are left out."""
+        """Yield (features [n, ...], labels int32 [n], index int32 [n]) without unreadable images."""
         config, taken = self._config, []
-        # On one device, which takes batches of any size.
+        # One device takes batches of any size.
         alone = device_mesh.make_mesh({"data": 1, "fsdp": 1}, jax.local_devices()[:1])
         batches = data.eval_batches(
             source, split=split, batch_size=config.batch_size, image_size=self._frozen.image_size, seed=config.seed,
@@ -95,6 +103,6 @@ class Encoding:
 
 
 def _means(features, index):
-    """What `Encoding.batches` would yield for the mean over the cells, from the cells."""
+    """Yield the batches of the mean over the cells, from the features of the cells."""
     for block, x in features.blocks():
         yield x.mean((1, 2)), features.labels[block], index[block]

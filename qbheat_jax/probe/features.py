@@ -1,4 +1,4 @@
-"""Features of many images, in memory or in memory-mapped files, taken by the batch and standardised on the way."""
+"""Features of many images, in memory or memory-mapped, read in batches and standardised on reading."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-# Numbers taken at once where features come from files, or are looked at one after the other: 64 MiB of float32.
+# Numbers in a block: 64 MiB of float32.
 _BLOCK = 1 << 24
 
 
@@ -14,8 +14,11 @@ _BLOCK = 1 << 24
 class Features:
     """N labelled examples: features float32 [N, ...], labels int32 [N].
 
-    parts: arrays [n, ...], in memory or memory-mapped, that are taken for one long one; rows int64 [N]: which of its rows
-    these examples are. mean, scale (float64 [C], or None): `take` gives (x - mean) * scale.
+    Attributes:
+      parts: arrays [n, ...], in memory or memory-mapped, that act as one concatenated array.
+      rows: int64 [N], the rows of that array.
+      labels: int32 [N].
+      mean, scale: float64 [C] or None; `take` returns (x - mean) * scale.
     """
 
     parts: tuple
@@ -26,7 +29,7 @@ class Features:
 
     @classmethod
     def of(cls, array, labels):
-        """All rows of one array [N, ...]."""
+        """Return the Features of all rows of one array [N, ...]."""
         return cls((array,), np.arange(len(array)), np.asarray(labels, np.int32))
 
     def __len__(self):
@@ -34,7 +37,7 @@ class Features:
 
     @property
     def shape(self):
-        """That of one example's features."""
+        """The shape of one example's features."""
         return self.parts[0].shape[1:]
 
     @property
@@ -42,11 +45,11 @@ class Features:
         return not any(isinstance(part, np.memmap) for part in self.parts)
 
     def subset(self, positions):
-        """The examples at these positions, bool [N] or int [n], in that order."""
+        """Return the examples at positions, bool [N] or int [n], in that order."""
         return dataclasses.replace(self, rows=self.rows[positions], labels=self.labels[positions])
 
     def joined(self, other):
-        """These examples and then the other's, standardised as these are."""
+        """Return these examples followed by the other's, with this standardisation."""
         before = sum(map(len, self.parts))
         rows = np.concatenate([self.rows, other.rows + before])
         labels = np.concatenate([self.labels, other.labels])
@@ -56,7 +59,7 @@ class Features:
         return dataclasses.replace(self, mean=mean, scale=scale)
 
     def take(self, positions):
-        """Features float32 [n, ...] of the examples at positions int [n]."""
+        """Return features float32 [n, ...] of the examples at positions int [n]."""
         rows, taken = self.rows[positions], np.empty((len(positions), *self.shape), np.float32)
         begin = 0
         for part in self.parts:
@@ -69,15 +72,15 @@ class Features:
         return taken
 
     def blocks(self, size=None):
-        """(slice of the positions, features of these) one after the other, `size` examples or 64 MiB at once."""
+        """Yield (slice of positions, their features), `size` examples or 64 MiB at a time."""
         for block in blocks(len(self), self.shape, size):
             yield block, self.take(np.arange(block.start, block.stop))
 
     def epoch(self, seed, number, size, steps):
-        """One epoch of training batches, as `fit.fit` takes them: (x, labels, weights, rows int [k, size]) of k steps.
+        """Yield one epoch of training batches as (x, labels, weights, rows int [k, size]) of k steps.
 
-        Row i of step j's batch is x[rows[j, i]]. Features in memory are put on the device once and stay there; from
-        files, as many batches are read at once as 64 MiB hold.
+        Row i of step j's batch is x[rows[j, i]]. Features in memory move to the device once; those in files are read 64 MiB at
+        a time.
         """
         order = np.random.default_rng((seed, number)).permutation(len(self))[: steps * size].reshape(steps, size)
         if self.in_memory:
@@ -96,7 +99,7 @@ class Features:
 
 
 def blocks(n, shape, size=None):
-    """Slices of range(n), `size` examples of this shape each, by default as many as 64 MiB of float32 hold."""
+    """Return slices of range(n) of `size` examples of this shape, by default 64 MiB of float32."""
     size = size or max(1, _BLOCK // max(1, int(np.prod(shape))))
     return [slice(begin, min(n, begin + size)) for begin in range(0, n, size)]
 
@@ -111,10 +114,9 @@ def slices(array, batch_size):
 
 
 def standard(parts):
-    """(mean, scale) float64 [C] that standardise arrays [n, ..., C], over all but the last axis; one pass over `parts`.
+    """Return (mean, scale), float64 [C], that standardise arrays [n, ..., C] over all but the last axis, in one pass.
 
-    Mean and variance of the parts are merged as by Chan, Golub and LeVeque (1979), without loss of digits. Channels that
-    do not vary get scale 0.
+    Parts are merged by the stable update of Chan, Golub and LeVeque (1979). Constant channels get scale 0.
     """
     count, mean, squares = 0, 0.0, 0.0
     for part in parts:

@@ -1,4 +1,4 @@
-"""Heads trained on features, a grid of hyper-parameters at once as one batch of heads."""
+"""Train heads on features, one head for each hyper-parameter setting, all as one batch."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from qbheat_jax.train.optim import decay_mask
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How heads are trained. learning_rates [G] and weight_decays [G] are paired: one head each."""
+    """How heads are trained. learning_rates [G] and weight_decays [G] are paired, one head for each pair."""
 
     head: Any
     classes: int
@@ -55,12 +55,16 @@ class Recipe:
 
 
 def fit(recipe, examples, seed, each_epoch=None):
-    """Trains one head for each pair of the recipe's grid -> params with a leading axis [G, ...].
+    """Train one head for each pair of the recipe's grid. Return params with a leading axis [G, ...].
 
-    examples: `features.Features`, or whatever has its length, `shape` and `epoch`. The heads share their start and the
-    order of the examples; only the heads are differentiated, since features are all that enters. each_epoch(epoch,
-    params, losses [G]) is called after each epoch; a learning rate that diverges leaves a head that is not chosen, not an
-    error. `ridge` has no epochs.
+    The heads share their initial weights and the order of examples. Gradients reach the heads alone. A diverged learning rate
+    raises no error; its head is not chosen. `ridge` has no epochs.
+
+    Args:
+      recipe: Recipe.
+      examples: `features.Features`, or an object with its length, `shape` and `epoch`.
+      seed: int.
+      each_epoch: called with (epoch, params, losses [G]) after each epoch, or None.
     """
     if recipe.optimizer == "ridge":
         return ridge(examples, recipe.classes, recipe.weight_decays)
@@ -82,10 +86,10 @@ def fit(recipe, examples, seed, each_epoch=None):
 
 
 def _trainer(recipe, shape, steps, per_epoch, key):
-    """(state, function) of a grid of heads; the function runs some steps -> (state, losses [k, G]).
+    """Return (state, train) of a grid of heads.
 
-    It takes (state, x, labels, weights, rows int [k, B], numbers int [k]): batch j is rows[j] of x, labels and weights, and
-    its random numbers are those of step numbers[j].
+    train(state, x, labels, weights, rows int [k, B], numbers int [k]) runs k steps and returns (state, losses [k, G]). Batch j
+    has rows[j] of x, labels and weights, and the random numbers of step numbers[j].
     """
     rates, decays = jnp.asarray(recipe.learning_rates), jnp.asarray(recipe.weight_decays)
     params = recipe.head.init(rng_lib.fold(key, "head"), jnp.zeros((1, *shape)))["params"]
@@ -121,9 +125,14 @@ def _trainer(recipe, shape, steps, per_epoch, key):
 
 
 def ridge(features, classes, strengths):
-    """Least squares on one-hot targets in closed form, one linear head for each strength -> params of LinearHead [G, ...].
+    """Return params [G, ...] of LinearHead by ridge regression on one-hot targets, one head for each strength.
 
-    Minimises mean |x W + b - y|^2 + strength |W|^2, in float64. features: `Features` of [C], strengths [G] above 0.
+    They minimise mean |x W + b - y|^2 + strength |W|^2, in float64.
+
+    Args:
+      features: `Features` of vectors [C].
+      classes: int.
+      strengths: [G], above 0.
     """
     n, target = len(features), np.eye(classes)
     centre = sum(x.sum(0, dtype=np.float64) for _, x in features.blocks()) / n
@@ -139,8 +148,8 @@ def ridge(features, classes, strengths):
 
 @functools.lru_cache(maxsize=8)
 def _scorer(head, devices):
-    """The pmapped (params [G, ...], x [B, ...]) -> logits [B, G, classes]. Compiled once for a head, not once an epoch."""
-    del devices  # only part of the key: what was mapped over other devices cannot be used again
+    """Return the pmapped (params [G, ...], x [B, ...]) -> logits [B, G, classes], compiled once for a head."""
+    del devices  # part of the cache's key: a pmapped function belongs to its devices
 
     def logits(params, x):
         return jax.vmap(lambda p: head.apply({"params": p}, x), out_axes=1)(params)
@@ -149,7 +158,7 @@ def _scorer(head, devices):
 
 
 def ranks(recipe, params, features):
-    """Rank of the true class under each head (`accuracy.ranks`) -> int [N, G], through the pmap loop."""
+    """Return the rank of the true class under each head (`accuracy.ranks`), int [N, G]."""
     mapped = _scorer(recipe.head, tuple(jax.local_devices()))
     size = recipe.batch_size
     batches = (batch for _, x in features.blocks(size) for batch in slices(x, size))

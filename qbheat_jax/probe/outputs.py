@@ -1,15 +1,15 @@
-"""The result of a probe: as a file, as a line, and several as a table."""
+"""Results of probes as files, lines and tables."""
 
 import json
 
 from qbheat_jax import atomic
 from qbheat_jax import config as config_lib
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import writing
 from qbheat_jax.train import metrics
 
 
 def name(config):
-    """What a probe is called in file names: its protocol and, few-shot, the share of the labels it had.
+    """Return a probe's name for files: its protocol and, few-shot, the share of labels.
 
     >>> from qbheat_jax.config import resolve
     >>> from qbheat_jax.probe.fields import PROBE
@@ -21,8 +21,8 @@ def name(config):
 
 
 def write(workdir, config, result, curve):
-    """WORKDIR/config.json, metrics.jsonl (curve: the chosen head's lines) and, last, result.json."""
-    try:
+    """Write WORKDIR/config.json, metrics.jsonl (`curve`: the chosen head's lines) and, last, result.json."""
+    with writing(f"--workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         atomic.write(workdir / "config.json", config_lib.to_json(config))
         writer = metrics.Writer(workdir)
@@ -30,12 +30,10 @@ def write(workdir, config, result, curve):
             writer.write(line["step"], {name: value for name, value in line.items() if name != "step"})
         writer.close()
         atomic.write(workdir / "result.json", json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
 
 
 def line(result):
-    """One result in one line."""
+    """Return one result as one line."""
     return (
         f"{_protocol(result)} of {result['init']}: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f} on "
         f"{result['n']} {_split(result)} images ({result['seconds']:.0f} s)"
@@ -43,7 +41,7 @@ def line(result):
 
 
 def table(results):
-    """Results as a Markdown table, with the accuracy of always naming the commonest class as its last row."""
+    """Return results as a Markdown table, whose last row is the accuracy of always naming the commonest class."""
     rows = [("protocol", "init", "top-1", "top-5", "held-out", "images", "chosen", "seed")]
     for r in results:
         held_out = f"{r['holdout_top1']:.3f}" if r.get("holdout_top1") is not None else "-"

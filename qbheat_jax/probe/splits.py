@@ -1,4 +1,4 @@
-"""Which labelled images train, choose and test; and a source that shows some images of another alone."""
+"""Splits of labelled images for training, choosing and testing, and a source of a subset of another's images."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from qbheat_jax.errors import UserError
 
 
 def test_split(source):
-    """The name of the split tested on: test, else val. Raises UserError where a probe cannot be."""
+    """Return the split to test on: test, else val. Raise UserError where the source has no train split or neither."""
     for name in ("test", "val"):
         if name in source.splits and "train" in source.splits:
             return name
@@ -19,7 +19,7 @@ def test_split(source):
 
 
 def labels(source, split):
-    """int32 [n] of a whole split, -1 for an image without one; read from the source where it does not know them."""
+    """Return the labels int32 [n] of a split, -1 for none. Read all examples where the source does not list them."""
     known = source.labels(split)
     if known is not None:
         return np.asarray(known)
@@ -34,9 +34,10 @@ def labels(source, split):
 
 
 def few(labels, fraction, seed):
-    """A class-balanced draw: labels int [n] (-1: not to be drawn) -> indices, sorted, the same number of each class.
+    """Return sorted indices of a class-balanced draw from labels int [n], where -1 is never drawn.
 
-    As many as make up `fraction` of the labelled images, at least one a class; a class that has fewer gives all it has.
+    The draw is `fraction` of the labelled images, the same number of each class and at least one. A class with fewer gives
+    all.
     """
     classes = np.unique(labels[labels >= 0])
     count = max(1, round(fraction * np.count_nonzero(labels >= 0) / max(1, len(classes))))
@@ -46,10 +47,12 @@ def few(labels, fraction, seed):
 
 
 def hold_out(n, config, labels=None):
-    """Splits range(n) into (rows to train on, rows to choose on) by data.holdout, drawn by the seed.
+    """Split range(n) into (rows to train on, rows to choose on) by data.holdout, drawn by the seed.
 
-    With labels int [n] the same number of each class is held out, at least one; otherwise they are drawn from all.
-    Raises UserError where either would have none.
+    With labels int [n] the same number of each class is held out, at least one; otherwise rows are drawn from all.
+
+    Raises:
+      UserError: one of the two would be empty.
     """
     share, generator = config.data.holdout, np.random.default_rng(config.seed)
     if labels is None:
@@ -71,7 +74,10 @@ def hold_out(n, config, labels=None):
 
 
 class Subset(base.Source):
-    """Some images of another source: {name of a split: [(the other's split, indices int [k] or None for all), ...]}."""
+    """Some images of another source.
+
+    splits: {name of a split: [(the other's split, indices int [k] or None for all), ...]}.
+    """
 
     def __init__(self, source, splits):
         self.source, self.random_access = source, source.random_access
@@ -99,7 +105,7 @@ class Subset(base.Source):
         return None if any(k is None for k, _ in known) else np.concatenate([k[rows] for k, rows in known])
 
     def stream(self, split, *, seed, epoch, shuffle, first, keep):
-        """As `data.tfds_source.Tfds.stream`: places count the images of this subset alone."""
+        """As `base.Source.stream`, with places that count the images of this subset alone."""
         shift, period, kept = keep
         mine, place = np.isin(np.arange(period), kept), 0
         for own, rows in self._parts[self.split(split)]:

@@ -9,7 +9,11 @@ __all__ = ["Sample", "write"]
 
 
 def write(workdir, model=None, images=None):
-    """The page of a run, as of `page.write`, or of a detector -> its path. Raises UserError where there is neither."""
+    """Write the page of a run (see `run_page.write`) or of a detector. Return its path.
+
+    Raises:
+      UserError: the workdir holds neither.
+    """
     if config_tables.of(api.read_config(workdir)) is config_tables.DETECT:
         return detection_page.write(workdir)
     return run_page.write(workdir, model, images)

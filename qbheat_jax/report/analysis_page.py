@@ -1,4 +1,4 @@
-"""What `qbheat analyse` found, for a page: its files in; charts, tables, tiles and sentences out."""
+"""The page of `qbheat analyse`: charts, tables and tiles of its files."""
 
 import json
 import pathlib
@@ -6,25 +6,25 @@ import pathlib
 import numpy as np
 
 from qbheat_jax import atomic
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, writing
 from qbheat_jax.report import charts, load_run, tiles
 from qbheat_jax.report import text as text_lib
 from qbheat_jax.report.template import template
 
 FOLDER = "analysis"
-# Below this R^2 a curve leaves the chart: a guess that is worse than the mean map by more than that is simply wrong.
+# R^2 below which a curve leaves the chart.
 LOWEST = -0.5
 
 _NAMES = {
     "learnt": "learnt A and B", "fitted": "fitted maps", "copy": "copying",
     "shuffled": "fitted, positions shuffled", "random": "fitted, untrained encoder",
 }  # fmt: skip
-# The parts of the grid in words, after the single steps.
+# Names of the parts of the grid that are no single step.
 _PARTS = {"diagonal": "diagonal", "hidden": "all hidden cells"}
 
 
 def read(folder):
-    """What a page shows of the analysis in a folder -> dict for analysis.html.j2, or None where there is none."""
+    """Return the variables of analysis.html.j2 for the analysis in a folder, or None where there is none."""
     folder = pathlib.Path(folder)
     try:
         result = json.loads((folder / "analysis.json").read_text())
@@ -32,14 +32,14 @@ def read(folder):
             arrays = dict(file)
     except (OSError, ValueError):
         return None
-    result.setdefault("reconstructed", result["placements"])  # of analyses made when these were all
+    result.setdefault("reconstructed", result["placements"])  # older files lack it
     trained = "trained" if result["init"] != "random" else "random"
     rows = _Rows(result["rows"], trained)
     return {
         "result": result,
         "trained": trained == "trained",
         "learnt": bool(rows.find("step", "learnt")),
-        "findings": _findings(rows, result),
+        "summary": _summary(rows),
         "derivatives": _derivatives(rows),
         "steps": [_steps(rows, axis) for axis in "xy"],
         "quarters": _quarters(rows),
@@ -55,28 +55,26 @@ def read(folder):
 
 
 def write(folder):
-    """Writes index.html, a page of the analysis alone, and spectra.svg into its folder -> the page's path."""
+    """Write index.html and spectra.svg into the folder of an analysis. Return the page's path."""
     folder = pathlib.Path(folder)
     found = read(folder)
     if found is None:
         raise UserError(f"{folder} holds no analysis: there is no analysis.json in it that can be read")
     page = template("analysis_page.html.j2").render(analysis=found, shown=load_run.shown(folder))
-    try:
+    with writing(folder):
         atomic.write(folder / "index.html", page)
         atomic.write(folder / "spectra.svg", charts.alone(found["operators"]["svg"]))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     return folder / "index.html"
 
 
 class _Rows:
-    """The rows of figures, those of one test, predictor, direction, ... found again."""
+    """Rows of figures, found by test, predictor, direction and so on."""
 
     def __init__(self, rows, trained):
         self.rows, self.trained = rows, trained
 
     def find(self, test, predictor, direction=None, distance=None, encoder=None, positions="true"):
-        """Rows of one kind, in their order; direction: a prefix, so that "x" is "x+" and "x-"."""
+        """Return the rows of one kind in their order. `direction` is a prefix: "x" means "x+" and "x-"."""
         return [
             row
             for row in self.rows
@@ -87,64 +85,33 @@ class _Rows:
         ]
 
     def mean(self, *where, **more):
-        """(r2, low, high), each the mean over the rows found, or None where there are none."""
+        """Return (r2, low, high), each the mean over the rows found, or None without rows."""
         rows = self.find(*where, **more)
         return tuple(float(np.mean([row[key] for row in rows])) for key in ("r2", "low", "high")) if rows else None
 
 
-def _findings(rows, result):
-    """The outcome in sentences, whatever it is."""
-    true = rows.mean("derivatives", "fitted", distance=1)
-    mixed = rows.mean("derivatives", "fitted", distance=1, positions="shuffled")
-    untrained = rows.mean("derivatives", "fitted", distance=1, encoder="random")
-    compared = f"with positions shuffled {_r2(mixed)}"
-    if rows.trained == "trained":
-        compared += f", with the encoder untrained {_r2(untrained)}"
-    verdict = _verdict(true, mixed, untrained if rows.trained == "trained" else None)
-    sentences = [f"One derivative is told from the other with R\u00b2 = {_r2(true)} ({compared}). {verdict}"]
-    near, far = (
-        rows.mean("step", "fitted", distance=d, positions=p) for d, p in ((1, "true"), (1, "shuffled"))
-    )  # fmt: skip
-    sentences.append(
-        f"One linear map tells a cell from its neighbour with R\u00b2 = {_r2(near)}, and from any cell of the same image, "
-        f"positions shuffled, with {_r2(far)}: the difference is what distance has to do with it. Copying the neighbour "
-        f"gives {_r2(rows.mean('step', 'copy', distance=1))}."
+def _summary(rows):
+    """Return the table of the three tests: {"predictors": names, "rows": [(test, (r2, low, high) or None of each)]}."""
+    tests = (
+        ("one derivative from the other", "derivatives", None, 1),
+        ("a neighbouring cell", "step", None, 1),
+        ("all hidden cells", "quarter", "hidden", None),
     )
-    learnt = rows.mean("quarter", "learnt", "hidden")
-    if learnt is not None:
-        fitted, copy = (rows.mean("quarter", name, "hidden") for name in ("fitted", "copy"))
-        sentences.append(
-            f"The learnt A and B predict the encoder\u2019s features of the hidden quarters with R\u00b2 = {_r2(learnt)}, "
-            f"fitted maps with {_r2(fitted)}, copying with {_r2(copy)}. "
-            + (
-                "So what A and B carry out of the visible quarter is for the decoder to read, and not the feature that the "
-                "encoder would give there, which nothing in the pre-training asked for."
-                if learnt[0] < copy[0]
-                else "So what A and B carry is close to what the encoder would give there, which nothing in the pre-training "
-                "asked for."
-            )
-        )
-    return sentences
-
-
-def _verdict(true, mixed, untrained):
-    if true[0] < 0.02 or true[1] <= max(mixed[2], 0):
-        return "So on these features the hypothesis z\u2093 = M z\u1d67 is not borne out."
-    extent = "in part" if true[0] < 0.5 else "in large part" if true[0] < 0.9 else "almost exactly"
-    text = f"So it holds {extent}"
-    if untrained is not None:
-        if untrained[0] >= true[0]:
-            return f"{text}, but no more than for an encoder that has learnt nothing."
-        return f"{text}, and more than for an encoder that has learnt nothing."
-    return f"{text}."
-
-
-def _r2(values):
-    return text_lib.NONE if values is None else f"{values[0]:.2f}".replace("-", text_lib.MINUS)
+    kinds = [(name, name, {}) for name in ("learnt", "fitted", "copy")]
+    kinds.append(("shuffled", "fitted", {"positions": "shuffled"}))
+    if rows.trained == "trained":
+        kinds.append(("random", "fitted", {"encoder": "random"}))
+    table = []
+    for label, test, direction, distance in tests:
+        values = [rows.mean(test, predictor, direction, distance, **more) for _, predictor, more in kinds]
+        if any(values):
+            table.append((label, values))
+    short = {**_NAMES, "shuffled": "shuffled", "random": "untrained"}
+    return {"predictors": [short[name] for name, _, _ in kinds], "rows": table}
 
 
 def _derivatives(rows):
-    """Chart of how well one derivative tells the other, with the two controls."""
+    """Return the chart of R^2 of one derivative from the other, with the two controls."""
     lines = []
     kinds = [(rows.trained, "true", "learnt" if rows.trained == "trained" else "random")]
     kinds += [("random", "true", "random")] * (rows.trained == "trained")
@@ -161,7 +128,7 @@ def _derivatives(rows):
 
 
 def _steps(rows, axis):
-    """Chart of prediction over a distance along an axis, the mean of both ways, with the controls."""
+    """Return the chart of R^2 over a distance along an axis, the mean of both ways, with the controls."""
     curves = []
     distances = sorted({row["distance"] for row in rows.find("step", "fitted", axis)})
     kinds = [("learnt", "learnt", {}), ("fitted", "fitted", {}), ("copy", "copy", {})]
@@ -178,7 +145,7 @@ def _steps(rows, axis):
 
 
 def _quarters(rows):
-    """The table of the continued quarters, or None: a line a part of the grid, a column a predictor."""
+    """Return the table of extrapolated quarters by part of the grid and predictor, or None."""
     predictors = [name for name in ("learnt", "fitted", "copy") if rows.find("quarter", name, "hidden")]
     if not predictors:
         return None
@@ -197,7 +164,7 @@ def _quarters(rows):
 
 
 def _operators(result):
-    """Charts and numbers of the operators, fitted and learnt."""
+    """Return charts and figures of the fitted and learnt operators."""
     curves = []
     for key, operator in result["operators"].items():
         for name, values in operator["growth"].items():
@@ -235,7 +202,7 @@ def _operators(result):
 
 
 def _drift(rows):
-    """[(step, norms and distances to the last, each {name: number}), ...], or [] of a single checkpoint."""
+    """Return [(step, its rows)] of the checkpoints, or [] of a single one."""
     steps = dict.fromkeys(row["step"] for row in rows)
     if len(steps) < 2:
         return []
@@ -243,7 +210,7 @@ def _drift(rows):
 
 
 def _cards(arrays):
-    """Tiles of each image shown as features."""
+    """Return the tiles of the feature maps, one dict for each image."""
     cards = []
     for i in range(len(arrays["images"])):
         card = {
@@ -268,7 +235,7 @@ def _cards(arrays):
 
 
 def _decoded(result, arrays):
-    """Tiles of what the decoder made, or None where there is none."""
+    """Return the tiles of the reconstructions, or None without any."""
     if "reconstructed" not in arrays:
         return None
     rows = [
@@ -285,7 +252,7 @@ def _decoded(result, arrays):
 
 
 def _spread(folder):
-    """{"moving", "still"}: data URIs of the animation and of its last frame, or None."""
+    """Return the data URIs {"moving", "still"} of the animation and of its last frame, or None."""
     try:
         moving, still = ((folder / f"{name}.png").read_bytes() for name in ("spread", "spread_end"))
     except OSError:
@@ -294,6 +261,6 @@ def _spread(folder):
 
 
 def _downloads(folder):
-    """[(file name, data URI), ...]"""
+    """Return [(file name, data URI)] of the files with all figures."""
     kinds = {"analysis.csv": "text/csv", "analysis.json": "application/json"}
     return [(name, tiles.uri((folder / name).read_bytes(), kind)) for name, kind in kinds.items()]

@@ -1,4 +1,4 @@
-"""The report's charts: numbers in, inline SVG out. The page's style sheet gives the colours, light or dark."""
+"""The report's charts as inline SVG. The page's style sheet gives the colours, light or dark."""
 
 import contextlib
 import io
@@ -12,7 +12,6 @@ from qbheat_jax.errors import UserError
 _INK, _FAINT, _WARM, _COOL, _GREY = "#010203", "#010204", "#010205", "#010206", "#010207"
 _VARIABLES = {_INK: "--ink-2", _FAINT: "--line", _WARM: "--warm", _COOL: "--cool", _GREY: "--grey"}
 
-# The learnt directions as people call them.
 DIRECTIONS = {"x+": "A+, to the right", "x-": "A\u2212, to the left", "y+": "B+, down", "y-": "B\u2212, up"}
 
 # Small, so that on a phone the text is hardly scaled down.
@@ -47,7 +46,7 @@ _STYLE = {
 
 
 def losses(train, val, variance, rate):
-    """Loss against step, the learning rate beneath -> SVG. Each a pair (steps, values), empty where there is none."""
+    """Draw losses against the step, the learning rate beneath. Each is a pair (steps, values), empty where not logged."""
     tall = bool(rate[0])
     with _figure(4.0 if tall else 3.1) as figure:
         ratios = (3.4, 1) if tall else (1,)
@@ -77,9 +76,8 @@ def losses(train, val, variance, rate):
 
 
 def accuracies(ours, random, chance, name, method="QB-Heat"):
-    """Held-out accuracy against epoch -> SVG. ours, random: lists of (epochs, fractions), one a seed."""
-    with _figure(3.1) as figure:
-        axes = figure.subplots()
+    """Draw held-out accuracy against the epoch. `ours`, `random`: a pair (epochs, fractions) for each seed."""
+    with _axes(3.1) as axes:
         for curves, colour, label in ((ours, _WARM, method), (random, _COOL, "random initialisation")):
             for i, (epochs, values) in enumerate(curves):
                 axes.plot(
@@ -90,16 +88,13 @@ def accuracies(ours, random, chance, name, method="QB-Heat"):
             axes.axhline(100 * chance, color=_GREY, linestyle=(0, (4, 3)), linewidth=1.4, label="chance")
         axes.set_ylim(bottom=0)
         axes.locator_params(axis="x", integer=True)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel("held-out top-1, %")
         _legend(axes)
-        return _inline(figure, f"accuracy-{name}")
+        return _inline(axes.figure, f"accuracy-{name}", "epoch", "held-out top-1, %")
 
 
 def spectra(spectra, radius, name="spectra"):
-    """Eigenvalues in the complex plane -> SVG. spectra: {"x+": complex[C], ...}; radius r > 0: draw |1 + lambda / r| = 1."""
-    with _figure(3.9) as figure:
-        axes = figure.subplots()
+    """Draw eigenvalues {"x+": complex [C], ...} and, with radius r > 0, the circle |1 + lambda / r| = 1."""
+    with _axes(3.9) as axes:
         if radius:
             angle = np.linspace(0, 2 * np.pi, 181)
             circle = radius * (np.cos(angle) - 1), radius * np.sin(angle)
@@ -113,13 +108,11 @@ def spectra(spectra, radius, name="spectra"):
                 facecolors=colour if way[1] == "+" else "none", label=DIRECTIONS[way],
             )  # fmt: skip
         axes.set_aspect("equal", adjustable="datalim")
-        axes.set_xlabel("real part, per half image")
-        axes.set_ylabel("imaginary part")
-        figure.legend(loc="outside upper center", ncols=2, handletextpad=0.2)
-        return _inline(figure, name)
+        axes.figure.legend(loc="outside upper center", ncols=2, handletextpad=0.2)
+        return _inline(axes.figure, name, "real part, per half image", "imaginary part")
 
 
-# How the lines of `explained` and `growth` are drawn: colour, dashes.
+# Colour and dashes of the lines of `explained` and `growth`.
 LINES = {
     "learnt": (_WARM, "-"),
     "fitted": (_COOL, "-"),
@@ -130,9 +123,8 @@ LINES = {
 
 
 def explained(curves, lowest, name):
-    """R^2 against distance -> SVG. curves: (label, a key of LINES, distances, [(r2, low, high), ...]); cut off at `lowest`."""
-    with _figure(3.6) as figure:
-        axes = figure.subplots()
+    """Draw R^2 against distance, down to `lowest`. curves: (label, key of LINES, distances, [(r2, low, high), ...])."""
+    with _axes(3.6) as axes:
         axes.axhline(0, color=_GREY, linewidth=0.8)
         for label, key, distances, values in curves:
             colour, dashes = LINES[key]
@@ -141,16 +133,13 @@ def explained(curves, lowest, name):
             axes.plot(distances, r2, color=colour, linestyle=dashes, marker="o", markersize=4, label=label)
         axes.set_ylim(lowest, 1.02)
         axes.set_xticks(sorted({d for curve in curves for d in curve[2]}))
-        axes.set_xlabel("distance, cells")
-        axes.set_ylabel("R\u00b2")
-        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handletextpad=0.5)
-        return _inline(figure, name)
+        axes.figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handletextpad=0.5)
+        return _inline(axes.figure, name, "distance, cells", "R\u00b2")
 
 
 def intervals(rows, name):
-    """R^2 with its interval, a line each -> SVG. rows: (label, a key of LINES, r2, low, high)."""
-    with _figure(0.9 + 0.3 * len(rows)) as figure:
-        axes = figure.subplots()
+    """Draw R^2 with its interval, one line for each of `rows`: (label, key of LINES, r2, low, high)."""
+    with _axes(0.9 + 0.3 * len(rows)) as axes:
         axes.axvline(0, color=_GREY, linewidth=0.8)
         for y, (_, key, r2, low, high) in enumerate(rows):
             axes.plot([low, high], [y, y], color=LINES[key][0], linewidth=1.6)
@@ -159,43 +148,35 @@ def intervals(rows, name):
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.margins(x=0.08)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("R\u00b2 on test images")
-        return _inline(figure, name)
+        return _inline(axes.figure, name, "R\u00b2 on test images")
 
 
 def growth(curves, name):
-    """By how much each eigenvector's part is multiplied over half an image, sorted -> SVG. curves: (label, key, values)."""
-    with _figure(3.4) as figure:
-        axes = figure.subplots()
+    """Draw the sorted factors of the eigenvectors over half an image. curves: (label, key of LINES, values)."""
+    with _axes(3.4) as axes:
         axes.axhline(1, color=_GREY, linewidth=0.8)
         for label, key, values in curves:
             colour, dashes = LINES[key]
             axes.plot(range(1, len(values) + 1), values, color=colour, linestyle=dashes, linewidth=1.4, label=label)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("eigenvector, the one that grows most first")
-        axes.set_ylabel("multiplied by")
-        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handletextpad=0.5)
-        return _inline(figure, name)
+        axes.figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handletextpad=0.5)
+        return _inline(axes.figure, name, "eigenvector, largest factor first", "factor")
 
 
 def precisions(series):
-    """AP against step -> SVG. series: {name: (steps, values)}."""
-    with _figure(3.1) as figure:
-        axes = figure.subplots()
+    """Draw AP against the step. series: {name: (steps, values)}."""
+    with _axes(3.1) as axes:
         for (name, points), colour in zip(series.items(), (_WARM, _COOL, _GREY)):
             axes.plot(*points, color=colour, marker="o", markersize=4, label=name)
         axes.set_ylim(bottom=0)
         axes.locator_params(axis="x", integer=True)
-        axes.set_xlabel("step")
-        axes.set_ylabel("average precision")
         _legend(axes)
-        return _inline(figure, "precisions")
+        return _inline(axes.figure, "precisions", "step", "average precision")
 
 
 def recalls(curves):
-    """Precision against recall -> SVG. curves: {class: precision at equally spaced recalls from 0 to 1}."""
-    with _figure(3.6) as figure:
-        axes = figure.subplots()
+    """Draw precision against recall. curves: {class: precision at equally spaced recalls from 0 to 1}."""
+    with _axes(3.6) as axes:
         mean = np.mean(list(curves.values()), 0)
         recall = np.linspace(0, 1, len(mean))
         for values in curves.values():
@@ -203,10 +184,8 @@ def recalls(curves):
         axes.plot(recall, mean, color=_WARM, linewidth=2.4, label="mean of the classes")
         axes.set_ylim(0, 1.02)
         axes.set_xlim(0, 1)
-        axes.set_xlabel("recall")
-        axes.set_ylabel("precision")
         _legend(axes)
-        return _inline(figure, "recalls")
+        return _inline(axes.figure, "recalls", "recall", "precision")
 
 
 # Light colours of the style sheet, for a chart that stands alone.
@@ -216,7 +195,7 @@ _LIGHT = {
 
 
 def alone(svg):
-    """An inline chart as a file of its own: on white, in the page's light colours."""
+    """Return an inline chart as an SVG file, on white in the page's light colours."""
     for variable, colour in _LIGHT.items():
         svg = svg.replace(f"var({variable})", colour)
     head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" font-family="sans-serif"'
@@ -224,14 +203,13 @@ def alone(svg):
     return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="#fff"/>', svg, count=1)
 
 
-# Whose results they are: QB-Heat's, another method's, or those of what was not trained.
+# Colours by method: QB-Heat, another method, an untrained baseline.
 KINDS = {"ours": _WARM, "other": _COOL, "baseline": _GREY}
 
 
 def dots(rows, name, figure_name="top-1"):
-    """Figures by method -> SVG. rows: (label, a key of KINDS, fractions), a dot each and a bar at their mean."""
-    with _figure(0.9 + 0.36 * len(rows)) as figure:
-        axes = figure.subplots()
+    """Draw a dot for each seed and a bar at the mean. rows: (label, key of KINDS, fractions)."""
+    with _axes(0.9 + 0.36 * len(rows)) as axes:
         for y, (_, kind, values) in enumerate(rows):
             values = 100 * np.asarray(values)
             axes.scatter(
@@ -243,18 +221,16 @@ def dots(rows, name, figure_name="top-1"):
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel(f"{figure_name}, %")
-        return _inline(figure, name)
+        return _inline(axes.figure, name, f"{figure_name}, %")
 
 
-_LABELLED = 6  # up to this many points have their labels beside them; of more they stand in two columns
+_LABELLED = 6  # up to this many labels stand beside their points, more in two columns
 
 
 def against(points, label, name, figure_name="top-1"):
-    """Accuracy against a cost -> SVG. points: (label, a key of KINDS, cost, mean, spread or None) of each method."""
+    """Draw accuracy against a cost. points: (label, key of KINDS, cost, mean, spread or None) of each method."""
     many = len(points) > _LABELLED
-    with _figure(3.4 + 0.1 * len(points) * many) as figure:
-        axes = figure.subplots()
+    with _axes(3.4 + 0.1 * len(points) * many) as axes:
         for _, kind, cost, mean, spread in points:
             axes.errorbar(
                 cost, 100 * mean, None if spread is None else 100 * spread, color=KINDS[kind], marker="o", markersize=6,
@@ -266,17 +242,16 @@ def against(points, label, name, figure_name="top-1"):
         else:
             axes.locator_params(axis="x", nbins=5)
         axes.margins(x=0.7 if many else 0.2, y=0.1)
-        axes.set_xlabel(label)
-        axes.set_ylabel(f"{figure_name}, %")
-        figure.draw_without_rendering()
+        axes.set(xlabel=label, ylabel=f"{figure_name}, %")
+        axes.figure.draw_without_rendering()
         middle = np.median(costs)
         for side in ("left", "right"):
             _labels(axes, [point for point in points if (point[2] > middle) == (side == "right")], side, many)
-        return _inline(figure, name)
+        return _inline(axes.figure, name)
 
 
 def _labels(axes, points, side, column):
-    """Writes labels beside their points, those that would overlap moved apart; in a column at the side, with lines."""
+    """Label points without overlaps: beside them, or in a column at the side with lines."""
     points = sorted(points, key=lambda point: point[3])
     place = axes.transData + axes.transAxes.inverted()
     own = [place.transform((cost, 100 * mean)) for _, _, cost, mean, _ in points]
@@ -292,7 +267,7 @@ def _labels(axes, points, side, column):
 
 
 def _apart(heights, gap):
-    """Ascending heights moved so that neighbours are `gap` apart, and none above 1.
+    """Return ascending heights moved so that neighbours are `gap` apart and none is above 1.
 
     >>> [round(y, 2) for y in _apart([0.1, 0.1, 0.9, 0.95], 0.1)]
     [0.1, 0.2, 0.9, 1.0]
@@ -308,7 +283,7 @@ def _apart(heights, gap):
 
 
 def _legend(axes):
-    """Above the axes, where it hides nothing; only what was drawn."""
+    """Put the legend of the lines drawn above the axes."""
     lines = [line for line in axes.get_lines() if len(line.get_xdata()) and not line.get_label().startswith("_")]
     axes.legend(
         handles=lines, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, handlelength=1.4,
@@ -316,8 +291,12 @@ def _legend(axes):
     )  # fmt: skip
 
 
-def _inline(figure, name):
-    """A figure -> <svg> for HTML: no fixed size, no fonts or colours of its own, ids that no other chart has."""
+def _inline(figure, name, xlabel=None, ylabel=None):
+    """Return a figure as <svg> for HTML: without fixed size, fonts or colours, and with ids that begin with `name`."""
+    if xlabel:
+        figure.axes[0].set_xlabel(xlabel)
+    if ylabel:
+        figure.axes[0].set_ylabel(ylabel)
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
@@ -336,7 +315,7 @@ def _inline(figure, name):
 
 @contextlib.contextmanager
 def _figure(height):
-    """A matplotlib figure in the report's style: no pyplot, no state that outlives it; imported late, as an extra."""
+    """Give a matplotlib figure in the report's style, without pyplot and its global state."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -344,3 +323,10 @@ def _figure(height):
         raise UserError(f"a report needs matplotlib ({error}): pip install 'qbheat_jax[report]'") from error
     with matplotlib.rc_context(_STYLE):
         yield Figure(figsize=(_WIDTH, height), layout="constrained")
+
+
+@contextlib.contextmanager
+def _axes(height):
+    """Give the one axes of a figure as of `_figure`."""
+    with _figure(height) as figure:
+        yield figure.subplots()

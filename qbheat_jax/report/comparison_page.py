@@ -1,4 +1,4 @@
-"""The page of a comparison: result.json of `qbheat compare` in, one self-contained HTML file out."""
+"""The page of a comparison: write one self-contained HTML file from the result of `qbheat compare`."""
 
 from qbheat_jax import methods
 from qbheat_jax.report import charts, environment, load_run, text
@@ -6,12 +6,12 @@ from qbheat_jax.report.template import save, template
 
 
 def write(result, workdir):
-    """Writes WORKDIR/report/index.html (workdir: a path) -> its path. UserError where matplotlib or jinja2 is missing."""
+    """Write WORKDIR/report/index.html and return its path. Raise UserError where matplotlib or jinja2 is missing."""
     return save(workdir / "report" / "index.html", template("comparison.html.j2").render(context(result)))
 
 
 def context(result):
-    """Everything that the template names."""
+    """Return the variables of the template."""
     best = {probe: _best(result, probe) for probe in result["probes"]}
     return {
         "result": result,
@@ -21,7 +21,6 @@ def context(result):
         "labels": {name: _label(name) for name in result["methods"]},
         "best": best,
         "headlines": [_headline(result, probe, name) for probe, name in best.items() if name],
-        "findings": [_finding(result, probe, name) for probe, name in best.items() if name],
         "charts": [_charts(result, probe, str(i)) for i, probe in enumerate(result["probes"]) if _drawn(result, probe)],
         "about": {probe: text.PROTOCOLS.get(protocol, "") for probe, protocol in result["probes"].items()},
         "done": sum(cell["state"] == "done" for cell in result["cells"]),
@@ -41,7 +40,7 @@ def _mean(result, name, probe):
 
 
 def _ranked(result, probe):
-    """Names of the trained methods that have a figure, the best first."""
+    """Return the names of the trained methods that have a figure, the best first."""
     names = [n for n, m in result["methods"].items() if m["trained"] and _mean(result, n, probe) is not None]
     return sorted(names, key=lambda name: -_mean(result, name, probe))
 
@@ -51,22 +50,16 @@ def _best(result, probe):
 
 
 def _headline(result, probe, name):
-    entry = result["methods"][name]["probes"][probe]
+    """Return the card of a probe's best method: (figure, what it is, what it compares with)."""
+    entry, compared = result["methods"][name]["probes"][probe], []
     ahead = result["methods"][name]["ahead_of_random"].get(probe, {}).get("mean")
-    compared = f"{text.ahead(ahead)} the same encoder untrained" if ahead is not None else ""
-    return text.percent(entry["mean"], entry["std"]), f"{_figure(result, probe)} under {probe}: {name}", compared
-
-
-def _finding(result, probe, name):
-    """Where the methods stand under a probe, in a sentence."""
-    ranked = _ranked(result, probe)
-    if len(ranked) < 2:
-        return f"Under {probe} there is only {name} yet, at {text.percent(_mean(result, name, probe))}."
-    gap = _mean(result, name, probe) - _mean(result, ranked[1], probe)
-    spread = max((result["methods"][n]["probes"][probe]["std"] or 0.0) for n in ranked[:2])
-    within = " That is less than their spread over the seeds." if 0 < gap < spread else ""
-    lead = "level with" if gap == 0 else text.ahead(gap)
-    return f"Under {probe} the best is {name}, {lead} {ranked[1]}.{within}"
+    if ahead is not None:
+        compared.append(f"{text.points(ahead)} points against the untrained encoder")
+    if second := _ranked(result, probe)[1:2]:
+        gap = entry["mean"] - _mean(result, second[0], probe)
+        compared.append(f"{text.points(gap)} points against {second[0]}")
+    what = f"{_figure(result, probe)} under {probe}: {name}"
+    return text.percent(entry["mean"], entry["std"]), what, "; ".join(compared)
 
 
 def _figure(result, probe):
@@ -84,11 +77,11 @@ def _drawn(result, probe):
 
 
 def _charts(result, probe, number):
-    """The SVGs of one probe: all seeds, and the means against what the pre-training cost."""
+    """Return the SVGs of one probe: all seeds, and the means against the cost of pre-training."""
     rows = [
         (_label(name), _kind(m), list(m["probes"][probe]["seeds"].values()))
         for name, m in result["methods"].items()
-        if m["encoder"] or name == "random"  # the others lie so far below that seeds could not be told apart
+        if m["encoder"] or name == "random"  # others lie so far below that the seeds would not show
     ]
     costs = {}
     for key, label in (("seconds", "seconds of pre-training"), ("pflops", "10\u00b9\u2075 operations of pre-training")):

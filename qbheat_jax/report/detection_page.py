@@ -1,4 +1,4 @@
-"""The page of a detector: what `qbheat detect` left in a workdir in, one self-contained HTML file out."""
+"""The page of a detector: write one self-contained HTML file from the workdir of `qbheat detect`."""
 
 import pathlib
 
@@ -8,6 +8,7 @@ from qbheat_jax import api, data
 from qbheat_jax.data import decode
 from qbheat_jax.data.specs import image as image_lib
 from qbheat_jax.errors import UserError
+from qbheat_jax.ops import boxes as boxes_lib
 from qbheat_jax.report import charts, environment, load_run, text, tiles
 from qbheat_jax.report.template import save, template
 from qbheat_jax.train import metrics
@@ -15,31 +16,31 @@ from qbheat_jax.train.config_tables import DETECT
 
 # Images shown, and the longest side at which a page keeps one.
 SHOWN, LONGEST = 12, 480
-# A detection that overlaps a true box by this much, as COCO counts it, and names its class, is right.
+# A detection is right where it names the class of a true box and their IoU is at least this.
 RIGHT = 0.5
 
 
 def write(workdir):
-    """Writes WORKDIR/report/index.html -> its path. Raises UserError where the detector has not been measured yet."""
+    """Write WORKDIR/report/index.html and return its path. Raise UserError where the detector has no AP yet."""
     workdir = pathlib.Path(workdir)
     return save(workdir / "report" / "index.html", template("detection.html.j2").render(_context(workdir)))
 
 
 def _context(workdir):
-    """Everything that the template names."""
+    """Return the variables of the template."""
     config = api.read_config(workdir)
     found = {name: load_run.read_json(workdir / f"{name}.json") for name in ("result", "detections", "curves")}
     result = found["result"]
     if not result or "AP" not in result or found["detections"] is None or found["curves"] is None:
         raise UserError(
-            f"--workdir {workdir} holds a detector that has no AP yet: let qbheat detect run to its end, with data.eval_split"
+            f"--workdir {workdir} holds a detector without AP: let qbheat detect run to its end with data.eval_split set"
         )
     cards, no_images, counts = [], "", {}
     try:
         source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
         truth = source.annotations(config.data.eval_split)
         cards, counts = _cards(source, config, truth, found["detections"]), _counts(truth)
-    except UserError as error:  # the data need not be where the page is made
+    except UserError as error:  # the page may be written on a machine without the data
         no_images = str(error)
     lines = metrics.read(workdir)
     split = config.data.eval_split
@@ -73,7 +74,7 @@ def _context(workdir):
 
 
 def _counts(truth):
-    """{class: its boxes in the split}"""
+    """Return {class name: number of its boxes in the split}."""
     names = {one["id"]: one["name"] for one in truth["categories"]}
     counts = dict.fromkeys(names.values(), 0)
     for one in truth["annotations"]:
@@ -82,7 +83,7 @@ def _counts(truth):
 
 
 def _cards(source, config, truth, detections):
-    """Images drawn by the run's seed, whatever was found in them, with their boxes."""
+    """Return the cards of images drawn by the run's seed, with their true boxes and detections."""
     split, cards = config.data.eval_split, []
     names = {one["id"]: one["name"] for one in truth["categories"]}
     order = np.random.default_rng(config.seed).permutation(len(truth["images"]))
@@ -118,23 +119,24 @@ def _cards(source, config, truth, detections):
 
 
 def judged(detections, known):
-    """Which detections are right, bools: each, the surest first, takes the true box of its class that it overlaps most.
+    """Return which detections of an image are right, a list of bools.
 
-    Both in COCO's format, of one image; a true box is taken once.
+    Detections are in COCO's format, the most confident first. Each takes the free true box of its class that it overlaps
+    most, and is right where their IoU is at least RIGHT.
     """
-    free, right = list(known), []
-    for one in detections:
-        alike = [n for n, a in enumerate(free) if a["category_id"] == one["category_id"]]
-        overlaps = [(_overlap(one["bbox"], free[n]["bbox"]), n) for n in alike]
-        best, n = max(overlaps, default=(0.0, -1))
-        right.append(best >= RIGHT)
+    ours, theirs = (_corners(boxes) for boxes in (detections, known))
+    overlap = np.array(boxes_lib.iou(ours[:, None], theirs[None]))
+    classes = [np.array([one["category_id"] for one in boxes], int) for boxes in (detections, known)]
+    overlap[classes[0][:, None] != classes[1]] = 0.0
+    right = []
+    for row in overlap:
+        right.append(bool(row.max(initial=0.0) >= RIGHT))
         if right[-1]:
-            free.pop(n)
+            overlap[:, row.argmax()] = 0.0
     return right
 
 
-def _overlap(a, b):
-    """Intersection over union of two boxes (left, top, width, height)."""
-    sides = [max(0.0, min(a[k] + a[k + 2], b[k] + b[k + 2]) - max(a[k], b[k])) for k in (0, 1)]
-    both = sides[0] * sides[1]
-    return both / max(a[2] * a[3] + b[2] * b[3] - both, 1e-9)
+def _corners(boxes):
+    """Return the corners float32 [n, 4] of COCO's (left, top, width, height)."""
+    boxes = np.array([one["bbox"] for one in boxes], np.float32).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], -1)

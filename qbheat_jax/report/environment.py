@@ -1,4 +1,4 @@
-"""The dry facts of a run: times, commands, versions, every field of the config."""
+"""Times, commands, versions and config fields of a run."""
 
 import importlib.metadata
 import shlex
@@ -13,13 +13,13 @@ PACKAGES = "qbheat_jax jax jaxlib flax optax orbax-checkpoint tensorflow tensorf
 
 
 def timing(run):
-    """[(what, how long)], only what the files tell."""
+    """Return the times recorded in the run's files, [(what, how long)]."""
     summary, rows = run.summary, []
     if "seconds" in summary:
         rows.append(("Pre-training, from start to last checkpoint", text_lib.duration(summary["seconds"])))
     if "images_per_second" in summary:
         rows.append(("Images per second, start-up included", text_lib.number(summary["images_per_second"])))
-    # Not the first step's line: it holds the compilation.
+    # The first line includes compilation.
     logged, waits = run.series("train/images_per_second", 2)[1], run.series("train/data_wait", 2)[1]
     if logged:
         rows.append(("Images per second, median of the log lines", text_lib.number(statistics.median(logged))))
@@ -41,7 +41,7 @@ def timing(run):
 
 
 def commands(run):
-    """The commands that repeat the run, in order."""
+    """Return the commands that repeat the run, in order."""
     groups = [*run.groups(), *run.groups("AP")]
     recorded = [run.summary.get("command"), *(p.result.get("command") for g in groups for p in g.probes)]
     report = shlex.join(["qbheat", "report", "--workdir", run.shown])
@@ -49,7 +49,7 @@ def commands(run):
 
 
 def versions(packages=PACKAGES):
-    """[(package, version)] of what is installed here."""
+    """Return [(package, version)] of the installed packages."""
     found = []
     for name in packages:
         try:
@@ -60,7 +60,7 @@ def versions(packages=PACKAGES):
 
 
 def fields(config, table=PRETRAIN):
-    """[(key, value, whether it differs from the default, what it means)] of the whole config."""
+    """Return [(key, value, whether it differs from the default, meaning)] of the whole config."""
     rows = []
     for key, value in config_lib.flatten(config).items():
         default = table[key].default if key in table else None

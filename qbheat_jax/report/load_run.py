@@ -1,4 +1,4 @@
-"""What a workdir holds, read into plain dataclasses. Whatever a run has not written yet is simply empty."""
+"""Read a workdir into plain dataclasses. What a run has not written yet is empty."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from qbheat_jax import api, methods
 from qbheat_jax.errors import UserError
 from qbheat_jax.train import config_tables, metrics
 
-# What `init` of a probe's result may say besides the directory of a run.
+# Values of `init` in a probe's result that are no directory, and their names on the pages.
 BASELINES = {
     "random": "random initialisation",
     "histogram": "colour histogram, no encoder",
@@ -21,7 +21,12 @@ BASELINES = {
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """One result.json, of a probe or a detector. `features`: what the head saw, in words. `curve`: metrics, a dict a line."""
+    """One result.json of a probe or a detector.
+
+    Attributes:
+      features: name of the features that the head takes.
+      curve: lines of metrics.jsonl.
+    """
 
     name: str
     protocol: str
@@ -32,7 +37,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Probes that differ in their seed alone. `chance` is a group without probes."""
+    """Probes that differ in their seed alone."""
 
     protocol: str
     data: str
@@ -40,7 +45,7 @@ class Group:
     probes: tuple
 
     def values(self, key):
-        """The numbers under `key` in the results that have it."""
+        """Return the numbers under `key` in the results that have it."""
         return [probe.result[key] for probe in self.probes if isinstance(probe.result.get(key), (int, float))]
 
     def mean(self, key):
@@ -48,14 +53,20 @@ class Group:
         return statistics.fmean(values) if values else None
 
     def spread(self, key):
-        """Sample standard deviation, None where there are fewer than two."""
+        """Return the sample standard deviation, or None of fewer than two values."""
         values = self.values(key)
         return statistics.stdev(values) if len(values) > 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A workdir. shown: its path as a reader may type it; lines: of metrics.jsonl; summary: {} where there is none."""
+    """A workdir.
+
+    Attributes:
+      shown: its path as a reader may type it.
+      lines: of metrics.jsonl.
+      summary: of summary.json; {} without one.
+    """
 
     path: pathlib.Path
     shown: str
@@ -66,19 +77,19 @@ class Run:
 
     @property
     def method(self):
-        """What the run learnt from, as it is called."""
+        """The name of the run's method."""
         return methods.of(self.config).TITLE
 
     def series(self, name, start=0):
-        """(steps, values) of one metric, from step `start` on."""
+        """Return (steps, values) of one metric, from step `start` on."""
         return series(self.lines, name, start)
 
     def last(self, name):
-        """The newest value of a metric, or None."""
+        """Return the newest value of a metric, or None."""
         return next((line[name] for line in reversed(self.lines) if name in line), None)
 
     def groups(self, figure="top1"):
-        """Probes (or, by "AP", detectors) by protocol, data and features, the protocols and groups in the order shown."""
+        """Return the Groups of probes (by figure "top1") or detectors ("AP"), in the order shown."""
         found = {}
         for probe in (p for p in self.probes if isinstance(p.result.get(figure), (int, float))):
             key = (probe.protocol, str(probe.result.get("data", "")), probe.features)
@@ -88,21 +99,21 @@ class Run:
 
 
 def series(lines, name, start=0):
-    """As `Run.series`, of the lines of a metrics.jsonl."""
+    """Return (steps, values) of one metric in the lines of a metrics.jsonl."""
     points = [(line["step"], line[name]) for line in lines if name in line and line["step"] >= start]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def read(workdir):
-    """WORKDIR -> Run. Raises UserError where it holds no run that was pre-trained."""
+    """Return the Run in a workdir. Raise UserError where it holds no pre-trained run."""
     path, config = pathlib.Path(workdir), api.read_config(workdir)
     table = config_tables.of(config)
     if table is config_tables.CLASSIFIER:
         raise UserError(f"--workdir {workdir} holds ported weights, not a run: there is nothing to report")
     if table is config_tables.FINETUNE:
         raise UserError(
-            f"--workdir {workdir} holds a fine-tuned classifier: report the run that it began with, which shows it where "
-            "it lies below that"
+            f"--workdir {workdir} holds a fine-tuned classifier: report the run that it started from; its page shows the "
+            "classifiers below its own workdir"
         )
     summary = read_json(path / "summary.json")
     summary = summary if isinstance(summary, dict) else {}
@@ -110,13 +121,13 @@ def read(workdir):
 
 
 def shown(path):
-    """The path as a reader may type it: relative where it lies below the current directory, else as it was given."""
+    """Return a path relative to the current directory where it lies below it, else as given."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith(os.pardir) else relative
 
 
 def typed(text, path):
-    """A recorded command with a directory written as `shown`, whatever machine it was recorded on."""
+    """Return a recorded command with the directory `path` written as `shown(path)`."""
     return " ".join(text.replace(str(pathlib.Path(path).resolve()), shown(path)).split()) if text else ""
 
 
@@ -136,7 +147,7 @@ def _probes(path, config):
 
 
 def _protocol(result):
-    """Few-shot probes are told apart: their accuracy is not that of a probe with all labels."""
+    """Return the protocol's name, with the share of labels of a few-shot probe."""
     share = result.get("fraction", 1)
     return result["protocol"] if share == 1 else f"{result['protocol']}, {100 * share:g} % of the labels"
 
@@ -144,7 +155,7 @@ def _protocol(result):
 def _features(init, path, method):
     if init in BASELINES:
         return BASELINES[init]
-    # A workdir may have been moved since: only a directory that is there, and is another one, is another run.
+    # The workdir may have moved, so only an existing directory other than this one is another run.
     other = bool(init) and os.path.isdir(init) and not os.path.samefile(init, path)
     if not other:
         return method
@@ -159,7 +170,7 @@ def _seed(probe):
 
 
 def read_json(path):
-    """What a JSON file holds, or None where there is none or it is torn."""
+    """Return the content of a JSON file, or None where it is missing or torn."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What the matrices A and B of a run learnt, as numbers and a chart."""
+"""Figures and a chart of the matrices A and B of a run."""
 
 import math
 
@@ -9,7 +9,7 @@ from qbheat_jax.report import charts, text
 
 
 def describe(params, config):
-    """What A and B learnt, or None where the model has no heat operator."""
+    """Return the figures and the chart of A and B as a dict, or None where the model has no heat operator."""
     if not params:
         return None
     choice = heat.Heat(**config.heat.to_dict())
@@ -40,5 +40,5 @@ def describe(params, config):
 
 
 def _by_sign(facts, prefix):
-    """The entries PREFIX+ and PREFIX- of `heat.describe` -> {sign: value}."""
+    """Return the entries PREFIX+ and PREFIX- of `heat.describe` as {sign: value}."""
     return {key[-1].replace("-", text.MINUS): value for key, value in facts.items() if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The probes of a run as tables and curves: the run beside random initialisation and the trivial baselines."""
+"""Tables and curves of a run's probes, beside random initialisation and the trivial baselines."""
 
 import math
 
@@ -7,7 +7,7 @@ from qbheat_jax.report import load_run, text
 
 
 def charts(groups, method):
-    """One chart a protocol and data set, where the heads' curves were kept."""
+    """Return one chart for each protocol and data set whose heads' curves were kept."""
     made = []
     for protocol, data in dict.fromkeys((g.protocol, g.data) for g in groups):
         here = [g for g in groups if (g.protocol, g.data) == (protocol, data)]
@@ -29,7 +29,7 @@ def _curves(groups, features):
 
 
 def tables(groups, method):
-    """One block of rows a protocol and data set: the run's method, random initialisation, the trivial baselines, chance."""
+    """Return one table for each protocol and data set: the run's method, random initialisation, baselines, chance."""
     several = len({g.data for g in groups}) > 1
     made = []
     for protocol, data in dict.fromkeys((g.protocol, g.data) for g in groups):
@@ -52,7 +52,7 @@ def tables(groups, method):
 
 
 def detections(groups):
-    """One row a detector, data set and encoder, the figures means over the seeds: [] where nothing was detected."""
+    """Return one row for each detector, data set and encoder, with means over the seeds."""
     rows = []
     for group in groups:
         alike = [g.mean("AP") for g in groups if (g.protocol, g.data) == (group.protocol, group.data)]
@@ -93,7 +93,7 @@ def _chance(groups):
 
 
 def _hparams(group):
-    """The chosen hyper-parameters, all values of a group of seeds together."""
+    """Return the chosen hyper-parameters of a group of seeds as text."""
     chosen = {}
     for probe in group.probes:
         for key, value in (probe.result.get("hparams") or {}).items():

@@ -1,10 +1,10 @@
-"""Puts the page together: what `gather` read and what the model makes of some images, through the template."""
+"""The page of a run: figures of its files and reconstructions by its model, as one HTML file."""
 
 import pathlib
 import statistics
 
 from qbheat_jax import atomic, methods, pytree
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, writing
 from qbheat_jax.ops import quarters
 from qbheat_jax.report import analysis_page, charts, environment, load_run, operator_text, probes, sample, tiles
 from qbheat_jax.report import text as text_lib
@@ -15,10 +15,15 @@ SHEET = 10
 
 
 def write(workdir, model=None, images=None):
-    """Writes WORKDIR/report/index.html, and reconstructions.png beside it -> the page's path.
+    """Write WORKDIR/report/index.html and reconstructions.png beside it. Return the page's path.
 
-    model: as `qbheat_jax.load(workdir)` gives it, which is what is used by default. images: a `sample.Sample` to show
-    instead of images of the run's own data. Raises UserError where the workdir holds no run.
+    Args:
+      workdir: of a run.
+      model: api.Model; by default `qbheat_jax.load(workdir)`.
+      images: `sample.Sample` to show instead of images of the run's own data.
+
+    Raises:
+      UserError: the workdir holds no run.
     """
     run = load_run.read(workdir)
     page = template("page.html.j2")
@@ -31,24 +36,22 @@ def write(workdir, model=None, images=None):
     context = _context(run, model, images)
     text = page.render(context)
     path = pathlib.Path(run.path) / "report" / "index.html"
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(path, text)
         if context["blocks"]:
             made = {block["quarter"]: block["made"] for block in context["blocks"]}
             tiles.sheet(context["sample"].images[:SHEET], made).save(path.with_name("reconstructions.png"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path
 
 
 def _context(run, model, images):
-    """Everything that the template names."""
+    """Return the variables of the template."""
     shown, no_images = images, ""
     if shown is None:
         try:
             shown = sample.draw(run.config)
-        except UserError as error:  # The data need not be where the page is made.
+        except UserError as error:  # the page may be written on a machine without the data
             no_images = str(error)
     if shown is not None and not len(shown.images):
         shown, no_images = None, "none of its images could be read"
@@ -56,17 +59,16 @@ def _context(run, model, images):
     encoder = pytree.count(params["encoder"]) if params.get("encoder") else None
     reconstructs = hasattr(methods.of(run.config), "reconstruct")
     if shown is not None and not reconstructs:
-        no_images = f"a run of {run.method} does not continue images from a quarter, as one of QB-Heat does"
+        no_images = f"{run.method} does not extrapolate images from a quarter"
     blocks = pictures(model, shown, run.config) if shown is not None and reconstructs else []
     validation = run.config.data.eval_split or "val"
     context = {
         "run": run,
         "config": run.config,
         "reconstructs": reconstructs,
-        "labelled": methods.of(run.config).classifies,
         "step": model.step,
-        "loss_words": methods.of(run.config).loss_text(run.config),
-        "story": text_lib.story(run.config, model.step, sizes, encoder),
+        "story": methods.of(run.config).STORY,
+        "facts": text_lib.facts(run.config, model.step, sizes.get(run.config.data.split), encoder),
         "sample": shown,
         "no_images": no_images,
         "blocks": blocks,
@@ -86,7 +88,7 @@ def _context(run, model, images):
 
 
 def pictures(model, shown, config):
-    """For each placement of the run: tiles of the first images, and mean errors over all of them."""
+    """Return for each placement of the run the tiles of the first images and the mean errors over all images."""
     blocks, placements = [], quarters.PLACEMENT_SETS[config.quarter.placements]
     for quarter in placements:
         made = tiles.reconstruct(model, shown.images, quarter)
@@ -125,7 +127,7 @@ def pictures(model, shown, config):
 
 
 def loss_chart(run, validation):
-    """Chart and words on the loss, or None where nothing was logged."""
+    """Return the chart and figures of the loss, or None where nothing was logged."""
     train, val = run.series("train/loss"), run.series(f"{validation}/loss")
     if not train[0] and not val[0]:
         return None
@@ -141,13 +143,14 @@ def loss_chart(run, validation):
 
 
 def headlines(run, tables, validation, blocks):
-    """The few numbers at the top: [(value, what it is, what to compare it with)]."""
+    """Return the figures at the top of the page, [(value, what it is, what it compares with)]."""
     cards = []
     for table in tables:
         ours = table["ours"]
         if ours:
             what = f"top-1 accuracy, {table['protocol']}" + (f" on {table['data']}" if table["data"] else "")
-            compared = f"{text_lib.ahead(ours['against'])} random initialisation" if ours["against"] is not None else ""
+            points = text_lib.points(ours["against"])
+            compared = "" if ours["against"] is None else f"{points} points against random initialisation"
             cards.append((text_lib.percent(ours["top1"], ours["top1_spread"]), what, compared))
     loss, variance = run.last(f"{validation}/loss"), run.last(f"{validation}/variance")
     if loss is not None and variance:

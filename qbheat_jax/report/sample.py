@@ -1,4 +1,4 @@
-"""Which images a report shows: of distinct labels where there are labels, drawn by the run's seed."""
+"""Draw the images that a report shows, by the run's seed, of distinct labels where there are labels."""
 
 import dataclasses
 
@@ -9,22 +9,26 @@ from qbheat_jax.data.bad_files import BadFiles
 from qbheat_jax.data.specs import image
 from qbheat_jax.ops import quarters
 
-# How many images the mean errors are taken over.
+# Images over which errors are averaged.
 POOL = 64
 
-# How much of a source that can only be read in order is looked through for distinct labels.
+# Batches of a sequential source that are searched for distinct labels.
 _BATCHES = 16
 
-RULE = "The images were drawn at random, from as many classes as can be; those with the most contrast come first."
+RULE = "Images are drawn at random from as many classes as possible; those with the most contrast come first."
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """Images of the evaluation split.
 
-    images uint8[N, H, W, 3], the first ones of labels as distinct as can be; names: N words for them; split: where they
-    are from; trained_on: whether that is the split trained on; sizes: {split: images} of the source, {} if not known;
-    rule: a sentence on how they were chosen.
+    Attributes:
+      images: uint8 [N, H, W, 3], the first ones of distinct labels.
+      names: N names.
+      split: of the source.
+      trained_on: whether the run trained on that split.
+      sizes: {split: images} of the source; {} if unknown.
+      rule: a sentence on how the images were chosen.
     """
 
     images: np.ndarray
@@ -36,12 +40,12 @@ class Sample:
 
 
 def count(placements):
-    """How many images are shown one by one, the more placements the fewer, so that a phone is not scrolled for ever."""
+    """Return how many images are shown one by one: fewer for more placements, to keep the page short."""
     return 8 if placements < 3 else 6 if placements < 6 else 4
 
 
 def draw(config):
-    """Sample for a run's config, at most POOL images. Raises UserError where the source cannot be opened."""
+    """Return a Sample of at most POOL images for a run's config. Raise UserError where the source cannot be opened."""
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
     split = next((name for name in ("test", "val", "train") if name in source.splits), next(iter(source.splits)))
     batch = (_picked if source.random_access else _first)(source, split, config)
@@ -53,7 +57,7 @@ def draw(config):
 
 
 def distinct_first(labels):
-    """int[n] -> order of the n: the first of each label, then the others, each part as it came.
+    """Return the order of labels int [n] with the first of each label first, then the others, each part as it came.
 
     >>> distinct_first(np.array([3, 3, 1, 3, 1, 2])).tolist()
     [0, 2, 5, 1, 3, 4]
@@ -63,10 +67,13 @@ def distinct_first(labels):
 
 
 def contrast_first(batch, order):
-    """The images that come first for their labels, those with the most contrast at the head.
+    """Return `order` with the images of distinct labels sorted by contrast, the highest first.
 
-    A blank wall can be continued by anyone: what has something in it shows more, and is the harder test. No
-    prediction is looked at. batch: {"image" uint8 [n, H, W, 3], "label" int [n]}; order: as of `distinct_first`.
+    Images with structure show more and are harder to predict. Predictions play no part in the choice.
+
+    Args:
+      batch: {"image" uint8 [n, H, W, 3], "label" int [n]}.
+      order: as of `distinct_first`.
     """
     distinct = len(np.unique(batch["label"][order]))
     first = order[: distinct if distinct > 1 else len(order)]
@@ -75,7 +82,7 @@ def contrast_first(batch, order):
 
 
 def _picked(source, split, config):
-    """POOL examples of a source that gives any index: no other image is read."""
+    """Return a batch of POOL examples of a random-access source, without reading any other image."""
     order = np.random.default_rng(config.seed).permutation(source.splits[split])
     labels = source.labels(split)
     if labels is not None:
@@ -90,7 +97,7 @@ def _picked(source, split, config):
 
 
 def _first(source, split, config):
-    """The first batches of a source that is read in order."""
+    """Return the first batches of a sequential source as one."""
     size, placements = config.image_size, _placements(config)
     batches = data.eval_batches(
         source, split=split, batch_size=POOL, image_size=size, seed=config.seed, placements=placements

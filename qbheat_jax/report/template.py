@@ -1,12 +1,12 @@
-"""The pages' templates, which all begin with base.html.j2 and its style sheet, and how pages are written."""
+"""Load the pages' templates, which extend base.html.j2, and write pages."""
 
 from qbheat_jax import atomic
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, writing
 from qbheat_jax.report import text
 
 
 def template(file):
-    """A template of this folder. Raises UserError where jinja2 is missing."""
+    """Return a template of this folder. Raise UserError where jinja2 is missing."""
     try:
         import jinja2
     except ImportError as error:
@@ -18,16 +18,14 @@ def template(file):
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    for name in ("number", "percent", "points", "duration", "ahead"):
+    for name in ("number", "percent", "points", "duration"):
         environment.filters[name] = getattr(text, name)
     return environment.get_template(file)
 
 
 def save(path, page):
-    """Writes a page, whole at any time, and the folder it lies in -> its path. UserError where it cannot be written."""
-    try:
+    """Write a page atomically, make its folder, and return its path. Raise UserError where it cannot be written."""
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(path, page)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
     return path

@@ -1,4 +1,4 @@
-"""Pixels of the report: the trivial fill, errors on masked pixels, and images as data URIs."""
+"""Images of the report: reconstructions, trivial fills, their errors on masked pixels, and data URIs."""
 
 import base64
 import io
@@ -9,26 +9,26 @@ import numpy as np
 from qbheat_jax.ops import images as images_lib
 from qbheat_jax.ops import poisson, quarters
 
-# Up to this many pixels a side images are kept exactly (PNG); larger ones as JPEG, scaled down to the second number.
+# Images up to this side become PNG; larger ones JPEG, scaled down to the second number.
 _EXACT, _LARGEST = 96, 256
 _CHUNK = 32
 _settle = jax.jit(poisson.solve)
 
 
 def reconstruct(model, images, quarter, blend=True):
-    """`model.reconstruct` of uint8[N, H, W, 3] under one placement, in chunks of one size: one compile -> uint8."""
+    """Return `model.reconstruct` of uint8 [N, H, W, 3] under one placement, in chunks of one size to compile once."""
     return _chunked(images, lambda chunk: model.reconstruct(chunk, np.full(len(chunk), quarter, np.int32), blend=blend))
 
 
 def settled(images, quarter):
-    """The guess of the heat equation on pixels (`harmonic.solve`), which learns nothing: uint8[N, H, W, 3] -> uint8."""
+    """Return uint8 [N, H, W, 3] with hidden pixels filled by the heat equation on pixels (`poisson.solve`)."""
     known = ~quarters.masked(*images.shape[1:3])[quarter]
     made = _chunked(images, lambda chunk: _settle(chunk.astype(np.float32), np.broadcast_to(known, chunk.shape[:3])))
     return made.round().clip(0, 255).astype(np.uint8)
 
 
 def _chunked(images, make):
-    """make(chunk) of all images, in chunks of one size."""
+    """Return make(chunk) of all images, in chunks of one size."""
     parts = []
     for start in range(0, len(images), _CHUNK):
         chunk = images[start : start + _CHUNK]
@@ -39,7 +39,7 @@ def _chunked(images, make):
 
 
 def mean_fill(images, quarter):
-    """The trivial guess: every masked pixel takes the mean colour of the visible block. uint8[N, H, W, 3] -> uint8."""
+    """Return uint8 [N, H, W, 3] with hidden pixels filled by the mean colour of the visible block."""
     height, width = images.shape[1:3]
     colours = visible(images, quarter).reshape(len(images), -1, 3).astype(np.float64).mean(1).round()
     hidden = quarters.masked(height, width)[quarter][None, :, :, None]
@@ -47,26 +47,26 @@ def mean_fill(images, quarter):
 
 
 def visible(images, quarter):
-    """The visible block of each image: uint8[N, H, W, 3] -> uint8[N, H/2, W/2, 3]."""
+    """Return the visible block of each image: uint8 [N, H, W, 3] -> uint8 [N, H/2, W/2, 3]."""
     rows, columns = quarters.visible_slices(*images.shape[1:3], quarter)
     return images[:, rows, columns]
 
 
 def errors(predicted, images, quarter, std=images_lib.STD):
-    """float64[N]: mean squared error over masked pixels, in the loss's unit (pixels over their channels' `std`)."""
+    """Return the mean squared error over masked pixels, float64 [N], in the loss's unit (pixels over channel `std`)."""
     hidden = quarters.masked(*images.shape[1:3])[quarter]
     difference = (predicted.astype(np.float64) - images.astype(np.float64)) / 255.0 / np.asarray(std)
     return np.square(difference[:, hidden]).mean((1, 2))
 
 
 def box(quarter):
-    """Where the visible block lies: (left, top) in per cent of the image's width and height."""
+    """Return (left, top) of the visible block in per cent of the image's width and height."""
     row, column = quarters.split(quarter)
     return 25 * column, 25 * row
 
 
 def data_uri(image, largest=_LARGEST):
-    """uint8[H, W, 3] -> a data URI, for the src of an <img>; `largest`: the longest side that it keeps, in pixels."""
+    """Return an image uint8 [H, W, 3] as a data URI, scaled down to `largest` pixels a side."""
     from PIL import Image
 
     picture, buffer = Image.fromarray(image), io.BytesIO()
@@ -81,15 +81,16 @@ def data_uri(image, largest=_LARGEST):
 
 
 def uri(data, kind):
-    """Bytes of a file of that MIME type -> a data URI."""
+    """Return a file's bytes as a data URI of that MIME type."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def sheet(images, made, scale=2, gap=4):
-    """One picture of visible block, reconstruction and original side by side -> PIL image.
+    """Return a PIL image of visible block, reconstruction and original side by side, two images to a row.
 
-    images uint8 [N, H, W, 3], one row of three for each, two rows beside one another; made: {placement: reconstructions of
-    them, as many or more}, which take turns.
+    Args:
+      images: uint8 [N, H, W, 3].
+      made: {placement: their reconstructions}; the placements take turns.
     """
     from PIL import Image
 

@@ -1,7 +1,5 @@
 """Fine-tune an encoder and a classifier end to end, then test once."""
 
-import re
-
 from etils import epath
 
 from qbheat_jax import api, data, methods, pretrained, pytree
@@ -12,10 +10,6 @@ from qbheat_jax.probe import splits
 from qbheat_jax.tasks import results
 from qbheat_jax.train import lock, loop, optim
 from qbheat_jax.train.config_tables import FINETUNE
-
-# Parameters before all blocks, in any encoder.
-_FIRST = ("patch_embed", "class_token", "pos_embed", "stem", "tokens", "conv1", "bn1")
-_BLOCK = re.compile(r"(?:block|features_|layer)(\d+)(?:_(\d+))?")
 
 
 def run(config, workdir):
@@ -43,6 +37,7 @@ def run(config, workdir):
     config = _with(config, {"head.classes": len(source.class_names)})
     shown = _training_images(source, config)
     objective = methods.build(config, optim.run_schedule(config, shown.splits[config.data.split]))
+    check_layer_decay(config, objective.encoder)
     evaluators = []
     if config.data.eval_split in source.splits and config.data.eval_split not in (test, config.data.split):
         evaluators = [accuracy(objective, source, config.data.eval_split, config)]
@@ -57,7 +52,7 @@ def run(config, workdir):
             shown,
             evaluators,
             start,
-            lambda params: lr_multipliers(params, config.layer_decay),
+            lambda params: lr_multipliers(params, objective.encoder, config.layer_decay),
         )
         path = epath.Path(workdir) / "result.json"
         finished = results.finished(path, summary)
@@ -89,33 +84,31 @@ def run(config, workdir):
         return result
 
 
-def lr_multipliers(params, decay):
-    """Return each leaf's learning-rate multiplier: decay ** (layers between it and the head).
+def check_layer_decay(config, encoder):
+    """Raise UserError where `layer_decay` is below 1 and the encoder defines no order of its layers."""
+    if config.layer_decay < 1 and encoder.layer_of is None:
+        raise UserError(
+            f"config field layer_decay={config.layer_decay} is not accepted: encoder.name={config.encoder.name!r} defines "
+            "no order of its layers; it takes 1.0"
+        )
 
-    Layer 0 is before the blocks, layer i is block i, and the last layer, with factor 1, is all after them and the head
-    (layer-wise decay as in BEiT, arXiv 2106.08254).
+
+def lr_multipliers(params, encoder, decay):
+    """Return the learning-rate multiplier of each leaf: `decay` to the power of the layers between it and the head.
+
+    Layer-wise decay as in BEiT (arXiv 2106.08254).
 
     Args:
-      params: Tree {"encoder", "head"}.
-      decay: From 0 to 1.
+      params: {"encoder", "head"} trees of arrays or shapes.
+      encoder: models.encoder.Encoder with `layer_of`, or any where `decay` is 1.
+      decay: float in (0, 1].
     """
-    blocks = sorted({_block(name) for name, _ in pytree.names(params)} - {None})
 
-    def factor(name, _):
-        part, top = name.split("/")[:2]
-        if part == "encoder" and top in _FIRST:
-            return decay ** (len(blocks) + 1)
-        block = _block(name)
-        return 1.0 if block is None else decay ** (len(blocks) - blocks.index(block))
+    def multiplier(name, _):
+        part, name = name.split("/", 1)
+        return decay ** encoder.layer_of(name) if part == "encoder" and decay < 1 else 1.0
 
-    return pytree.map_with_names(factor, params)
-
-
-def _block(name):
-    """Return the numbers in the name of the encoder block that a parameter belongs to, or None."""
-    part, top = name.split("/")[:2]
-    match = _BLOCK.fullmatch(top) if part == "encoder" and top not in _FIRST else None
-    return tuple(int(n or 0) for n in match.groups()) if match else None
+    return pytree.map_with_names(multiplier, params)
 
 
 def accuracy(objective, source, split, config):

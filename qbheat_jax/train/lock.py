@@ -14,7 +14,7 @@ import threading
 import time
 
 from qbheat_jax import paths
-from qbheat_jax.errors import RUN_FAILED, UserError, first_line
+from qbheat_jax.errors import RUN_FAILED, UserError, first_line, writing
 from qbheat_jax.train import distributed
 
 try:
@@ -47,11 +47,8 @@ def held(workdir):
 
 def _take(workdir):
     """Take the lock, and return a function that releases it."""
-    try:
+    with writing(f"--workdir {workdir}", RUN_FAILED):
         return _bucket(workdir) if paths.remote(workdir) else _flock(workdir)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"--workdir {workdir} cannot be written: {reason}", exit_code=RUN_FAILED) from error
 
 
 def _flock(workdir):

@@ -1,4 +1,4 @@
-"""Durations in steps, learning-rate schedules, and the optimizer chain with its decay mask."""
+"""Durations in steps, learning-rate schedules, and the optimizer chain."""
 
 import math
 
@@ -11,7 +11,7 @@ from qbheat_jax.methods import Schedule
 
 
 def duration(config, name, total_steps, examples):
-    """A duration of the config in steps. `examples`: images in an epoch.
+    """Return a duration of the config in steps. `examples`: images in an epoch.
 
     >>> duration({"warmup_epochs": 2.0, "batch_size": 100}, "warmup", 1000, 250)
     5
@@ -30,10 +30,10 @@ def duration(config, name, total_steps, examples):
 
 
 def total_steps(config, examples):
-    """The length of the run in steps, from whichever of total_steps and total_epochs is set."""
+    """Return the length of the run in steps, from total_steps or total_epochs."""
     if config.total_steps is not None:
         return config.total_steps
-    # The small number: 0.29 epochs of 100 images are 29 steps, though the product of the floats is a little less.
+    # The epsilon: 0.29 epochs of 100 images are 29 steps, but the product of the floats is slightly less.
     return max(1, math.floor(config.total_epochs * examples / config.batch_size + 1e-9))
 
 
@@ -47,12 +47,12 @@ def run_schedule(config, examples=None):
 
 
 def peak_learning_rate(config):
-    """learning_rate is for 256 examples and grows with the batch (method: base lr x batch / 256)."""
+    """Return the peak learning rate, config.learning_rate x batch_size / 256."""
     return config.learning_rate * config.batch_size / 256
 
 
 def schedule(config, steps, examples):
-    """Step -> learning rate: linear warm-up from 0, then a cosine to 0 at the last step."""
+    """Return the schedule step -> learning rate: linear warm-up from 0, then a cosine to 0 at the last step."""
     warmup = duration(config, "warmup", steps, examples)
     if warmup >= steps:
         raise UserError(f"warmup is {warmup} steps, but the run has {steps}: it must be shorter than the run")
@@ -62,23 +62,23 @@ def schedule(config, steps, examples):
 
 
 def decay_mask(params):
-    """True for what weight decay applies to: kernels and matrices, not biases, norms and other vectors."""
+    """Return True for the leaves that weight decay applies to: kernels and matrices, not biases, norms and vectors."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def global_norm(tree):
-    """The norm of all numbers of a tree of arrays together -> float32 scalar."""
+    """Return the norm of all numbers of a tree of arrays, a float32 scalar."""
     return jax.lax.platform_dependent(tree, cuda=_norm_of_rows, default=optax.tree.norm)
 
 
 def _norm_of_rows(tree):
-    """The norm of the norms of all rows, leaf by leaf: for a sum over each whole leaf a GPU takes two kernels a leaf."""
+    """Return the norm of the norms of all rows. A sum over each whole leaf takes a GPU two kernels a leaf."""
     rows = [jnp.sqrt(jnp.square(x).sum(-1)).reshape(-1) for x in jax.tree.leaves(tree)]
     return jnp.sqrt(jnp.square(jnp.concatenate(rows)).sum())
 
 
 def clip_by_global_norm(most):
-    """optax.clip_by_global_norm by `global_norm`, so that a step that reports the norm as well computes it once."""
+    """Return optax.clip_by_global_norm by `global_norm`, so a step that reports the norm computes it once."""
 
     def clip(updates, _):
         norm = global_norm(updates)
@@ -88,9 +88,9 @@ def clip_by_global_norm(most):
 
 
 def adamw(config, schedule, lr_multipliers=None):
-    """AdamW under a schedule, gradients clipped before it where clip_norm is set -> optax transformation.
+    """Return AdamW under a schedule as an optax transformation, with gradients clipped first where clip_norm is set.
 
-    lr_multipliers: function of the parameters' tree to a tree of numbers, each of which multiplies its leaf's learning rate.
+    lr_multipliers: function from the tree of parameters to a tree of numbers that multiply their leaves' learning rates.
     """
     optimizer = optax.adamw(
         schedule,

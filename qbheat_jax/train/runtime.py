@@ -1,4 +1,4 @@
-"""What a process has to be told of the machine it runs on before it imports jax."""
+"""Settings of a process that must be made before jax starts: malloc, XLA flags, and absent accelerators."""
 
 import ctypes
 import glob
@@ -12,31 +12,33 @@ GOOGLE, NVIDIA, AMD = "0x1ae0", "0x10de", "0x1002"
 TUNABLES = "GLIBC_TUNABLES"
 MALLOC = {"hugetlb": 1, "mmap_threshold": 2**30, "trim_threshold": 2**32}
 
-# Flags for XLA:GPU, which has no other switch for a whole process, and the reason for each.
-# * No matrix products by Triton: XLA times dozens of tiles for each of hundreds of products, which takes most of the time to
-#   compile, and its propagation of tiles ends the process for some programs (openxla/xla issue 47381). cuBLAS has them instead.
+# Flags of XLA:GPU for the whole process.
+# * No Triton matmuls: timing their tiles takes most of the compilation, and tile propagation aborts the process for some
+#   programs (openxla/xla issue 47381). cuBLAS takes their place.
 GPU_FLAGS = {"xla_gpu_enable_triton_gemm": "false"}
 
 
 def vendors():
-    """The set of the PCI ids of those whose devices are in this machine; empty where there is no telling."""
+    """Return the set of PCI vendor ids in this machine; empty where /sys does not list them."""
     return {pathlib.Path(path).read_text().strip() for path in glob.glob("/sys/bus/pci/devices/*/vendor")}
 
 
 def cores():
-    """How many cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def tune_malloc():
-    """Starts this process anew, under the same number, with glibc told how to give memory to arrays (`MALLOC`).
+    """Re-execute this process, under the same process id, with the malloc settings of `MALLOC`.
 
-    XLA's CPU client frees the arrays of a step when it ends and asks for them again in the next. Left to itself glibc gives
-    them back to the kernel, which clears every page of 4 KiB anew: a third of the time of a small model's step. So pages are
-    large (2 MiB on x86), and what is freed stays with the process: up to 4 GiB, and single arrays of 1 GiB. Heaps stay many:
-    with one alone, what compiling leaves in it makes each step of the same process take up to 1.6 times as long. glibc (2.35
-    and newer) reads this when a process starts and never again. For the entry point of a program alone, which has done nothing
-    yet. Of no effect with an accelerator, another C library, or where GLIBC_TUNABLES is set already.
+    XLA:CPU frees a step's arrays at its end and allocates them again in the next. By default glibc returns them to the kernel,
+    which clears each page of 4 KiB anew. With huge pages (2 MiB on x86) and freed memory kept by the process (up to 4 GiB, and
+    single arrays up to 1 GiB) the quickstart trains 1.4 to 2 times as many images a second. glibc (2.35 and newer) reads
+    GLIBC_TUNABLES at the start of a process alone, and mallopt(3) sets no huge pages. The number of heaps stays: with one, the
+    remains of compilation make steps take up to 1.6 times as long.
+
+    Call this first in a program's entry point. It does nothing with an accelerator, with another C library, or where
+    GLIBC_TUNABLES is set.
     """
     if TUNABLES in os.environ or platform.libc_ver()[0] != "glibc" or vendors() & {GOOGLE, NVIDIA, AMD}:
         return
@@ -55,8 +57,8 @@ def trim_heap():
 
 
 def expect_no_tpu():
-    """Where libtpu is installed and there is no TPU it complains at length; told what it would ask the machine, it does not."""
-    if GOOGLE in vendors():  # a device of Google's, which may be one
+    """Answer libtpu's questions about the machine, so that it logs nothing where it is installed and there is no TPU."""
+    if GOOGLE in vendors():  # a Google device, perhaps a TPU
         return
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
@@ -68,14 +70,14 @@ def expect_no_tpu():
 
 
 def gpu_flags():
-    """The value of XLA_FLAGS with what GPUs want, `GPU_FLAGS`. What the user has set stays as it is."""
+    """Return XLA_FLAGS with `GPU_FLAGS` added. The user's own flags win."""
     given = os.environ.get("XLA_FLAGS", "")
     wanted = [f"--{name}={value}" for name, value in GPU_FLAGS.items() if name not in given]
     return " ".join([given, *wanted]).strip()
 
 
 def tune_gpu():
-    """Set `GPU_FLAGS` where there is a GPU of NVIDIA's, before jax starts."""
+    """Set `GPU_FLAGS` where there is an NVIDIA GPU. Call it before jax starts."""
     if NVIDIA in vendors():
         os.environ["XLA_FLAGS"] = gpu_flags()
 
@@ -83,8 +85,8 @@ def tune_gpu():
 def expect_no_gpu():
     """Keep jax from logging a traceback where its CUDA plugin is installed, for its compiler, and there is no NVIDIA GPU.
 
-    The plugin asks CUDA's driver for its devices as jax starts. Without a driver that is no error here: jax goes on with
-    the devices that there are. With an NVIDIA device or a driver, what fails is logged as ever.
+    The plugin asks CUDA's driver for devices as jax starts. Without a driver jax goes on with the devices that exist. With an
+    NVIDIA device or a driver, failures are logged as usual.
     """
     if NVIDIA not in vendors() and not _has_cuda_driver():
         logging.getLogger("jax._src.xla_bridge").addFilter(_is_not_of_cuda_plugin)

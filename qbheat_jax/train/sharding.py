@@ -74,7 +74,7 @@ def spread(batch, method, mesh):
     Otherwise the devices along `model` would encode the same images. XLA (jax 0.10) would also get the gradient of a grouped
     convolution's kernel wrong: it is too large by the number of devices with the same images.
     """
-    if mesh.shape["model"] == 1 or hasattr(method.encoder, "heads"):
+    if mesh.shape["model"] == 1 or method.encoder.splits_heads:
         return batch
     everywhere = NamedSharding(mesh, PartitionSpec(device_mesh.AXES))
     images = {name: x for name, x in batch.items() if name.startswith("image")}
@@ -83,7 +83,7 @@ def spread(batch, method, mesh):
 
 def check_batch(batch_size, method, mesh, accumulate=1):
     """Raise UserError where the batch, or each of its `accumulate` parts, does not divide over the devices."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"] if hasattr(method.encoder, "heads") else mesh.size
+    devices = mesh.shape["data"] * mesh.shape["fsdp"] if method.encoder.splits_heads else mesh.size
     if batch_size % (devices * accumulate):
         times = f" times accumulate={accumulate}, {devices * accumulate}" if accumulate > 1 else ""
         but = " along data and fsdp" if devices < mesh.size else ""

@@ -1,4 +1,4 @@
-"""Transformer decoders of the masking methods: their config fields, checks and words."""
+"""Transformer decoders of the masking methods: their config fields and checks."""
 
 import jax.numpy as jnp
 
@@ -21,10 +21,3 @@ def check(values):
 def options(config):
     """Return the keyword arguments of a decoder module: width, depth, heads, dtype, remat."""
     return {**config.decoder.to_dict(), "dtype": jnp.dtype(config.dtype), "remat": config.remat}
-
-
-def text(config):
-    """Return a sentence on the decoder."""
-    depth = config.decoder.depth
-    blocks = f"{depth} transformer block{'s' * (depth != 1)} {config.decoder.width} channels wide"
-    return f"The decoder is {blocks if depth else 'one linear layer'}."

@@ -1,4 +1,4 @@
-"""Prediction targets of a cell: its pixels, their mean and deviation, the histogram of its edges; fields and words."""
+"""Prediction targets of a cell: its pixels, their mean and deviation, the histogram of its edges; config fields."""
 
 import dataclasses
 
@@ -63,30 +63,6 @@ def oriented_gradients(images, size):
 def build(config, encoder):
     """Return the `Target` of a config, in cells of the encoder's stride."""
     return Target(encoder.stride, config.norm_pix, config.norm_pix_statistics, config.hog)
-
-
-def error_text(config, error="mean squared error"):
-    """Return a few words on an error and the cells that it is taken over."""
-    return f"{error} on hidden cells" if config.loss_on == "masked" else error
-
-
-def text(config, pictures=""):
-    """Return sentences on what is predicted beside plain pixels; "" for nothing.
-
-    pictures: words on what is shown of the predictions where their statistics are predicted too.
-    """
-    sentences = []
-    if config.norm_pix and config.norm_pix_statistics > 0:
-        sentences.append(
-            f"The targets were each patch's normalised pixels and, beside them, their mean and deviation{pictures}."
-        )
-    elif config.norm_pix:
-        sentences.append("The targets were normalised within each patch.")
-    if config.hog > 0:
-        sentences.append(
-            f"Which way the edges of each patch run (a histogram) was asked for too, with a weight of {config.hog:g}."
-        )
-    return " ".join(sentences)
 
 
 @dataclasses.dataclass(frozen=True)

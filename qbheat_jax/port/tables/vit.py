@@ -21,22 +21,6 @@ def options(shapes):
     return {"encoder.class_token": class_token, "encoder.position": "learnt", "encoder.grid": grid}
 
 
-def advice(shapes):
-    """Why a file of ViT's names does not fit, of what is often met."""
-    patch = shapes.get("patch_embed.proj.weight", (0, 0, 16, 16))
-    if patch[2:] not in ((16, 16), (8, 8)):
-        return f"its patches have {' x '.join(map(str, patch[2:]))} pixels, and these encoders take 16 or 8 a side"
-    if "fc_norm.weight" in shapes:
-        return (
-            "it pools the patches before its last norm (fc_norm), as MAE's fine-tuned models, which is not built here"
-        )
-    if "dist_token" in shapes:
-        return "it has a distillation token (DeiT's distilled models), which is not built here"
-    if "blocks.0.ls1.gamma" in shapes:
-        return "it scales its layers (ls1.gamma: CaiT's LayerScale, DINOv2), which is not built here"
-    return ""
-
-
 TABLE = Table(
     module=ViT,
     rules=(
@@ -55,5 +39,4 @@ TABLE = Table(
         "norm.weight": (encoder.width,),
     },
     options=options,
-    advice=advice,
 )

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.errors import RUN_FAILED, writing
 from qbheat_jax.tools.bench import machine, options
 
 
@@ -45,10 +45,8 @@ def run(requested, show=None):
 
 def _save(result, path):
     if path:
-        try:
+        with writing(f"--json {path}", RUN_FAILED):
             pathlib.Path(path).write_text(json.dumps(result, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write --json {path}: {error.strerror}", exit_code=RUN_FAILED) from error
 
 
 def _parts(o):

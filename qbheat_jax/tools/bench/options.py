@@ -7,7 +7,6 @@ import pathlib
 from qbheat_jax import methods
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
-from qbheat_jax.models.vit import ViT
 from qbheat_jax.tools.bench import peers
 from qbheat_jax.train import config_tables, runtime
 
@@ -118,9 +117,8 @@ def _check_encoders(o):
 def supervised(o, name):
     """Return the config that trains encoder `name` as a classifier. A ViT gets its released form, as in PyTorch."""
     fields = {"objective": "supervised", "image_size": o.size, "head.classes": o.classes, **_common(o, name)}
-    encoder = registry.encoder(name)
-    if isinstance(encoder, ViT):
-        grid = o.size // encoder.stride
+    if "position" in registry.ENCODERS[name].options:
+        grid = o.size // registry.encoder(name).stride
         fields |= {"encoder.class_token": True, "encoder.position": "learnt", "encoder.grid": grid}
     return config_tables.resolve(fields)
 

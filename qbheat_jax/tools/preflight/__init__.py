@@ -7,7 +7,7 @@ import math
 from etils import epath
 
 from qbheat_jax import config as config_lib
-from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.errors import RUN_FAILED, UserError, writing
 from qbheat_jax.tools.preflight import bounds, compile, hlo, matmul_flops, process, search, topology, warnings
 from qbheat_jax.tools.preflight.chips import NODE
 from qbheat_jax.train import flops
@@ -45,12 +45,10 @@ def run(path, overrides, topology_name, *, find_batch=False, save=None):
     name = epath.Path(path).name
     result = _search(config, target, devices, name) if find_batch else check(config, target, devices, name)
     if save:
-        try:
+        with writing(save, RUN_FAILED):
             save = epath.Path(save)
             save.parent.mkdir(parents=True, exist_ok=True)
             save.write_text(json.dumps(result, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write the result to {save}: {error.strerror}", exit_code=RUN_FAILED) from error
     return result
 
 

@@ -1,7 +1,6 @@
 """Parse names of topologies such as "v5e:4x4", and give their devices, which need not be present."""
 
 import dataclasses
-import difflib
 import importlib.metadata
 import importlib.util
 import logging
@@ -11,7 +10,7 @@ import re
 
 import jax
 
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, unknown
 from qbheat_jax.tools.preflight.chips import CHIPS, NODE, Chip
 
 log = logging.getLogger("qbheat")
@@ -75,8 +74,7 @@ def parse(name):
     kind, _, text = name.partition(":")
     kinds = (*CHIPS, *HOSTS)
     if kind not in kinds:
-        near = difflib.get_close_matches(kind, kinds, 1, 0.0)[0]
-        raise UserError(f"--topology {name}: {kind!r} is unknown; did you mean {near}? It takes {', '.join(kinds)}")
+        raise unknown(f"--topology {name}: {kind!r}", kind, kinds)
     chip = CHIPS.get(kind)
     dimensions = chip.dimensions if chip and chip.tpu else 1
     example = {1: f"{kind}:8", 2: f"{kind}:4x4", 3: f"{kind}:4x4x8"}[dimensions]

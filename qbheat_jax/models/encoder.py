@@ -1,0 +1,51 @@
+"""The contract of an encoder: what the rest of the package may ask of it."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+
+class Resized(NamedTuple):
+    """The parameters of an encoder for another image size.
+
+    Args:
+      params: the encoder's parameters.
+      options: {encoder option: new value} of the module that takes them.
+      notice: one line that says what changed; empty where nothing did.
+    """
+
+    params: Any
+    options: dict = {}
+    notice: str = ""
+
+
+class Encoder(nn.Module):
+    """Base class of encoders.
+
+    An encoder maps images [B, H, W, 3] to (features [B, H / stride, W / stride, width], out), where `out` holds its
+    intermediates by name. A subclass defines `stride`, `width`, `drop_path` and `dtype`, and overrides what differs below.
+
+    Attributes:
+      splits_heads: whether attention heads are split over the mesh axis `model`.
+      has_batch_norm: whether training updates batch statistics.
+      takes_keep: whether `__call__` takes `keep`, int32 [B, n], and encodes these cells alone.
+      layer_of: method of a parameter's name (`block0/fc1/kernel`) that returns the number of layers between it and the
+        head: 0 after the last block, 1 in the last block, the number of blocks + 1 before the first. None where the
+        encoder defines no order; layer-wise learning-rate decay is then refused.
+    """
+
+    splits_heads = False
+    has_batch_norm = True
+    takes_keep = False
+    layer_of = None
+
+    @property
+    def image_size(self):
+        """The side in pixels of the images that the parameters are made for; None where they take any size."""
+        return None
+
+    @nn.nowrap
+    def resize(self, params, size):
+        """Return a `Resized` for square images of `size` pixels. Encoders without size-dependent parameters keep theirs."""
+        del size
+        return Resized(params)
