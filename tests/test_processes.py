@@ -37,7 +37,8 @@ sys.path.insert(0, {root!r})
 flags = os.environ["XLA_FLAGS"]
 from tests import conftest
 os.environ["XLA_FLAGS"] = flags
-from qbheat_jax import cli, metrics
+from qbheat_jax import cli
+from qbheat_jax.train import metrics
 advance = metrics.Progress.advance
 def held(self, step):
     advance(self, step)
