@@ -62,18 +62,14 @@ def config_of(encoder, **fields):
 def born(encoder):
     """The state that every run of an encoder begins with, on one device: to make it anew on each mesh takes a while."""
     config = config_of(encoder)
-    return state.create(
-        methods.build(config), OPTIMIZER, methods.batch_spec(config).shapes(config.batch_size), rng.root(3), mesh_of()
-    )[0]
+    shapes = methods.batch_spec(config).shapes(config.batch_size)
+    return state.create(methods.build(config), OPTIMIZER, shapes, rng.root(3), mesh_of())[0]
 
 
 def parts_of(config, mesh):
     """(objective, state, the compiled step, a batch on the mesh)."""
-    objective, key, shapes = (
-        methods.build(config),
-        rng.root(config.seed),
-        methods.batch_spec(config).shapes(config.batch_size),
-    )
+    objective, key = methods.build(config), rng.root(config.seed)
+    shapes = methods.batch_spec(config).shapes(config.batch_size)
     shardings = sharding.shardings(born(config.encoder.name), mesh)
     # Through the host: a state that shared buffers with `born` would be donated with them.
     current = jax.device_put(jax.device_get(born(config.encoder.name)), shardings)
