@@ -10,6 +10,7 @@ jobs. Where there is nothing to save, SIGTERM kills the process itself. 141 is t
 
 import contextlib
 import difflib
+from collections.abc import Collection, Iterator
 
 BAD_INPUT = 2
 RUN_FAILED = 1
@@ -35,7 +36,7 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def writing(place, exit_code=BAD_INPUT):
+def writing(place: object, exit_code: int = BAD_INPUT) -> Iterator[None]:
     """Raise a UserError that names `place` where the block raises an OSError."""
     try:
         yield
@@ -47,7 +48,7 @@ def writing(place, exit_code=BAD_INPUT):
 _LISTED = 30  # names that an error lists beside the nearest
 
 
-def unknown(what, name, known):
+def unknown(what: str, name: object, known: Collection[str]) -> UserError:
     """Return the UserError of an unknown name, with the nearest of the known ones, and all where they are few.
 
     >>> str(unknown("config field sed", "sed", ["seed", "dtype"]))

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import report
+from qbheat_jax import methods, report
 from qbheat_jax.errors import UserError
+from qbheat_jax.methods import base
 from qbheat_jax.ops import quarters
 from qbheat_jax.report import charts, load_run, sample, tiles
 from qbheat_jax.report import text as text_lib
@@ -337,10 +338,11 @@ def test_words():
     assert [text_lib.millions(n) for n in (12, 84210, 5812345)] == ["12", "84.2 thousand", "5.81 million"]
     facts = dict(text_lib.facts(make_config(warmup_epochs=2.0, ema=0.99), 40, None, 1230))
     assert "warm-up 2 epochs" in facts["Learning rate"] and "0.99" in facts["Weights"] and "1.23" in facts["Encoder"]
-    assert set(text_lib.STORIES) == set(load_run.METHODS)
+    pretraining = methods.names(base.PRETRAIN)
+    assert pretraining and all(methods.METHODS[name].STORY for name in pretraining)
 
 
-@pytest.mark.parametrize("objective", text_lib.STORIES)
+@pytest.mark.parametrize("objective", methods.names(base.PRETRAIN))
 def test_every_field_of_a_method_is_among_its_facts(objective):
     fields = config_lib.flatten(make_config(objective=objective))
     facts = dict(text_lib.facts(make_config(objective=objective), 40, 320, None))
