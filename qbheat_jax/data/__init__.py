@@ -119,4 +119,4 @@ def _batches(plan, workers, processes, prefetch, cache):
             f"data.source='{plan.source.spec}' needs tensorflow ({error}): pip install tensorflow-cpu, or use "
             "data.device_cache=True or data.source='synthetic'"
         ) from error
-    return TensorflowBatches(plan, workers, prefetch, processes)
+    return TensorflowBatches(plan, workers, prefetch)

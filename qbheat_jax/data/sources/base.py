@@ -40,6 +40,10 @@ class Source:
         """Example `index` (int) of a split: (encoded bytes or uint8[H, W, 3], label int, name str for messages)."""
         raise NotImplementedError
 
+    def paths(self, split):
+        """Return the paths of a split's examples (list of str) where each is a file on this machine, otherwise None."""
+        return None
+
     def boxes(self, split, index):
         """What is in example `index` of a split: `boxes.Boxes`. Raises UserError where the source has no boxes."""
         raise self._no_boxes()

@@ -45,6 +45,10 @@ class Recipe:
         generator = augment.rng(self.seed, epoch, index, ("crop", "crop2")[view])
         return augment.random_resized_crop_box(generator, height, width, self.crop_scale, self.crop_ratio)
 
+    def draws(self, epochs, indices, view=0):
+        """Return the random numbers float64 [c, 22] by which `box` chooses, of many examples (int64 [c], int64 [c])."""
+        return augment.uniforms(self.seed, epochs, indices, ("crop", "crop2")[view], 22)
+
     def image(self, data, epoch, index):
         """Encoded bytes, or uint8[H, W, 3 or 1], -> uint8[image_size, image_size, 3]. Raises `decode.BadImage`."""
         return self._crop(data, epoch, index)()
