@@ -69,7 +69,7 @@ _DATA = {
     "data.workers": Field(0, "decoding threads of each process; 0: one for each core", _at_least(0)),
     "data.processes": Field(
         0,
-        "processes that decode for training and probes in the place of these threads, at most one a core; 0: none",
+        "no effect: JPEGs are decoded without the interpreter, so threads suffice; accepted for older configs",
         _at_least(0),
     ),
     "data.prefetch": Field(2, "batches made ready ahead of the step", _at_least(1)),

@@ -1,6 +1,6 @@
 """Images in, batches out. Importing this, and making `synthetic` batches, brings no tensorflow.
 
-A batch is a dict of numpy arrays, this process's share of a global batch:
+A batch is a dict of numpy arrays, this process's share of a global batch (they may be read-only):
 
     image    uint8[B, S, S, 3]
     image2   uint8[B, S, S, 3]   another random crop of the same example, only where two views are asked for
@@ -42,30 +42,43 @@ def train_batches(
     process_index=0,
     process_count=1,
     workers=0,
-    processes=0,
     prefetch=2,
     bad=None,
     cache=None,
     rows=None,
 ):
-    """Endless iterator over this process's training batches: `rows` (int[n]) of the global ones, `device_mesh.rows`, or without
-    them the `process_index`-th of `process_count` equal parts.
+    """Return an endless iterator over this process's training batches.
 
-    Every epoch shows every example once, in an order of its own; the stream of examples is a pure function of
-    (seed, position), whatever `process_count`, `workers` (threads, 0 for one a core), `processes` (that decode in their place,
-    see `processes.Decoders`) and `prefetch` (batches made ahead) are. `position` is the first example's place in the run's
-    global stream; the iterator's `.position` is that of the next batch. `crop_scale`, `crop_ratio`: ranges of the random crop;
-    `flip`: mirror half of the images; `views`: 2 for a second crop of every image, `image2`; `boxes`: length of the list of
-    boxes, which is asked for by any but 0, and then `jitter` says how images are scaled, see `boxed.BoxRecipe`. `bad`: a
-    `BadFiles`, checked after every batch; without one, bad files are only logged. `cache`: a `DeviceCache` of the split, which
-    then gives the same stream, as global batches on its mesh.
+    Every epoch shows every example once, in an order of its own. The stream of examples is a pure function of (seed, position),
+    whatever `process_count`, `workers` and `prefetch` are.
 
-    Raises UserError for an unknown split, fewer images than a batch, a batch that the processes cannot share.
+    Args:
+      source: Source of images.
+      split: Name of the split.
+      batch_size: Examples of a global batch.
+      image_size: Pixels a side of the crops.
+      seed: Root of all draws.
+      flip: Mirror half of the images.
+      placements: Placements that the visible quarter is drawn from.
+      crop_scale, crop_ratio: Ranges of the random crop.
+      views: 2 for a second crop of every image, `image2`.
+      boxes: Length of the list of boxes, 0 for none, see `boxes.BoxRecipe`.
+      jitter: With boxes, the range of the images' scale.
+      position: The first example's place in the run's global stream; the iterator's `.position` is that of the next batch.
+      process_index, process_count: Which of how many equal parts of the batch is this process's, where `rows` is None.
+      workers: Threads, 0 for one a core.
+      prefetch: Batches made ahead.
+      bad: A `BadFiles`, checked after every batch; without one, bad files are only logged.
+      cache: A `DeviceCache` of the split, which gives the same stream as global batches on its mesh.
+      rows: int [n], this process's rows of the global batch, see `device_mesh.rows`.
+
+    Raises:
+      UserError: an unknown split, fewer images than a batch, or a batch that the processes cannot share.
     """
     how = (image_size, seed, tuple(placements), True, tuple(crop_scale), tuple(crop_ratio), flip, views)
     recipe = BoxRecipe(*how, jitter=tuple(jitter), count=boxes) if boxes else Recipe(*how)
     plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, start=position, rows=rows)
-    return _batches(plan, workers, processes, prefetch, cache)
+    return _batches(plan, workers, prefetch, cache)
 
 
 def eval_batches(
@@ -81,29 +94,30 @@ def eval_batches(
     process_index=0,
     process_count=1,
     workers=0,
-    processes=0,
     prefetch=2,
     bad=None,
     cache=None,
     rows=None,
 ):
-    """Iterator over this process's batches of a split in its own order, `epochs` times, without augmentation.
+    """Return an iterator over this process's batches of a split in its own order, `epochs` times, without augmentation.
 
-    An image of image_size x image_size is taken as it is; from another one, the shorter side is scaled to
-    image_size / 0.875 and the centre cut out. The last batch of an epoch is filled with padding (mask False), so
-    every process yields ceil(n / batch_size) batches an epoch. The placement depends on (seed, index) alone.
-    With `boxes` the whole image is shown, its longer side scaled to image_size. `boxes`, `cache`, `rows`, `processes`: as in
-    `train_batches`.
+    An image of image_size x image_size is taken as it is. Of another one, the shorter side is scaled to image_size / 0.875 and
+    the centre cut out. With `boxes` the whole image is shown, its longer side scaled to image_size. The last batch of an epoch
+    is filled with padding (mask False), so every process yields ceil(n / batch_size) batches an epoch. The placement depends
+    on (seed, index) alone.
 
-    Raises UserError for an unknown split and for a batch that the processes cannot share.
+    The arguments are those of `train_batches`.
+
+    Raises:
+      UserError: an unknown split, or a batch that the processes cannot share.
     """
     how = (image_size, seed, tuple(placements), False)
     recipe = BoxRecipe(*how, count=boxes) if boxes else Recipe(*how)
     plan = Plan(source, split, recipe, batch_size, process_index, process_count, bad, epochs=epochs, rows=rows)
-    return _batches(plan, workers, processes, prefetch, cache)
+    return _batches(plan, workers, prefetch, cache)
 
 
-def _batches(plan, workers, processes, prefetch, cache):
+def _batches(plan, workers, prefetch, cache):
     if cache is not None:
         from qbheat_jax.data.device_cache import DeviceBatches  # brings jax
 

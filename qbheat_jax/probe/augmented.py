@@ -39,7 +39,7 @@ class Augmented:
         batches = data.train_batches(
             self._source, split=self._split, batch_size=size, image_size=self._frozen.image_size, seed=seed, placements=(0,),
             crop_scale=config.data.crop_scale, crop_ratio=config.data.crop_ratio, flip=config.data.flip,
-            workers=config.data.workers, processes=config.data.processes, prefetch=config.data.prefetch,
+            workers=config.data.workers, prefetch=config.data.prefetch,
             bad=data.BadFiles(config.data.max_bad_fraction, len(self)),
         )  # fmt: skip
 

@@ -282,7 +282,6 @@ def _device_batches(config, source, mesh, position, bad, views):
         flip=config.data.flip,
         rows=device_mesh.rows(mesh, config.batch_size),
         workers=config.data.workers,
-        processes=config.data.processes,
         prefetch=config.data.prefetch,
         bad=bad,
         cache=cache,
