@@ -28,7 +28,6 @@ def get_config():
     config.seed = 0
     config.data = ConfigDict()
     config.data.source = "tfds:imagenet2012"
-    config.data.processes = 64  # but at most one a core
     config.image_size = 256
     config.batch_size = 1024
     config.total_epochs = 300

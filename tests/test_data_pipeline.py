@@ -14,11 +14,12 @@ from PIL import Image
 from qbheat_jax import data
 from qbheat_jax.data import augment, decode, order, placement
 from qbheat_jax.data.sources import photos
+from qbheat_jax.data.specs import image as image_lib
 from qbheat_jax.data.specs.image import MEAN_GREY
 from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.ops.quarters import PLACEMENT_SETS
 from qbheat_jax.probe import splits
-from tests.batches import train_batches
+from tests.batches import spec_of, train_batches
 
 EVAL = {"image_size": 32, "seed": 0, "placements": (0, 2, 4, 6, 8)}
 TRAIN = {**EVAL, "split": "train", "crop_scale": (0.2, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": True}
@@ -273,6 +274,12 @@ def test_evaluation_scales_the_shorter_side_and_cuts_out_the_centre(tmp_path):
     assert np.abs(batch["image"][0] - expected)[4:-4, 4:-4].mean() < 3
 
 
+def jpeg_bytes(image, **options):
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
@@ -280,36 +287,198 @@ def test_decoding_only_the_box_of_a_jpeg_sees_the_same_pixels(subsampling, progr
     from qbheat_jax.data import jpeg
 
     image = Image.fromarray(photos.load("coffee")[:237, :301]).convert(mode)
-    file = io.BytesIO()
-    image.save(
-        file, "JPEG", quality=85, progressive=progressive, **({"subsampling": subsampling} if mode == "RGB" else {})
+    content = jpeg_bytes(
+        image, quality=85, progressive=progressive, **({"subsampling": subsampling} if mode == "RGB" else {})
     )
-    whole = decode.decode(file.getvalue())
+    whole = decode.decode(content)
     for index in range(25):
         box = augment.random_resized_crop_box(augment.rng(0, 0, index, "crop"), 237, 301, (0.05, 1.0), (0.75, 4 / 3))
-        window = jpeg.jpeg_window(file.getvalue(), lambda height, width, box=box: box)()
-        difference = augment.crop_resize(whole, box, 64).astype(int) - augment.resize(window, 64)
-        assert np.abs(difference).max() <= 2
+        crop = jpeg.window(content, lambda height, width, box=box: box, 64)()
+        assert np.abs(augment.crop_resize(whole, box, 64).astype(int) - crop).max() <= 2
 
 
-def test_a_jpeg_goes_the_fast_way_only_where_that_is_right(monkeypatch):
+@pytest.mark.parametrize(
+    "height, width", [(64, 64), (90, 100), (100, 90), (40, 90), (90, 40), (20, 30), (30, 20), (1, 1)]
+)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_tensorflow_resizes_as_pillow_does(height, width, mirrored):
+    import PIL
+    import tensorflow as tf
+
     from qbheat_jax.data import jpeg
 
-    def encoded(image, **options):
-        file = io.BytesIO()
-        image.save(file, "JPEG", **options)
-        return file.getvalue()
+    image = np.ascontiguousarray(photos.load("coffee")[:height, :width])
+    difference = np.abs(
+        augment.resize(image, 64, mirrored) - jpeg.resize(image, 64, tf.constant(mirrored)).numpy().astype(int)
+    )
+    if int(PIL.__version__.split(".")[0]) >= 13:  # the order of the axes is the same
+        assert difference.max() <= 1 and difference.mean() < 0.002
+    else:
+        assert difference.mean() < 0.3
+
+
+def test_boxes_drawn_in_the_graph_are_those_of_augment():
+    import tensorflow as tf
+
+    from qbheat_jax.data import jpeg
+
+    epochs, indices = np.arange(60) % 3, 7 * np.arange(60)
+    draws = augment.uniforms(5, epochs, indices, "crop", 22)
+    found = {scale: tf.function(lambda shape, draws, scale=scale: jpeg.random_box(shape, draws, scale, (0.75, 4 / 3)))
+             for scale in ((0.2, 1.0), (0.9, 1.0))}  # fmt: skip
+    fallbacks, sizes = 0, np.random.default_rng(0).integers(1, 700, (60, 2)).tolist()
+    for k, (height, width) in enumerate(sizes):
+        for scale, box in found.items():
+            generator = augment.rng(5, epochs[k], indices[k], "crop")
+            expected = augment.random_resized_crop_box(generator, height, width, scale, (0.75, 4 / 3))
+            assert tuple(box(tf.constant([height, width]), tf.constant(draws[k])).numpy()) == expected
+            fallbacks += expected[0] == (height - expected[2]) // 2 and expected[1] == (width - expected[3]) // 2
+        central = jpeg.centre_box(tf.constant([height, width]), 224).numpy()
+        assert tuple(central) == augment.centre_box(height, width, 224)
+    assert fallbacks > 10
+    assert tuple(jpeg.centre_box(tf.constant([224, 224]), 224).numpy()) == (0, 0, 224, 224)
+
+
+def test_only_whole_upright_jpegs_are_left_to_tensorflow():
+    import tensorflow as tf
+
+    from qbheat_jax.data import jpeg
+
+    def exif(orientation, *others):
+        block = Image.Exif()
+        for tag in others:
+            block[tag] = "text"
+        block[0x0112] = orientation
+        return block
 
     def box_of(height, width):
         return 0, 0, height, width
 
-    plain = Image.fromarray(photos.load("coffee")[:40, :50])
-    assert jpeg.jpeg_window(encoded(plain), box_of)().shape == (40, 50, 3)
+    image = Image.fromarray(photos.load("coffee")[:40, :50])
+    plain = jpeg_bytes(image)
+    rotation = b'<rdf:Description tiff:Orientation="6"/>'
+    upright = {
+        "plain": plain, "grey": jpeg_bytes(image.convert("L")), "progressive": jpeg_bytes(image, progressive=True),
+        "profile": jpeg_bytes(image, icc_profile=b"x" * 3000), "exif": jpeg_bytes(image, exif=exif(1, 0x010F, 0x0110)),
+        "big-endian": jpeg_bytes(image, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x01\0\0\0\0\0\0"),
+    }  # fmt: skip
+    for name, content in upright.items():
+        assert jpeg.is_plain(tf.constant(content)), name
+        assert jpeg.window(content, box_of, 32)().shape == (32, 32, 3), name
+    others = {
+        "turned": jpeg_bytes(image, exif=exif(6)), "turned later": jpeg_bytes(image, exif=exif(6, 0x010F)), "torn": plain[:-50],
+        "turned by XMP": jpeg_bytes(image, xmp=rotation), "png": b"\x89PNG" + plain, "empty": b"", "one byte": b"\xff",
+    }  # fmt: skip
+    for name, content in others.items():
+        assert not jpeg.is_plain(tf.constant(content)), name
+        if len(content) > 4 and name != "png":
+            assert jpeg.window(content, box_of, 32) is None, name
+    # What `is_plain` is not sure of, Pillow looks at.
+    far = jpeg_bytes(image, icc_profile=b"x" * 9000)
+    assert not jpeg.is_plain(tf.constant(far)) and jpeg.window(far, box_of, 32)().shape == (32, 32, 3)
+    assert jpeg.window(jpeg_bytes(image.convert("CMYK")), box_of, 32) is None
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A folder of 40 images: JPEGs of noise and, here and there, one that is torn, turned, of ink, corrupt or no JPEG."""
+    root = tmp_path_factory.mktemp("mixed")
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
     turned = Image.Exif()
     turned[0x0112] = 6
-    assert jpeg.jpeg_window(encoded(plain, exif=turned), box_of) is None
-    assert jpeg.jpeg_window(encoded(plain.convert("CMYK")), box_of) is None
-    assert jpeg.jpeg_window(encoded(plain)[:-50], box_of) is None
+    for k in range(40):
+        image, path = Image.fromarray(np.roll(noise, 7 * k, 1)), root / "train" / "ab"[k % 2] / f"{k:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if k == 5:
+            image = image.convert("CMYK")
+        image.save(path, **({"exif": turned} if k == 4 else {}), **({"format": "PNG"} if k == 6 else {}))
+    torn, corrupt = (root / "train" / "ab"[k % 2] / f"{k:02}.jpg" for k in (7, 11))
+    torn.write_bytes(torn.read_bytes()[:900])
+    content = bytearray(corrupt.read_bytes())
+    content[content.index(b"\xff\xc4") + 4] = 0xFF  # a table of codes
+    corrupt.write_bytes(content)
+    source = data.open_source(f"folder:{root}")
+    (root / "train" / "b" / "13.jpg").unlink()
+    return source
+
+
+def pillow(source, batch, views=1):
+    """The crops of a training batch as Pillow makes them of whole images, and which of them there are."""
+    names = ("seed", "flip", "placements", "crop_scale", "crop_ratio")
+    spec = spec_of(32, views=views, **{name: TRAIN[name] for name in names})
+    made = image_lib.build(
+        spec, lambda _, index: source.fetch("train", index), np.zeros(len(batch["index"]), int), batch["index"].astype(int),
+        data.BadFiles(1.0, 40),
+    )  # fmt: skip
+    return made
+
+
+def test_mixed_files_are_what_pillow_makes_of_them(mixed):
+    bad = data.BadFiles(1.0, 40)
+    (batch,) = take(train_batches(mixed, batch_size=40, views=2, bad=bad, **TRAIN), 1)
+    expected = pillow(mixed, batch, 2)
+    assert {os.path.basename(name) for name in bad.names} == {"07.jpg", "11.jpg", "13.jpg"}
+    assert (
+        set(batch["index"][~batch["mask"]]) == set(expected["index"][~expected["mask"]]) and batch["mask"].sum() == 37
+    )
+    for key in KEYS - {"image"}:
+        if key != "label":  # of a file that is gone there is one in its folder's name
+            np.testing.assert_array_equal(batch[key], expected[key], key)
+    for key in ("image", "image2"):
+        difference = np.abs(batch[key].astype(int) - expected[key])
+        assert difference.max() <= 2 and difference.mean() < 0.05, "decoding a part of a JPEG may round otherwise"
+
+
+def test_pixels_do_not_depend_on_what_else_is_in_a_chunk(mixed):
+    whole = take(train_batches(mixed, batch_size=40, workers=2, **TRAIN), 1)
+    for how in ({"batch_size": 1}, {"batch_size": 8, "workers": 1, "prefetch": 1}):
+        parts = take(train_batches(mixed, **how, **TRAIN), 40 // how["batch_size"])
+        for key in KEYS:
+            np.testing.assert_array_equal(joined(whole, key), joined(parts, key), key)
+
+
+def functions_of(graph):
+    """{name: set of operations} of all functions of a GraphDef, and the calls between them."""
+    return {f.signature.name: f.node_def for f in graph.library.function}
+
+
+def test_no_interpreter_makes_a_jpeg(mixed, monkeypatch):
+    import tensorflow as tf
+
+    from qbheat_jax.data import pipeline
+    from qbheat_jax.data.batches import Plan
+
+    spec = spec_of(32, 0, True, crop_scale=(0.2, 1.0), crop_ratio=(0.75, 4 / 3))
+    work = pipeline._Work(Plan(mixed, "train", spec, 40, 0, 1, None))
+    graph = tf.compat.v1.GraphDef.FromString(pipeline.dataset(work, 1, 1)._as_serialized_graph().numpy())
+    functions = functions_of(graph)
+
+    def reached(nodes, seen):
+        """The operations of `nodes` and of all functions that they call, but for the branch that is Python's."""
+        for node in nodes:
+            yield node.op
+            for name, value in node.attr.items():
+                called = [value.func.name] if value.HasField("func") else [f.name for f in value.list.func]
+                for function in set(called) - seen:
+                    if function in functions:
+                        seen.add(function)
+                        yield from reached(functions[function], seen)
+
+    jpegs = [name for name, nodes in functions.items() if any(node.op == "ReadFile" for node in nodes)
+             or {"DecodeAndCropJpeg"} & set(reached(nodes, {name}))]  # fmt: skip
+    (example,) = [name for name in jpegs if "crops" in name]
+    made = set(reached(functions[example], {example}))
+    assert {"ReadFile", "DecodeAndCropJpeg", "ScaleAndTranslate"} <= made
+    assert not made & {"PyFunc", "EagerPyFunc", "PyFuncStateless"}
+
+    # And none is called: not once for the JPEGs of a chunk.
+    calls = []
+    monkeypatch.setattr(pipeline._Work, "_made", lambda *a: calls.append(a) or pytest.fail("Python made a chunk"))
+    paths = [path for path in mixed.paths("train") if int(os.path.basename(path)[:2]) > 13]
+    monkeypatch.setitem(mixed._files, "train", paths)
+    monkeypatch.setitem(mixed.splits, "train", len(paths))
+    (batch,) = take(train_batches(mixed, batch_size=26, **TRAIN), 1)
+    assert batch["mask"].all() and not calls
 
 
 def bag(root, bad):

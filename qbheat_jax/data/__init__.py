@@ -43,7 +43,6 @@ def train_batches(
     process_index=0,
     process_count=1,
     workers=0,
-    processes=0,
     prefetch=2,
     bad=None,
     cache=None,
@@ -52,7 +51,7 @@ def train_batches(
     """Return an endless iterator over this process's training batches.
 
     Every epoch shows every example once, in an order of its own. The stream of examples is a pure function of
-    (spec, position), whatever `process_count`, `workers`, `processes` and `prefetch` are. The iterator's `.position` is that
+    (spec, position), whatever `process_count`, `workers` and `prefetch` are. The iterator's `.position` is that
     of the next batch.
 
     Args:
@@ -63,16 +62,36 @@ def train_batches(
       position: The first example's place in the run's global stream.
       process_index, process_count: Which of how many equal parts of the batch is this process's, where `rows` is None.
       workers: Decoding threads; 0 for one a core.
-      processes: Processes that decode in their place, see `processes.Decoders`.
       prefetch: Batches made ahead.
       bad: `BadFiles`, checked after every batch; without one, bad files are only logged.
       cache: `DeviceCache` of the split, which gives the same stream as global batches on its mesh.
       rows: int [n], this process's rows of the global batch, see `device_mesh.rows`.
 
-    Raises UserError for an unknown split, fewer images than a batch, a batch that the processes cannot share.
+    Args:
+      source: Source of images.
+      split: Name of the split.
+      batch_size: Examples of a global batch.
+      image_size: Pixels a side of the crops.
+      seed: Root of all draws.
+      flip: Mirror half of the images.
+      placements: Placements that the visible quarter is drawn from.
+      crop_scale, crop_ratio: Ranges of the random crop.
+      views: 2 for a second crop of every image, `image2`.
+      boxes: Length of the list of boxes, 0 for none, see `boxes.BoxRecipe`.
+      jitter: With boxes, the range of the images' scale.
+      position: The first example's place in the run's global stream; the iterator's `.position` is that of the next batch.
+      process_index, process_count: Which of how many equal parts of the batch is this process's, where `rows` is None.
+      workers: Threads, 0 for one a core.
+      prefetch: Batches made ahead.
+      bad: A `BadFiles`, checked after every batch; without one, bad files are only logged.
+      cache: A `DeviceCache` of the split, which gives the same stream as global batches on its mesh.
+      rows: int [n], this process's rows of the global batch, see `device_mesh.rows`.
+
+    Raises:
+      UserError: an unknown split, fewer images than a batch, or a batch that the processes cannot share.
     """
     plan = Plan(source, split, spec, batch_size, process_index, process_count, bad, start=position, rows=rows)
-    return _batches(plan, workers, processes, prefetch, cache)
+    return _batches(plan, workers, prefetch, cache)
 
 
 def eval_batches(
@@ -88,7 +107,6 @@ def eval_batches(
     process_index=0,
     process_count=1,
     workers=0,
-    processes=0,
     prefetch=2,
     bad=None,
     cache=None,
@@ -111,10 +129,10 @@ def eval_batches(
     how = (image_size, seed, tuple(placements), False)
     spec = BoxesSpec(*how, count=boxes) if boxes else ImageSpec(*how)
     plan = Plan(source, split, spec, batch_size, process_index, process_count, bad, epochs=epochs, rows=rows)
-    return _batches(plan, workers, processes, prefetch, cache)
+    return _batches(plan, workers, prefetch, cache)
 
 
-def _batches(plan, workers, processes, prefetch, cache):
+def _batches(plan, workers, prefetch, cache):
     if cache is not None:
         from qbheat_jax.data.device_cache import DeviceBatches  # brings jax
 
@@ -130,4 +148,4 @@ def _batches(plan, workers, processes, prefetch, cache):
             f"data.source='{plan.source.spec}' needs tensorflow ({error}): pip install tensorflow-cpu, or use "
             "data.device_cache=True or data.source='synthetic'"
         ) from error
-    return TensorflowBatches(plan, workers, prefetch, processes)
+    return TensorflowBatches(plan, workers, prefetch)

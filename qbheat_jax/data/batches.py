@@ -44,11 +44,10 @@ class Plan:
         self.batches = None if epochs is None else per_epoch * epochs
         padded = None if spec.train else per_epoch * batch_size
         self.order = Order(n, spec.seed, shuffle=spec.train, padded=padded)
-        most = CHUNK if source.random_access else 1
         if rows is None:  # the process_index-th of process_count equal parts
             share = batch_size // process_count
             rows = process_index * share + np.arange(share)
-        self.slices = Slices(start, batch_size, np.asarray(rows, np.int64), most)
+        self.slices = Slices(start, batch_size, np.asarray(rows, np.int64), CHUNK)
         self.local = self.slices.local
         self.bad = bad if bad is not None else BadFiles(1.0, n)
 

@@ -11,7 +11,7 @@ DATA = {
     "data.workers": Field(0, "decoding threads of each process; 0: one for each core", at_least(0), resumable=True),
     "data.processes": Field(
         0,
-        "processes that decode for training and probes in the place of these threads, at most one a core; 0: none",
+        "no effect: tensorflow's threads decode JPEGs without the interpreter; accepted for older configs",
         at_least(0),
         resumable=True,
     ),

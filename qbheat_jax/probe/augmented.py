@@ -40,7 +40,7 @@ class Augmented:
         spec = data.ImageSpec(self._frozen.image_size, seed, (0,), True, how.crop_scale, how.crop_ratio, how.flip)
         batches = data.train_batches(
             self._source, spec, split=self._split, batch_size=size,
-            workers=config.data.workers, processes=config.data.processes, prefetch=config.data.prefetch,
+            workers=config.data.workers, prefetch=config.data.prefetch,
             bad=data.BadFiles(config.data.max_bad_fraction, len(self)),
         )  # fmt: skip
 

@@ -100,6 +100,10 @@ class Subset(base.Source):
             index -= len(rows)
         raise IndexError(index)
 
+    def paths(self, split):
+        known = [(self.source.paths(own), rows) for own, rows in self._parts[self.split(split)]]
+        return None if any(k is None for k, _ in known) else [k[row] for k, rows in known for row in rows]
+
     def labels(self, split):
         known = [(self.source.labels(own), rows) for own, rows in self._parts[self.split(split)]]
         return None if any(k is None for k, _ in known) else np.concatenate([k[rows] for k, rows in known])

@@ -264,7 +264,6 @@ def _device_batches(config, spec, source, mesh, position, bad):
         position=position,
         rows=device_mesh.rows(mesh, config.batch_size),
         workers=config.data.workers,
-        processes=config.data.processes,
         prefetch=config.data.prefetch,
         bad=bad,
         cache=cache,

@@ -9,10 +9,8 @@ from tests.campaign import runs
 
 # (name, arguments of `runs.Run`, fraction of the signals).
 VARIANTS = (
-    ("one process", {}, 0.4),
-    ("one process, two decoding processes", {"workers": 2}, 0.2),
-    ("two processes", {"processes": 2}, 0.3),
-    ("two processes, one decoding process each", {"processes": 2, "workers": 1}, 0.1),
+    ("one process", {}, 0.6),
+    ("two processes", {"processes": 2}, 0.4),
 )
 # Signals to one workdir before its run may end.
 _EACH = 4

@@ -32,18 +32,17 @@ class Run:
       place: Folder of the workdir.
       name: Name of the workdir.
       processes: Number of processes of the run.
-      workers: Decoding processes of each process.
       devices: Virtual CPU devices of each process.
       steps: Length of the run.
       log: `Path` of the log; by default next to the workdir.
     """
 
-    def __init__(self, place, name, processes=1, workers=0, devices=1, steps=STEPS, log=None):
+    def __init__(self, place, name, processes=1, devices=1, steps=STEPS, log=None):
         self.workdir, self.processes, self.devices = Path(place) / name, processes, devices
         self._log = log or Path(place) / f"{name}.log"
         self._config = self._log.with_name("config.py")
         self._config.write_text(f"def get_config():\n    return {CONFIG!r}\n")
-        self._overrides = ["--config.total_steps", str(steps), "--config.data.processes", str(workers)]
+        self._overrides = ["--config.total_steps", str(steps)]
         self.children = []
 
     def start(self):

@@ -46,6 +46,10 @@ class Source:
         """Return example `index` of a split: (encoded bytes or uint8 [H, W, 3], int label, str name for messages)."""
         raise NotImplementedError
 
+    def paths(self, split):
+        """Return the paths of a split's examples (list of str) where each is a file on this machine, otherwise None."""
+        return None
+
     def boxes(self, split, index):
         """Return the `annotations.Boxes` of example `index` of a split.
 

@@ -67,6 +67,11 @@ class Coco(base.Source):
     def annotations(self, split):
         return self._truth[self.split(split)]
 
+    def paths(self, split):
+        split = self.split(split)
+        folder, images = self._folders[split], self._truth[split]["images"]
+        return None if paths.remote(folder) else [files.join(folder, image["file_name"]) for image in images]
+
     def fetch(self, split, index):
         """Return the example; raise OSError if the file cannot be read."""
         split = self.split(split)

@@ -61,7 +61,7 @@ class ImageSpec:
 
     def shapes(self, batch_size):
         """Return {name: ShapeDtypeStruct} of what a step takes of a global batch."""
-        import jax  # not at the top: the processes that decode do without it
+        import jax  # not at the top: `data` imports without jax
 
         kept = {name: array for name, array in self.empty(0).items() if name not in UNTRAINED}
         return {name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for name, x in kept.items()}
@@ -72,6 +72,10 @@ class ImageSpec:
             return augment.centre_box(height, width, self.image_size)
         generator = augment.rng(self.seed, epoch, index, augment.of_view("crop", view))
         return augment.random_resized_crop_box(generator, height, width, self.crop_scale, self.crop_ratio)
+
+    def draws(self, epochs, indices, view=0):
+        """Return the random numbers float64 [c, 22] by which `box` chooses, of many examples (int64 [c], int64 [c])."""
+        return augment.uniforms(self.seed, epochs, indices, augment.of_view("crop", view), 22)
 
     def image(self, data, epoch, index):
         """Return the first crop of encoded bytes or uint8 [H, W, 3 or 1]: uint8 [image_size, image_size, 3].

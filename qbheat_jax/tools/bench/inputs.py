@@ -1,4 +1,4 @@
-"""`bench input`: the tf.data pipeline and the device cache, beside the least that decoding and resizing costs."""
+"""`bench input`: time the tf.data pipeline and the device cache against plain decoding and resizing, the floor."""
 
 import contextlib
 import tempfile
@@ -12,13 +12,11 @@ from qbheat_jax.data.specs import image
 from qbheat_jax.errors import UserError
 from qbheat_jax.tools.bench import photographs, section, timing
 
-FLOOR, THREADS, PROCESSES, CACHE = (
-    "floor: one loop, one thread", "tf.data pipeline, threads", "tf.data pipeline, data.processes", "device_cache"
-)  # fmt: skip
+FLOOR, PIPELINE, CACHE = "floor: one loop, one thread", "tf.data pipeline", "device_cache"
 
 
 def check():
-    """Raises UserError where there is no tensorflow to time."""
+    """Raise UserError where tensorflow is missing."""
     try:
         import qbheat_jax.data.pipeline  # noqa: F401
     except ImportError as error:
@@ -26,7 +24,7 @@ def check():
 
 
 def run(o):
-    """Yields one section; rates are images/s for each of the cores that the candidate may use."""
+    """Yield one section. Rates are images/s, divided by the cores that a candidate may use."""
     check()
     limit = timing.Limit(o.limit)
     with tempfile.TemporaryDirectory() as folder:
@@ -41,14 +39,13 @@ def run(o):
             stack.callback(cached.close)
             runs = {
                 FLOOR: (timing.repeated(_floor(o, source)), o.images),
-                THREADS: (_pipeline(o, source, batches), batches * o.batch / o.threads),
-                PROCESSES: (_pipeline(o, source, batches, processes=o.threads), batches * o.batch / o.threads),
+                PIPELINE: (_pipeline(o, source, batches), batches * o.batch / o.threads),
                 CACHE: (timing.repeated(_drawing(cached, batches)), batches * o.batch / o.threads),
             }
             candidates = [timing.Candidate(name, run, amount) for name, (run, amount) in runs.items()]
             figures = timing.alternate(candidates, o.rounds, o.seconds, limit)
     per_image = {c.name: [s / c.amount for s in figures[c.name]["seconds"]] for c in candidates if c.name in figures}
-    pairs = [(f"images/s a core of the {name} over the floor's", FLOOR, name) for name in (THREADS, PROCESSES, CACHE)]
+    pairs = [(f"images/s a core of the {name} over the floor's", FLOOR, name) for name in (PIPELINE, CACHE)]
     ratios = timing.ratios(per_image, pairs)
     notes = [
         f"{o.images} JPEGs of {shown}, about {photographs.WIDTH} x {photographs.HEIGHT}, random crops of 20% to 100%",
@@ -59,22 +56,20 @@ def run(o):
     yield section.make("input", title, "images/s a core", candidates, figures, ratios, limit, notes)
 
 
-def _stream(o, source, cache=None, processes=0):
+def _stream(o, source, cache=None):
     shown = [image.FIELDS[f"data.{name}"].default for name in ("crop_scale", "crop_ratio", "flip")]
     spec = data.ImageSpec(o.size, 0, (0,), True, *shown)
-    return data.train_batches(
-        source, spec, split="train", batch_size=o.batch, workers=o.threads, cache=cache, processes=processes
-    )
+    return data.train_batches(source, spec, split="train", batch_size=o.batch, workers=o.threads, cache=cache)
 
 
-def _pipeline(o, source, batches, processes=0):
-    """The `run` of the pipeline: opened anew, and begun before the clock is, so that nothing was made ahead of it.
+def _pipeline(o, source, batches):
+    """Return the `run` of the pipeline. It opens a new pipeline each time and draws one batch before the clock starts.
 
-    One that is left open would fill its buffers while others are timed.
+    An open pipeline would fill its buffers while other candidates are timed.
     """
 
     def run(calls):
-        stream = _stream(o, source, processes=processes)
+        stream = _stream(o, source)
         try:
             next(stream)
             return timing.repeated(_drawing(stream, batches))(calls)
@@ -93,7 +88,7 @@ def _drawing(stream, batches):
 
 
 def _floor(o, source):
-    """Function that decodes the crop of every image and resizes it, in one thread; files and boxes are there before."""
+    """Return a function that decodes the crop of every image and resizes it, in one thread. Files and boxes are prepared."""
     from qbheat_jax.data.cpu_tensorflow import tf
 
     work = []

@@ -1,4 +1,4 @@
-"""JPEGs like those of large data sets, of about 500 x 375 pixels, made from what is at hand."""
+"""Write JPEGs of about 500 x 375 pixels, as in large data sets, from installed photographs."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ _SEED = 0
 
 
 def write(folder, count):
-    """Writes `count` JPEGs into a folder -> what they show, in words."""
+    """Write `count` JPEGs into a folder; return a description of what they show."""
     folder = pathlib.Path(folder)
     try:
         pictures, words = [photos.load(row[0]) for row in photos.PHOTOGRAPHS], "parts of photographs"
@@ -25,7 +25,7 @@ def write(folder, count):
         )
     for index in range(count):
         generator = augment.rng(_SEED, 0, index, "photos")
-        # Sizes differ a little, as they do in such data sets.
+        # Sizes vary a little, as in such data sets.
         height, width = HEIGHT + int(generator.integers(-20, 21)), WIDTH + int(generator.integers(-20, 21))
         image = _noise(generator) if pictures is None else _part(generator, pictures[index % len(pictures)])
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
@@ -34,7 +34,7 @@ def write(folder, count):
 
 
 def _part(generator, picture):
-    """A random part of uint8[H, W, 3]."""
+    """Return a random part of a photograph uint8 [H, W, 3]."""
     top, left, height, width = augment.random_resized_crop_box(generator, *picture.shape[:2], (0.5, 1.0), (1.2, 1.5))
     return np.ascontiguousarray(picture[top : top + height, left : left + width])
 
