@@ -251,10 +251,11 @@ class _Work:
         return tf.ensure_shape(data, [self.plan.slices.chunk]), tf.ensure_shape(label, [self.plan.slices.chunk])
 
     def _fetched(self, number):
-        with self._kept():
-            epochs, indices, _ = self._examples(number)
-            self._read[int(number)] = epochs, indices, [self._example(index) for index in indices.tolist()]
-            return self._contents(int(number))
+        if not (self.stop.is_set() or self.error):
+            with self._kept():
+                epochs, indices, _ = self._examples(number)
+                self._read[int(number)] = epochs, indices, [self._example(index) for index in indices.tolist()]
+                return self._contents(int(number))
         return np.full(self.plan.slices.chunk, b"", object), np.full(self.plan.slices.chunk, -1, np.int32)
 
     def _example(self, index):
@@ -292,8 +293,9 @@ class _Work:
         return {"number": number, **dict(zip(types, shaped))}
 
     def _finished(self, number, done, label, *crops):
-        with self._kept():
-            return list(self._made(number, done, label, crops).values())
+        if not (self.stop.is_set() or self.error):
+            with self._kept():
+                return list(self._made(number, done, label, crops).values())
         return list(self._blank.values())
 
     def _made(self, number, done, label, crops):
@@ -313,7 +315,7 @@ class _Work:
 
     @contextlib.contextmanager
     def _kept(self):
-        """Keep the error of what is done within; do nothing where the run is at its end."""
+        """Keep an error of what is done within as `error`."""
         try:
             yield
         except BaseException as error:
