@@ -33,7 +33,7 @@ def tune_malloc():
 
     XLA:CPU frees a step's arrays at its end and allocates them again in the next. By default glibc returns them to the kernel,
     which clears each page of 4 KiB anew. With huge pages (2 MiB on x86) and freed memory kept by the process (up to 4 GiB, and
-    single arrays up to 1 GiB) the quickstart trains 1.4 to 2 times as many images a second. glibc (2.35 and newer) reads
+    single arrays up to 1 GiB) the quickstart trains a fifth to a third faster. glibc (2.35 and newer) reads
     GLIBC_TUNABLES at the start of a process alone, and mallopt(3) sets no huge pages. The number of heaps stays: with one, the
     remains of compilation make steps take up to 1.6 times as long.
 
