@@ -30,10 +30,12 @@ def check_size(images, stride):
 
 
 def hard_sigmoid(x):
+    """Return the piecewise linear sigmoid clip(x + 3, 0, 6) / 6."""
     return jax.nn.relu6(x + 3.0) / 6.0
 
 
 def hard_swish(x):
+    """Return x * hard_sigmoid(x)."""
     return x * hard_sigmoid(x)
 
 
