@@ -84,7 +84,7 @@ class Batches:
         return batch
 
     def _examples(self):
-        """Return (epochs, indices) of the next batch, int64 [local] each; index -1 is padding. Raise StopIteration at the end."""
+        """Return (epochs, indices) of the next batch, int64 [local] each, -1 for padding. Raise StopIteration at the end."""
         plan = self.plan
         done = (self.position - plan.start) // plan.batch_size
         if plan.batches is not None and done >= plan.batches:

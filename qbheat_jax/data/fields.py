@@ -20,7 +20,9 @@ DATA = {
     "data.cache_size": Field(
         0, "longest side of cached images in pixels, longer ones are scaled down; 0: twice image_size", at_least(0)
     ),
-    "data.cache_gib": Field(8.0, "most memory of a device that a cached split may take, in GiB", POSITIVE, resumable=True),
+    "data.cache_gib": Field(
+        8.0, "most memory of a device that a cached split may take, in GiB", POSITIVE, resumable=True
+    ),
 }
 # The fields of the device cache, which a detector's config does not have.
 CACHE = ("data.device_cache", "data.cache_size", "data.cache_gib")

@@ -24,8 +24,8 @@ class Schedule:
 class Method:
     """A training objective: its variables and its loss.
 
-    A subclass is a frozen dataclass with `encoder` and `pixels` (`images.Pixels`) among its fields. It defines its config fields
-    and their checks, how it is built, its batches, its loss and its text on pages. CONTRACT:
+    A subclass is a frozen dataclass with `encoder` and `pixels` (`images.Pixels`) among its fields. It defines its config
+    fields and their checks, how it is built, its batches, its loss and its text on pages. CONTRACT:
 
     `init(rng, batch) -> {"params": {part: tree}, "batch_stats": state}`. `params` is trained and has a part "encoder". The
       state is everything else that a step changes: running statistics under the name of each part, and the method's own

@@ -80,12 +80,16 @@ class QBHeat(base.Method):
         **decoding.FIELDS,
         "heat.propagator": Field("offset", "the map over a distance (offset is the paper's)", heat.PROPAGATORS),
         "heat.directions": Field(
-            "untied", "untied: one matrix a direction; tied: a step back is the inverse of a step ahead", heat.DIRECTIONS
+            "untied",
+            "untied: one matrix a direction; tied: a step back is the inverse of a step ahead",
+            heat.DIRECTIONS,
         ),
         "heat.norm": Field("none", "layer norm before the map (none is QB-Heat, layer is FINOLA)", heat.NORMS),
         "heat.init_scale": Field(0.0, "standard deviation of A and B at the start, times sqrt(width)", at_least(0)),
         "quarter.placements": Field(
-            "corners_center", "placements of the visible quarter, drawn uniformly (our choice)", tuple(quarters.PLACEMENT_SETS)
+            "corners_center",
+            "placements of the visible quarter, drawn uniformly (our choice)",
+            tuple(quarters.PLACEMENT_SETS),
         ),
         **targets.FIELDS,
     }

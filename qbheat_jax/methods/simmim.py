@@ -56,9 +56,7 @@ class SimMIM(base.Method):
     FIELDS = {
         **targets.FIELDS,
         "simmim.mask_ratio": Field(0.6, "fraction of patches that are masked", POSITIVE_FRACTION),
-        "simmim.mask_size": Field(
-            32, "side of a masked patch in pixels, a multiple of the stride", POSITIVE
-        ),
+        "simmim.mask_size": Field(32, "side of a masked patch in pixels, a multiple of the stride", POSITIVE),
         "simmim.error": Field(
             "l1",
             "l1: absolute error of plain pixels (the paper's); target: the error set by norm_pix and hog",

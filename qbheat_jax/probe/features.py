@@ -79,10 +79,11 @@ class Features:
             yield block, self.take(np.arange(block.start, block.stop))
 
     def epoch(self, seed, number, size, steps):
-        """Yield one epoch in blocks of k training steps: (x [n, ...], labels int32 [n], weights float32 [n], rows int [k, size]).
+        """Yield one epoch in blocks of k training steps.
 
-        The batch of step j is x[rows[j]]. `weights` are 1. Features in memory are one block, moved to the device once; those in
-        files are read 64 MiB at a time.
+        A block is (x float32 [n, ...], labels int32 [n], weights float32 [n], rows int [k, size]). The batch of step j
+        is x[rows[j]]. `weights` are 1. Features in memory are one block, moved to the device once; those in files are
+        read 64 MiB at a time.
 
         Args:
           seed, number: ints that determine the order; `number` is the epoch's.

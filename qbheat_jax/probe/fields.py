@@ -78,7 +78,9 @@ PROBE = Table(
         "head.pool": Field(1, "cells a side averaged into one before the blocks; 1: no averaging", POSITIVE),
         "head.dropout": Field(0.0, "dropout in the blocks", BELOW_ONE),
         "head.drop_path": Field(0.0, "drop path in the blocks", BELOW_ONE),
-        "knn.neighbours": Field((10.0, 20.0, 100.0, 200.0), "numbers of neighbours that vote; the best is chosen", COUNTS),
+        "knn.neighbours": Field(
+            (10.0, 20.0, 100.0, 200.0), "numbers of neighbours that vote; the best is chosen", COUNTS
+        ),
         "knn.temperatures": Field(
             (0.02, 0.07, 0.2), "votes weigh exp(similarity / temperature); the best is chosen", _TEMPERATURES
         ),

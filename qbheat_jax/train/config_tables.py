@@ -37,7 +37,9 @@ def pretrain():
         {
             **_SEED,
             **_objective(base.PRETRAIN, f"the pre-training method: {methods.described(base.PRETRAIN)}"),
-            "init": Field("", "start from the encoder of a run or ported checkpoint (directory); empty: from random weights"),
+            "init": Field(
+                "", "start from the encoder of a run or ported checkpoint (directory); empty: from random weights"
+            ),
             **DATA,
             **SPLIT,
             "data.eval_split": Field("val", "the split whose loss is reported every eval_every steps; empty: none"),

@@ -6,7 +6,9 @@ from qbheat_jax.config import POSITIVE, Field, at_least, refuse
 
 FIELDS = {
     "decoder.width": Field(512, "channels of the decoder's blocks (our choice; of MAE too)", POSITIVE),
-    "decoder.depth": Field(4, "transformer blocks of the decoder; 0: purely linear (our choice; 8 in MAE)", at_least(0)),
+    "decoder.depth": Field(
+        4, "transformer blocks of the decoder; 0: purely linear (our choice; 8 in MAE)", at_least(0)
+    ),
     "decoder.heads": Field(8, "attention heads of the decoder's blocks (our choice; 16 in MAE)", POSITIVE),
 }
 

@@ -21,7 +21,9 @@ def options(shapes):
     cells = positions[1] - class_token if len(positions) > 1 else 0
     grid = math.isqrt(max(0, cells))
     if grid == 0 or grid * grid != cells:
-        raise UserError(f"pos_embed {list(positions)} is the position code of {cells} cells: it takes a square number of them")
+        raise UserError(
+            f"pos_embed {list(positions)} is the position code of {cells} cells: it takes a square number of them"
+        )
     return {"encoder.class_token": class_token, "encoder.position": "learnt", "encoder.grid": grid}
 
 
