@@ -1,4 +1,4 @@
-"""Images in, batches out. Importing this, and making `synthetic` batches, brings no tensorflow.
+"""Iterators over batches of images. Neither this module nor `synthetic` batches import tensorflow.
 
 A batch is a dict of numpy arrays, this process's share of a global batch. A data spec (`specs`) defines its entries. Always:
 
@@ -114,7 +114,7 @@ def eval_batches(
 
 def _batches(plan, workers, prefetch, cache):
     if cache is not None:
-        from qbheat_jax.data.device_cache import DeviceBatches  # brings jax
+        from qbheat_jax.data.device_cache import DeviceBatches  # imports jax
 
         return DeviceBatches(plan, cache)
     if plan.spec.boxed and plan.source.plain:

@@ -128,7 +128,7 @@ class Evaluator:
 
     @classmethod
     def of_run(cls, metric, source, split, config, **fields):
-        """Return the evaluator of a training run. `fields` replace what its config says."""
+        """Return the evaluator of a training run. `fields` override its config."""
         mesh, settings = device_mesh.make_mesh(config.mesh), config.data
         given = {
             "batch_size": config.batch_size,

@@ -73,7 +73,7 @@ class QBHeat(base.Method):
     NAME = "qbheat"
     TITLE = "QB-Heat"
     STORY = (
-        "The encoder sees one quarter of each image. Linear maps, the same at every place as the heat equation asks, "
+        "The encoder sees one quarter of each image. Linear maps, which are the same at every position, "
         "extrapolate its features into the hidden quarters. A small decoder predicts the pixels. No labels are used."
     )
     FIELDS = {

@@ -104,7 +104,7 @@ class Dense(nn.Dense):
 
 
 class Conv(nn.Module):
-    """A convolution without bias, zero-padded as `pads` says: by default symmetrically, at stride 2 too.
+    """A convolution without bias, zero-padded by `pads`: by default symmetrically, also at stride 2.
 
     x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]. `groups` divides both channel counts;
     groups == C is a depthwise convolution with features / C filters for every input channel.

@@ -26,9 +26,7 @@ def check(values):
     """Raise UserError where protocol, optimizer and augmentation do not go together."""
     if values["protocol"] == "knn":
         if values["augment"]:
-            refuse(
-                "augment", True, "False with protocol='knn', which asks for the neighbours of the images as they are"
-            )
+            refuse("augment", True, "False with protocol='knn', which compares images without augmentation")
     elif values["optimizer"] == "ridge":
         if values["protocol"] != "lin":
             refuse("optimizer", "ridge", f"sgd, lars or adamw where protocol is {values['protocol']!r}")
