@@ -2,8 +2,8 @@
 
     qbheat pretrain --config configs/cifar10.py --workdir runs/cifar10 --config.data.source folder:PATH
 
-PATH/{train,test}/CLASS/*.png. Of the data set as its authors give it (cifar-10-python.tar.gz, unpacked) these lines make such
-a folder, pixel for pixel:
+PATH has the files {train,test}/CLASS/*.png. These lines make it from the data set's release (cifar-10-python.tar.gz, unpacked),
+pixel for pixel:
 
     import pathlib, pickle
     from PIL import Image
@@ -19,8 +19,8 @@ a folder, pixel for pixel:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels.reshape(3, 32, 32).transpose(1, 2, 0)).save(path)
 
-`--config.data.source tfds:cifar10` is read too, where tensorflow-datasets has prepared it. The images are decoded once and kept
-on the accelerator (150 MB), and no tensorflow is needed for a folder.
+`--config.data.source tfds:cifar10` works too, if tensorflow-datasets has prepared it. The images are decoded once and kept on
+the accelerator (150 MB). A folder needs no tensorflow.
 """
 
 from ml_collections import ConfigDict

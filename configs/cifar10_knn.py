@@ -2,7 +2,7 @@
 
     qbheat probe --config configs/cifar10_knn.py --init runs/cifar10 --workdir runs/cifar10/knn
 
-Neighbours and temperature are chosen on a tenth of the training images, drawn by the seed; then all of them vote.
+Neighbours and temperature are chosen on a tenth of the training images, drawn by the seed; then all training images vote.
 """
 
 from ml_collections import ConfigDict

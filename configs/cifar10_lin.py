@@ -2,8 +2,8 @@
 
     qbheat probe --config configs/cifar10_lin.py --init runs/cifar10 --workdir runs/cifar10/lin
 
-Features pooled over the image, standardised; SGD, sixteen learning rates at once as one batch of heads. The best is chosen on a
-tenth of the training images, drawn by the seed, and trained once more on all of them.
+Features are pooled over the image and standardised. SGD trains sixteen heads at once, one per learning rate. The best is chosen
+on a tenth of the training images, drawn by the seed, and trained once more on all of them.
 """
 
 from ml_collections import ConfigDict

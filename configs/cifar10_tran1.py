@@ -2,8 +2,8 @@
 
     qbheat probe --config configs/cifar10_tran1.py --init runs/cifar10 --workdir runs/cifar10/tran1
 
-Cells are averaged two by two before the block, which keeps it quick on a CPU. The learning rate was chosen on a tenth of the
-training images, for an untrained encoder; `--config.total_epochs 10 --config.learning_rates "(1e-3, 2e-3)"` chooses it anew.
+Cells are averaged two by two before the block, so that it is fast on a CPU. The learning rate was chosen for an untrained
+encoder, on a tenth of the training images. `--config.total_epochs 10 --config.learning_rates "(1e-3, 2e-3)"` chooses it anew.
 """
 
 from ml_collections import ConfigDict

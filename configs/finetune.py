@@ -1,9 +1,9 @@
-"""Fine-tuning of any run or ported checkpoint from end to end, on the images it was trained on or on others.
+"""Fine-tuning of any run or ported checkpoint end to end, on the images it was trained on or on others.
 
     qbheat finetune --config configs/finetune.py --init runs/mine --workdir runs/mine/finetune
 
-The recipe of fine-tuning after masked image modelling (BEiT, arXiv 2106.08254; MAE, arXiv 2111.06377): AdamW, layer-wise
-decay of the learning rate, mixup, cutmix, label smoothing, drop path, an average of the parameters. With few images or few
+The fine-tuning recipe of masked image modelling (BEiT, arXiv 2106.08254; MAE, arXiv 2111.06377): AdamW, layer-wise
+decay of the learning rate, mixup, cutmix, label smoothing, drop path, EMA of the parameters. With few images or few
 epochs less regularisation is better: `--config.mixup 0 --config.cutmix 0`.
 """
 

@@ -1,4 +1,4 @@
-"""QB-Heat on a folder of your own images, a few thousand of them or more, on one machine with an accelerator.
+"""QB-Heat on a folder of your own images (a few thousand or more), on one machine with an accelerator.
 
     qbheat pretrain --config configs/folder.py --workdir runs/mine --config.data.source folder:PATH
 

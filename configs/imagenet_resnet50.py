@@ -2,14 +2,14 @@
 
     qbheat pretrain --config configs/imagenet_resnet50.py --workdir gs://BUCKET/resnet50 --config.data.tfds_dir gs://BUCKET/tfds
 
-`--config.total_epochs 100` or `800` for the other two lengths. Probes: configs/lin.py, tran1.py, tran4.py, knn.py and
-finetune.py, which serve every run.
+Use `--config.total_epochs 100` or `800` for the other two lengths. Probe any run with configs/lin.py, tran1.py, tran4.py,
+knn.py or finetune.py.
 
 Expected: not known. MoCo-v2's published linear probe of a ResNet-50 is 67.5 % after 200 epochs and 71.1 % after 800, by SGD,
 at stride 32 and 224 pixels (arXiv 2003.04297); `qbheat port --arch resnet50 --head drop` reads its weights. This recipe is
-ours; it has not been run to the end by us, and what it costs has not been measured.
+ours. We have not run it to the end, nor measured its cost.
 
-The comparators, with the same encoder, images and number of epochs:
+Baselines with the same encoder, images and number of epochs:
 
     --config.objective moco
     --config.objective simmim

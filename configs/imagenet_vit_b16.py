@@ -2,16 +2,16 @@
 
     qbheat pretrain --config configs/imagenet_vit_b16.py --workdir gs://BUCKET/vit_b16 --config.data.tfds_dir gs://BUCKET/tfds
 
-Batch, learning rate, weight decay and warm-up are MAE's (arXiv 2111.06377). `--config.total_epochs 100` or `800` for the
-other two lengths. With little memory `--config.mesh.data 1 --config.mesh.fsdp -1` splits the 86M parameters and their
-optimizer state over all devices. Probes: configs/lin.py, tran1.py, tran4.py, knn.py and finetune.py, which serve every run
-(MAE fine-tunes a ViT-B with a `layer_decay` of 0.65).
+Batch, learning rate, weight decay and warm-up are MAE's (arXiv 2111.06377). Use `--config.total_epochs 100` or `800` for
+the other two lengths. With little memory, `--config.mesh.data 1 --config.mesh.fsdp -1` splits the 86M parameters and their
+optimizer state over all devices. Probe any run with configs/lin.py, tran1.py, tran4.py, knn.py or finetune.py. (MAE
+fine-tunes a ViT-B with a `layer_decay` of 0.65.)
 
-Expected: not known. MAE's published ViT-B has 68.0 % by a linear probe and 83.6 % fine-tuned, after 1,600 epochs of 224
-pixels; `qbheat port --arch vit_b --head drop` reads its weights. This recipe is ours; it has not been run to the end by us,
-and what it costs has not been measured.
+Expected: not known. MAE's published ViT-B reaches 68.0 % by a linear probe and 83.6 % fine-tuned, after 1,600 epochs at 224
+pixels; `qbheat port --arch vit_b --head drop` reads its weights. This recipe is ours. We have not run it to the end, nor
+measured its cost.
 
-The comparators, with the same encoder, images and number of epochs:
+Baselines with the same encoder, images and number of epochs:
 
     --config.objective mae --config.norm_pix True --config.norm_pix_statistics 0 --config.decoder.depth 8
     --config.objective moco

@@ -2,11 +2,11 @@
 
     qbheat pretrain --config configs/imagenet_w1440.py --workdir gs://BUCKET/w1440 --config.data.tfds_dir gs://BUCKET/tfds
 
-As imagenet_w720.py, whose lengths, comparators and probes are this one's too, with an encoder of 11.8M parameters (14M with
-the paper's own classifier).
+The recipe of imagenet_w720.py, with an encoder of 11.8M parameters (14M with the paper's classifier). Lengths, baselines
+and probes are the same.
 
-Expected: more than of w720; the paper's figures for this size are not known to us. This recipe is ours; it has not been run
-to the end by us, and what it costs has not been measured.
+Expected: more than w720; the paper's figures for this size are not known to us. This recipe is ours. We have not run it to
+the end, nor measured its cost.
 """
 
 from imagenet_w720 import get_config as base

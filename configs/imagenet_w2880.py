@@ -2,12 +2,12 @@
 
     qbheat pretrain --config configs/imagenet_w2880.py --workdir gs://BUCKET/w2880 --config.data.tfds_dir gs://BUCKET/tfds
 
-As imagenet_w720.py, whose lengths, comparators and probes are this one's too, with 3.6G multiply-adds an image of 224 pixels
-and a batch of 4096, so that a large slice has enough to do. On fewer devices `--config.batch_size 1024`, which the learning
-rate follows.
+The recipe of imagenet_w720.py, with an encoder of 3.6G multiply-adds per image of 224 pixels. The batch of 4096 keeps a large
+slice busy. On fewer devices use `--config.batch_size 1024`; the learning rate is scaled by it. Lengths, baselines and probes
+are the same.
 
-Expected: more than of w1440; the paper's figures for this size are not known to us. This recipe is ours; it has not been
-run to the end by us, and what it costs has not been measured.
+Expected: more than w1440; the paper's figures for this size are not known to us. This recipe is ours. We have not run it to
+the end, nor measured its cost.
 """
 
 from imagenet_w720 import get_config as base

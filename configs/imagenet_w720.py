@@ -2,22 +2,22 @@
 
     qbheat pretrain --config configs/imagenet_w720.py --workdir gs://BUCKET/w720 --config.data.tfds_dir gs://BUCKET/tfds
 
-`--config.total_epochs 100` or `800` for the other two lengths. All devices split the batch; `--config.mesh.fsdp N` splits
-parameters and optimizer state over N of them too.
+Use `--config.total_epochs 100` or `800` for the other two lengths. The batch is split over all devices;
+`--config.mesh.fsdp N` also splits parameters and optimizer state over N of them.
 
 Expected after 300 epochs: the paper reports 65.6 % top-1 under `tran-1` and a linear probe on par with MoCo-v2 for an
-encoder of this size. This recipe is ours (the paper's is not known to us); it has not been run to the end by us, and what
-it costs has not been measured. Probes: configs/lin.py, tran1.py, tran4.py, knn.py and finetune.py, which serve every run.
+encoder of this size. This recipe is ours; the paper's is not known to us. We have not run it to the end, nor measured its
+cost. Probe any run with configs/lin.py, tran1.py, tran4.py, knn.py or finetune.py.
 
-The comparators, with the same encoder, images and number of epochs:
+Baselines with the same encoder, images and number of epochs:
 
     --config.objective moco
     --config.objective simmim
     --config.objective supervised --config.supervised.label_smoothing 0.1 --config.supervised.colour_jitter 0.4
 
-MoCo-v2's queue, momentum, temperature and augmentation are its paper's by default, and so are SimMIM's patches of 32 pixels
-and share of 0.6; the optimizer is AdamW here, as for all. All three encode whole images, four times the pixels that QB-Heat
-does.
+MoCo-v2's queue, momentum, temperature and augmentation are those of its paper by default; so are SimMIM's patches of 32
+pixels and mask ratio of 0.6. The optimizer is AdamW for all methods. The baselines encode whole images, four times as many
+pixels as QB-Heat.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""Weighted k-nearest-neighbour probe of any run: nothing is trained, so it is the quickest look at features.
+"""Weighted k-nearest-neighbour probe of any run. Nothing is trained, so it is the fastest probe.
 
     qbheat probe --config configs/knn.py --init runs/mine --workdir runs/mine/knn
 
-Cosine similarity of pooled features, votes of exp(similarity / temperature) (Wu et al., arXiv 1805.01978); how many vote and
-at which temperature is chosen on held-out images.
+Neighbours by cosine similarity of pooled features vote with weight exp(similarity / temperature) (Wu et al., arXiv 1805.01978).
+Their number and the temperature are chosen on held-out images.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""Linear probe of any run on the images it was trained on, or on others by --config.data.source.
+"""Linear probe of any run on the images it was trained on, or on those of --config.data.source.
 
     qbheat probe --config configs/lin.py --init runs/mine --workdir runs/mine/lin
 
-The recipe of method papers (SGD, momentum 0.9, no weight decay, 90 epochs, cosine), sixteen learning rates at once as one
-batch of heads, of which held-out images choose. `--config.optimizer lars` trains the same sixteen by LARS; with a million
-images both are quicker with `--config.batch_size 4096`, which the learning rates follow.
+The recipe of method papers: SGD, momentum 0.9, no weight decay, 90 epochs, cosine. Sixteen heads train at once, one per
+learning rate, and held-out images choose the best. `--config.optimizer lars` uses LARS instead of SGD. With a million images
+both are faster with `--config.batch_size 4096`; the learning rates are scaled by it.
 """
 
 from ml_collections import ConfigDict

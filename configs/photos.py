@@ -2,7 +2,7 @@
 
     qbheat pretrain --config configs/photos.py --workdir runs/photos
 
-About three minutes and 3 GiB on two CPU cores. The figures to expect are in docs/results/quickstart.md.
+It takes about three minutes and 3 GiB on two CPU cores. Expected results are in docs/results/quickstart.md.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,9 @@
-"""Fine-tuning on `photos`: encoder and classifier from end to end.
+"""Fine-tuning on `photos`: encoder and classifier end to end.
 
     qbheat finetune --config configs/photos_finetune.py --init runs/photos --workdir runs/photos/finetune
 
-Mild: crops keep half of the area or more, mixup alone, and little decay from layer to layer, since the encoder has few.
+Regularisation is mild: crops keep at least half of the area, and there is mixup but no cutmix. Layer-wise decay is weak,
+because the encoder has few layers.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
     qbheat probe --config configs/photos_knn.py --init runs/photos --workdir runs/photos/knn
 
-Seconds on two CPU cores. Neighbours and temperature are chosen on the val crops; then train and val crops vote together.
+It takes seconds on two CPU cores. Neighbours and temperature are chosen on the val crops; then train and val crops vote
+together.
 """
 
 from ml_collections import ConfigDict

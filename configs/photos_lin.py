@@ -2,9 +2,9 @@
 
     qbheat probe --config configs/photos_lin.py --init runs/photos --workdir runs/photos/lin
 
-Features pooled over the image, standardised; a linear classifier by ridge regression, which reaches its optimum where so few
-images leave SGD and Adam short of it. The strength is chosen on the val crops, then the head is fitted to train and val crops
-together.
+Features are pooled over the image and standardised. The linear classifier is fitted by ridge regression, which reaches the
+optimum; SGD and Adam do not with so few images. The ridge strength is chosen on the val crops. Then the head is fitted to train
+and val crops together.
 """
 
 from ml_collections import ConfigDict

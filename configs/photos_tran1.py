@@ -2,8 +2,8 @@
 
     qbheat probe --config configs/photos_tran1.py --init runs/photos --workdir runs/photos/tran1
 
-Cells are averaged two by two before the block, which keeps it quick on a CPU. The learning rate is chosen on the val crops,
-then the head is trained on train and val crops together.
+Cells are averaged two by two before the block, so that it is fast on a CPU. The learning rate is chosen on the val crops.
+Then the head is trained on train and val crops together.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,9 @@
 
     qbheat probe --config configs/tran1.py --init runs/mine --workdir runs/mine/tran1
 
-Training images are encoded once, as they are, and the cells of their maps kept: in memory, or in files above `cache_gib`. Of
-ImageNet-1k and w720 that would be 0.9 TB (16 x 16 cells of 720 numbers each): `--config.augment True` keeps none, and encodes
-anew in every epoch.
+Training images are encoded once, without augmentation. Their feature maps are kept in memory, or in files if larger than
+`cache_gib`. For w720 on ImageNet-1k that would be 0.9 TB (16 x 16 cells of 720 numbers each). `--config.augment True` keeps no
+features and encodes anew in every epoch.
 """
 
 from ml_collections import ConfigDict

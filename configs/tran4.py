@@ -2,8 +2,8 @@
 
     qbheat probe --config configs/tran4.py --init runs/mine --workdir runs/mine/tran4
 
-Training images are cropped and mirrored anew in every epoch, and encoded as they come, since four blocks learn features that
-are always the same by heart: an epoch costs a pass of the encoder. `--config.augment False` trains from cached features.
+Training images are cropped, mirrored and encoded anew in every epoch, because four blocks overfit to fixed features. So an
+epoch costs a pass of the encoder. `--config.augment False` trains on cached features.
 """
 
 from tran1 import get_config as base

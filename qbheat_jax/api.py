@@ -116,9 +116,12 @@ class Model:
 
         Args:
           images: uint8 [B, H, W, 3].
-          quarter: Placement of the visible quarter, int [B] or one for all.
+          quarter: Placement of the visible quarter, int [B] or one for all; one of those trained on.
           blend: Shift predictions to meet the visible pixels.
           variables: Used instead of the model's own; of the same shapes.
+
+        Raises:
+          UserError: the model has no heat decoder, or was not trained on a placement.
         """
         if not hasattr(self.objective, "reconstruct"):
             raise UserError(

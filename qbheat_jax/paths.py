@@ -19,7 +19,6 @@ def expand(path, name="a path"):
 
     Raises:
       UserError: the path is empty, contains a NUL byte, or names the home folder of an unknown user.
-      UserError: an empty path, one with a NUL byte, or the home of an unknown user.
 
     >>> expand("runs/first")
     'runs/first'

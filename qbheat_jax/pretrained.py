@@ -1,7 +1,7 @@
-"""Resolve --init: what a command begins with. All commands accept and refuse it here alone.
+"""Resolve --init, the weights that a command starts from. This is the only module that accepts or refuses it.
 
 An init is the directory of a run or of a ported checkpoint, `random` (an untrained encoder), or one of NO_ENCODER
-(features without an encoder). Each command lists the words that it takes beside directories.
+(features without an encoder). Each command lists the words that it accepts beside directories.
 """
 
 import dataclasses
@@ -97,8 +97,8 @@ def complete(config, table, own=()):
 
     Args:
       config: The run's.
-      table: The fields that it is of.
-      own: Names of the encoder's fields in which the config, where it sets them, goes before init.
+      table: Table of the config's fields.
+      own: Names of encoder fields that the config may override, such as `encoder.stride`.
 
     Returns:
       (config with init's encoder, image size and data, the `api.Model` of init or None).

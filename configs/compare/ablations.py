@@ -1,10 +1,10 @@
-"""QB-Heat's choices one by one on `photos`: propagator, directions, placements, decoder, targets, and what the loss is on.
+"""QB-Heat's choices one by one on `photos`: propagator, directions, placements, decoder, targets, and cells of the loss.
 
     qbheat compare --config configs/compare/ablations.py --workdir runs/ablations
 
-`qbheat` is configs/photos.py as it is: `offset`, untied directions, four corners and the centre, one decoder block, targets
-normalised within each patch with their statistics, histograms of gradients, loss on masked cells. Every other method
-differs from it in the one choice that it is named after.
+`qbheat` is configs/photos.py unchanged: `offset`, untied directions, four corners and the centre, one decoder block, pixels
+normalised within each patch and their statistics, histograms of gradients, loss on masked cells. Every other method differs
+from it in one choice, which its name gives.
 """
 
 

@@ -2,13 +2,13 @@
 
     qbheat compare --config configs/compare/cifar10.py --workdir runs/compare-cifar10 --config.all.data.source folder:PATH
 
-How to make the folder is in configs/cifar10.py. `--config.all.total_epochs N` sets the budget of all methods; what twenty
-give, and fewer, is in docs/results/methods-cifar10.md.
+configs/cifar10.py tells how to make the folder. `--config.all.total_epochs N` sets the budget of all methods. Results after
+twenty epochs, and after fewer, are in docs/results/methods-cifar10.md.
 
-Each has the learning rate, batch, optimizer and schedule of configs/cifar10.py. MoCo-v2's queue, momentum, temperature and
-augmentation without blur are those of its authors' CIFAR-10 demo, with a batch norm before its projector, without which so
-small an encoder's features hardly differ between images; SimMIM masks patches of 8 pixels, since 4 x 4 of them in an image
-come nearest to its paper's 6 x 6.
+All methods have the learning rate, batch, optimizer and schedule of configs/cifar10.py. MoCo-v2's queue, momentum, temperature
+and augmentation without blur are those of its authors' CIFAR-10 demo. A batch norm before its projector is added, because the
+features of so small an encoder hardly differ between images. SimMIM masks patches of 8 pixels: an image has 4 x 4 of them,
+closest to the 6 x 6 of its paper.
 """
 
 

@@ -2,10 +2,9 @@
 
     qbheat compare --config configs/compare/photos.py --workdir runs/compare-photos
 
-About forty minutes on two CPU cores; the figures to expect are in docs/results/methods-photos.md. MoCo-v2 has a batch norm
-before its projector, without which so small an encoder's features hardly differ between images, and its blur is scaled to
-64 pixels.
-Runs again from where it was stopped; the table, `table.md`, is whole after the first seed. A quicker look:
+It takes about forty minutes on two CPU cores. Expected results are in docs/results/methods-photos.md. MoCo-v2 has a batch norm
+before its projector, because the features of so small an encoder hardly differ between images. Its blur is scaled to 64 pixels.
+The same command resumes a stopped comparison. `table.md` has all rows after the first seed. For a quicker look use
 `--config.seeds 0 --config.all.total_steps 200`.
 """
 

@@ -1,16 +1,16 @@
-r"""Detection of blood cells (BCCD: 364 photographs, three classes, COCO format), the encoder frozen: for a CPU or a GPU.
+r"""Detection of blood cells (BCCD: 364 photographs, three classes, COCO format) on a frozen encoder: for a CPU or a GPU.
 
     qbheat detect --config configs/detect/bccd.py --init DIR --workdir runs/bccd \
       --config.data.source coco:IMAGES,TRAIN.json,IMAGES,VAL.json
 
-With queries in the place of cells, as DETR has them:
+For queries instead of cells, as in DETR:
 
     --config.objective detr --config.detr.queries 60 --config.learning_rate 1.6e-2 --config.image_size 192
 
-and with MobileNetV2, whose last map has a cell for 32 pixels, `--config.encoder.stride 16` too.
+For MobileNetV2, whose last map has stride 32, add `--config.encoder.stride 16`.
 
-DIR: a run or a ported checkpoint, such as ImageNet's MobileNetV2 (`qbheat port --arch mobilenet_v2`). To see what an encoder is
-worth, compare with the same one untrained: `--init random --config.encoder.name mobilenet_v2`.
+DIR: a run or a ported checkpoint, such as ImageNet's MobileNetV2 (`qbheat port --arch mobilenet_v2`). Compare with the same
+encoder untrained: `--init random --config.encoder.name mobilenet_v2`.
 """
 
 from ml_collections import ConfigDict

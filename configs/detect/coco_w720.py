@@ -4,10 +4,10 @@ r"""Detection on COCO, w720 (5.8M parameters) frozen: for a TPU pod slice or sev
       --config.data.source coco:TRAIN_DIR,TRAIN.json,VAL_DIR,VAL.json
 
 TRAIN_DIR, TRAIN.json: train2017 and annotations/instances_train2017.json of COCO. DIR: a run of configs/imagenet_w720.py, or
-one of MoCo-v2 or supervised with the same encoder, to compare with. The paper reports for this protocol, a DETR-style decoder
-on a frozen backbone, an AP 7.9 points above MoCo-v2's and 4.5 above that of supervised pre-training. The decoder and its
-recipe are ours (the paper's are not known to us); this has not been run by us, and what it costs has not been measured.
-`--config.objective dense` for a dense detector, `--config.tune True` to train the encoder too.
+of MoCo-v2 or supervised training with the same encoder, as a baseline. The paper's protocol is a DETR-style decoder on a frozen
+backbone. It reports an AP 7.9 points above MoCo-v2 and 4.5 above supervised pre-training. The decoder and its recipe are ours;
+the paper's are not known to us. We have not run this config, nor measured its cost. `--config.objective dense` chooses a dense
+detector; `--config.tune True` trains the encoder too.
 """
 
 from ml_collections import ConfigDict

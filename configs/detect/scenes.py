@@ -1,13 +1,13 @@
-"""Detection of handwritten digits on photographs (`scenes`), the encoder frozen: for a CPU.
+"""Detection of handwritten digits on photographs (`scenes`) on a frozen encoder: for a CPU.
 
     qbheat detect --config configs/detect/scenes.py --init runs/photos --workdir runs/photos/detect
     qbheat detect --config configs/detect/scenes.py --init random --workdir runs/detect_random
 
-With queries in the place of cells, as DETR has them:
+For queries instead of cells, as in DETR:
 
     --config.objective detr --config.detr.queries 32 --config.learning_rate 1.6e-2
 
-The encoder of --init random is the quickstart's. Digits are not mirrored: they would be others.
+`--init random` has the quickstart's encoder. Images are not mirrored, because digits would change.
 """
 
 from ml_collections import ConfigDict

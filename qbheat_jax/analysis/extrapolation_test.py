@@ -62,7 +62,7 @@ class ExtrapolationTest:
     Args:
       whole: {role: [N, h, w, C]}.
       quarter_maps: {placement: {role: [N, h/2, w/2, C]}}.
-      basis: as of `maps.departures`.
+      basis: as in `maps.departures`.
       learnt: function (visible [N, h/2, w/2, C], placement) -> [N, h, w, C], or None.
     """
 

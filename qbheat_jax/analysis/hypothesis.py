@@ -31,7 +31,7 @@ def steps(fields, seed, learnt=None):
     """Predict z(x + k) from z(x) along both axes, both ways, by a fitted map, by copying and by the learnt operator.
 
     Args:
-      fields: as of `derivatives`.
+      fields: as in `derivatives`.
       seed: of the bootstrap.
       learnt: function (direction, k) -> the learnt operator's predictions for the test images, departures [N, h, w, K] at
         the source cells; or None.

@@ -47,12 +47,15 @@ def fit(train, validation, dtype=np.float32):
 
 
 def errors(predicted, target):
-    """Return the squared error of each image, float64 [N], of arrays [N, pairs, D]."""
+    """Return the squared error of each image, summed over pairs and channels: arrays [N, pairs, D] -> float64 [N]."""
     return np.square(predicted - target).sum((1, 2), dtype=np.float64)
 
 
 def totals(target):
-    """Return the squared error of the mean map of the training images, [N, pairs, D] -> float64 [N]."""
+    """Return the total sum of squares of each image: centred targets [N, pairs, D] -> float64 [N].
+
+    It is the error of predicting the mean map of the training images, which was subtracted from the targets.
+    """
     return errors(0.0, target)
 
 

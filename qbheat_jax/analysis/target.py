@@ -1,4 +1,4 @@
-"""What is analysed: an encoder with its weights, its heat operator where it has one, and images by role."""
+"""The target of an analysis: an encoder with weights, its heat operator if it has one, and images to fit and test on."""
 
 import dataclasses
 import functools
@@ -17,20 +17,25 @@ from qbheat_jax.pretrained import RANDOM
 from qbheat_jax.probe import encoders, splits
 from qbheat_jax.probe.features import slices
 
-# Shares of the images where a source does not have the three splits, by how many it has.
+# Fractions of a split for (train, val, test), or for (train, val) if the source has another split to test on.
 _SHARES = {1: (0.5, 0.25, 0.25), 2: (0.8, 0.2)}
 
 
 @dataclasses.dataclass(frozen=True)
 class AnalysisTarget:
-    """`frozen`: a `probe.encoders.FrozenEncoder`; `batch_size`: images encoded at once."""
+    """An encoder and its heat operator, as functions of numpy arrays.
+
+    Attributes:
+      frozen: `probe.encoders.FrozenEncoder`.
+      batch_size: images encoded at once.
+    """
 
     frozen: Any
     batch_size: int
 
     @property
     def heat(self):
-        """(params, Heat) of the learnt operator, or None."""
+        """(params, Heat) of the learnt heat operator; None if the encoder was not trained by QB-Heat."""
         model = self.frozen.model
         if model is None or not isinstance(model.objective, QBHeat):
             return None
@@ -38,33 +43,47 @@ class AnalysisTarget:
 
     @property
     def quarters_encode(self):
-        """Whether quarters can be encoded by the weights that encode whole images: a learnt position code cannot."""
+        """Whether the encoder takes quarters as well as whole images. A learnt position code takes one size only."""
         model = self.frozen.model
         return model is None or model.encoder.image_size is None
 
     def untrained(self, seed):
-        """The same encoder with random weights, and no operator."""
+        """Return the AnalysisTarget of the same encoder with random weights and without a heat operator."""
         variables = encoders.untrained(self.frozen.encoder, self.frozen.image_size, seed)
         return AnalysisTarget(dataclasses.replace(self.frozen, variables=variables, model=None), self.batch_size)
 
     def maps(self, images):
-        """uint8 [N, S, S, 3] -> float32 [N, h, w, C]."""
+        """Return the features of images uint8 [N, S, S, 3] as float32 [N, h, w, C]."""
         parts = slices(images, self.batch_size)
         encode = functools.partial(_encode, self.frozen.features, self.frozen.variables)
         return np.concatenate([np.asarray(encode(part))[mask] for part, mask in parts])
 
     def quarter_maps(self, images, quarter):
-        """Maps of the visible quarters alone: uint8 [N, S, S, 3] -> float32 [N, h/2, w/2, C]."""
+        """Return the features of the visible quarters alone: uint8 [N, S, S, 3] -> float32 [N, h/2, w/2, C].
+
+        quarter: index of the placement, 0 to 8.
+        """
         return self.maps(np.asarray(crop_visible(images, np.full(len(images), quarter, np.int32))))
 
     def carried(self, maps, direction, cells):
-        """Cells of maps [N, h, w, C] carried `cells` cells in a direction by the learnt operator."""
+        """Return maps [N, h, w, C] with every cell propagated by the learnt operator over a distance of `cells` cells.
+
+        direction: "x+", "x-", "y+" or "y-".
+        """
         params, choice = self.heat
         half = maps.shape[1 if direction[0] == "y" else 2] // 2
         return _flat(lambda z: _carry(params, choice, z, direction, cells, half), maps)
 
     def continued(self, visible, quarter):
-        """The grid that the learnt operator makes of visible maps: [N, h/2, w/2, C] -> [N, h, w, C]."""
+        """Return the full grid that the learnt operator extrapolates from visible features.
+
+        Args:
+          visible: float32 [N, h/2, w/2, C].
+          quarter: index of the placement, 0 to 8.
+
+        Returns:
+          float32 [N, h, w, C].
+        """
         params, choice = self.heat
         parts = slices(visible, self.batch_size)
         return np.concatenate([np.asarray(_extrapolate(params, choice, part, quarter))[mask] for part, mask in parts])
@@ -92,15 +111,25 @@ def _flat(function, maps):
 
 
 def open_target(init, config):
-    """Return the `AnalysisTarget` of --init, a directory or `random`. `config`: as of `analysis.fields.ANALYSE`."""
+    """Return the `AnalysisTarget` of --init, a directory or `random`. `config` has the fields of `ANALYSE`."""
     return AnalysisTarget(encoders.open_init(init, config, (RANDOM,)), config.batch_size)
 
 
 def roles(source, count, seed):
-    """Which images fit, choose and test: {"train", "val", "test": (split, rows, sorted)}, drawn by the seed.
+    """Draw the images to fit on (train), to choose on (val) and to test on.
 
-    At most `count` to fit on and half as many for each of the others. A source without all three splits is divided: what
-    is tested on is never fitted on. Raises UserError where there are too few.
+    If the source lacks one of these splits, its images are divided, so that no test image is fitted on.
+
+    Args:
+      source: a `data.sources.base.Source`.
+      count: largest number of images to fit on; val and test get half as many each.
+      seed: int that determines the draw.
+
+    Returns:
+      {"train", "val", "test": (split, rows int [n], sorted)}.
+
+    Raises:
+      UserError: a role has fewer than two images.
     """
     generator = np.random.default_rng(seed)
     order = {name: generator.permutation(n) for name, n in source.splits.items()}
@@ -125,9 +154,12 @@ def roles(source, count, seed):
 
 
 def read(source, split, rows, config, image_size):
-    """(images uint8 [n, S, S, 3], labels int32 [n]) of some rows of a split; what cannot be read is left out.
+    """Return (images uint8 [n, S, S, 3], labels int32 [n]) of the readable ones among the rows of a split.
 
-    A source that gives any index is read without tensorflow. Raises UserError where too many cannot be read.
+    A random-access source is read without tensorflow.
+
+    Raises:
+      UserError: too many images are unreadable, or fewer than two are left.
     """
     bad = data.BadFiles(config.data.max_bad_fraction, len(rows))
     if source.random_access:
@@ -148,7 +180,14 @@ def read(source, split, rows, config, image_size):
 
 
 def placements(subject, height, width):
-    """(placements whose quarters are continued, why there are none): those the run trained on, else corners and centre."""
+    """Return (placements to extrapolate from, reason if there are none).
+
+    They are those of training. Without a learnt operator they are the corners and, if the map allows it, the centre.
+
+    Args:
+      subject: AnalysisTarget.
+      height, width: cells of the map of a whole image.
+    """
     if height % 2 or width % 2:
         return (), f"a map of {height} x {width} cells has no quarter"
     if not subject.quarters_encode:
@@ -159,6 +198,6 @@ def placements(subject, height, width):
     trained = subject.frozen.model.objective.decoder.placements
     try:
         quarters.check_grid(height, width, trained)
-    except UserError as error:  # the images are not of the size that it was trained on
+    except UserError as error:  # these images have another size than those of training
         return (), str(error)
     return trained, ""

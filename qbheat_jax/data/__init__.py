@@ -1,6 +1,6 @@
-"""Images in, batches out. Importing this, and making `synthetic` batches, brings no tensorflow.
+"""Iterators over batches of images. Neither this module nor `synthetic` batches import tensorflow.
 
-A batch is a dict of numpy arrays, this process's share of a global batch. A data spec (`specs`) says what it holds. Always:
+A batch is a dict of numpy arrays, this process's share of a global batch. A data spec (`specs`) defines its entries. Always:
 
     image    uint8 [B, S, S, 3]
     quarter  int32 [B]   index of the visible block's placement, 0..8 (see qbheat_jax.ops.quarters)
@@ -8,8 +8,8 @@ A batch is a dict of numpy arrays, this process's share of a global batch. A dat
     mask     bool [B]    False for padding and for images that could not be decoded
     index    int32 [B]   number of the example in its split, -1 for padding
 
-`ViewsSpec` adds image2, image3, ...; `BoxesSpec` adds boxes, classes and scale. With a `device_cache.DeviceCache` it is the
-global batch instead, its arrays on the cache's mesh, and needs no tensorflow.
+`ViewsSpec` adds image2, image3, ...; `BoxesSpec` adds boxes, classes and scale. With a `device_cache.DeviceCache` the iterator
+returns global batches instead, as arrays on the cache's mesh, and needs no tensorflow.
 """
 
 from qbheat_jax.data.bad_files import BadFiles
@@ -60,31 +60,11 @@ def train_batches(
       split: Name of the split.
       batch_size: Examples of a global batch.
       position: The first example's place in the run's global stream.
-      process_index, process_count: Which of how many equal parts of the batch is this process's, where `rows` is None.
+      process_index, process_count: This process's part of the batch, of equal parts; used if `rows` is None.
       workers: Decoding threads; 0 for one a core.
       prefetch: Batches made ahead.
       bad: `BadFiles`, checked after every batch; without one, bad files are only logged.
       cache: `DeviceCache` of the split, which gives the same stream as global batches on its mesh.
-      rows: int [n], this process's rows of the global batch, see `device_mesh.rows`.
-
-    Args:
-      source: Source of images.
-      split: Name of the split.
-      batch_size: Examples of a global batch.
-      image_size: Pixels a side of the crops.
-      seed: Root of all draws.
-      flip: Mirror half of the images.
-      placements: Placements that the visible quarter is drawn from.
-      crop_scale, crop_ratio: Ranges of the random crop.
-      views: 2 for a second crop of every image, `image2`.
-      boxes: Length of the list of boxes, 0 for none, see `boxes.BoxRecipe`.
-      jitter: With boxes, the range of the images' scale.
-      position: The first example's place in the run's global stream; the iterator's `.position` is that of the next batch.
-      process_index, process_count: Which of how many equal parts of the batch is this process's, where `rows` is None.
-      workers: Threads, 0 for one a core.
-      prefetch: Batches made ahead.
-      bad: A `BadFiles`, checked after every batch; without one, bad files are only logged.
-      cache: A `DeviceCache` of the split, which gives the same stream as global batches on its mesh.
       rows: int [n], this process's rows of the global batch, see `device_mesh.rows`.
 
     Raises:
@@ -134,7 +114,7 @@ def eval_batches(
 
 def _batches(plan, workers, prefetch, cache):
     if cache is not None:
-        from qbheat_jax.data.device_cache import DeviceBatches  # brings jax
+        from qbheat_jax.data.device_cache import DeviceBatches  # imports jax
 
         return DeviceBatches(plan, cache)
     if plan.spec.boxed and plan.source.plain:

@@ -1,4 +1,4 @@
-"""Batches: the checks that every pipeline shares, and the pipelines that need no tensorflow."""
+"""Batch iterators: the plan that all of them share, and the iterators that need no tensorflow."""
 
 import math
 
@@ -10,16 +10,22 @@ from qbheat_jax.data.order import Order, Slices
 from qbheat_jax.data.specs.image import build, empty
 from qbheat_jax.errors import UserError
 
-# Examples that one call of the pipeline makes in a row: enough to make Python's overhead small, few enough that
-# all workers have something to do.
+# Examples built by one call: enough to make Python's overhead small, few enough to keep all workers busy.
 CHUNK = 16
 
 
 class Plan:
-    """Which examples this process makes, in which order.
+    """The examples of this process, in order. Checks that the batch can be filled and shared.
 
-    Attributes: `source`, `split`, `spec`, `bad`, `batch_size` (global), `local` (this process's share), `start`
-    (first position), `order`, `slices`, `batches` (how many there are; None without end).
+    Attributes:
+      source, split, spec: images and what a batch of them holds.
+      bad: BadFiles that counts unreadable images.
+      batch_size: examples of a global batch.
+      local: examples of this process's share of a batch.
+      start: global position of the first example.
+      order: `Order` of the split.
+      slices: `Slices` of this process.
+      batches: number of batches; None if endless.
     """
 
     def __init__(
@@ -44,7 +50,7 @@ class Plan:
         self.batches = None if epochs is None else per_epoch * epochs
         padded = None if spec.train else per_epoch * batch_size
         self.order = Order(n, spec.seed, shuffle=spec.train, padded=padded)
-        if rows is None:  # the process_index-th of process_count equal parts
+        if rows is None:  # part number process_index of process_count equal parts
             share = batch_size // process_count
             rows = process_index * share + np.arange(share)
         self.slices = Slices(start, batch_size, np.asarray(rows, np.int64), CHUNK)
@@ -52,16 +58,16 @@ class Plan:
         self.bad = bad if bad is not None else BadFiles(1.0, n)
 
     def fetch(self, index):
-        """Example `index` as its source has it, (data, label, name); with a spec of boxes its `Boxes` for a label."""
+        """Return (data, label, name) of example `index`, see `Source.fetch`. With BoxesSpec the label is its `Boxes`."""
         data, label, name = self.source.fetch(self.split, index)
         return data, self.source.boxes(self.split, index) if self.spec.boxed else label, name
 
 
 class Batches:
-    """Iterator over the local batches of one process.
+    """Base class of iterators over the local batches of one process.
 
-    `position` is the global position after the last batch that was handed out: give it back as `position` to
-    go on from there, with any number of processes.
+    `position` is the global position after the last batch returned. An iterator created with this `position` continues
+    there, with any number of processes.
     """
 
     def __init__(self, plan):
@@ -78,7 +84,7 @@ class Batches:
         return batch
 
     def _examples(self):
-        """(epochs int64[local], indices int64[local], -1 for padding) of the next batch; StopIteration after the last."""
+        """Return (epochs, indices) of the next batch, int64 [local] each, -1 for padding. Raise StopIteration at the end."""
         plan = self.plan
         done = (self.position - plan.start) // plan.batch_size
         if plan.batches is not None and done >= plan.batches:
@@ -87,11 +93,11 @@ class Batches:
         return plan.order(np.concatenate([plan.slices.positions(first + k) for k in range(plan.slices.per_batch)]))
 
     def close(self):
-        """Ends the iterator and what runs for it in the background."""
+        """Stop the iterator and its background threads."""
 
 
 class PlainBatches(Batches):
-    """Every example made when it is asked for, in the caller's thread: for sources that cost next to nothing."""
+    """Batches built on demand in the caller's thread, for sources that need little time."""
 
     def _next(self):
         epochs, indices = self._examples()
@@ -99,10 +105,9 @@ class PlainBatches(Batches):
 
 
 class NumpyBatches(Batches):
-    """`synthetic`: noise by index, no augmentation, no threads, no tensorflow.
+    """Batches of the `synthetic` source: noise by index, without augmentation, threads or tensorflow.
 
-    A further view is the same noise as if cut out elsewhere: moved around by its own draw, what leaves on one side coming
-    in on the other, and mirrored where the spec says so.
+    A further view is the same noise, shifted cyclically by its own random draw and mirrored as `spec.flip` sets.
     """
 
     def _next(self):
@@ -122,10 +127,10 @@ class NumpyBatches(Batches):
 
 
 def _moved(spec, images, epochs, indices, view):
-    """Return another view of the images uint8 [c, S, S, 3] of these examples, likewise."""
+    """Return view number `view` of images uint8 [c, S, S, 3], shifted cyclically and mirrored: uint8 [c, S, S, 3]."""
     size = images.shape[1]
     draws = augment.bits(spec.seed, epochs, indices, augment.of_view("crop", view))
-    # Not by nothing at all: a crop of its own.
+    # At least one pixel, so that the views differ.
     down, right = ((draws >> shift) % max(1, size - 1) + 1 for shift in (0, 32))
     across = np.arange(size, dtype=np.uint64)
     rows, columns = (across + down[:, None]) % size, (across + right[:, None]) % size

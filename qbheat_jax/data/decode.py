@@ -1,12 +1,12 @@
-"""Encoded bytes -> correct 8-bit RGB by Pillow. No tensorflow.
+"""Decode image files to 8-bit RGB with Pillow, without tensorflow.
 
-What each kind of pixel means, by Pillow's mode:
+How pixels are converted, by Pillow's mode:
 
     1, L, P, RGB      8 bits or fewer, as stored
-    LA, PA, RGBA      composited over white, as is the colour that a PNG's or GIF's tRNS makes transparent
-    CMYK, YCbCr, HSV  converted; inks of a JPEG without Adobe's marker are not inverted
+    LA, PA, RGBA      composited over white; so are pixels of a transparent colour (tRNS of a PNG, or a GIF's)
+    CMYK, YCbCr, HSV  converted; CMYK of a JPEG is inverted only if the file has Adobe's marker
     I;16              0..65535, scaled by 1 / 257; a TIFF in which 0 is white is inverted
-    I                 32-bit integers of a TIFF: 0..255 where none is larger, else 0..65535; others are refused
+    I                 32-bit integers of a TIFF: 0..255 if no value is larger, else 0..65535; others are refused
     F                 refused: the range of floating-point pixels is unknown
 """
 
@@ -18,10 +18,10 @@ from PIL import Image, ImageChops
 
 from qbheat_jax.data import png
 
-# Pillow's own limit is a warning here and an error at twice this size; both are bad files for us.
+# Pillow warns above this size and raises an error above twice this size. Both are bad files here.
 MAX_PIXELS = 178_956_970 // 2
 
-# Formats of pictures that Pillow decodes by itself. EPS is none of them: it would start Ghostscript, which runs programs.
+# Formats that Pillow decodes without another program. EPS is left out: it would start Ghostscript, which executes the file.
 FORMATS = tuple("JPEG PNG WEBP GIF BMP TIFF AVIF JPEG2000 DIB PCX PPM PSD QOI SGI SUN TGA".split())
 
 _ORIENTATION_TAG = 0x0112
@@ -39,43 +39,46 @@ _TURNS = {
 
 
 class BadImage(ValueError):
-    """These bytes are not an image that can be decoded; the message is a short reason."""
+    """Raised for bytes that cannot be decoded as an image; the message is a short reason."""
 
 
 def extensions():
-    """Return the endings of the files that are read, such as {".jpg", ".png", ...}; the wheel of Pillow decides."""
-    kinds = {*_formats(), "MPO"}  # which is a JPEG of several images
+    """Return the extensions of files that can be decoded, such as {".jpg", ".png", ...}; they depend on Pillow's build."""
+    kinds = {*_formats(), "MPO"}  # MPO is a JPEG of several images
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in kinds)
 
 
 def recognised(head):
-    """Return whether a file that begins with these bytes, at most 16, is an image, for files without an ending."""
+    """Return whether `head`, the first bytes of a file (at most 16), begins an image; for files without an extension."""
     tests = (Image.OPEN[kind][1] for kind in _formats())
     return any(test is not None and test(head.ljust(16, b"\0")) is True for test in tests)
 
 
 @functools.cache
 def _formats():
-    """Return those of FORMATS that this Pillow was built with."""
+    """Return the FORMATS that this build of Pillow supports."""
     Image.init()
     return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
 def decode(data, size=None):
-    """Bytes of an image file (of an animation, the first frame) -> uint8[H, W, 3], upright RGB.
+    """Decode an image file, or the first frame of an animation, to upright RGB.
 
     Args:
-      data: bytes.
-      size: (height, width) that the image's boxes are annotated for. Where only the image as it is stored has this size, and
-        not the image as EXIF turns it, boxes are of the stored one, and it is not turned.
+      data: bytes of the file.
+      size: (height, width) for which the image's boxes are annotated, or None. If only the stored image has this size, and
+        not the image rotated by EXIF, the boxes belong to the stored image, which is then not rotated.
+
+    Returns:
+      uint8 [H, W, 3].
 
     Raises:
-      BadImage: the data are corrupt, truncated, larger than MAX_PIXELS, or of pixels without a known range.
+      BadImage: the data are corrupt or truncated, have more than MAX_PIXELS, or pixels of unknown range.
     """
     image = open_header(data)
     try:
         image.load()
-        # After loading: Pillow turns some formats upright by itself then, and drops the tag.
+        # Read the tag after loading: Pillow rotates some formats by itself on loading, and drops the tag.
         turn = _TURNS.get(turned(image, size))
         rgb = to_rgb(image)
         return np.array(rgb if turn is None else rgb.transpose(turn))
@@ -83,12 +86,12 @@ def decode(data, size=None):
         raise
     except BadImage:
         raise
-    except Exception as error:  # Corrupt data makes Pillow's readers fail in every way that Python has.
+    except Exception as error:  # Corrupt data can make Pillow's readers raise any exception.
         raise BadImage(_reason(error)) from error
 
 
 def open_header(data):
-    """Bytes -> PIL.Image.Image whose header only has been read (size, mode, format). Raises `BadImage`."""
+    """Return a PIL image of which only the header (size, mode, format) has been read. Raise `BadImage` for other bytes."""
     if not data:
         raise BadImage("the file is empty")
     data = png.without_metadata(data)
@@ -108,18 +111,19 @@ def open_header(data):
 
 
 def orientation(image):
-    """EXIF orientation 1..8 of a PIL image; 1 where there is none or where its EXIF block is broken."""
+    """Return the EXIF orientation, 1 to 8, of a PIL image; 1 if its EXIF block is missing or broken."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # A broken EXIF block says nothing about the pixels.
+    except Exception:  # The pixels may be fine although the EXIF block is broken.
         return 1
     return value if value in _TURNS else 1
 
 
 def turned(image, size=None):
-    """Return the EXIF orientation by which an image is turned: 1 where its boxes are of the image as stored.
+    """Return the EXIF orientation to apply to a PIL image, 1 (none) to 8.
 
-    `size`: as of `decode`. Where the image has that size both ways, its boxes are of the upright one, as viewers show it.
+    It is 1 if the boxes belong to the stored image: `size`, as in `decode`, is the stored image's size, and not the rotated
+    image's. If both have that size, the boxes belong to the rotated image, which is what viewers show.
     """
     number = orientation(image)
     stored = (image.height, image.width)
@@ -128,13 +132,13 @@ def turned(image, size=None):
 
 
 def to_rgb(image):
-    """Loaded PIL image of any mode with a known range -> PIL image of mode RGB. Raises `BadImage` for the others."""
+    """Convert a loaded PIL image to mode RGB, by the table above. Raise `BadImage` for modes without a known range."""
     if image.mode.startswith("I;16") or image.mode == "I":
         return _from_integers(image)
     if image.mode == "F":
         raise BadImage("floating-point pixels, whose range is unknown")
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        # Pillow takes every CMYK JPEG for Adobe's, which stores inks inverted; without Adobe's marker they are not.
+        # Pillow inverts the inks of every CMYK JPEG. Only files with Adobe's marker store them inverted, so undo it.
         image = ImageChops.invert(image)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         if image.mode == "La":
@@ -146,7 +150,7 @@ def to_rgb(image):
 
 
 def _from_integers(image):
-    """Modes I;16 and I -> RGB: see the table above."""
+    """Convert a PIL image of mode I;16 or I to RGB, by the table above."""
     values, most = np.asarray(image).astype(np.int64), 65535
     if values.size and (values.min() < 0 or values.max() > most):
         raise BadImage("32-bit pixels, whose range is unknown")

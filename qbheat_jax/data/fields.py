@@ -3,8 +3,8 @@
 from qbheat_jax.config import FRACTION, POSITIVE, POSITIVE_FRACTION, Field, at_least
 
 DATA = {
-    "data.source": Field("photos", "where images come from: photos, tfds:NAME, folder:PATH, synthetic"),
-    "data.tfds_dir": Field("", "where tensorflow-datasets keeps its data; empty: its own default", resumable=True),
+    "data.source": Field("photos", "source of images, such as photos, tfds:NAME, folder:PATH or synthetic"),
+    "data.tfds_dir": Field("", "folder of tensorflow-datasets; empty: its own default", resumable=True),
     "data.max_bad_fraction": Field(
         0.01, "stop when more than this share of the images cannot be read", FRACTION, resumable=True
     ),
@@ -18,9 +18,11 @@ DATA = {
     "data.prefetch": Field(2, "batches made ready ahead of the step", at_least(1), resumable=True),
     "data.device_cache": Field(False, "keep the images on the accelerators, decoded once; needs no tensorflow"),
     "data.cache_size": Field(
-        0, "longest side kept there in pixels, longer ones are scaled to it; 0: twice image_size", at_least(0)
+        0, "longest side of cached images in pixels, longer ones are scaled down; 0: twice image_size", at_least(0)
     ),
-    "data.cache_gib": Field(8.0, "largest memory of a device that a split may take there", POSITIVE, resumable=True),
+    "data.cache_gib": Field(
+        8.0, "most memory of a device that a cached split may take, in GiB", POSITIVE, resumable=True
+    ),
 }
 # The fields of the device cache, which a detector's config does not have.
 CACHE = ("data.device_cache", "data.cache_size", "data.cache_gib")

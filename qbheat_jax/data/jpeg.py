@@ -75,7 +75,7 @@ def _compiled(size):
 def crops(data, spec, draws, mirrored):
     """Return the crops of a JPEG, or grey images and False where Python has to make them.
 
-    An operation fails where a header says JPEG and the rest does not.
+    An operation fails if only the header is that of a JPEG.
 
     Args:
       data: string [], a file's content.

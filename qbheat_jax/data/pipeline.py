@@ -105,10 +105,10 @@ def dataset(work, workers, prefetch):
 
 
 class _Work:
-    """What tensorflow's threads run. It must not know the iterator, which would then never be dropped.
+    """The functions that tensorflow's threads run. A reference to the iterator here would keep it alive for ever.
 
-    `error`: what went wrong in Python, outside of single files. Raised where it happens, tensorflow would log it once for each
-    chunk on its way.
+    `error`: a Python error outside of single files. It is kept instead of raised, because tensorflow would log it once for
+    each chunk on its way.
     """
 
     def __init__(self, plan):

@@ -29,7 +29,7 @@ def ranks(scores, labels):
 
 
 def top(ranks):
-    """Return {"top1", "top5"}: fractions over the first axis of ranks [N, ...], each [...]."""
+    """Return {"top1", "top5"}: fractions of ranks below 1 and 5 over the first axis, int [N, ...] -> each [...]."""
     return {"top1": (ranks < 1).mean(0), "top5": (ranks < 5).mean(0)}
 
 
@@ -72,5 +72,6 @@ class Accuracy(Metric):
         return super().add(total, {name: value.astype(np.int64) for name, value in sums.items()})
 
     def figures(self, total):
+        """Return ({"top1", "top5"}, {"chance"}) of the sums of a split."""
         n = total["n"]
         return {name: float(total[name] / n) for name in ("top1", "top5")}, {"chance": float(total["truth"].max() / n)}

@@ -16,11 +16,11 @@ from qbheat_jax.train import sharding
 
 
 class Metric:
-    """What is measured. A subclass declares all of the following.
+    """Base class of metrics. A subclass declares all of the following.
 
     Attributes:
       name: Its name in errors.
-      headline: The figure to quote where one number has to do.
+      headline: The name of its most important figure.
       inputs: Names of the arrays of a batch that `sums` reads, "mask" among them.
       options: Keyword arguments of `data.eval_batches` beyond those that every metric needs.
     """
@@ -37,7 +37,7 @@ class Metric:
           batch: Dict of global arrays [B, ...], the `inputs`. Rows whose mask is False must not count.
 
         Returns:
-          Dict of arrays. "n", int32, is how many examples of the batch count.
+          Dict of arrays. "n", int32, is the number of examples counted.
         """
         raise NotImplementedError
 
@@ -128,7 +128,7 @@ class Evaluator:
 
     @classmethod
     def of_run(cls, metric, source, split, config, **fields):
-        """Return the evaluator of a training run. `fields` replace what its config says."""
+        """Return the evaluator of a training run. `fields` override its config."""
         mesh, settings = device_mesh.make_mesh(config.mesh), config.data
         given = {
             "batch_size": config.batch_size,

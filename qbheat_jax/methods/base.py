@@ -22,17 +22,17 @@ class Schedule:
 
 
 class Method:
-    """A training objective: what is learnt and what is minimised.
+    """A training objective: its variables and its loss.
 
-    A subclass is a frozen dataclass with `encoder` and `pixels` (`images.Pixels`) among its fields. It owns everything about
-    itself: its config fields and their checks, how it is built, its batches, its loss, its words on a page. CONTRACT:
+    A subclass is a frozen dataclass with `encoder` and `pixels` (`images.Pixels`) among its fields. It defines its config
+    fields and their checks, how it is built, its batches, its loss and its text on pages. CONTRACT:
 
     `init(rng, batch) -> {"params": {part: tree}, "batch_stats": state}`. `params` is trained and has a part "encoder". The
-      state is whatever else a step changes: running statistics of each part by the part's name, and what the method keeps,
-      such as a teacher. (The key is that of every checkpoint.)
+      state is everything else that a step changes: running statistics under the name of each part, and the method's own
+      entries, such as a teacher. (Checkpoints store it under the key "batch_stats".)
     `loss(params, state, batch, rng, train=True) -> (float32 loss, (state, {name: float32}))`. Outside training `rng` is None
-      and the state comes back as it was. `batch` has what `batch_spec` declares; `mask` bool [B] is False for examples that
-      do not count.
+      and the state is returned unchanged. `batch` has the entries of `batch_spec`; `mask` bool [B] is False for padding and
+      unreadable images.
     """
 
     # Name in configs (`objective`), and a few words on it for the field's doc.
@@ -70,9 +70,11 @@ class Method:
         return ImageSpec.of(config)
 
     def init(self, rng, batch):
+        """Return the variables of a new run, see CONTRACT."""
         raise NotImplementedError
 
     def loss(self, params, state, batch, rng, train=True):
+        """Return (loss, (state, metrics)), see CONTRACT."""
         raise NotImplementedError
 
     def init_copies(self, variables):

@@ -13,7 +13,7 @@ class Classifier(Supervised):
     TASK = base.PORTED
     TITLE = "ported weights"
     STORY = "an encoder with the weights of a ported checkpoint"
-    FIELDS = {"head.classes": Field(0, "of its classifier; 0: it has none", at_least(0))}
+    FIELDS = {"head.classes": Field(0, "classes of the classifier; 0: no classifier", at_least(0))}
 
     @classmethod
     def build(cls, config, encoder, schedule):

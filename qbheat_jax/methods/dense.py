@@ -39,9 +39,11 @@ class Dense(Detection):
     STORY = "dense detector on the encoder's maps"
     FIELDS = {
         **detection.FIELDS,
-        "dense.strides": Field((8, 16, 32), "pixels a cell of its levels, each twice the one before", COUNTS),
-        "dense.width": Field(128, "its channels, a multiple of 8", POSITIVE),
-        "dense.depth": Field(2, "convolutions of its towers", at_least(0)),
+        "dense.strides": Field(
+            (8, 16, 32), "strides of the detector's levels in pixels, each twice the one before", COUNTS
+        ),
+        "dense.width": Field(128, "channels of the detector, a multiple of 8", POSITIVE),
+        "dense.depth": Field(2, "convolutions in each of its two towers", at_least(0)),
     }
 
     @classmethod

@@ -31,12 +31,12 @@ class Detr(Detection):
     FIELDS = {
         **detection.FIELDS,
         "detr.size": Field("small", "width 128 and 3 layers, or width 256 and 6", ("small", "base")),
-        "detr.queries": Field(100, "boxes that it can see in an image, data.max_boxes or more", POSITIVE),
+        "detr.queries": Field(100, "number of queries, data.max_boxes or more", POSITIVE),
         "detr.anchors": Field(
             True, "queries are boxes that the layers refine; converges far sooner than learnt queries"
         ),
         "detr.groups": Field(
-            4, "sets of queries that learn side by side, of which the first is asked afterwards", POSITIVE
+            4, "groups of queries trained side by side; only the first is used for prediction", POSITIVE
         ),
     }
 

@@ -29,7 +29,7 @@ def mixup(images, targets, key, alpha):
 
 
 def cutmix(images, targets, key, alpha):
-    """Return images with a box pasted from their partner (Yun et al., arXiv 1905.04899); shapes and pairs as of `mixup`.
+    """Return images with a box pasted from their partner (Yun et al., arXiv 1905.04899); shapes and pairs as in `mixup`.
 
     One box a batch, with the image's aspect, a fraction 1 - w of its area with w from Beta(alpha, alpha), and any centre.
     Targets are weighted by the area of the box within the image.

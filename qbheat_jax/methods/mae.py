@@ -80,7 +80,7 @@ class MAE(base.Method):
     FIELDS = {
         **decoding.FIELDS,
         **targets.FIELDS,
-        "mae.mask_ratio": Field(0.75, "share of the cells that the encoder does not see", FRACTION),
+        "mae.mask_ratio": Field(0.75, "fraction of cells that are masked", FRACTION),
     }
 
     @classmethod

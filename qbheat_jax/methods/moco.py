@@ -152,13 +152,13 @@ class MoCo(base.Method):
     )
     FIELDS = {
         "moco.queue": Field(65536, "keys kept to compare with, a multiple of batch_size", POSITIVE),
-        "moco.momentum": Field(0.999, "of the key encoder; of few steps less, such as 0.99", BELOW_ONE),
-        "moco.temperature": Field(0.2, "the similarities are divided by", POSITIVE),
-        "moco.width": Field(128, "numbers in a key", POSITIVE),
+        "moco.momentum": Field(0.999, "EMA momentum of the key encoder; use about 0.99 for short runs", BELOW_ONE),
+        "moco.temperature": Field(0.2, "divisor of the similarities", POSITIVE),
+        "moco.width": Field(128, "dimension of a key", POSITIVE),
         "moco.standardise": Field(
-            False, "features to mean 0, variance 1 over the batch before the projector; for small encoders (our choice)"
+            False, "batch norm of the features before the projector, for small encoders (our choice)"
         ),
-        "moco.blur_share": Field(0.5, "share of the images that is blurred", FRACTION),
+        "moco.blur_share": Field(0.5, "fraction of images that are blurred", FRACTION),
         "moco.blur_sigma": Field((0.1, 2.0), "range of the blur in pixels (the paper's, of 224 x 224 images)", RANGE),
     }
     sharded_like_params = ("key_encoder", "key_projector")

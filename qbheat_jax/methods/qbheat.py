@@ -73,19 +73,23 @@ class QBHeat(base.Method):
     NAME = "qbheat"
     TITLE = "QB-Heat"
     STORY = (
-        "The encoder sees one quarter of each image. Linear maps, the same at every place as the heat equation asks, "
+        "The encoder sees one quarter of each image. Linear maps, which are the same at every position, "
         "extrapolate its features into the hidden quarters. A small decoder predicts the pixels. No labels are used."
     )
     FIELDS = {
         **decoding.FIELDS,
         "heat.propagator": Field("offset", "the map over a distance (offset is the paper's)", heat.PROPAGATORS),
         "heat.directions": Field(
-            "untied", "one matrix a direction, or a step back as the inverse of one ahead", heat.DIRECTIONS
+            "untied",
+            "untied: one matrix a direction; tied: a step back is the inverse of a step ahead",
+            heat.DIRECTIONS,
         ),
         "heat.norm": Field("none", "layer norm before the map (none is QB-Heat, layer is FINOLA)", heat.NORMS),
         "heat.init_scale": Field(0.0, "standard deviation of A and B at the start, times sqrt(width)", at_least(0)),
         "quarter.placements": Field(
-            "corners_center", "placements drawn from, uniformly (our choice)", tuple(quarters.PLACEMENT_SETS)
+            "corners_center",
+            "placements of the visible quarter, drawn uniformly (our choice)",
+            tuple(quarters.PLACEMENT_SETS),
         ),
         **targets.FIELDS,
     }

@@ -55,13 +55,11 @@ class SimMIM(base.Method):
     )
     FIELDS = {
         **targets.FIELDS,
-        "simmim.mask_ratio": Field(0.6, "share of the masked patches", POSITIVE_FRACTION),
-        "simmim.mask_size": Field(
-            32, "pixels a side of a patch that is masked as one, a multiple of the stride", POSITIVE
-        ),
+        "simmim.mask_ratio": Field(0.6, "fraction of patches that are masked", POSITIVE_FRACTION),
+        "simmim.mask_size": Field(32, "side of a masked patch in pixels, a multiple of the stride", POSITIVE),
         "simmim.error": Field(
             "l1",
-            "absolute error of plain pixels (the paper's), or target: as norm_pix and hog say",
+            "l1: absolute error of plain pixels (the paper's); target: the error set by norm_pix and hog",
             ("l1", "target"),
         ),
     }

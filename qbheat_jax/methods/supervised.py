@@ -16,7 +16,7 @@ from qbheat_jax.ops import images as images_lib
 
 
 def build_head(config):
-    """Return the encoder's classifier; None while the number of classes is not known."""
+    """Return the classifier module of the config's encoder; None if `head.classes` is 0."""
     classes = config.head.classes
     head = registry.head(config.encoder.name, classes, dtype=config.dtype) if classes else None
     return grouped(head, config.get("bn_groups", 1))
@@ -46,7 +46,7 @@ class Supervised(base.Method):
     FIELDS = {
         "supervised.label_smoothing": Field(0.0, "share of the target spread over all classes", BELOW_ONE),
         "supervised.colour_jitter": Field(0.0, "random brightness, contrast and saturation, by up to this", FRACTION),
-        "head.classes": Field(0, "supervised: of its classifier; 0: those of the data", at_least(0)),
+        "head.classes": Field(0, "supervised: classes of the classifier; 0: those of the data", at_least(0)),
     }
     classifies = True
 

@@ -1,4 +1,4 @@
-"""The contract of an encoder: what the rest of the package may ask of it."""
+"""Base class of encoders: the interface that the rest of the package uses."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ class Resized(NamedTuple):
     Args:
       params: the encoder's parameters.
       options: {encoder option: new value} of the module that takes them.
-      notice: one line that says what changed; empty where nothing did.
+      notice: one line for the log on what changed; empty if nothing did.
     """
 
     params: Any

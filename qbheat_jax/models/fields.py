@@ -1,4 +1,4 @@
-"""Config fields of the encoder and of the pixels that it takes."""
+"""Config fields of the encoder and of its pixels' normalisation."""
 
 from qbheat_jax.config import BELOW_ONE, Field, at_least
 from qbheat_jax.ops import images
@@ -11,9 +11,9 @@ ENCODER = {
     "encoder.position": Field("sincos", "vit: its position code, fixed or a learnt table", ("sincos", "learnt")),
     "encoder.grid": Field(0, "vit: cells a side of the learnt table", at_least(0)),
     "dtype": Field(
-        "float32", "type computed in; parameters, losses and norm statistics are float32", ("float32", "bfloat16")
+        "float32", "computation type; parameters, losses and norm statistics are float32", ("float32", "bfloat16")
     ),
 }
 PIXELS = {
-    "pixels": Field("imagenet", "how pixels are normalised for the encoder, see images.PIXELS", tuple(images.PIXELS))
+    "pixels": Field("imagenet", "normalisation of pixels for the encoder, see images.PIXELS", tuple(images.PIXELS))
 }

@@ -27,7 +27,7 @@ class GhostBatchNorm:
         return getattr(self.module, name)
 
     def apply(self, variables, *inputs, rngs=None, mutable=False, **options):
-        """Apply the module. In training `inputs` are arrays [B, ...], or trees of them, and True."""
+        """Apply the module; group by group if `mutable`. `inputs` are then arrays [B, ...], or trees of them, and True."""
         if not mutable:
             return self.module.apply(variables, *inputs, rngs=rngs, **options)
         *arrays, train = inputs

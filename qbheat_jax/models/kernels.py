@@ -43,7 +43,7 @@ def pads(size, kernel, stride, padding):
 
 
 def _padded(x, pad, fill=0.0):
-    """Return x [B, H, W, C] padded by `pad`, as of `pads`, with `fill`."""
+    """Return x [B, H, W, C] padded by `pad`, as in `pads`, with `fill`."""
     return jnp.pad(x, ((0, 0), *pad, (0, 0)), constant_values=fill)
 
 
@@ -68,7 +68,7 @@ def strided(x, stride):
 def conv(x, kernel, stride=1, padding="symmetric", groups=1):
     """Convolve x [B, H, W, C] with kernel [k, k, C / groups, F], k odd -> [B, ceil(H / stride), ceil(W / stride), F].
 
-    `padding` as of `pads`. Without groups the CPU uses `_cpu_conv` and `_kernel_gradient`.
+    `padding`: as in `pads`. Without groups the CPU uses `_cpu_conv` and `_kernel_gradient`.
     """
     pad = pads(x.shape[1:3], kernel.shape[0], stride, padding)
     return _plain(x, kernel, stride, pad, groups) if groups > 1 else _conv(x, kernel, stride, pad)
@@ -187,7 +187,7 @@ def depthwise_conv(x, kernel, stride=1, padding="symmetric"):
     Args:
       x: [B, H, W, C].
       kernel: [k, k, 1, C * m], k odd, the m outputs of one input channel adjacent.
-      padding: as of `pads`.
+      padding: as in `pads`.
 
     Returns:
       [B, ceil(H / stride), ceil(W / stride), C * m].

@@ -30,10 +30,12 @@ def check_size(images, stride):
 
 
 def hard_sigmoid(x):
+    """Return the piecewise linear sigmoid clip(x + 3, 0, 6) / 6."""
     return jax.nn.relu6(x + 3.0) / 6.0
 
 
 def hard_swish(x):
+    """Return x * hard_sigmoid(x)."""
     return x * hard_sigmoid(x)
 
 
@@ -102,7 +104,7 @@ class Dense(nn.Dense):
 
 
 class Conv(nn.Module):
-    """A convolution without bias, zero-padded as `pads` says: by default symmetrically, at stride 2 too.
+    """A convolution without bias, zero-padded by `pads`: by default symmetrically, also at stride 2.
 
     x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]. `groups` divides both channel counts;
     groups == C is a depthwise convolution with features / C filters for every input channel.

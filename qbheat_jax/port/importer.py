@@ -36,7 +36,7 @@ def port(source, arch, workdir, *, key=None, prefix=None, head="keep", classes=1
       prefix: of the names to take, where the file has an unknown prefix, or two encoders.
       head: "keep" takes the classifier, "drop" leaves it.
       classes: of the classifier.
-      stride: as of registry.encoder.
+      stride: as in `registry.encoder`.
       image_size: pixels a side; 0 for the size the weights were made for. Size-dependent parameters are resampled.
       pixels: one of images.PIXELS; "" for the architecture's usual one.
 

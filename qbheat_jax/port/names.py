@@ -23,15 +23,17 @@ def _no_options(shapes):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What the modules of one family of encoders are called in PyTorch.
+    """PyTorch's names for the modules of one family of encoders.
 
-    `module`: the linen class; `fields`: those of its registry entries that the table is for, where not for all.
-    `rules`: (regular expression, PyTorch's name) rows, tried in order on a flax path without its collection: on the whole
-    path of a parameter (`encoder/tokens` -> `tokens.weight`) and on that of a module (`encoder/bn1` -> `bn1`).
-    `head`: regular expression of the classifier's names in PyTorch. `signs`: of a registry entry's module, a few names
-    with their shapes that tell it from its like. `options`: of {name: shape} of a file, encoder fields of the config
-    that the file decides. `dialects`: rules by which other
-    releases call the same modules.
+    Attributes:
+      module: the linen class.
+      rules: rows (regular expression, PyTorch's name), tried in order on a flax path without its collection. A row matches
+        the path of a parameter (`encoder/tokens` -> `tokens.weight`) or of a module (`encoder/bn1` -> `bn1`).
+      head: regular expression of the classifier's names in PyTorch.
+      signs: function of an encoder that returns {name: shape} of a few parameters that distinguish it from its relatives.
+      fields: {field: value} that registry entries must have; {} for all entries of the class.
+      options: function of a file's {name: shape} that returns {config field: value} of the encoder, read from the file.
+      dialects: {name: rules} of other releases that name the same modules differently.
     """
 
     module: Any
@@ -47,6 +49,7 @@ class Table:
         return entry.module is self.module and all(entry.fields.get(k) == v for k, v in self.fields.items())
 
     def is_head(self, name):
+        """Return whether a name of PyTorch belongs to the classifier."""
         return re.match(self.head, name) is not None
 
     def torch_names(self, paths, dialect=""):

@@ -20,7 +20,7 @@ def find(shapes, arch=None):
 
     Args:
       shapes: {name: shape} of the file.
-      arch: the architecture; None, or where it is not found, any of the registry.
+      arch: the architecture. If None, or if it is not found, all of the registry are tried.
     """
     signs = [_signs(name) for name in ([arch] if arch else registry.names())]
     found = [prefix for one in signs if one for prefix in _below(shapes, one)]

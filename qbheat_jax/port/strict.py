@@ -46,7 +46,7 @@ class Plan:
 
     Attributes:
       wanted: {path: PyTorch's name}.
-      dialect: as of Table.dialect_of.
+      dialect: as in `Table.dialect_of`.
       differences: Differences.
       ignored: names that flax does not need.
       dropped: names of the classifier, where it is dropped.

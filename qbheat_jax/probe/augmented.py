@@ -1,4 +1,4 @@
-"""Training images that look different in every epoch: augmented, then encoded by the frozen encoder, batch by batch."""
+"""Encode augmented training images batch by batch, anew in every epoch."""
 
 import numpy as np
 
@@ -7,9 +7,15 @@ from qbheat_jax.probe.pmap import pmap_batches
 
 
 class Augmented:
-    """What `fit.fit` takes in the place of `features.Features`: nothing is cached.
+    """Features of augmented images, without a cache. `fit.fit` takes them in place of `features.Features`.
 
-    frozen: the encoder, and `mapped` its pmapped cells, of `shape`; source, split: the images; mean, scale: as of `Features`.
+    Args:
+      frozen: FrozenEncoder.
+      mapped: pmapped function to features, see `encode.Encoding.mapped`.
+      source, split: the images.
+      config: of the probe.
+      shape: of one image's features.
+      mean, scale: as in `Features`.
     """
 
     def __init__(self, frozen, mapped, source, split, config, shape, mean=None, scale=None):
@@ -21,7 +27,7 @@ class Augmented:
         return self._source.splits[self._split]
 
     def epoch(self, seed, number, size, steps):
-        """As `Features.epoch`: a batch a step; images that cannot be read get weight 0."""
+        """Yield one epoch as `Features.epoch` does, one step at a time. Rows of unreadable images get weight 0."""
         if number == 0:
             self._batches = self._open(seed, size)
         for _ in range(steps):
@@ -34,7 +40,7 @@ class Augmented:
             yield x, np.concatenate([labels, np.zeros(missing, np.int32)]), weights, np.arange(size)[None]
 
     def _open(self, seed, size):
-        """Endless (features float32 [n, ...], labels int32 [n]) of the images that can be read, n at most `size`."""
+        """Yield (features float32 [n, ...], labels int32 [n]) of readable images without end, n <= size."""
         config, taken = self._config, []
         how = config.data
         spec = data.ImageSpec(self._frozen.image_size, seed, (0,), True, how.crop_scale, how.crop_ratio, how.flip)

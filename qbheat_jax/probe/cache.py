@@ -1,8 +1,8 @@
 """Cache of encoded splits in memory, or in memory-mapped files that outlive the process.
 
-A file cache is a directory DIRECTORY/SPLIT-FINGERPRINT with features.npy, labels.npy, index.npy and about.json. It is renamed
-into place when complete, so a killed run leaves none. The fingerprint covers all that the features depend on. Delete it any
-time when no probe runs.
+A file cache is a directory DIRECTORY/SPLIT-FINGERPRINT with features.npy, labels.npy, index.npy and about.json. It gets this
+name when it is complete, so a killed run leaves no damaged cache. The fingerprint covers everything that the features depend
+on. The directory may be deleted whenever no probe runs.
 """
 
 import collections
@@ -35,18 +35,28 @@ def weights_digest(variables):
 
 
 class FeatureCache:
-    """Encoded splits by `about`, a JSON dict of all that they depend on. One cache may serve many probes.
+    """Cache of encoded splits. The key is `about`, a JSON dict of everything that the features depend on.
 
-    Files go to `directory`. Memory holds the most recent splits, at most `cache_gib`.
+    Several probes may share one cache. Files go to `directory`. Memory holds the most recently used splits, at most
+    `cache_gib`.
     """
 
     def __init__(self, directory):
         self._directory, self._memory = str(directory), collections.OrderedDict()
 
     def get(self, about, n, shape, make, *, in_memory, cache_gib):
-        """Return (Features, index int64 [N] of each example in its split, whether it was encoded now).
+        """Return the features of a split from memory or files, or encode them and keep them.
 
-        `make` yields (features float32 [b, ...], labels int32 [b], index int [b]), at most n examples of `shape`.
+        Args:
+          about: key of the cache; has "split".
+          n: largest number of examples.
+          shape: of one example's features.
+          make: function that yields (features float32 [b, ...], labels int32 [b], index int [b]).
+          in_memory: whether to keep new features in memory instead of files.
+          cache_gib: most memory that the cached splits may take.
+
+        Returns:
+          (Features, index int64 [N] of each example in its split, whether `make` was called).
         """
         about = {"version": qbheat_jax.__version__, **about}
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
@@ -63,7 +73,7 @@ class FeatureCache:
         return *entry, True
 
     def lookup(self, about, ignore):
-        """Return (Features, index) in memory whose `about` differs in the key `ignore` alone, or None."""
+        """Return (Features, index) in memory whose `about` equals this one in all keys but `ignore`, or None."""
         wanted = {"version": qbheat_jax.__version__, **about, ignore: None}
         return next((entry for other, entry in self._memory.values() if {**other, ignore: None} == wanted), None)
 
@@ -87,7 +97,7 @@ class FeatureCache:
 
 
 def _read(place, about, shape):
-    """Return (Features, index) of a whole cache with this `about` and shape, or None."""
+    """Return (Features, index) of a complete cache in files with this `about` and shape, or None."""
     try:
         if json.loads((place / "about.json").read_text()) != about:
             return None
@@ -131,7 +141,7 @@ def _write(place, about, n, shape, make):
 
 
 def _clear(place):
-    """Remove parts of this cache that dead processes of this machine left."""
+    """Remove unfinished copies of this cache that dead processes of this machine left."""
     for part in place.parent.glob(f".{place.name}.{socket.gethostname()}.*.part"):
         pid = int(part.name.split(".")[-2])
         try:

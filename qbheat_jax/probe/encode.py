@@ -1,4 +1,4 @@
-"""Encode images by the frozen encoder, each split once."""
+"""Encode the splits of a source with a frozen encoder, each split once."""
 
 import time
 
@@ -12,18 +12,18 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.probe import cache
 from qbheat_jax.probe.pmap import pmap, pmap_batches
 
-# Protocols on the mean over the cells; the others take the cells.
+# Protocols that use the mean over the cells; the others use the cells.
 POOLED = ("lin", "knn")
 
 
 class Encoding:
-    """The features of a probe's head: the encoder's cells, pooled as the config says.
+    """Function from a split to the features that a probe's head takes: the encoder's cells, pooled by the config.
 
     Args:
       frozen: FrozenEncoder.
       config: of the probe.
       store: FeatureCache.
-      images: number of images in all, which decides whether features stay in memory.
+      images: total number of images; it decides whether features stay in memory.
 
     Attributes:
       shape: of one image's features.
@@ -67,7 +67,7 @@ class Encoding:
             "image_size": frozen.image_size,
             "pool": self._pool,
         }
-        # Another probe may have left the cells in memory, whose mean needs no encoding.
+        # If another probe left the cells in memory, take their mean instead of encoding.
         cells = None if self._pool else self._store.lookup(about, ignore="pool")
         features, index, made = self._store.get(
             about, source.splits[split], self.shape,
@@ -84,7 +84,7 @@ class Encoding:
     def batches(self, source, split):
         """Yield (features [n, ...], labels int32 [n], index int32 [n]) without unreadable images."""
         config, taken = self._config, []
-        # One device takes batches of any size.
+        # On one device the batch may have any size.
         alone = device_mesh.make_mesh({"data": 1, "fsdp": 1}, jax.local_devices()[:1])
         batches = data.eval_batches(
             source, split=split, batch_size=config.batch_size, image_size=self._frozen.image_size, seed=config.seed,
@@ -103,6 +103,6 @@ class Encoding:
 
 
 def _means(features, index):
-    """Yield the batches of the mean over the cells, from the features of the cells."""
+    """Yield (mean over the cells float32 [n, C], labels, index) in batches, from features of the cells."""
     for block, x in features.blocks():
         yield x.mean((1, 2)), features.labels[block], index[block]

@@ -42,6 +42,7 @@ class Features:
 
     @property
     def in_memory(self):
+        """Whether no part is memory-mapped."""
         return not any(isinstance(part, np.memmap) for part in self.parts)
 
     def subset(self, positions):
@@ -56,6 +57,7 @@ class Features:
         return dataclasses.replace(self, parts=self.parts + other.parts, rows=rows, labels=labels)
 
     def standardised(self, mean, scale):
+        """Return the same examples, read as (x - mean) * scale."""
         return dataclasses.replace(self, mean=mean, scale=scale)
 
     def take(self, positions):
@@ -77,10 +79,16 @@ class Features:
             yield block, self.take(np.arange(block.start, block.stop))
 
     def epoch(self, seed, number, size, steps):
-        """Yield one epoch of training batches as (x, labels, weights, rows int [k, size]) of k steps.
+        """Yield one epoch in blocks of k training steps.
 
-        Row i of step j's batch is x[rows[j, i]]. Features in memory move to the device once; those in files are read 64 MiB at
-        a time.
+        A block is (x float32 [n, ...], labels int32 [n], weights float32 [n], rows int [k, size]). The batch of step j
+        is x[rows[j]]. `weights` are 1. Features in memory are one block, moved to the device once; those in files are
+        read 64 MiB at a time.
+
+        Args:
+          seed, number: ints that determine the order; `number` is the epoch's.
+          size: examples of a batch.
+          steps: steps of the epoch.
         """
         order = np.random.default_rng((seed, number)).permutation(len(self))[: steps * size].reshape(steps, size)
         if self.in_memory:

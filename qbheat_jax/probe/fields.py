@@ -26,9 +26,7 @@ def check(values):
     """Raise UserError where protocol, optimizer and augmentation do not go together."""
     if values["protocol"] == "knn":
         if values["augment"]:
-            refuse(
-                "augment", True, "False with protocol='knn', which asks for the neighbours of the images as they are"
-            )
+            refuse("augment", True, "False with protocol='knn', which compares images without augmentation")
     elif values["optimizer"] == "ridge":
         if values["protocol"] != "lin":
             refuse("optimizer", "ridge", f"sgd, lars or adamw where protocol is {values['protocol']!r}")
@@ -62,29 +60,31 @@ PROBE = Table(
         "batch_size": Field(128, "examples a step of the head, and images encoded at once", POSITIVE),
         "total_epochs": Field(90.0, "passes over the training features", POSITIVE),
         "optimizer": Field(
-            "sgd", "of the head; ridge: least squares in closed form, lin alone", ("sgd", "lars", "adamw", "ridge")
+            "sgd", "the head's optimizer; ridge: closed form, for lin only", ("sgd", "lars", "adamw", "ridge")
         ),
         "learning_rates": Field(
-            (0.1,), "for a batch of 256; all are trained, the best on held-out images is chosen", NUMBERS
+            (0.1,), "rates for a batch of 256; all are trained, held-out images choose the best", NUMBERS
         ),
-        "weight_decays": Field((0.0,), "all are trained, with every learning rate; of ridge, its strengths", NUMBERS),
+        "weight_decays": Field((0.0,), "each is trained with every learning rate; for ridge, its strengths", NUMBERS),
         "warmup_epochs": Field(0.0, "linear warm-up; then a cosine to 0", at_least(0)),
-        "momentum": Field(0.9, "of sgd and lars", BELOW_ONE),
-        "standardise": Field(True, "features to mean 0, variance 1 over train: a batch norm without gain and bias"),
+        "momentum": Field(0.9, "momentum of sgd and lars", BELOW_ONE),
+        "standardise": Field(True, "standardise features by the mean and variance over train"),
         "refit": Field(True, "after choosing, train once more on train and held-out images together"),
         "label_smoothing": Field(0.0, "share of the target spread over all classes", BELOW_ONE),
         "head.width": Field(0, "channels of tran-N's blocks; 0: the encoder's", at_least(0)),
-        "head.heads": Field(8, "their attention heads", POSITIVE),
-        "head.pool": Field(1, "cells a side averaged into one before them; 1: all are kept", POSITIVE),
+        "head.heads": Field(8, "attention heads of tran-N's blocks", POSITIVE),
+        "head.pool": Field(1, "cells a side averaged into one before the blocks; 1: no averaging", POSITIVE),
         "head.dropout": Field(0.0, "dropout in the blocks", BELOW_ONE),
         "head.drop_path": Field(0.0, "drop path in the blocks", BELOW_ONE),
-        "knn.neighbours": Field((10.0, 20.0, 100.0, 200.0), "how many vote; the best number is chosen", COUNTS),
+        "knn.neighbours": Field(
+            (10.0, 20.0, 100.0, 200.0), "numbers of neighbours that vote; the best is chosen", COUNTS
+        ),
         "knn.temperatures": Field(
             (0.02, 0.07, 0.2), "votes weigh exp(similarity / temperature); the best is chosen", _TEMPERATURES
         ),
         "cache_gib": Field(
             8.0,
-            "features that take more memory than this are kept in memory-mapped files; standardising takes as much again",
+            "features larger than this are kept in memory-mapped files; standardising takes as much memory again",
             POSITIVE,
         ),
     },

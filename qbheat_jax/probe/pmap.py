@@ -1,4 +1,4 @@
-"""The one room of `jax.pmap`: a function over batches, split over this machine's devices, padding left out."""
+"""Run a function over batches on all devices of this machine. The only module that uses `jax.pmap`."""
 
 import functools
 
@@ -8,11 +8,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def pmap_batches(mapped, variables, batches):
-    """Yields `function(variables, inputs)` as numpy for every batch, without the rows that only fill it up.
+    """Yield `function(variables, inputs)` of every batch as numpy arrays, without padded rows.
 
-    mapped: `pmap(function)`; the function's outputs are a tree of arrays [B, ...]. batches: pairs (inputs, mask), inputs an
-    array [B, ...], mask bool[B], False where a row only fills the batch. The variables are copied to every device once; a
-    batch is padded to a multiple of the devices, so any batch size gives the same rows on any number of them.
+    The variables are copied to every device once. Batches are padded to a multiple of the number of devices, so the result
+    does not depend on that number.
+
+    Args:
+      mapped: `pmap(function)`; the function returns a tree of arrays [B, ...].
+      variables: tree of arrays.
+      batches: pairs of inputs [B, ...] and mask bool [B], False for padded rows.
     """
     devices = jax.local_devices()
     copies = _replicate(variables, devices)
@@ -25,17 +29,17 @@ def pmap_batches(mapped, variables, batches):
 
 
 def pmap(function):
-    """function(variables, inputs) over this machine's devices; made once for a loop, so that it is compiled once."""
+    """Return function(variables, inputs) pmapped over this machine's devices. Make it once and reuse it: it compiles once."""
     return jax.pmap(function, devices=jax.local_devices())
 
 
 def _rows(rows, outputs):
-    """[devices, B / devices, ...] -> the rows of [B, ...] that count."""
+    """Return the given rows of outputs [devices, B / devices, ...], merged to [B, ...]."""
     return np.asarray(outputs).reshape(-1, *outputs.shape[2:])[rows]
 
 
 def _replicate(tree, devices):
-    """Every leaf [...] -> [devices, ...], one copy a device."""
+    """Return the tree with every leaf [...] as [devices, ...], one copy on each device."""
     mesh = Mesh(np.asarray(devices), ("device",), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec("device"))
     return jax.tree.map(lambda x: jax.device_put(np.broadcast_to(x, (len(devices), *np.shape(x))), sharding), tree)

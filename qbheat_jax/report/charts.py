@@ -327,6 +327,6 @@ def _figure(height):
 
 @contextlib.contextmanager
 def _axes(height):
-    """Give the one axes of a figure as of `_figure`."""
+    """Give the one axes of a figure made by `_figure`."""
     with _figure(height) as figure:
         yield figure.subplots()

@@ -1,4 +1,4 @@
-"""Draw the images that a report shows, by the run's seed, of distinct labels where there are labels."""
+"""Draw the images that a report shows, by the run's seed, from distinct classes if there are labels."""
 
 import dataclasses
 
@@ -40,7 +40,7 @@ class Sample:
 
 
 def count(placements):
-    """Return how many images are shown one by one: fewer for more placements, to keep the page short."""
+    """Return the number of images to show for this many placements: fewer for more, to keep the page short."""
     return 8 if placements < 3 else 6 if placements < 6 else 4
 
 
@@ -57,7 +57,7 @@ def draw(config):
 
 
 def distinct_first(labels):
-    """Return the order of labels int [n] with the first of each label first, then the others, each part as it came.
+    """Return the indices of labels int [n], first occurrences of each label first, then the others, both in order.
 
     >>> distinct_first(np.array([3, 3, 1, 3, 1, 2])).tolist()
     [0, 2, 5, 1, 3, 4]
@@ -73,7 +73,7 @@ def contrast_first(batch, order):
 
     Args:
       batch: {"image" uint8 [n, H, W, 3], "label" int [n]}.
-      order: as of `distinct_first`.
+      order: indices, as `distinct_first` returns them.
     """
     distinct = len(np.unique(batch["label"][order]))
     first = order[: distinct if distinct > 1 else len(order)]

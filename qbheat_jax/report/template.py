@@ -6,7 +6,7 @@ from qbheat_jax.report import text
 
 
 def template(file):
-    """Return a template of this folder. Raise UserError where jinja2 is missing."""
+    """Return the jinja2 template `file` of this folder. Raise UserError if jinja2 is missing."""
     try:
         import jinja2
     except ImportError as error:
@@ -24,7 +24,7 @@ def template(file):
 
 
 def save(path, page):
-    """Write a page atomically, make its folder, and return its path. Raise UserError where it cannot be written."""
+    """Write `page`, a str, to `path` atomically, and return `path`. Create its folder. Raise UserError if writing fails."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(path, page)

@@ -1,4 +1,4 @@
-"""Images of the report: reconstructions, trivial fills, their errors on masked pixels, and data URIs."""
+"""Images of the report: reconstructions, baseline fills, their errors on masked pixels, and data URIs."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ def settled(images, quarter):
 
 
 def _chunked(images, make):
-    """Return make(chunk) of all images, in chunks of one size."""
+    """Return make(chunk) of all images, concatenated. The last chunk is padded, so that `make` compiles once."""
     parts = []
     for start in range(0, len(images), _CHUNK):
         chunk = images[start : start + _CHUNK]

@@ -1,1 +1,1 @@
-"""What the training loop stands on."""
+"""The training loop, its state, checkpoints, optimizer, sharding and processes."""

@@ -1,6 +1,6 @@
-"""Tables of the configs that a workdir with a checkpoint may hold: a pre-training, a fine-tuning, a detector, ported weights.
+"""Tables of config fields for pre-training, fine-tuning, detection and ported weights.
 
-Each field comes from its owner: data, models, methods, this room. Here they are put in the order of config.json.
+Each field comes from its owner in data/, models/, methods/ or train/. The tables put them in the order of config.json.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from qbheat_jax.models.fields import ENCODER, PIXELS
 from qbheat_jax.train import fields
 
 _SEED = {"seed": Field(0, "root of every random number of the run", SEED)}
-# What --init brings, where the config does not say.
+# Fields whose default comes from --init.
 _BROUGHT = {
     "image_size": Field(0, "pixels a side; 0: as the encoder was trained", at_least(0)),
     "encoder.name": Field("", "the encoder of init random; a directory brings its own"),
@@ -36,8 +36,10 @@ def pretrain():
     return Table(
         {
             **_SEED,
-            **_objective(base.PRETRAIN, f"what is learnt from: {methods.described(base.PRETRAIN)}"),
-            "init": Field("", "a run or ported checkpoint (directory) whose encoder is started from; empty: none"),
+            **_objective(base.PRETRAIN, f"the pre-training method: {methods.described(base.PRETRAIN)}"),
+            "init": Field(
+                "", "start from the encoder of a run or ported checkpoint (directory); empty: from random weights"
+            ),
             **DATA,
             **SPLIT,
             "data.eval_split": Field("val", "the split whose loss is reported every eval_every steps; empty: none"),
@@ -65,13 +67,13 @@ def finetune():
         {
             **_SEED,
             **_objective(base.FINETUNE, "a classifier, trained from end to end"),
-            "init": Field("", "a run or ported checkpoint (directory) whose encoder is started from, or random"),
+            "init": Field("", "start from the encoder of a run or ported checkpoint (directory), or random"),
             **DATA,
             "data.source": Field("", "labelled images; empty: those the encoder was trained on"),
             **SPLIT,
             "data.eval_split": Field(
                 "val",
-                "the split that is watched every eval_every steps, unless it is the one tested on; empty: none",
+                "the split measured every eval_every steps, unless it is the test split; empty: none",
             ),
             **FEW_SHOT,
             "image_size": _BROUGHT["image_size"],
@@ -84,13 +86,13 @@ def finetune():
             "encoder.drop_path": dataclasses.replace(
                 ENCODER["encoder.drop_path"],
                 default=0.1,
-                doc="stochastic depth rate, that of init's own training gives way to it",
+                doc="stochastic depth rate; replaces that of init's own training",
             ),
             **PIXELS,
             **methods.fields(base.FINETUNE),
             "layer_decay": Field(
                 0.75,
-                "the learning rate of each layer is that of the next one, nearer to the output, times this",
+                "layer-wise decay: learning rate of a layer over that of the next one, towards the output",
                 POSITIVE_FRACTION,
             ),
             **fields.learning_rate(5e-4),
@@ -110,13 +112,13 @@ def detect():
         {
             **_SEED,
             **_objective(base.DETECT, f"the detector: {methods.described(base.DETECT)}"),
-            "init": Field("", "a run or ported checkpoint (directory) whose encoder is taken, or random"),
+            "init": Field("", "use the encoder of a run or ported checkpoint (directory), or random"),
             **_without(DATA, *CACHE),
             "data.source": Field(
                 "scenes", "images with boxes: coco:IMAGES_DIR,ANNOTATIONS.json[,...], tfds:coco/2017 or scenes"
             ),
             **SPLIT,
-            "data.eval_split": Field("val", "the split that AP is of; empty: none"),
+            "data.eval_split": Field("val", "the split that AP is measured on; empty: none"),
             **boxes.FIELDS,
             "image_size": _BROUGHT["image_size"],
             "batch_size": Field(16, "examples a step, over all devices", POSITIVE),
@@ -138,7 +140,7 @@ def detect():
 
 
 def classifier():
-    """Return the table of a ported checkpoint: a model, and nothing of how it was trained."""
+    """Return the table of a ported checkpoint: the model's fields, without those of training."""
     return Table(
         {
             **_objective(base.PORTED, "an encoder and, where it has classes, its head"),
@@ -162,7 +164,7 @@ def of(given):
 
 
 def resolve(given):
-    """Return the checked config of {dotted key: value} whose objective says which table it belongs to."""
+    """Return the checked config of {dotted key: value}. Its objective determines the table."""
     return config_lib.resolve(given, of(given))
 
 

@@ -19,28 +19,28 @@ LENGTH = {
 }
 LOOP = {
     "warmup": Field(0, "linear warm-up; then a cosine to 0", at_least(0), duration=True),
-    "weight_decay": Field(0.05, "AdamW's, not on biases and norms", at_least(0)),
-    "adam_b1": Field(0.9, "AdamW's first decay", BELOW_ONE),
-    "adam_b2": Field(0.95, "AdamW's second decay", BELOW_ONE),
+    "weight_decay": Field(0.05, "AdamW's weight decay; biases and norms are not decayed", at_least(0)),
+    "adam_b1": Field(0.9, "AdamW's decay of the first moment", BELOW_ONE),
+    "adam_b2": Field(0.95, "AdamW's decay of the second moment", BELOW_ONE),
     "clip_norm": Field(0.0, "largest norm of the gradient; 0: no clipping", at_least(0)),
-    "ema": Field(0.0, "decay of an average of the parameters, which then is what is evaluated; 0: none", BELOW_ONE),
+    "ema": Field(0.0, "EMA decay of the parameters; the average is evaluated; 0: no average", BELOW_ONE),
     "mesh.data": Field(-1, "devices over which the batch is split; -1: all that are left", _AXIS, resumable=True),
     "mesh.fsdp": Field(1, "devices over which batch and parameters are split", _AXIS, resumable=True),
     "mesh.model": Field(
         1, "devices over which heads and hidden units of transformer blocks are split", _AXIS, resumable=True
     ),
     "accumulate": Field(
-        1, "parts of a batch that go through one after the other, for their summed gradient; see state.py", at_least(1)
+        1, "gradient accumulation: parts of a batch, processed one after the other; see train/state.py", at_least(1)
     ),
     "remat": Field(
         "none",
-        "what of a block is kept for its gradient, a policy of jax.checkpoint_policies (nothing_saveable: blocks are "
-        "computed twice, the least memory); none: all of it",
+        "rematerialisation of blocks, a policy of jax.checkpoint_policies (nothing_saveable takes the least memory and "
+        "computes blocks twice); none: keep all activations",
         ("none", "nothing_saveable", "dots_with_no_batch_dims_saveable", "dots_saveable"),
         resumable=True,
     ),
     "bn_groups": Field(
-        1, "parts of a batch, each normalised by its own statistics; 1: batch norm is over all devices", at_least(1)
+        1, "batch norm groups: parts of a batch with statistics of their own; 1: over the global batch", at_least(1)
     ),
     "log_every": Field(50, "steps between lines of metrics", POSITIVE, duration=True, resumable=True),
     "eval_every": Field(0, "steps between evaluations; 0: only at the end", at_least(0), duration=True, resumable=True),

@@ -104,7 +104,7 @@ class Progress:
 
     @contextlib.contextmanager
     def waiting(self, busy=lambda: False):
-        """Count the time inside as waiting for data, unless `busy()` says afterwards that the device is still computing."""
+        """Count the time of the block as waiting for data, unless `busy()` is true afterwards: the device still computes."""
         start = time.perf_counter()
         yield
         if not busy():

@@ -73,7 +73,7 @@ class Coco(base.Source):
         return None if paths.remote(folder) else [files.join(folder, image["file_name"]) for image in images]
 
     def fetch(self, split, index):
-        """Return the example; raise OSError if the file cannot be read."""
+        """Return (encoded bytes, label -1, path). Raise OSError if the file cannot be read."""
         split = self.split(split)
         path = files.join(self._folders[split], self._truth[split]["images"][index]["file_name"])
         return files.read(path), -1, path

@@ -73,7 +73,7 @@ class Folder(base.Source):
         return None if paths.remote(self.path) else self._files[self.split(split)]
 
     def fetch(self, split, index):
-        """Return the example; raise OSError if the file cannot be read."""
+        """Return (encoded bytes, label, path). Raise OSError if the file cannot be read."""
         split = self.split(split)
         path = self._files[split][index]
         return files.read(path), int(self._labels[split][index]), path

@@ -88,7 +88,7 @@ class Tfds(base.Source):
         return f"{super().identity(split)} {self._builder.info.full_name}"
 
     def fetch(self, split, index):
-        """Return the example; raise OSError, with the example's name, if its record cannot be read."""
+        """Return (encoded bytes or uint8 [H, W, C], label, name). Raise OSError with the name if the record is unreadable."""
         split = self.split(split)
         return (*self._content(self._example(split, index)), self._name(split, index))
 

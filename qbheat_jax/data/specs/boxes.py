@@ -24,10 +24,10 @@ class BoxesSpec(ImageSpec):
     The longer side is scaled to image_size. In training the scale is multiplied by a number from the range `jitter`, uniform
     in its logarithm (large-scale jitter, arXiv 2012.07177). An image larger than the square is cropped, anywhere in training;
     a smaller one lies in the top left corner, anywhere in training, and the rest is grey. `flip` mirrors half of the training
-    images. `count` is the length of the list: the largest boxes of an image that has more. A batch has besides
+    images. `count` is the length of the list; of an image with more boxes the largest are kept. A batch also has
 
         boxes    float32 [B, count, 4]  corners in pixels of the batch's image, see qbheat_jax.ops.boxes
-        classes  int32 [B, count]       -1 where the list is filled up
+        classes  int32 [B, count]       -1 for padding
         scale    float32 [B, 2]         pixels of the batch's image to one of the original, down and right; outside training
                                         both have the same top left corner
     """
@@ -61,7 +61,7 @@ class BoxesSpec(ImageSpec):
         image = pixels(data, label.size)
         if image.shape[:2] != label.size:
             have, said = ("{} x {}".format(*size[::-1]) for size in (image.shape[:2], label.size))
-            raise decode.BadImage(f"it is {have} pixels and annotated as {said}")
+            raise decode.BadImage(f"it has {have} pixels but is annotated as {said}")
         scaled, offset = self.place(epoch, index, *label.size)
         scale = np.array(scaled) / label.size
         out["image"][k] = paste(image, scaled, offset, self.image_size)
@@ -74,7 +74,11 @@ class BoxesSpec(ImageSpec):
         out["mask"][k] = True
 
     def place(self, epoch, index, height, width):
-        """Return ((height, width) of the scaled image, (y, x) of its top left corner, below 0 where it is cut off)."""
+        """Draw the scale and position of an image in the square; both are fixed outside training.
+
+        Returns:
+          ((height, width) of the scaled image, (y, x) of its top left corner, negative where the image is cropped).
+        """
         longer, factor = max(height, width), 1.0
         draws = augment.rng(self.seed, epoch, index, "crop").random(3) if self.train else np.zeros(3)
         if self.train:
@@ -85,9 +89,13 @@ class BoxesSpec(ImageSpec):
 
 
 def paste(image, scaled, offset, size):
-    """uint8 [H, W, 3] scaled to `scaled` (height, width), its top left corner at `offset` (y, x) -> uint8 [size, size, 3].
+    """Return a grey square uint8 [size, size, 3] with an image pasted into it. Only the visible part is resized.
 
-    Grey where there is no image. Only what is seen is scaled.
+    Args:
+      image: uint8 [H, W, 3].
+      scaled: (height, width) that the whole image is scaled to.
+      offset: (y, x) of its top left corner in the square.
+      size: pixels a side of the square.
     """
     out = np.full((size, size, 3), MEAN_GREY, np.uint8)
     spans = [_seen(o, s, size) for o, s in zip(offset, scaled)]

@@ -11,7 +11,7 @@ from qbheat_jax.data import augment, decode, placement
 # normalisation. `mask` is False there.
 MEAN_GREY = (124, 116, 104)
 
-# What a batch tells of its examples that no step takes.
+# Entries of a batch that the train step does not read.
 UNTRAINED = ("index", "scale")
 
 FIELDS = {
@@ -134,7 +134,7 @@ class ImageSpec:
 
 
 def pixels(content, size=None):
-    """Return uint8 [H, W, 3] of what a source fetches: encoded bytes or decoded pixels. size: as of `decode.decode`."""
+    """Return uint8 [H, W, 3] of what a source fetches: encoded bytes or decoded pixels. size: as in `decode.decode`."""
     return as_rgb(content) if isinstance(content, np.ndarray) else decode.decode(content, size)
 
 
@@ -167,7 +167,7 @@ def build(spec, fetch, epochs, indices, bad, jpeg_window=None, out=None):
     """Return a chunk of a batch: `out`, made by `spec.empty`, filled in.
 
     Args:
-      spec: ImageSpec or a subclass, which says what the chunk holds.
+      spec: ImageSpec or a subclass, which defines the entries of the chunk.
       fetch: Function of (k, index) that returns (data, label, name) of the example at row k.
       epochs, indices: int64 [c]; index -1 is padding.
       bad: `BadFiles` that gets what cannot be read or decoded; such examples stay masked.

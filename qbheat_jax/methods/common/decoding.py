@@ -6,8 +6,10 @@ from qbheat_jax.config import POSITIVE, Field, at_least, refuse
 
 FIELDS = {
     "decoder.width": Field(512, "channels of the decoder's blocks (our choice; of MAE too)", POSITIVE),
-    "decoder.depth": Field(4, "its transformer blocks; 0: purely linear (our choice; 8 in MAE)", at_least(0)),
-    "decoder.heads": Field(8, "their attention heads (our choice; MAE's are 16)", POSITIVE),
+    "decoder.depth": Field(
+        4, "transformer blocks of the decoder; 0: purely linear (our choice; 8 in MAE)", at_least(0)
+    ),
+    "decoder.heads": Field(8, "attention heads of the decoder's blocks (our choice; 16 in MAE)", POSITIVE),
 }
 
 

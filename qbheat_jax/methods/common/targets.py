@@ -20,12 +20,12 @@ FIELDS = {
         "weight of predicting each patch's histogram of oriented gradients too, MaskFeat's target; 0: not (our choice)",
         at_least(0),
     ),
-    "loss_on": Field("masked", "cells that count (masked is the paper's, and MAE's and SimMIM's)", ("masked", "all")),
+    "loss_on": Field("masked", "cells in the loss (masked in the paper, MAE and SimMIM)", ("masked", "all")),
 }
 
 
 def statistics(patches):
-    """Return mean and standard deviation of each patch, as of MAE's norm_pix: [..., P] -> two [..., 1]."""
+    """Return (mean, standard deviation) of each patch, as in MAE's norm_pix: [..., P] -> two arrays [..., 1]."""
     return patches.mean(-1, keepdims=True), jnp.sqrt(patches.var(-1, keepdims=True, ddof=1) + 1e-6)
 
 

@@ -1,4 +1,4 @@
-"""One file an architecture, each with its TABLE: found by being there."""
+"""Tables of parameter names, one file an architecture. Every file of this folder defines TABLE and is found by itself."""
 
 import importlib
 import pkgutil
@@ -10,7 +10,7 @@ TABLES = tuple(importlib.import_module(f"{__name__}.{file.name}").TABLE for file
 
 
 def of(arch):
-    """The table of an encoder of the registry. UserError where there is no such encoder, or no table for it."""
+    """Return the `Table` of an encoder of the registry. Raise UserError if the encoder or its table does not exist."""
     entry = registry.ENCODERS.get(arch)
     for table in TABLES:
         if entry is not None and table.fits(entry):

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 by the names of efficientnet_lite_pytorch."""
+"""Parameter names of EfficientNet-Lite0 in efficientnet_lite_pytorch."""
 
 from qbheat_jax.models.mobilenet import VARIANTS, MobileNet
 from qbheat_jax.port.names import Table

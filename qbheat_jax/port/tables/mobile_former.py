@@ -1,10 +1,11 @@
-"""Mobile-Former as released (arXiv 2108.05895), and QB-Heat's own sizes, whose last convolution is called `last` here."""
+"""Parameter names of Mobile-Former's release (arXiv 2108.05895). QB-Heat's sizes add a last convolution, `last`."""
 
 from qbheat_jax.models.mobile_former import MobileFormer
 from qbheat_jax.port.names import Table
 
 
 def signs(variant):
+    """Return {parameter name: shape} that a file of this variant must have."""
     last = len(variant.blocks) - 1
     return {
         "stem.0.weight": (variant.stem, 3, 3, 3),

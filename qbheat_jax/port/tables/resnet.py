@@ -1,10 +1,11 @@
-"""ResNet by the names of torchvision, which are timm's and, without its wrapping, MoCo's."""
+"""Parameter names of ResNet in torchvision. timm uses the same, and MoCo's release too, once its prefix is removed."""
 
 from qbheat_jax.models.resnet import ResNet
 from qbheat_jax.port.names import Table
 
 
 def signs(encoder):
+    """Return {parameter name: shape} that a file of this encoder must have."""
     shape = (512, 512, 3, 3)
     last = f"layer4.{encoder.blocks[3] - 1}"
     third = f"layer3.{encoder.blocks[2] - 1}.conv1.weight"

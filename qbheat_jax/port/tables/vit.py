@@ -1,4 +1,4 @@
-"""ViT by the names of timm, which are DeiT's and MAE's."""
+"""Parameter names of ViT in timm. DeiT and MAE use the same."""
 
 import math
 
@@ -8,16 +8,22 @@ from qbheat_jax.port.names import Table
 
 
 def options(shapes):
-    """The encoder's fields that a file decides: whether it has a class token, and the grid of its position code.
+    """Return {config field: value} of the encoder in a file: class token, kind and grid of the position code.
 
-    UserError for a position code that is not that of a square.
+    Args:
+      shapes: {parameter name: shape} of the file.
+
+    Raises:
+      UserError: the cells of the position code are no square.
     """
     class_token = "cls_token" in shapes
     positions = shapes.get("pos_embed", (1, 14 * 14 + class_token))
     cells = positions[1] - class_token if len(positions) > 1 else 0
     grid = math.isqrt(max(0, cells))
     if grid == 0 or grid * grid != cells:
-        raise UserError(f"pos_embed {list(positions)} is the position code of {cells} cells, which are no square grid")
+        raise UserError(
+            f"pos_embed {list(positions)} is the position code of {cells} cells: it takes a square number of them"
+        )
     return {"encoder.class_token": class_token, "encoder.position": "learnt", "encoder.grid": grid}
 
 

@@ -164,7 +164,7 @@ def compile(traced, options=None):
       options: {name: value} of XLA's options for this program.
 
     Returns:
-      A `Compiled`. If the program is too large for the chip, its `refusal` says so.
+      A `Compiled`. If the program is too large for the chip, its `refusal` is the reason.
 
     Raises:
       jax.errors.JaxRuntimeError: Any other failure of the compiler.
