@@ -71,7 +71,7 @@ def main(address, count, index, folder):
     data.open_source = lambda spec, **_: sources[spec]
     measured = {name: measure(name, fsdp=2) for name in METRICS}
     measured["detect"] = detect.run(detection.config(**DETECTOR), folder / "detect")
-    tuned = finetuning.config(encoder__name="pebble", mesh__fsdp=2, eval_every=1)
+    tuned = finetuning.config(encoder__name="pebble", mesh__fsdp=2, eval_every=1, layer_decay=1.0)
     measured["finetune"] = finetune.run(tuned, folder / "finetune")
     (folder / f"{jax.process_index()}.json").write_text(json.dumps(measured))
 

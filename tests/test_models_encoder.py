@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from qbheat_jax import api, data
-from qbheat_jax import config as config_lib
 from qbheat_jax.errors import BAD_INPUT, UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.encoder import Encoder
 from qbheat_jax.tasks import finetune, pretrain
+from qbheat_jax.train import config_tables
 from tests.probe_data import Blobs
 
 
@@ -45,7 +45,7 @@ def tuning(**fields):
         "batch_size": 16,
         "total_steps": 2,
     }
-    return config_lib.resolve({**given, **fields}, config_lib.FINETUNE)
+    return config_tables.resolve({"objective": "finetune", **given, **fields})
 
 
 def test_it_pretrains_and_loads(small_config, tmp_path):

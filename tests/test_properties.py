@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from qbheat_jax import config as config_lib
 from qbheat_jax.data import order
 from qbheat_jax.ops import boxes, quarters, resample
-from qbheat_jax.train import optim
+from qbheat_jax.train import config_tables, optim
 
 # The same examples in every run, so that a failure can be repeated. Compiled functions take longer per example.
 many = settings(derandomize=True, database=None, deadline=None, max_examples=60)
@@ -226,7 +226,7 @@ def test_one_duration_in_every_unit(epochs, batch, steps_an_epoch, total):
 @given(st.integers(1, 10**5), st.integers(1, 4096), st.integers(1, 2 * 10**6))
 @example(29, 1, 100)  # 0.29 * 100 is a little less than 29 in floats
 def test_a_run_of_epochs_has_the_whole_steps_of_their_exact_product(hundredths, batch, examples):
-    config = config_lib.resolve({"total_epochs": hundredths / 100, "batch_size": batch})
+    config = config_tables.resolve({"total_epochs": hundredths / 100, "batch_size": batch})
     exact = Fraction(hundredths, 100) * examples / batch
     assert optim.total_steps(config, examples) == max(1, int(exact))
 
@@ -234,7 +234,9 @@ def test_a_run_of_epochs_has_the_whole_steps_of_their_exact_product(hundredths, 
 @many
 @given(st.sampled_from(UNITS), st.sampled_from(UNITS), st.integers(1, 90), st.integers(1, 90))
 def test_a_duration_of_the_command_line_takes_the_place_of_the_files(old, new, before, after):
-    merged = config_lib.merge({f"warmup{old}": before, "total_steps": 10}, {f"warmup{new}": after})
+    merged = config_lib.merge(
+        {f"warmup{old}": before, "total_steps": 10}, {f"warmup{new}": after}, config_tables.PRETRAIN
+    )
     assert merged == {f"warmup{new}": after, "total_steps": 10}
-    config = config_lib.resolve(merged)
-    assert config[f"warmup{new}"] == after and config_lib.from_json(config_lib.to_json(config)) == config
+    config = config_tables.resolve(merged)
+    assert config[f"warmup{new}"] == after and config_tables.from_json(config_lib.to_json(config)) == config

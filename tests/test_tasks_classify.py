@@ -232,7 +232,7 @@ def test_mistakes_are_one_sentence(model, folder, tmp_path):
     for path in ("train/fig", "val/fig", "val/plum"):
         (alone / path).mkdir(parents=True)
         Image.fromarray(picture(0)).save(alone / path / "a.png")
-    fails("1 images are of the class 'plum', which no split trained on has", f"folder:{alone}")
+    fails("1 images .*'plum'", f"folder:{alone}")
 
 
 def test_a_list_of_names_of_another_length_is_refused(tmp_path):

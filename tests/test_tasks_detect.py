@@ -465,4 +465,4 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "w" / "report" / "index.html").is_file()
     (tmp_path / "w" / "curves.json").write_text("{")  # torn
     assert cli.main(["report", "--workdir", str(tmp_path / "w")]) == 2
-    assert "holds a detector that has no AP yet" in capsys.readouterr().err
+    assert "data.eval_split" in capsys.readouterr().err
