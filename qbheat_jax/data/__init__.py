@@ -67,26 +67,6 @@ def train_batches(
       cache: `DeviceCache` of the split, which gives the same stream as global batches on its mesh.
       rows: int [n], this process's rows of the global batch, see `device_mesh.rows`.
 
-    Args:
-      source: Source of images.
-      split: Name of the split.
-      batch_size: Examples of a global batch.
-      image_size: Pixels a side of the crops.
-      seed: Root of all draws.
-      flip: Mirror half of the images.
-      placements: Placements that the visible quarter is drawn from.
-      crop_scale, crop_ratio: Ranges of the random crop.
-      views: 2 for a second crop of every image, `image2`.
-      boxes: Length of the list of boxes, 0 for none, see `boxes.BoxRecipe`.
-      jitter: With boxes, the range of the images' scale.
-      position: The first example's place in the run's global stream; the iterator's `.position` is that of the next batch.
-      process_index, process_count: Which of how many equal parts of the batch is this process's, where `rows` is None.
-      workers: Threads, 0 for one a core.
-      prefetch: Batches made ahead.
-      bad: A `BadFiles`, checked after every batch; without one, bad files are only logged.
-      cache: A `DeviceCache` of the split, which gives the same stream as global batches on its mesh.
-      rows: int [n], this process's rows of the global batch, see `device_mesh.rows`.
-
     Raises:
       UserError: an unknown split, fewer images than a batch, or a batch that the processes cannot share.
     """
@@ -96,14 +76,11 @@ def train_batches(
 
 def eval_batches(
     source,
+    spec,
     *,
     split,
     batch_size,
-    image_size,
-    seed,
-    placements=(0,),
     epochs=1,
-    boxes=0,
     process_index=0,
     process_count=1,
     workers=0,
@@ -114,20 +91,16 @@ def eval_batches(
 ):
     """Return an iterator over this process's batches of a split in its own order, without augmentation.
 
-    An image of image_size x image_size is taken as it is. Of another one the shorter side is scaled to image_size / 0.875 and
-    the centre cut out. The last batch of an epoch is filled with padding (mask False), so every process yields
-    ceil(n / batch_size) batches an epoch. The placement depends on (seed, index) alone.
+    The last batch of an epoch is filled with padding (mask False), so every process yields ceil(n / batch_size) batches an
+    epoch. The placement depends on (seed, index) alone.
 
     Args:
+      spec: ImageSpec or a subclass, without `train`, see `ImageSpec.evaluation`.
       epochs: Passes over the split.
-      boxes: Length of the list of boxes, see `BoxesSpec`; the whole image is then shown, its longer side scaled to
-        image_size. 0: no boxes.
 
-    Other arguments are those of `train_batches` and `ImageSpec`. Raises UserError for an unknown split and for a batch that
-    the processes cannot share.
+    Other arguments are those of `train_batches`. Raises UserError for an unknown split and for a batch that the processes
+    cannot share.
     """
-    how = (image_size, seed, tuple(placements), False)
-    spec = BoxesSpec(*how, count=boxes) if boxes else ImageSpec(*how)
     plan = Plan(source, split, spec, batch_size, process_index, process_count, bad, epochs=epochs, rows=rows)
     return _batches(plan, workers, prefetch, cache)
 
@@ -137,7 +110,7 @@ def _batches(plan, workers, prefetch, cache):
         from qbheat_jax.data.device_cache import DeviceBatches  # brings jax
 
         return DeviceBatches(plan, cache)
-    if plan.spec.boxed and plan.source.plain:
+    if plan.spec.annotation and plan.source.plain:
         return PlainBatches(plan)
     if isinstance(plan.source, Synthetic):
         return NumpyBatches(plan)

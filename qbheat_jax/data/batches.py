@@ -52,9 +52,10 @@ class Plan:
         self.bad = bad if bad is not None else BadFiles(1.0, n)
 
     def fetch(self, index):
-        """Example `index` as its source has it, (data, label, name); with a spec of boxes its `Boxes` for a label."""
+        """Example `index` as its source has it, (data, label, name); the label is what the spec's `annotation` names."""
         data, label, name = self.source.fetch(self.split, index)
-        return data, self.source.boxes(self.split, index) if self.spec.boxed else label, name
+        kind = self.spec.annotation
+        return data, getattr(self.source, kind)(self.split, index) if kind else label, name
 
 
 class Batches:

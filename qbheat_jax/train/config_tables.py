@@ -9,7 +9,7 @@ from qbheat_jax import config as config_lib
 from qbheat_jax import methods
 from qbheat_jax.config import POSITIVE, POSITIVE_FRACTION, SEED, Field, Table, at_least
 from qbheat_jax.data.fields import CACHE, DATA, FEW_SHOT, SPLIT
-from qbheat_jax.data.specs import boxes, image
+from qbheat_jax.data.specs import image
 from qbheat_jax.methods import base
 from qbheat_jax.models.fields import ENCODER, PIXELS
 from qbheat_jax.train import fields
@@ -117,7 +117,6 @@ def detect():
             ),
             **SPLIT,
             "data.eval_split": Field("val", "the split that AP is of; empty: none"),
-            **boxes.FIELDS,
             "image_size": _BROUGHT["image_size"],
             "batch_size": Field(16, "examples a step, over all devices", POSITIVE),
             **fields.LENGTH,
@@ -128,6 +127,9 @@ def detect():
                 0, "pixels a cell, where the encoder leaves a choice; 0: as it was trained", at_least(0)
             ),
             **PIXELS,
+            "tune": Field(False, "train the encoder too; its batch norm stays frozen"),
+            "encoder_rate": Field(0.1, "with tune, the encoder's learning rate is the detector's times this", POSITIVE),
+            "detector.classes": Field(0, "set from the data", at_least(0)),
             **methods.fields(base.DETECT),
             **fields.learning_rate(1e-3),
             "adam_b2": dataclasses.replace(fields.LOOP["adam_b2"], default=0.999),
