@@ -20,7 +20,7 @@ def block(path):
 
 
 def steps(section):
-    """The files that the section of CONTRIBUTING.md asks to be touched."""
+    """The files that a section of CONTRIBUTING.md touches."""
     (body,) = re.findall(rf"^## {section}\n(.*?)(?=^## )", TEXT, re.DOTALL | re.MULTILINE)
     return [match[1] for match in CODE.finditer(body)]
 
@@ -42,14 +42,14 @@ def insert(path, after, text):
 
 
 def name_method(room, line, after):
-    """An import and one line of METHODS."""
+    """Add an import and one line to METHODS."""
     methods, name = room / "qbheat_jax/methods/__init__.py", line.rpartition(" ")[2]
     insert(methods, r"\nfrom qbheat_jax.errors import [^\n]*\n", f"{line}\n")
     insert(methods, rf"\n        {after},\n", f"        {name},\n")
 
 
 def python(room, *arguments):
-    """What Python prints that runs a module of the copy."""
+    """Run a module of the copy, and return what it prints."""
     command = [sys.executable, "-m", *map(str, arguments)]
     got = subprocess.run(command, cwd=room, env={**os.environ, "PYTHONPATH": str(room)}, capture_output=True, text=True)
     assert got.returncode == 0, got.stdout + got.stderr
@@ -79,7 +79,7 @@ def test_an_encoder_a_method_and_a_data_set_are_a_file_and_a_line_each(small_con
 
 
 def test_a_dense_probe_is_six_files_whose_test_passes(tmp_path):
-    files = steps("Add a dense probe")
+    files = steps("Add a probe")
     assert len(files) == 6
     copy(tmp_path, *(path for path in files if path != "qbheat_jax/methods/__init__.py"))
     name_method(tmp_path, "from qbheat_jax.methods.segment import Segment", "Detr")

@@ -1,8 +1,8 @@
-"""Measure a model on a split: one loop, and one file a metric. A metric that a method names is found by being there."""
+"""Measure a model on a split: one loop, and one file a metric."""
 
 import importlib
 
 
 def metric_of(method):
-    """Return the `evaluate.Metric` subclass of a method that names one: METRIC of `eval/NAME.py`, NAME its `METRIC`."""
+    """Return the `evaluate.Metric` subclass that measures a method: METRIC of the file in `eval/` that the method names."""
     return importlib.import_module(f"{__name__}.{method.METRIC}").METRIC

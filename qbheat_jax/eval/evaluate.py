@@ -21,7 +21,7 @@ class Metric:
     Attributes:
       name: Its name in errors.
       headline: The figure to quote where one number has to do.
-      quoted: Those of a result's line.
+      quoted: The figures of a result's line.
       inputs: Names of the arrays of a batch that `sums` reads, "mask" among them.
     """
 
@@ -49,8 +49,8 @@ class Metric:
         """Return the results of all batches' total.
 
         Returns:
-          ({name: number, or None where it is undefined}, dict of further details). The metric of an annotation has
-          "per_class" {class name: number}, and the others of its details become files of the workdir.
+          ({name: number, or None where it is undefined}, dict of further details). The metric that a method names has the
+          detail "per_class", {class name: number}. Each other detail becomes a file of the workdir.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Train a detector, or another method of its task, on an encoder's maps, by default frozen, and measure its own metric."""
+"""Train a detector, or another method of its task, on an encoder's maps, by default frozen, and measure it."""
 
 import json
 
@@ -78,7 +78,7 @@ def run(config, workdir):
 def line(result):
     """Return a result in one line."""
     quoted = metric_of(methods.METHODS[result["protocol"]]).quoted
-    figures = ", ".join(f"{name} {result[name]:.3f}" for name in quoted if name in result)
+    figures = ", ".join(f"{name} {result[name]:.3f}" for name in quoted if result.get(name) is not None)
     measured = f"{figures} on {result['n']} images" if figures else "not measured"
     return f"{result['protocol']} on {result['init']}: {measured} ({result['seconds']:.0f} s)"
 

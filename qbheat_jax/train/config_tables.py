@@ -116,7 +116,7 @@ def detect():
                 "scenes", "images with boxes: coco:IMAGES_DIR,ANNOTATIONS.json[,...], tfds:coco/2017 or scenes"
             ),
             **SPLIT,
-            "data.eval_split": Field("val", "the split that AP is of; empty: none"),
+            "data.eval_split": Field("val", "the split that AP, or the method's own metric, is of; empty: none"),
             "image_size": _BROUGHT["image_size"],
             "batch_size": Field(16, "examples a step, over all devices", POSITIVE),
             **fields.LENGTH,
