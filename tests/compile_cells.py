@@ -244,7 +244,7 @@ def _analyse(devices, encoder):
 def _detect(devices, encoder, detector):
     """Detections, which AP is measured on."""
     shapes = _Shapes(config(encoder, detector), devices)
-    yield shapes.evaluation(AveragePrecision(shapes.objective, None, "val", shapes.config.data.max_boxes))
+    yield shapes.evaluation(AveragePrecision(shapes.objective, None, "val"))
 
 
 def _probe(devices, encoder):

@@ -35,7 +35,7 @@ def evaluator(name, fsdp=1, batch_size=16, cached=False):
         source, split = detection.Squares(), "val"
         config = detection.config(**{**DETECTOR, **shared, "detector__classes": 2})
         objective = methods.build(config)
-        metric = AveragePrecision(objective, source, split, config.data.max_boxes)
+        metric = AveragePrecision(objective, source, split)
     elif name == "accuracy":
         source, split = Blobs(), "test"
         config = finetuning.config(**shared, encoder__name="pebble", head__classes=4, data__device_cache=cached)
@@ -46,7 +46,7 @@ def evaluator(name, fsdp=1, batch_size=16, cached=False):
         fields = {"mesh.fsdp": fsdp, "batch_size": batch_size, "decoder.width": 32, "data.device_cache": cached}
         config = config_tables.resolve({**conftest.SMALL, **fields})
         objective = methods.build(config)
-        metric = LabelFree(objective, (0, 3, 4))
+        metric = LabelFree(objective)
     batch = {
         "image": np.zeros((2, 32, 32, 3), np.uint8),
         "quarter": np.zeros(2, np.int32),

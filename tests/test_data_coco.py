@@ -13,7 +13,7 @@ from qbheat_jax import data
 from qbheat_jax.data import decode
 from qbheat_jax.data.sources import scenes
 from qbheat_jax.errors import UserError
-from tests.batches import train_batches
+from tests.batches import eval_batches, train_batches
 
 TRUTH = {
     "images": [{"id": n, "file_name": f"{n}.png", "width": 40, "height": 30} for n in (7, 3, 9)],
@@ -58,13 +58,13 @@ def test_images_and_boxes(made):
 def test_batches_have_the_boxes_of_their_images_and_crowds_are_not_trained_on(made):
     source = data.open_source(made())
     bad = data.BadFiles(0.0, 3)
-    batches = data.eval_batches(source, split="train", batch_size=4, image_size=40, seed=0, boxes=3, bad=bad)
+    batches = eval_batches(source, split="train", batch_size=4, image_size=40, seed=0, boxes=3, bad=bad)
     batch = next(batches)
     batches.close()
     assert batch["mask"].tolist() == [True] * 3 + [False] and batch["classes"].tolist()[1] == [1, -1, -1]
     assert batch["image"][:3, 0, 0, 0].tolist() == [3, 7, 9]
     np.testing.assert_array_equal(batch["boxes"][1, 0], [2, 3, 12, 15])
-    plain = data.eval_batches(source, split="train", batch_size=4, image_size=40, seed=0, placements=(0,))
+    plain = eval_batches(source, split="train", batch_size=4, image_size=40, seed=0, placements=(0,))
     assert set(next(plain)) == {"image", "quarter", "label", "mask", "index"}, "they can be pre-trained on as well"
     plain.close()
 
@@ -125,7 +125,7 @@ def test_what_can_be_repaired_is_counted(made, caplog):
 def test_an_image_of_another_size_than_annotated_is_a_bad_file(made):
     source = data.open_source(made(lambda t: t["images"][0].update(width=30, height=40)))
     bad = data.BadFiles(0.5, 3)
-    batches = data.eval_batches(source, split="train", batch_size=3, image_size=32, seed=0, boxes=3, bad=bad)
+    batches = eval_batches(source, split="train", batch_size=3, image_size=32, seed=0, boxes=3, bad=bad)
     assert next(batches)["mask"].tolist() == [True, False, True] and bad.count == 1
     batches.close()
 
@@ -133,9 +133,15 @@ def test_an_image_of_another_size_than_annotated_is_a_bad_file(made):
 def test_scenes_have_exact_boxes_of_their_own_digits():
     source = data.open_source("scenes:24")
     assert source.splits == {"train": 24, "val": 3, "test": 3} and source.class_names == [str(d) for d in range(10)]
-    again, boxes = scenes.scene("train", 5)
+    again, boxes, mask = scenes.scene("train", 5)
     np.testing.assert_array_equal(again, source.images("train")[5])
     np.testing.assert_array_equal(boxes.corners, data.open_source("scenes:9").boxes("train", 5).corners)
+    np.testing.assert_array_equal(mask, source.masks("train", 5))
+    for (left, top, right, bottom), kind in zip(boxes.corners.astype(int).tolist(), boxes.classes):
+        inside = mask[top:bottom, left:right]
+        assert (inside == 1 + kind).any(0)[[0, -1]].all() and (inside == 1 + kind).any(1)[[0, -1]].all(), "tight boxes"
+        mask[top:bottom, left:right] = 0
+    assert len(boxes) and not mask.any(), "no ink outside the boxes"
     counts = [len(source.boxes("train", n)) for n in range(24)]
     assert min(counts) == 0 and max(counts) > 2, "empty scenes and full ones"
     truth = source.annotations("train")
@@ -292,7 +298,7 @@ def test_boxes_stay_on_their_pixels_whatever_exif_says(tmp_path, caplog, orienta
         source = data.open_source(f"coco:{tmp_path},{tmp_path}/a.json")
     counts = re.search(f"boxes of {0 if told else 1} .* those of {1 if told else 0} ", caplog.text) is not None
     assert counts == (orientation > 1) and len(caplog.records) == (orientation > 1)
-    batches = data.eval_batches(source, split="train", batch_size=1, image_size=40, seed=0, boxes=2)
+    batches = eval_batches(source, split="train", batch_size=1, image_size=40, seed=0, boxes=2)
     batch = next(batches)
     batches.close()
     left, top, right, bottom = (int(v) for v in batch["boxes"][0, 0])

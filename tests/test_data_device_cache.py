@@ -23,7 +23,7 @@ from qbheat_jax.errors import UserError
 from qbheat_jax.probe import encoders
 from qbheat_jax.probe.encode import Encoding
 from qbheat_jax.probe.fields import PROBE
-from tests.batches import train_batches
+from tests.batches import eval_batches, train_batches
 from tests.test_cli import BLOCKED, CONFIGS, ROOT
 from tests.test_data_pipeline import EVAL, KEYS, TRAIN, bag, joined, take
 
@@ -96,8 +96,8 @@ def test_a_folder_of_many_sizes_is_that_of_the_tf_data_pipeline(few):
     cache = cached(few, on=mesh(8), size=90)
     expected = take(train_batches(few, batch_size=8, **TRAIN), 12)
     close(host(take(train_batches(few, batch_size=8, cache=cache, **TRAIN), 12)), expected, 8, 0.97)
-    expected = list(data.eval_batches(few, split="train", batch_size=16, **EVAL))
-    got = host(data.eval_batches(few, split="train", batch_size=16, cache=cache, **EVAL))
+    expected = list(eval_batches(few, split="train", batch_size=16, **EVAL))
+    got = host(eval_batches(few, split="train", batch_size=16, cache=cache, **EVAL))
     close(got, expected, most=1, share_equal=0.99)
     assert joined(got, "mask").tolist() == [True] * 45 + [False] * 3
     assert (got[-1]["image"][-3:] == MEAN_GREY).all() and (got[-1]["index"][-3:] == -1).all()
@@ -112,9 +112,9 @@ def test_larger_images_are_squeezed_and_show_the_same_parts(tmp_path, size, most
     source, evaluation = data.open_source(f"folder:{tmp_path}"), {**EVAL, "image_size": 64, "split": "train"}
     cache, training = cached(source, size=size), {**TRAIN, "image_size": 64}
     got = host(take(train_batches(source, batch_size=4, cache=cache, **training), 6))
-    got += host(data.eval_batches(source, batch_size=4, cache=cache, **evaluation))
+    got += host(eval_batches(source, batch_size=4, cache=cache, **evaluation))
     expected = take(train_batches(source, batch_size=4, **training), 6)
-    expected += list(data.eval_batches(source, batch_size=4, **evaluation))
+    expected += list(eval_batches(source, batch_size=4, **evaluation))
     equal(got, expected, KEYS - {"image"})
     got, expected = joined(got, "image").astype(int), joined(expected, "image")
     assert np.abs(got - expected).mean((1, 2, 3)).max() < most
@@ -206,8 +206,8 @@ def test_tfds_that_is_read_in_order_is_cached_too():
         source = data.open_source("tfds:cifar10")
         assert not source.random_access
         cache = cached(source, on=mesh(2))
-        got = host(data.eval_batches(source, split="train", batch_size=8, cache=cache, **EVAL))
-        equal(got, list(data.eval_batches(source, split="train", batch_size=8, **EVAL)))
+        got = host(eval_batches(source, split="train", batch_size=8, cache=cache, **EVAL))
+        equal(got, list(eval_batches(source, split="train", batch_size=8, **EVAL)))
         batches = host(take(train_batches(source, batch_size=4, cache=cache, **TRAIN), 3))
     assert sorted(joined(batches, "index")) == list(range(12)) and joined(batches, "image").std() > 20
 
@@ -281,7 +281,7 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
 import numpy as np
 from qbheat_jax import data, device_mesh
 from qbheat_jax.data.device_cache import DeviceCache
-from tests.batches import train_batches
+from tests.batches import eval_batches, train_batches
 from tests.test_data_pipeline import TRAIN
 source = data.open_source(sys.argv[3])
 cache = DeviceCache(source, "train", device_mesh.make_mesh({"data": -1, "fsdp": 1}), 50, 1.0)

@@ -13,6 +13,7 @@ from qbheat_jax.data import decode
 from qbheat_jax.data.sources import base, files
 from qbheat_jax.errors import UserError
 from qbheat_jax.tools import doctor
+from tests.batches import eval_batches
 
 
 def picture(path, value=100):
@@ -150,13 +151,13 @@ def test_odd_names_and_links(tmp_path, caplog):
     assert source.splits == {"train": 6}
     assert source.identity("train") == opened(tmp_path).identity("train") and source.identity("train").isprintable()
     bad = data.BadFiles(1.0, 6)
-    batches = data.eval_batches(source, split="train", batch_size=6, image_size=8, seed=0, bad=bad)
+    batches = eval_batches(source, split="train", batch_size=6, image_size=8, seed=0, bad=bad)
     batch = next(batches)
     batches.close()
     assert batch["mask"].sum() == 4 and bad.count == 2 and all(name.isprintable() for name in bad.names)
     (folder / "two\nlines.png").write_bytes(b"torn")
     bad = data.BadFiles(1.0, 6)
-    batches = data.eval_batches(source, split="train", batch_size=6, image_size=8, seed=0, bad=bad)
+    batches = eval_batches(source, split="train", batch_size=6, image_size=8, seed=0, bad=bad)
     next(batches)
     batches.close()
     assert bad.count == 3 and all("\n" not in record.getMessage() for record in caplog.records)

@@ -19,7 +19,7 @@ from qbheat_jax.data.specs.image import MEAN_GREY
 from qbheat_jax.errors import RUN_FAILED, UserError
 from qbheat_jax.ops.quarters import PLACEMENT_SETS
 from qbheat_jax.probe import splits
-from tests.batches import spec_of, train_batches
+from tests.batches import eval_batches, spec_of, train_batches
 
 EVAL = {"image_size": 32, "seed": 0, "placements": (0, 2, 4, 6, 8)}
 TRAIN = {**EVAL, "split": "train", "crop_scale": (0.2, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": True}
@@ -233,7 +233,7 @@ def test_placements_are_drawn_from_the_asked_set_all_of_them_and_evenly(placemen
 @pytest.mark.parametrize("spec", ["photos", "synthetic:8000"])
 def test_evaluation_is_in_order_and_padded(spec):
     source = data.open_source(spec, image_size=32)
-    batches = list(data.eval_batches(source, split="test", batch_size=384, epochs=2, **EVAL))
+    batches = list(eval_batches(source, split="test", batch_size=384, epochs=2, **EVAL))
     assert len(batches) == 6
     for k, batch in enumerate(batches):
         start = k % 3 * 384
@@ -251,9 +251,9 @@ def test_evaluation_is_in_order_and_padded(spec):
 
 
 def test_every_process_evaluates_the_same_number_of_batches(twenty):
-    alone = list(data.eval_batches(twenty, split="val", batch_size=48, **EVAL))
+    alone = list(eval_batches(twenty, split="val", batch_size=48, **EVAL))
     shares = [
-        list(data.eval_batches(twenty, split="val", batch_size=48, process_index=h, process_count=4, **EVAL))
+        list(eval_batches(twenty, split="val", batch_size=48, process_index=h, process_count=4, **EVAL))
         for h in range(4)
     ]
     assert [len(share) for share in shares] == [11] * 4
@@ -266,7 +266,7 @@ def test_evaluation_scales_the_shorter_side_and_cuts_out_the_centre(tmp_path):
     (tmp_path / "test").mkdir()
     Image.fromarray(photograph).save(tmp_path / "test" / "coffee.png")
     source = data.open_source(f"folder:{tmp_path}")
-    (batch,) = data.eval_batches(source, split="test", batch_size=1, **{**EVAL, "image_size": 224})
+    (batch,) = eval_batches(source, split="test", batch_size=1, **{**EVAL, "image_size": 224})
     height, width = photograph.shape[:2]
     scaled = Image.fromarray(photograph).resize((round(width * 256 / height), 256), Image.Resampling.BICUBIC)
     left = (scaled.width - 224) // 2
@@ -548,9 +548,7 @@ def test_refusals(twenty, fifty):
         "batch_size=10 cannot be shared by 4 processes: use a multiple of 4",
         train_batches, fifty, batch_size=10, process_count=4, **TRAIN,
     )  # fmt: skip
-    refused(
-        "has no split 'test': it has 'train' (50 images)", data.eval_batches, fifty, split="test", batch_size=8, **EVAL
-    )
+    refused("has no split 'test': it has 'train' (50 images)", eval_batches, fifty, split="test", batch_size=8, **EVAL)
 
 
 def run(script):
@@ -559,10 +557,10 @@ def run(script):
 
 def test_synthetic_batches_need_no_tensorflow():
     done = run(
-        "import sys; from qbheat_jax import data; from tests.batches import train_batches\n"
+        "import sys; from qbheat_jax import data; from tests.batches import eval_batches, train_batches\n"
         "s = data.open_source('synthetic:64', image_size=16)\n"
         f"next(train_batches(s, batch_size=8, **{TRAIN!r}))\n"
-        f"list(data.eval_batches(s, split='test', batch_size=8, **{EVAL!r}))\n"
+        f"list(eval_batches(s, split='test', batch_size=8, **{EVAL!r}))\n"
         "data.open_source('photos')\n"
         "print(sorted(m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'tensorflow_datasets', 'jax')))"
     )
@@ -572,7 +570,7 @@ def test_synthetic_batches_need_no_tensorflow():
 
 def test_an_abandoned_iterator_neither_hangs_nor_complains_at_exit():
     done = run(
-        "from qbheat_jax import data; from tests.batches import train_batches\n"
+        "from qbheat_jax import data; from tests.batches import eval_batches, train_batches\n"
         f"it = train_batches(data.open_source('photos'), batch_size=64, prefetch=8, **{TRAIN!r})\n"
         "next(it); print('here', flush=True)"
     )
@@ -638,7 +636,7 @@ def test_tfds_prepared_on_disk(toy):
         assert batch["mask"].all()
         assert (batch["image"] == (batch["index"] * 5)[:, None, None, None]).all()
         np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
-    evaluated = list(data.eval_batches(toy, split="validation", batch_size=4, epochs=2, **EVAL))
+    evaluated = list(eval_batches(toy, split="validation", batch_size=4, epochs=2, **EVAL))
     assert [batch["index"].tolist() for batch in evaluated] == [[0, 1, 2, 3], [4, -1, -1, -1]] * 2
 
 
@@ -649,7 +647,7 @@ def test_a_subset_of_tfds_is_read_and_shared(toy):
     values, found = [], splits.labels(toy, "train")
     assert found.tolist() == [k % 3 for k in range(50)]
     for h in range(2):
-        batches = list(data.eval_batches(subset, split="few", batch_size=4, process_index=h, process_count=2, **EVAL))
+        batches = list(eval_batches(subset, split="few", batch_size=4, process_index=h, process_count=2, **EVAL))
         values += [image[0, 0, 0] for b in batches for image, real in zip(b["image"], b["mask"]) if real]
     assert sorted(values) == [5 * k for k in chosen]
     batches = take(train_batches(subset, batch_size=6, **{**TRAIN, "split": "few"}), 2)
@@ -681,7 +679,7 @@ def test_tfds_mocked(random_access, monkeypatch):
         assert sorted(joined(batches[:3], "index")) == sorted(joined(batches[3:], "index")) == list(range(12))
         assert joined(batches, "mask").all() and joined(batches, "image").std() > 20
         same(batches[2:], take(train_batches(source, batch_size=4, position=8, **TRAIN), 4))
-        evaluated = list(data.eval_batches(source, split="test", batch_size=8, **EVAL))
+        evaluated = list(eval_batches(source, split="test", batch_size=8, **EVAL))
         assert joined(evaluated, "mask").tolist() == [True] * 12 + [False] * 4
 
 

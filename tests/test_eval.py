@@ -96,7 +96,9 @@ def test_two_processes_that_share_a_detector_measure_its_ap(together, tmp_path, 
 def test_two_processes_test_a_classifier(together, tmp_path, monkeypatch):
     leave(monkeypatch, 2)
     monkeypatch.setattr(data, "open_source", lambda *_, **__: Blobs())
-    expected = finetune.run(finetuning.config(encoder__name="pebble", mesh__fsdp=2, eval_every=1, layer_decay=1.0), tmp_path)
+    expected = finetune.run(
+        finetuning.config(encoder__name="pebble", layer_decay=1.0, mesh__fsdp=2, eval_every=1), tmp_path
+    )
     for name in ("top1", "top5", "n", "chance", "holdout_top1"):
         assert together[1][0]["finetune"][name] == pytest.approx(expected[name]), name
 
@@ -160,7 +162,7 @@ def test_images_without_a_label_or_that_cannot_be_read_are_refused(monkeypatch):
     def of(source, **fields):
         metric = Accuracy(objective, source, "test", 4)
         return evaluate.Evaluator(
-            metric, source, "test", device_mesh.make_mesh({}), batch_size=16, image_size=32, **fields
+            metric, source, "test", device_mesh.make_mesh({}), data.ImageSpec(32), batch_size=16, **fields
         )
 
     seen = of(Some((3, 5, 17), True))

@@ -132,7 +132,7 @@ def test_the_run_has_a_report(whole):
     assert f"<h1>{title} on synthetic:64</h1>" in text
     assert "There are no pictures on this page" in text and "no heat operator" in text
     assert ("No labels are used" in text) == (name != "supervised")
-    assert ("mean patch" in text) == (name == "mae")
+    assert ("Dashed: the loss of predicting the mean" in text) == (name == "mae")
     assert [line["step"] for line in metrics.read(workdir) if "train/loss" in line] == [1, 2, 4]
 
 

@@ -354,7 +354,7 @@ def test_what_a_page_calls_right():
 
 
 def evaluator_of(model, source, fields):
-    metric = average_precision.AveragePrecision(model.objective, source, "val", fields.data.max_boxes)
+    metric = average_precision.AveragePrecision(model.objective, source, "val")
     return Evaluator.of_run(metric, source, "val", fields)
 
 
@@ -465,4 +465,5 @@ def test_the_command(tmp_path, capsys):
     assert (tmp_path / "w" / "report" / "index.html").is_file()
     (tmp_path / "w" / "curves.json").write_text("{")  # torn
     assert cli.main(["report", "--workdir", str(tmp_path / "w")]) == 2
-    assert "data.eval_split" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"--workdir {tmp_path / 'w'} " in told and "AP" in told

@@ -161,16 +161,14 @@ def read(source, split, rows, config, image_size):
     Raises:
       UserError: too many images are unreadable, or fewer than two are left.
     """
-    bad = data.BadFiles(config.data.max_bad_fraction, len(rows))
+    bad, spec = data.BadFiles(config.data.max_bad_fraction, len(rows)), image.ImageSpec(image_size, config.seed)
     if source.random_access:
-        spec = image.ImageSpec(image_size, config.seed, (0,), False)
         batch = image.build(spec, lambda _, i: source.fetch(split, i), np.zeros_like(rows), rows, bad)
         bad.check()
         batches = [batch]
     else:
         batches = data.eval_batches(
-            splits.Subset(source, {split: [(split, rows)]}), split=split, batch_size=config.batch_size,
-            image_size=image_size, seed=config.seed, placements=(0,), bad=bad,
+            splits.Subset(source, {split: [(split, rows)]}), spec, split=split, batch_size=config.batch_size, bad=bad,
         )  # fmt: skip
     kept = [(batch["image"][batch["mask"]], batch["label"][batch["mask"]]) for batch in batches]
     images, labels = (np.concatenate(column) for column in zip(*kept))

@@ -76,14 +76,11 @@ def train_batches(
 
 def eval_batches(
     source,
+    spec,
     *,
     split,
     batch_size,
-    image_size,
-    seed,
-    placements=(0,),
     epochs=1,
-    boxes=0,
     process_index=0,
     process_count=1,
     workers=0,
@@ -94,20 +91,16 @@ def eval_batches(
 ):
     """Return an iterator over this process's batches of a split in its own order, without augmentation.
 
-    An image of image_size x image_size is taken as it is. Of another one the shorter side is scaled to image_size / 0.875 and
-    the centre cut out. The last batch of an epoch is filled with padding (mask False), so every process yields
-    ceil(n / batch_size) batches an epoch. The placement depends on (seed, index) alone.
+    The last batch of an epoch is filled with padding (mask False), so every process yields ceil(n / batch_size) batches an
+    epoch. The placement depends on (seed, index) alone.
 
     Args:
+      spec: ImageSpec or a subclass, without `train`, see `ImageSpec.evaluation`.
       epochs: Passes over the split.
-      boxes: Length of the list of boxes, see `BoxesSpec`; the whole image is then shown, its longer side scaled to
-        image_size. 0: no boxes.
 
-    Other arguments are those of `train_batches` and `ImageSpec`. Raises UserError for an unknown split and for a batch that
-    the processes cannot share.
+    Other arguments are those of `train_batches`. Raises UserError for an unknown split and for a batch that the processes
+    cannot share.
     """
-    how = (image_size, seed, tuple(placements), False)
-    spec = BoxesSpec(*how, count=boxes) if boxes else ImageSpec(*how)
     plan = Plan(source, split, spec, batch_size, process_index, process_count, bad, epochs=epochs, rows=rows)
     return _batches(plan, workers, prefetch, cache)
 
@@ -117,7 +110,7 @@ def _batches(plan, workers, prefetch, cache):
         from qbheat_jax.data.device_cache import DeviceBatches  # imports jax
 
         return DeviceBatches(plan, cache)
-    if plan.spec.boxed and plan.source.plain:
+    if plan.spec.annotation and plan.source.plain:
         return PlainBatches(plan)
     if isinstance(plan.source, Synthetic):
         return NumpyBatches(plan)

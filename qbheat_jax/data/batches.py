@@ -58,9 +58,10 @@ class Plan:
         self.bad = bad if bad is not None else BadFiles(1.0, n)
 
     def fetch(self, index):
-        """Return (data, label, name) of example `index`, see `Source.fetch`. With BoxesSpec the label is its `Boxes`."""
+        """Return (data, label, name) of example `index`, see `Source.fetch`. The label is what the spec's `annotation` names."""
         data, label, name = self.source.fetch(self.split, index)
-        return data, self.source.boxes(self.split, index) if self.spec.boxed else label, name
+        kind = self.spec.annotation
+        return data, getattr(self.source, kind)(self.split, index) if kind else label, name
 
 
 class Batches:

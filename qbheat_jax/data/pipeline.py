@@ -116,7 +116,7 @@ class _Work:
         self.stop, self.error = threading.Event(), None
         self._blank = plan.spec.empty(plan.slices.chunk)
         # Whether images may be JPEGs for tensorflow, and whether it can read their files too.
-        self._native = not (plan.spec.boxed or isinstance(plan.source, ArraySource))
+        self._native = not (plan.spec.annotation or isinstance(plan.source, ArraySource))
         self._paths = plan.source.paths(plan.split) if self._native else None
         self._labels = None if self._paths is None else plan.source.labels(plan.split)
         # (epochs, indices, examples as `plan.fetch` gives them) of the chunks on their way that Python has read, by number.

@@ -15,28 +15,27 @@ RECALLS = np.linspace(0, 1, 101)
 class AveragePrecision(Metric):
     """AP of a detector on whole images, their longer side scaled to image_size.
 
-    Details: "per_class" and "curves" as `measure` returns them, and "detections" in COCO's result format, in pixels of
-    the original images.
+    Details: "per_class" and "curves" (rounded) as `measure` returns them, and "detections" in COCO's result format, in
+    pixels of the original images.
     """
 
     name, headline = "average precision", "AP"
+    quoted = ("AP", "AP50", "AP75")
     inputs = ("image", "index", "scale", "mask")
 
-    def __init__(self, objective, source, split, max_boxes):
+    def __init__(self, objective, source, split):
         """Prepare the metric.
 
         Args:
           objective: A method with `detections` and `pixels`.
           source: Of `data.open_source`, with boxes.
           split: Its split's name.
-          max_boxes: Boxes an image in a batch.
 
         Raises:
           UserError: faster-coco-eval is not installed.
         """
         library()  # before hours of training
         self._objective, self._source, self._split = objective, source, split
-        self.options = {"boxes": max_boxes}
 
     def sums(self, variables, batch):
         """Return "n" and, for each image, "index", "mask", "scale" and its `Detection.detections`."""
@@ -56,7 +55,11 @@ class AveragePrecision(Metric):
         detections = [found for row in shown for found in _results(rows, row, truth)]
         images = [truth["images"][rows["index"][row]]["id"] for row in shown]
         figures, per_class, curves = measure(truth, detections, images)
+        curves = {name: [round(p, 4) for p in values] for name, values in curves.items()}
         return figures, {"per_class": per_class, "curves": curves, "detections": detections}
+
+
+METRIC = AveragePrecision
 
 
 def library():

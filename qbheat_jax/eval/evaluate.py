@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from qbheat_jax import data, device_mesh
+from qbheat_jax import data, device_mesh, methods
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import UserError
 from qbheat_jax.train import sharding
@@ -20,14 +20,14 @@ class Metric:
 
     Attributes:
       name: Its name in errors.
-      headline: The name of its most important figure.
+      headline: The figure to quote where one number has to do.
+      quoted: The figures of a result's line.
       inputs: Names of the arrays of a batch that `sums` reads, "mask" among them.
-      options: Keyword arguments of `data.eval_batches` beyond those that every metric needs.
     """
 
     name = headline = ""
+    quoted = ()
     inputs = ("image", "label", "mask")
-    options = {}
 
     def sums(self, variables, batch):
         """Reduce a batch on the devices; jitted.
@@ -46,7 +46,12 @@ class Metric:
         return sums if total is None else {name: total[name] + value for name, value in sums.items()}
 
     def figures(self, total):
-        """Return ({name: number, or None where it is undefined}, dict of further details) of all batches' total."""
+        """Return the results of all batches' total.
+
+        Returns:
+          ({name: number, or None where it is undefined}, dict of further details). The metric that a method names has the
+          detail "per_class", {class name: number}. Each other detail becomes a file of the workdir.
+        """
         raise NotImplementedError
 
 
@@ -95,10 +100,9 @@ class Evaluator:
         source,
         split,
         mesh,
+        spec,
         *,
         batch_size,
-        image_size,
-        seed=0,
         cache=None,
         max_bad_fraction=1.0,
         workers=0,
@@ -111,17 +115,17 @@ class Evaluator:
           source: Of `data.open_source`.
           split: Its split's name.
           mesh: The mesh to evaluate on.
+          spec: The data spec of its batches, not augmented.
           batch_size: Examples at a time, over all devices.
-          image_size: Pixels a side.
-          seed: The seed of what metrics draw by example, such as placements.
           cache: A `DeviceCache` of the split on the mesh, or None.
           max_bad_fraction: The share of the split that may be unreadable.
           workers, prefetch: As of `data.eval_batches`.
         """
         self._metric, self._source, self._split, self._mesh, self._cache = metric, source, split, mesh, cache
+        self._spec = spec
         devices = mesh.shape["data"] * mesh.shape["fsdp"]
         self._batch_size = -(-batch_size // devices) * devices
-        self._pipeline = {"image_size": image_size, "seed": seed, "workers": workers, "prefetch": prefetch}
+        self._pipeline = {"workers": workers, "prefetch": prefetch}
         self._max_bad_fraction = max_bad_fraction
         self._step = step(metric, mesh)
         self.measured = None
@@ -132,15 +136,14 @@ class Evaluator:
         mesh, settings = device_mesh.make_mesh(config.mesh), config.data
         given = {
             "batch_size": config.batch_size,
-            "image_size": config.image_size,
-            "seed": config.seed,
             "max_bad_fraction": settings.max_bad_fraction,
             "workers": settings.workers,
             "prefetch": settings.prefetch,
         }
         if settings.get("device_cache"):
             given["cache"] = device_cache.of(settings, config.image_size, source, split, mesh)
-        return cls(metric, source, split, mesh, **{**given, **fields})
+        spec = methods.batch_spec(config).evaluation()
+        return cls(metric, source, split, mesh, spec, **{**given, **fields})
 
     def __call__(self, variables):
         """Evaluate, in all processes alike.
@@ -177,13 +180,13 @@ class Evaluator:
         """Yield each batch's sums as numpy arrays, while the devices work on the next batch."""
         batches = data.eval_batches(
             self._source,
+            self._spec,
             split=self._split,
             batch_size=self._batch_size,
             rows=device_mesh.rows(self._mesh, self._batch_size),
             bad=bad,
             cache=self._cache,
             **self._pipeline,
-            **self._metric.options,
         )
         sent = collections.deque()
         try:

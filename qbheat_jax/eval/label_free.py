@@ -12,9 +12,9 @@ class LabelFree(Metric):
     name, headline = "the loss", "loss"
     inputs = ("image", "quarter", "label", "mask")
 
-    def __init__(self, objective, placements=(0,)):
-        """Measure `objective`, of `methods.build`, on quarters drawn from `placements`."""
-        self._objective, self.options = objective, {"placements": placements}
+    def __init__(self, objective):
+        """Measure `objective`, of `methods.build`."""
+        self._objective = objective
 
     def sums(self, variables, batch):
         """Return {"n": examples that count, "loss" and other figures: float32 means over them}."""

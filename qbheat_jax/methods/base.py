@@ -4,7 +4,8 @@ import dataclasses
 
 from qbheat_jax.data.specs.image import ImageSpec
 
-# Tasks: which table of config fields a method belongs to, and so which command trains it.
+# Tasks: which table of config fields a method belongs to, and so which command trains it. DETECT is that of all methods that
+# learn from annotations of places in an image, by default on a frozen encoder.
 PRETRAIN, FINETUNE, DETECT, PORTED = "pretrain", "finetune", "detect", "ported"
 
 
@@ -44,6 +45,8 @@ class Method:
     FIELDS = {}
     # Entries of the state that are copies of parameters, such as a teacher. They are sharded as the parameters are.
     sharded_like_params = ()
+    # Name of the file in `eval/` whose metric measures it; of a method of DETECT.
+    METRIC = ""
     # Whether it is trained on labels and has a `head` and `logits`.
     classifies = False
 

@@ -87,8 +87,8 @@ class Encoding:
         # On one device the batch may have any size.
         alone = device_mesh.make_mesh({"data": 1, "fsdp": 1}, jax.local_devices()[:1])
         batches = data.eval_batches(
-            source, split=split, batch_size=config.batch_size, image_size=self._frozen.image_size, seed=config.seed,
-            placements=(0,), workers=config.data.workers, prefetch=config.data.prefetch,
+            source, data.ImageSpec(self._frozen.image_size, config.seed), split=split, batch_size=config.batch_size,
+            workers=config.data.workers, prefetch=config.data.prefetch,
             bad=data.BadFiles(config.data.max_bad_fraction, source.splits[split]),
             cache=device_cache.of(config.data, self._frozen.image_size, source, split, alone),
         )  # fmt: skip

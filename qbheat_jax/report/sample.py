@@ -88,7 +88,7 @@ def _picked(source, split, config):
     if labels is not None:
         order = order[distinct_first(np.asarray(labels)[order])]
     indices = order[:POOL].astype(np.int64)
-    spec = image.ImageSpec(config.image_size, config.seed, _placements(config), False)
+    spec = _spec(config)
 
     def fetch(_, index):
         return source.fetch(split, index)
@@ -98,10 +98,7 @@ def _picked(source, split, config):
 
 def _first(source, split, config):
     """Return the first batches of a sequential source as one."""
-    size, placements = config.image_size, _placements(config)
-    batches = data.eval_batches(
-        source, split=split, batch_size=POOL, image_size=size, seed=config.seed, placements=placements
-    )
+    batches = data.eval_batches(source, _spec(config), split=split, batch_size=POOL)
     try:
         read = [batch for batch, _ in zip(batches, range(_BATCHES))]
     finally:
@@ -109,8 +106,8 @@ def _first(source, split, config):
     return {key: np.concatenate([batch[key] for batch in read]) for key in read[0]}
 
 
-def _placements(config):
-    return quarters.PLACEMENT_SETS[config.quarter.placements]
+def _spec(config):
+    return image.ImageSpec(config.image_size, config.seed, quarters.PLACEMENT_SETS[config.quarter.placements])
 
 
 def _name(source, split, label, index):

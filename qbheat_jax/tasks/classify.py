@@ -110,7 +110,7 @@ def dataset(
 
     evaluator = Evaluator(
         Accuracy(model.objective, source, split, classes, outputs), source, split, device_mesh.make_mesh({"data": -1}),
-        batch_size=batch_size, image_size=size, max_bad_fraction=max_bad_fraction,
+        data.ImageSpec(size), batch_size=batch_size, max_bad_fraction=max_bad_fraction,
     )  # fmt: skip
     evaluator(model.variables)
     measured = evaluator.measured

@@ -1,4 +1,4 @@
-"""Train a detector on an encoder's feature maps, by default frozen, and measure its AP."""
+"""Train a detector, or another method of its task, on an encoder's maps, by default frozen, and measure it."""
 
 import json
 
@@ -7,7 +7,7 @@ from etils import epath
 
 from qbheat_jax import api, atomic, data, methods, pretrained, pytree
 from qbheat_jax.errors import UserError
-from qbheat_jax.eval.average_precision import AveragePrecision
+from qbheat_jax.eval import metric_of
 from qbheat_jax.eval.evaluate import Evaluator
 from qbheat_jax.tasks import results
 from qbheat_jax.train import lock, loop, optim
@@ -17,10 +17,11 @@ __all__ = ["checked", "line", "run"]
 
 
 def run(config, workdir):
-    """Train a detector, or resume the run in the workdir.
+    """Train a method of the task, or resume the run in the workdir.
 
-    Write WORKDIR/result.json; detections.json, what was found in `data.eval_split` in COCO's result format; and
-    curves.json, the precision of each class at recalls from 0 to 1.
+    Write WORKDIR/result.json, and the details of the metric on `data.eval_split`, each to a file of its own. A detector's
+    are detections.json, what was found in COCO's result format, and curves.json, the precision of each class at recalls
+    from 0 to 1.
 
     Args:
       config: Of `config_tables.DETECT`.
@@ -39,7 +40,7 @@ def run(config, workdir):
     split = config.data.eval_split
     evaluator = None
     if split in source.splits:
-        metric = AveragePrecision(objective, source, split, config.data.max_boxes)
+        metric = metric_of(objective)(objective, source, split)
         evaluator = Evaluator.of_run(metric, source, split, config)
 
     with lock.held(workdir):
@@ -76,24 +77,20 @@ def run(config, workdir):
 
 def line(result):
     """Return a result in one line."""
-    if "AP" not in result:
-        return f"{result['protocol']} on {result['init']}: not measured ({result['seconds']:.0f} s)"
-    return (
-        f"{result['protocol']} on {result['init']}: AP {result['AP']:.3f}, AP50 {result['AP50']:.3f}, AP75 "
-        f"{result['AP75']:.3f} on {result['n']} images ({result['seconds']:.0f} s)"
-    )
+    quoted = metric_of(methods.METHODS[result["protocol"]]).quoted
+    figures = ", ".join(f"{name} {result[name]:.3f}" for name in quoted if result.get(name) is not None)
+    measured = f"{figures} on {result['n']} images" if figures else "not measured"
+    return f"{result['protocol']} on {result['init']}: {measured} ({result['seconds']:.0f} s)"
 
 
 def lr_multipliers(params, config):
     """Return the multiplier of each leaf's learning rate and weight decay; 0 freezes the encoder."""
-    rates = {"encoder": config.encoder_rate if config.tune else 0.0, "detector": 1.0}
-    return pytree.map_with_names(lambda name, _: rates[name.split("/")[0]], params)
+    rate = config.encoder_rate if config.tune else 0.0
+    return pytree.map_with_names(lambda name, _: rate if name.split("/")[0] == "encoder" else 1.0, params)
 
 
 def checked(config, source):
     """Return the config with the number of classes of the data. Raise UserError where they cannot be trained on."""
-    if not source.boxed:
-        source.annotations(config.data.split)
     split, validation = source.split(config.data.split), config.data.eval_split
     if validation and validation not in source.splits:
         raise UserError(
@@ -105,6 +102,7 @@ def checked(config, source):
             f"data.source={source.spec!r} has {source.splits[split]} images in {split} to train on, fewer than "
             f"batch_size={config.batch_size}: give more images or a smaller batch_size"
         )
+    getattr(source, methods.batch_spec(config).annotation)(split, 0)  # raises where the source has none
     known, asked = len(source.class_names), config.detector.classes
     if asked not in (0, known):
         raise UserError(f"config field detector.classes={asked} is not accepted: {source.spec} has {known} classes")
@@ -112,12 +110,10 @@ def checked(config, source):
 
 
 def _measured(evaluator, workdir):
-    """Return what the evaluator measured on the newest checkpoint; write WORKDIR/detections.json and curves.json."""
+    """Return what the evaluator measured on the newest checkpoint; write its details to WORKDIR/NAME.json."""
     if evaluator.measured is None:  # an earlier process finished the training
         evaluator(api.load(workdir).variables)
-    details = evaluator.measured.details
-    if jax.process_index() == 0:
-        curves = {name: [round(p, 4) for p in values] for name, values in details["curves"].items()}
-        for name, content in (("detections", details["detections"]), ("curves", curves)):
+    for name, content in evaluator.measured.details.items():
+        if jax.process_index() == 0 and name != "per_class":
             atomic.write(epath.Path(workdir) / f"{name}.json", json.dumps(content) + "\n")
     return evaluator.measured

@@ -12,7 +12,6 @@ from qbheat_jax.data import labels
 from qbheat_jax.errors import UserError
 from qbheat_jax.eval.evaluate import Evaluator
 from qbheat_jax.eval.label_free import LabelFree
-from qbheat_jax.ops import quarters
 from qbheat_jax.tasks import results
 from qbheat_jax.train import lock, loop, optim
 from qbheat_jax.train.config_tables import PRETRAIN
@@ -104,5 +103,4 @@ def validation(config, objective, source):
 
     Unreadable images of that split never end a run.
     """
-    metric = LabelFree(objective, quarters.PLACEMENT_SETS[config.quarter.placements])
-    return Evaluator.of_run(metric, source, config.data.eval_split, config, max_bad_fraction=1.0)
+    return Evaluator.of_run(LabelFree(objective), source, config.data.eval_split, config, max_bad_fraction=1.0)

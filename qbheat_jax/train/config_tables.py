@@ -9,7 +9,7 @@ from qbheat_jax import config as config_lib
 from qbheat_jax import methods
 from qbheat_jax.config import POSITIVE, POSITIVE_FRACTION, SEED, Field, Table, at_least
 from qbheat_jax.data.fields import CACHE, DATA, FEW_SHOT, SPLIT
-from qbheat_jax.data.specs import boxes, image
+from qbheat_jax.data.specs import image
 from qbheat_jax.methods import base
 from qbheat_jax.models.fields import ENCODER, PIXELS
 from qbheat_jax.train import fields
@@ -118,8 +118,7 @@ def detect():
                 "scenes", "images with boxes: coco:IMAGES_DIR,ANNOTATIONS.json[,...], tfds:coco/2017 or scenes"
             ),
             **SPLIT,
-            "data.eval_split": Field("val", "the split that AP is measured on; empty: none"),
-            **boxes.FIELDS,
+            "data.eval_split": Field("val", "the split that AP, or the method's own metric, is of; empty: none"),
             "image_size": _BROUGHT["image_size"],
             "batch_size": Field(16, "examples a step, over all devices", POSITIVE),
             **fields.LENGTH,
@@ -130,6 +129,9 @@ def detect():
                 0, "pixels a cell, where the encoder leaves a choice; 0: as it was trained", at_least(0)
             ),
             **PIXELS,
+            "tune": Field(False, "train the encoder too; its batch norm stays frozen"),
+            "encoder_rate": Field(0.1, "with tune, the encoder's learning rate is the detector's times this", POSITIVE),
+            "detector.classes": Field(0, "set from the data", at_least(0)),
             **methods.fields(base.DETECT),
             **fields.learning_rate(1e-3),
             "adam_b2": dataclasses.replace(fields.LOOP["adam_b2"], default=0.999),

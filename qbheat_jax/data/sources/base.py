@@ -58,6 +58,14 @@ class Source:
         """
         raise self._no_boxes()
 
+    def masks(self, split, index):
+        """Return uint8 [H, W] of example `index` of a split: 0 for background, 1 + class, 255 for pixels that do not count.
+
+        Raises:
+          UserError: the source has no masks.
+        """
+        raise UserError(f"data.source='{self.spec}' has no masks: scenes has them")
+
     def annotations(self, split):
         """Return a split as a dict in COCO's format, the ground truth of detection; image i of it is example i."""
         raise self._no_boxes()

@@ -1,4 +1,4 @@
-"""The `scenes` source: handwritten digits on crops of photographs, with exact boxes. It works offline.
+"""The `scenes` source: handwritten digits on crops of photographs, with exact boxes and masks. It works offline.
 
 The digits are scikit-learn's (8 x 8 pixels, 16 grey levels, UCI's test set of 1,797), the photographs those of `photos`. A
 scene shows zero to six digits at random scales and shades, with little overlap. Train, val and test use disjoint digits and
@@ -52,6 +52,9 @@ class Scenes(base.ArraySource):
     def boxes(self, split, index):
         return self._all(split)[1][index]
 
+    def masks(self, split, index):
+        return self._all(split)[2][index]
+
     def annotations(self, split):
         return annotations_lib.coco_format(self._all(split)[1], self.class_names, "{}.png".format)
 
@@ -60,7 +63,8 @@ class Scenes(base.ArraySource):
         with self._lock:
             if split not in self._made:
                 made = [scene(split, n) for n in range(self.splits[split])]
-                self._made[split] = np.stack([image for image, _ in made]), [own for _, own in made]
+                images, boxes, masks = zip(*made)
+                self._made[split] = np.stack(images), boxes, masks
             return self._made[split]
 
 
@@ -94,9 +98,12 @@ def _photograph(name):
 
 
 def scene(split, index):
-    """Return scene `index` of a split, (uint8 [128, 128, 3], its `Boxes`); it does not depend on the number of scenes."""
+    """Return scene `index` of a split: (uint8 [128, 128, 3], its `Boxes`, its mask uint8 [128, 128], see `masks`).
+
+    It does not depend on the number of scenes.
+    """
     generator = augment.rng(_SEED, list(_SPLITS).index(split), index, "scenes")
-    canvas, placed = _background(split, generator).astype(np.float32), []
+    canvas, placed, mask = _background(split, generator).astype(np.float32), [], np.zeros((SIZE, SIZE), np.uint8)
     images, labels = digits()
     begin, end = (int(fraction * len(labels)) for fraction in _PLACES[split])
     for _ in range(int(generator.integers(0, MOST + 1))):
@@ -111,13 +118,11 @@ def scene(split, index):
             continue
         part = canvas[top : top + side, left : left + side]
         part += ink[..., None] * (_shade(part.mean(), generator) - part)
+        mask[top : top + side, left : left + side][ink > _SEEN] = 1 + labels[which]
         placed.append((box, labels[which]))
-    if not placed:
-        return canvas.round().astype(np.uint8), annotations_lib.none((SIZE, SIZE))
     corners, classes = np.array([b for b, _ in placed], np.float32), np.array([c for _, c in placed], np.int32)
-    return canvas.round().astype(np.uint8), annotations_lib.Boxes(
-        corners, classes, np.zeros(len(placed), bool), (SIZE, SIZE)
-    )
+    boxes = annotations_lib.Boxes(corners.reshape(-1, 4), classes, np.zeros(len(placed), bool), (SIZE, SIZE))
+    return canvas.round().astype(np.uint8), boxes, mask
 
 
 def _background(split, generator):

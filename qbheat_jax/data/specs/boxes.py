@@ -35,7 +35,7 @@ class BoxesSpec(ImageSpec):
     jitter: tuple = (1.0, 1.0)
     count: int = 100
 
-    boxed = True
+    annotation = "boxes"
     cacheable = False
 
     @classmethod

@@ -29,23 +29,24 @@ class ImageSpec:
       image_size: Pixels a side of the crops.
       seed: Root of the draws.
       placements: Placement indices 0..8 that the visible quarter is drawn from.
-      train: Crop and mirror at random. Otherwise the centre is cut out, in every epoch alike.
+      train: Crop and mirror at random. Otherwise an image of image_size x image_size is taken as it is, of another one the
+        shorter side is scaled to image_size / 0.875 and the centre cut out, in every epoch alike.
       crop_scale, crop_ratio: Ranges of the random crop, see `augment.random_resized_crop_box`.
       flip: Mirror half of the training images.
     """
 
     image_size: int
-    seed: int
-    placements: tuple
-    train: bool
+    seed: int = 0
+    placements: tuple = (0,)
+    train: bool = False
     crop_scale: tuple = (1.0, 1.0)
     crop_ratio: tuple = (1.0, 1.0)
     flip: bool = False
 
     # Names of a batch's crops. Every crop has draws of its own, by its place in this tuple.
     images = ("image",)
-    # Whether examples come with boxes, from `source.boxes`.
-    boxed = False
+    # Name of the source's method that gives an example's annotation, such as "boxes"; empty: its label is all.
+    annotation = ""
     # Whether `device_cache` can make these batches.
     cacheable = True
 

@@ -7,17 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qbheat_jax.config import POSITIVE, Field, at_least
-from qbheat_jax.data.specs.boxes import BoxesSpec
+from qbheat_jax.config import POSITIVE, Field
+from qbheat_jax.data.specs import boxes
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common.encoding import variables as variables_of
 from qbheat_jax.models import pyramid
 from qbheat_jax.ops import images as images_lib
 
 FIELDS = {
-    "tune": Field(False, "train the encoder too; its batch norm stays frozen"),
-    "encoder_rate": Field(0.1, "with tune, the encoder's learning rate is the detector's times this", POSITIVE),
-    "detector.classes": Field(0, "set from the data", at_least(0)),
+    **boxes.FIELDS,
     "detector.stages": Field(
         False, "give the detector the encoder's maps of finer strides too, not the last one alone"
     ),
@@ -46,10 +44,11 @@ class Detection(base.Method):
     count: int = 100
 
     TASK = base.DETECT
+    METRIC = "average_precision"
 
     @classmethod
     def batch_spec(cls, config):
-        return BoxesSpec.of(config)
+        return boxes.BoxesSpec.of(config)
 
     def init(self, rng, batch):
         """Return {"params": {"encoder", "detector"}, "batch_stats": {"encoder"}}."""
