@@ -353,6 +353,17 @@ def _cells():
 
 CELLS = _cells()
 
+# Encoders of one family. Each method is compiled for every family in the test command, by its members in turn; the other
+# cells of methods are marked `matrix`, and run by `pytest -m matrix`.
+FAMILIES = (("former", "former_grouped"), ("mobilenet", "lite"), ("resnet_basic", "resnet"))
+MATRIX = {
+    f"{family[(n + 1 + k) % 2]}-{objective}-{GPU.partition(':')[0]}"
+    for k, family in enumerate(FAMILIES)
+    for n, objective in enumerate(OBJECTIVES)
+    if objective != "mae"
+}
+assert MATRIX <= set(CELLS)
+
 # --- The process -----------------------------------------------------------------------------------------------------
 
 # On a card XLA times several ways to do a product. Without one it takes the first guess of Triton, which may have no tiles

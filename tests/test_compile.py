@@ -90,7 +90,10 @@ def compiler(tmp_path_factory):
     made.close()
 
 
-@pytest.mark.parametrize("name", compile_cells.CELLS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.matrix] * (name in compile_cells.MATRIX)) for name in compile_cells.CELLS],
+)
 def test_compiles(compiler, name):
     missing = MISSING[compile_cells.CELLS[name].target]
     if missing:
