@@ -10,7 +10,7 @@ import sys
 
 GOOGLE, NVIDIA, AMD = "0x1ae0", "0x10de", "0x1002"
 TUNABLES = "GLIBC_TUNABLES"
-MALLOC = {"hugetlb": 1, "mmap_threshold": 2**30, "trim_threshold": 2**32}
+MALLOC = {"hugetlb": 1, "mmap_threshold": 2**30, "trim_threshold": 2**32, "top_pad": 2**30}
 
 # Flags of XLA:GPU for the whole process.
 # * No Triton matmuls: timing their tiles takes most of the compilation, and tile propagation aborts the process for some
