@@ -84,11 +84,7 @@ def resolve(init, config, words=(RANDOM,), flag="--init"):
         if not source:
             raise UserError(f"{_named(init, flag)} brings no images: config field data.source='' must be set")
     if init not in NO_ENCODER:
-        stride = methods.build_encoder(fields).stride
-        if size % stride:
-            raise UserError(
-                f"config field image_size={size} is not accepted: {fields.encoder.name} takes a multiple of {stride}"
-            )
+        methods.check_size(size, fields.encoder.name, methods.build_encoder(fields))
     return Init(init, model, source, size)
 
 

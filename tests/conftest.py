@@ -78,6 +78,21 @@ def leave_one_device(patch):
     patch.setattr(jax, "local_devices", lambda *a: device)
 
 
+def interrupt_after_save(monkeypatch, checkpoints, last, run):
+    """Call `run`, which ends by KeyboardInterrupt once the class `checkpoints` has saved step `last`."""
+    save = checkpoints.save
+
+    def stops(self, step, *rest):
+        save(self, step, *rest)
+        if step == last:
+            self.wait()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "save", stops)
+        run()
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     """One device in the place of eight: programs compile sooner, and what is promised bit for bit can be asked for."""

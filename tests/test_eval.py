@@ -20,7 +20,7 @@ from qbheat_jax.train import config_tables, metrics
 from tests import eval_worker
 from tests import test_tasks_detect as detection
 from tests import test_tasks_finetune as finetuning
-from tests.conftest import SMALL
+from tests.conftest import SMALL, interrupt_after_save
 from tests.probe_data import Blobs
 
 ROOT = Path(__file__).parent.parent
@@ -126,18 +126,9 @@ def test_evaluations_of_a_run_share_one_program(tmp_path, monkeypatch, cached):
     monkeypatch.setattr(pretrain, "validation", keep)
     monkeypatch.setattr(data, "open_source", lambda *_, **__: Blobs())
     fields = {"mesh.fsdp": 2, "eval_every": 1, "checkpoint_every": 1, "data.device_cache": cached, "decoder.width": 32}
-    save = pretrain.loop.Checkpoints.save
-
-    def stops(self, step, *rest):
-        save(self, step, *rest)
-        if step == 2:
-            self.wait()
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(pretrain.loop.Checkpoints, "save", stops)
-        pretrain.run(config_tables.resolve({**SMALL, **fields, "total_steps": 4}), tmp_path)
-    pretrain.run(config_tables.resolve({**SMALL, **fields, "total_steps": 4}), tmp_path)
+    config = config_tables.resolve({**SMALL, **fields, "total_steps": 4})
+    interrupt_after_save(monkeypatch, pretrain.loop.Checkpoints, 2, lambda: pretrain.run(config, tmp_path))
+    pretrain.run(config, tmp_path)
     assert len(made) == 2 and [evaluator._step._cache_size() for evaluator in made] == [1, 1]
     assert [line["step"] for line in metrics.read(tmp_path) if "val/loss" in line] == [1, 2, 3, 4]
 

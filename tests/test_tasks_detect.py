@@ -1,5 +1,6 @@
 """Detection: targets and losses against plain numpy, AP against known cases, a frozen encoder, one device and eight."""
 
+import functools
 import json
 
 import jax
@@ -22,7 +23,7 @@ from qbheat_jax.report import detection_page as page_of
 from qbheat_jax.tasks import detect
 from qbheat_jax.train import config_tables, initial
 from tests.batches import train_batches
-from tests.conftest import leave_one_device
+from tests.conftest import interrupt_after_save, leave_one_device
 from tests.test_analysis import check
 
 SIZE = 32
@@ -398,18 +399,9 @@ def test_sharded_is_unsharded_and_resumed_is_uninterrupted(tmp_path, monkeypatch
 
     monkeypatch.setattr(jax, "devices", lambda *a: everything[:1])
     monkeypatch.setattr(jax, "local_devices", lambda *a: everything[:1])
-    save = detect.loop.Checkpoints.save
-
-    def stops(self, step, *rest):
-        save(self, step, *rest)
-        if step == 2:
-            self.wait()
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(detect.loop.Checkpoints, "save", stops)
-        detect.run(config(**unmeasured), tmp_path / "again")
-    detect.run(config(**unmeasured), tmp_path / "again")
+    again = functools.partial(detect.run, config(**unmeasured), tmp_path / "again")
+    interrupt_after_save(monkeypatch, detect.loop.Checkpoints, 2, again)
+    again()
     assert losses_of(tmp_path / "again") == expected
     whole, resumed = (api.load(tmp_path / name).variables for name in ("1", "again"))
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)

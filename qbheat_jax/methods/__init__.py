@@ -88,7 +88,7 @@ def build(config, schedule=Schedule()):
     Raises UserError where fields do not go together.
     """
     encoder = build_encoder(config)
-    _check_size(config, encoder)
+    check_size(config.image_size, config.encoder.name, encoder)
     if encoder.has_batch_norm:
         encoder = grouped(encoder, config.get("bn_groups", 1))
     return of(config).build(config, encoder, schedule)
@@ -98,9 +98,9 @@ def build(config, schedule=Schedule()):
 _PLAIN = {"class_token": False, "position": "sincos", "grid": 0}
 
 
-def _check_size(config, encoder):
-    if config.image_size % encoder.stride:
+def check_size(size, name, encoder):
+    """Raise UserError where images of `size` pixels a side are no whole cells of the encoder with that name."""
+    if size % encoder.stride:
         raise UserError(
-            f"config field image_size={config.image_size} is not accepted: {config.encoder.name} takes a multiple of "
-            f"its stride, {encoder.stride}"
+            f"config field image_size={size} is not accepted: {name} takes a multiple of its stride, {encoder.stride}"
         )

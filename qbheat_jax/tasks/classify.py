@@ -11,7 +11,7 @@ from etils import epath
 from qbheat_jax import atomic, console, data, device_mesh, pretrained
 from qbheat_jax.data import decode, labels
 from qbheat_jax.data.sources import files
-from qbheat_jax.errors import UserError
+from qbheat_jax.errors import UserError, writing
 from qbheat_jax.eval.accuracy import Accuracy
 from qbheat_jax.eval.evaluate import Evaluator
 from qbheat_jax.probe.features import slices
@@ -200,15 +200,11 @@ def _outputs(source, split, model):
 
 
 def _make(workdir):
-    try:
+    with writing(f"--workdir {workdir}"):
         epath.Path(workdir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror or error}") from error
 
 
 def _write(workdir, result):
     path = epath.Path(workdir) / "result.json"
-    try:
+    with writing(path):
         atomic.write(path, json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -14,7 +14,7 @@ from qbheat_jax import atomic, device_mesh, pytree, rng
 from qbheat_jax import config as config_lib
 from qbheat_jax import data as data_lib
 from qbheat_jax.data import device_cache
-from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
+from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError, writing
 from qbheat_jax.train import config_tables, distributed, flops, metrics, optim, profile, sharding
 from qbheat_jax.train import state as state_lib
 from qbheat_jax.train.checkpoint import Checkpoints
@@ -184,11 +184,9 @@ def prepare_workdir(workdir, config, saved=None):
                 f"--workdir {workdir} holds another run, with {words}: take another --workdir, or that config"
             )
     if jax.process_index() == 0:
-        try:
+        with writing(f"--workdir {workdir}"):
             workdir.mkdir(parents=True, exist_ok=True)
             atomic.write(workdir / "config.json", config_lib.to_json(config))
-        except OSError as error:
-            raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
 
 
 class _Due:
