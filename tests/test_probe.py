@@ -346,7 +346,7 @@ def test_pixels_and_histogram():
         ({"encoder__name": ""}, "random", "encoder.name=''"),
         ({"data__source": ""}, "random", "--init random .*data.source='', image_size=32"),
         ({"image_size": 0}, "histogram", "--init histogram .*image_size=0"),
-        ({"image_size": 36}, "random", "image_size=36 is not accepted: pebble takes a multiple of 8"),
+        ({"image_size": 36}, "random", "image_size=36 is not accepted: pebble takes a multiple of its stride, 8"),
         ({"protocol": "tran-1"}, "pixels", "only protocol='lin' and 'knn' can probe"),
         ({"protocol": "tran-1", "head__width": 18, "head__heads": 4}, "random", "head.width=18 is not accepted"),
         ({}, "nowhere", "--init nowhere is not accepted"),
