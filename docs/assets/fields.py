@@ -27,9 +27,15 @@ def table(fields):
     lines = ["| field | default | takes | meaning |", "|---|---|---|---|"]
     for key, field in fields.items():
         doc = field.doc + (f" (also `{key}_{UNITS[0]}`, `_{UNITS[1]}`, `_{UNITS[2]}`)" if field.duration else "")
-        cells = (f"`{key}`", f"`{field.default!r}`", _takes(field), doc)
+        cells = (f"`{key}`", f"`{_value(field.default)}`", _takes(field), doc)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def _value(value):
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_value, value))})"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
 def _takes(field):
