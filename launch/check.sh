@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks what needs no test: lint, format, types of the public modules, examples in docstrings, and the documentation's build.
+# Checks what needs no test: lint, format, types, examples in docstrings, and the documentation's build.
 # It takes about a minute, and stops at the first failure. `bash launch/test.sh` runs the tests.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"

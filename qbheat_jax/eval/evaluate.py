@@ -26,8 +26,8 @@ class Metric:
     """
 
     name = headline = ""
-    quoted = ()
-    inputs = ("image", "label", "mask")
+    quoted: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ("image", "label", "mask")
 
     def sums(self, variables, batch):
         """Reduce a batch on the devices; jitted.

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from qbheat_jax.config import Field
 from qbheat_jax.data.specs.image import ImageSpec
 
 # Tasks: which table of config fields a method belongs to, and so which command trains it. DETECT is that of all methods that
@@ -42,9 +43,9 @@ class Method:
     # Name on pages, and one paragraph.
     TITLE, STORY = "", ""
     # Own config fields: {dotted key: config.Field}. Two methods share a field by declaring the same Field.
-    FIELDS = {}
+    FIELDS: dict[str, Field] = {}
     # Entries of the state that are copies of parameters, such as a teacher. They are sharded as the parameters are.
-    sharded_like_params = ()
+    sharded_like_params: tuple[str, ...] = ()
     # Name of the file in `eval/` whose metric measures it; of a method of DETECT.
     METRIC = ""
     # Whether it is trained on labels and has a `head` and `logits`.

@@ -20,7 +20,7 @@ from qbheat_jax.train import distributed
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("qbheat")
 

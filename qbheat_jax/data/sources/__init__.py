@@ -8,7 +8,7 @@ from qbheat_jax.errors import UserError
 
 _log = logging.getLogger("qbheat")
 # Notes that are already in the log; a process may open a source several times.
-_told = set()
+_told: set[str] = set()
 
 ACCEPTED = (
     "'photos', 'tfds:NAME[/CONFIG]', 'folder:PATH', 'coco:IMAGES_DIR,ANNOTATIONS.json', 'scenes' or 'scenes:N', 'synthetic' "
