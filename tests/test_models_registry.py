@@ -15,9 +15,15 @@ from qbheat_jax.ops.images import PIXELS
 from tests.conftest import TESTS_OWN
 
 MOBILE_FORMERS = [f"mobile_former_{v}" for v in VARIANTS]
-OTHERS = ["efficientnet_lite0", "mobilenet_v2", "resnet18", "resnet50", "vit_b", "vit_s", "vit_ti"]
+VHEATS = ["vheat_b", "vheat_b96", "vheat_nano", "vheat_s", "vheat_t"]
+OTHERS = ["efficientnet_lite0", "mobilenet_v2", "resnet18", "resnet50", *VHEATS, "vit_b", "vit_s", "vit_ti"]
 NAMES = sorted([*MOBILE_FORMERS, *OTHERS])
-CHOICES = [(name, stride) for name in NAMES for stride in registry.ENCODERS[name].strides]
+LARGE = ("vheat_b", "vheat_b96", "vheat_s")  # of a family whose other members are traced sooner
+CHOICES = [
+    pytest.param(name, stride, marks=[pytest.mark.slow] * (name in LARGE))
+    for name in NAMES
+    for stride in registry.ENCODERS[name].strides
+]
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +61,8 @@ def test_every_encoder_keeps_the_contract(name, stride):
         ("resnet50", 32),
         ("mobilenet_v2", 32),
         ("efficientnet_lite0", 32),
+        ("vheat_t", 32),
+        ("vheat_nano", 8),
         ("vit_ti", 16),
         ("vit_b", 16),
     ],
