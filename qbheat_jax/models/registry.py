@@ -67,7 +67,7 @@ ENCODERS = {
     "hcnet_t": _hcnet(depths=(3, 8, 18, 3)),
     "hcnet_t_551405": _hcnet(depths=(5, 5, 14, 5)),
     "hcnet_a_t": _hcnet(depths=(5, 5, 14, 5), generation="a"),
-    # Ours, not the paper's: as many parameters as `mobile_former_tiny`, for small images.
+    # Ours, not the paper's: about as many parameters as `mobile_former_tiny`, for small images.
     "hcnet_nano": _hcnet(
         {8: {"stem_stride": 2, "last_stride": 1}, 4: {"stem_stride": 1, "last_stride": 1}},
         dims=(16, 32, 64, 128),
