@@ -96,20 +96,17 @@ class HcNet(nn.Module):
     """The network. `forward` returns logits [B, classes], `maps` the last feature map [B, C, h, w], after its norm.
 
     Args:
-      generation: "c" or "a".
-      dims: Channels of the stages.
-      depths: Blocks of the stages.
-      stem: Strides of the stem's two convolutions.
-      last_stride: Stride of the last downsampling.
+      encoder: A `qbheat_jax.models.hcnet.HcNet`.
       classes: Number of classes.
     """
 
-    def __init__(self, generation, dims, depths, stem=(2, 2), last_stride=2, classes=1000):
+    def __init__(self, encoder, classes=1000):
         super().__init__()
-        block = {"a": BlockA, "c": BlockC}[generation]
-        self.patch_embed = Stem(dims[0], stem)
-        strides = (*[2] * (len(dims) - 2), last_stride, 0)
-        self.layers = nn.Sequential(*(Stage(block, *row) for row in zip(dims, depths, (*dims[1:], 0), strides)))
+        block, dims = {"a": BlockA, "c": BlockC}[encoder.generation], encoder.dims
+        self.patch_embed = Stem(dims[0], {4: (2, 2), 2: (2, 1), 1: (1, 1)}[encoder.stem_stride])
+        strides = (*[2] * (len(dims) - 2), encoder.last_stride, 0)
+        rows = zip(dims, encoder.depths, (*dims[1:], 0), strides)
+        self.layers = nn.Sequential(*(Stage(block, *row) for row in rows))
         self.norm, self.head = nn.GroupNorm(1, dims[-1]), nn.Linear(dims[-1], classes)
 
     def maps(self, x):
