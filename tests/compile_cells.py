@@ -53,6 +53,7 @@ _LITE = dataclasses.replace(mobilenet.VARIANTS["efficientnet_lite0"], rows=((1, 
 _NET_STRIDES = {4: {}, 2: {"last_stride": 1}}
 _HEAT = {"dims": (32, 64), "depths": (2, 1)}
 _HEAT_STRIDES = {8: {}, 4: {"last_stride": 1}, 2: {"stem_stride": 1}}
+_HCNET, _HCNET_STRIDES = {"dims": (64, 128), "depths": (1, 1)}, {8: {}, 4: {"last_stride": 1}}
 _RESNET, _VIT = (registry.ENCODERS[name] for name in ("resnet50", "vit_ti"))
 
 ENCODERS = {
@@ -67,6 +68,8 @@ ENCODERS = {
         VHeat, {**_HEAT, "post_norm": True, "layer_scale": True}, _HEAT_STRIDES, registry._VHEAT
     ),
     "vit": registry.Entry(ViT, {"width": 192, "heads": 3, "depth": 2}, _VIT.strides, _VIT.options),
+    "hcnet": registry._hcnet(_HCNET_STRIDES, **_HCNET),
+    "hcnet_a": registry._hcnet(_HCNET_STRIDES, **_HCNET, generation="a"),
 }
 
 # --- Train steps -----------------------------------------------------------------------------------------------------
@@ -146,6 +149,14 @@ OPTIONS = {
     ("vit", "finetune"): {"mixup": 0.8, "cutmix": 1.0},
     ("vit", "dense"): {"tune": True},
     ("vit", "detr"): {"detr.size": "small"},
+    ("hcnet", "qbheat"): {"encoder.drop_path": 0.1},
+    ("hcnet", "simmim"): {"dtype": "float32"},
+    ("hcnet", "supervised"): _PARTS,
+    ("hcnet", "finetune"): {"ema": 0.99},
+    ("hcnet", "dense"): _TUNE,
+    ("hcnet_a", "simmim"): _REMAT,
+    ("hcnet_a", "supervised"): {"encoder.drop_path": 0.1},
+    ("hcnet_a", "detr"): {"tune": True},
 }
 
 
@@ -355,9 +366,11 @@ def _cells():
         ("resnet_basic", "supervised"),
         ("vheat", "qbheat"),
         ("vit", "mae"),
+        ("hcnet", "supervised"),
+        ("hcnet_a", "simmim"),
     ):
         add(f"{encoder}-{objective}", _train, encoder, objective, _SMALL, target=TPU)
-    for encoder in ("former_grouped", "lite", "resnet_basic", "vit"):
+    for encoder in ("former_grouped", "lite", "resnet_basic", "vit", "hcnet"):
         add(f"{encoder}-init", _init, encoder)
     for encoder in ("former_grouped", "resnet_basic", "vit"):
         add(f"{encoder}-classify", _classify, encoder)
@@ -379,6 +392,7 @@ FAMILIES = (
     ("mobilenet", "lite"),
     ("resnet_basic", "resnet"),
     ("vheat", "vheat_scaled"),
+    ("hcnet", "hcnet_a"),
     ("vit",),
 )
 

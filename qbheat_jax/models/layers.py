@@ -121,7 +121,7 @@ class Conv(nn.Module):
     Parameters, float32: kernel [kernel, kernel, C / groups, features]; with `use_bias` bias [features].
 
     Attributes:
-      torch_init: whether kernel and bias are drawn by `torch_uniform`, instead of `conv_init` and zeros.
+      torch_init: whether kernel and bias are drawn by `torch_uniform`, instead of `kernel_init` and zeros.
     """
 
     features: int
@@ -132,12 +132,13 @@ class Conv(nn.Module):
     padding: str = "symmetric"
     use_bias: bool = False
     torch_init: bool = False
+    kernel_init: Any = conv_init
 
     @nn.compact
     def __call__(self, x):
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
         uniform = torch_uniform(math.prod(shape[:3]))
-        kernel = self.param("kernel", uniform if self.torch_init else conv_init, shape, jnp.float32)
+        kernel = self.param("kernel", uniform if self.torch_init else self.kernel_init, shape, jnp.float32)
         y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bias_init = uniform if self.torch_init else nn.initializers.zeros
