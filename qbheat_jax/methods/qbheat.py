@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from qbheat_jax.config import Field, at_least
-from qbheat_jax.data.specs.image import ImageSpec
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common import decoding, targets
@@ -113,7 +112,7 @@ class QBHeat(base.Method):
 
     @classmethod
     def batch_spec(cls, config):
-        return ImageSpec.of(config, placements=quarters.PLACEMENT_SETS[config.quarter.placements])
+        return base.crop_spec(config, placements=quarters.PLACEMENT_SETS[config.quarter.placements])
 
     def init(self, rng, batch):
         """Return {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}}."""
