@@ -100,14 +100,14 @@ def test_no_operation_is_the_identity(everything):
     np.testing.assert_array_equal(made["rotate"][0], given)  # and so is a rotation by nothing
 
 
-@pytest.mark.parametrize("axis", [2, 3])
+@pytest.mark.parametrize("axis", [1, 2])
 def test_lines_roll_alike_on_every_platform(axis):
-    planes = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 9, 13)), jnp.float32)
-    steps = jnp.asarray(np.random.default_rng(1).integers(-30, 30, (2, planes.shape[5 - axis])))
-    got, expected = (roll(planes, steps, axis) for roll in (shear._roll_by_bits, shear._roll))
+    canvas = jnp.asarray(np.random.default_rng(0).integers(0, 2**30, (2, 9, 13)), jnp.int32)
+    steps = jnp.asarray(np.random.default_rng(1).integers(-30, 30, (2, canvas.shape[3 - axis])))
+    got, expected = (roll(canvas, steps, axis) for roll in (shear._roll_by_bits, shear._roll))
     np.testing.assert_array_equal(got, expected)
-    line, rolled = (np.asarray(x[1, :, 4] if axis == 3 else x[1, ..., 4]) for x in (planes, expected))
-    np.testing.assert_array_equal(rolled, np.roll(line, -int(steps[1, 4]), 1))
+    line, rolled = (np.asarray(x[1, 4] if axis == 2 else x[1, :, 4]) for x in (canvas, expected))
+    np.testing.assert_array_equal(rolled, np.roll(line, -int(steps[1, 4])))
 
 
 def test_tables_are_the_same_on_every_platform():

@@ -243,8 +243,8 @@ def _move(values, which, level):
     shift_y = slope_y * width / 2 + of("translate_y", level * 0.45 * height)
     half = -jnp.tan(angle / 2)
     passes = (half + slope_x, shift_x), (jnp.sin(angle) + slope_y, shift_y), (half, jnp.zeros_like(half))
-    moved, inside = shear.three_passes(values.astype(jnp.float32), passes, math.tan(math.radians(15.0)))
-    return jnp.where(inside, _cast(moved), jnp.asarray(_FILL)[:, None, None])
+    moved, inside = shear.three_passes(values, passes, math.tan(math.radians(15.0)))
+    return jnp.where(inside, moved, jnp.asarray(_FILL)[:, None, None])
 
 
 # --- Random erasing --------------------------------------------------------------------------------------------------
