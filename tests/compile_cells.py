@@ -50,6 +50,7 @@ _GROUPED = mobile_former.Variant(8, 3, 64, ((3, 3, 8, 1, 0), (1, 4, 24, 2, 4)), 
 _V2 = dataclasses.replace(mobilenet.VARIANTS["mobilenet_v2"], rows=((1, 32, 1, 1, 3), (6, 24, 1, 2, 3)))
 _LITE = dataclasses.replace(mobilenet.VARIANTS["efficientnet_lite0"], rows=((1, 32, 1, 1, 3), (6, 40, 1, 2, 5)))
 _NET_STRIDES = {4: {}, 2: {"last_stride": 1}}
+_HCNET, _HCNET_STRIDES = {"dims": (64, 128), "depths": (1, 1)}, {8: {}, 4: {"last_stride": 1}}
 _RESNET, _VIT = (registry.ENCODERS[name] for name in ("resnet50", "vit_ti"))
 
 ENCODERS = {
@@ -60,6 +61,8 @@ ENCODERS = {
     "resnet_basic": registry.Entry(ResNet, {"blocks": (1, 1, 1, 1), "bottleneck": False}, _RESNET.strides),
     "resnet": registry.Entry(ResNet, {"blocks": (2, 1, 1, 1), "zero_init": False}, _RESNET.strides),
     "vit": registry.Entry(ViT, {"width": 192, "heads": 3, "depth": 2}, _VIT.strides, _VIT.options),
+    "hcnet": registry._hcnet(_HCNET_STRIDES, **_HCNET),
+    "hcnet_a": registry._hcnet(_HCNET_STRIDES, **_HCNET, generation="a"),
 }
 
 # --- Train steps -----------------------------------------------------------------------------------------------------
@@ -129,6 +132,14 @@ OPTIONS = {
     ("vit", "finetune"): {"mixup": 0.8, "cutmix": 1.0},
     ("vit", "dense"): {"tune": True},
     ("vit", "detr"): {"detr.size": "small"},
+    ("hcnet", "qbheat"): {"encoder.drop_path": 0.1},
+    ("hcnet", "simmim"): {"dtype": "float32"},
+    ("hcnet", "supervised"): _PARTS,
+    ("hcnet", "finetune"): {"ema": 0.99},
+    ("hcnet", "dense"): _TUNE,
+    ("hcnet_a", "simmim"): _REMAT,
+    ("hcnet_a", "supervised"): {"encoder.drop_path": 0.1},
+    ("hcnet_a", "detr"): {"tune": True},
 }
 
 
@@ -337,9 +348,11 @@ def _cells():
         ("lite", "finetune", {}),
         ("resnet_basic", "supervised", _RECIPE),
         ("vit", "mae", {}),
+        ("hcnet", "supervised", {}),
+        ("hcnet_a", "simmim", {}),
     ):
         add(f"{encoder}-{objective}", _train, encoder, objective, {**_SMALL, **options}, target=TPU)
-    for encoder in ("former_grouped", "lite", "resnet_basic", "vit"):
+    for encoder in ("former_grouped", "lite", "resnet_basic", "vit", "hcnet"):
         add(f"{encoder}-init", _init, encoder)
     for encoder in ("former_grouped", "resnet_basic", "vit"):
         add(f"{encoder}-classify", _classify, encoder)
@@ -356,7 +369,7 @@ CELLS = _cells()
 
 # Encoders of one family. Each method is compiled for every family in the test command, by its members in turn; the other
 # cells of methods are marked `matrix`, and run by `pytest -m matrix`.
-FAMILIES = (("former", "former_grouped"), ("mobilenet", "lite"), ("resnet_basic", "resnet"))
+FAMILIES = (("former", "former_grouped"), ("mobilenet", "lite"), ("resnet_basic", "resnet"), ("hcnet", "hcnet_a"))
 MATRIX = {
     f"{family[(n + 1 + k) % 2]}-{objective}-{GPU.partition(':')[0]}"
     for k, family in enumerate(FAMILIES)

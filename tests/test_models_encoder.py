@@ -68,7 +68,7 @@ def test_layer_decay_is_refused_without_an_order_of_layers(tmp_path):
     assert error.value.exit_code == BAD_INPUT and not list(tmp_path.iterdir()), "refused before anything is written"
 
 
-@pytest.mark.parametrize("name", ["toy", "resnet18", "mobilenet_v2", "mobile_former_tiny", "vit_ti"])
+@pytest.mark.parametrize("name", ["toy", "resnet18", "mobilenet_v2", "mobile_former_tiny", "vit_ti", "hcnet_nano"])
 def test_parameters_that_take_any_size_are_kept(name):
     encoder = registry.encoder(name)
     params = {"cells": 1}

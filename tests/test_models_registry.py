@@ -15,7 +15,8 @@ from qbheat_jax.ops.images import PIXELS
 from tests.conftest import TESTS_OWN
 
 MOBILE_FORMERS = [f"mobile_former_{v}" for v in VARIANTS]
-OTHERS = ["efficientnet_lite0", "mobilenet_v2", "resnet18", "resnet50", "vit_b", "vit_s", "vit_ti"]
+HCNETS = ["hcnet_a_t", "hcnet_nano", "hcnet_t", "hcnet_t_551405"]
+OTHERS = [*HCNETS, "efficientnet_lite0", "mobilenet_v2", "resnet18", "resnet50", "vit_b", "vit_s", "vit_ti"]
 NAMES = sorted([*MOBILE_FORMERS, *OTHERS])
 CHOICES = [(name, stride) for name in NAMES for stride in registry.ENCODERS[name].strides]
 
@@ -55,6 +56,8 @@ def test_every_encoder_keeps_the_contract(name, stride):
         ("resnet50", 32),
         ("mobilenet_v2", 32),
         ("efficientnet_lite0", 32),
+        ("hcnet_t", 32),
+        ("hcnet_nano", 8),
         ("vit_ti", 16),
         ("vit_b", 16),
     ],
@@ -135,7 +138,8 @@ def test_heads_are_the_released_ones():
     head = registry.head("mobile_former_26m", 10, dropout=0.1, dtype="bfloat16")
     assert head == MobileFormerHead(10, 1024, 4, 0.1, jnp.bfloat16)
     for name in (*OTHERS, "mobile_former_w720", "mobile_former_tiny"):  # the last two were released without
-        assert registry.head(name, 10, dropout=0.1) == PooledHead(10, 0.1)
+        std = 0.02 if name in HCNETS else 0.01
+        assert registry.head(name, 10, dropout=0.1) == PooledHead(10, 0.1, std)
 
 
 @pytest.mark.parametrize(

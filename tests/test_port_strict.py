@@ -24,6 +24,9 @@ RELEASED = {
     "resnet50": 25_557_032,
     "mobilenet_v2": 3_504_872,
     "efficientnet_lite0": 4_652_008,
+    "hcnet_t": 27_988_200,
+    "hcnet_t_551405": 28_616_936,
+    "hcnet_a_t": 28_416_936,
     "vit_ti": 5_717_416,
     "vit_s": 22_050_664,
     "vit_b": 86_567_656,
@@ -101,6 +104,8 @@ def test_missing_extra_and_misshapen_names_are_listed_ten_of_them():
         ("vit_s", "vit_b"),
         ("efficientnet_lite0", "mobilenet_v2"),
         ("mobilenet_v2", "vit_ti"),
+        ("hcnet_a_t", "hcnet_t"),
+        ("hcnet_t_551405", "hcnet_t"),
     ],
 )
 def test_another_architecture_is_recognised(file, arch):

@@ -10,11 +10,15 @@ import pytest
 from safetensors import safe_open
 
 from qbheat_jax import methods, pytree
+from qbheat_jax.models import registry
+from qbheat_jax.models.hcnet import HcNet
 from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.mobile_former import MobileFormer, Variant
+from qbheat_jax.models.vheat import VHeat
 from qbheat_jax.ops import images
-from qbheat_jax.tools.bench import options, peers, training
+from qbheat_jax.tools.bench import encoders, options, peers, training
 from qbheat_jax.train import optim
+from tests import heat_nets
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file  # noqa: E402
@@ -42,6 +46,36 @@ def test_mobile_former_takes_the_released_names_and_gives_every_known_activation
             assert (maps - known[f"features.{n}.map"]).abs().max() <= 1e-4, n
             assert (tokens.transpose(0, 1) - known[f"features.{n}.tokens"]).abs().max() <= 2e-5, n
     assert n + 1 == len(blocks)
+
+
+@pytest.mark.parametrize("name", ["hcnet_a", "hcnet_c", "vheat_pre", "vheat_post", "vheat_pre_scale"])
+def test_heat_systems_take_the_released_names_and_give_the_known_activations(name):
+    path = DATA / f"heat/{name}.state_dict.safetensors"
+    if name.startswith("hcnet"):
+        with safe_open(path, "np") as file:
+            known = json.loads(file.metadata()["config"])
+        encoder = HcNet(tuple(known["embed_dim"]), tuple(known["depths"]), name[-1])
+    else:
+        fields, size = heat_nets.fields(name)
+        encoder = VHeat(**fields, grid=size // 4)
+    model, known = peers.build(encoder, 10).eval(), load_file(DATA / f"heat/{name}.activations.safetensors")
+    released = {key: value for key, value in load_file(path).items() if not key.endswith("mean_num")}
+    model.load_state_dict(released)
+    with torch.no_grad():
+        logits = model(known["input"])
+        assert (logits - known["logits"]).abs().max() <= 1e-5 and logits.std() > 0.1
+        if name.startswith("hcnet"):
+            assert (model.maps(known["input.64x96"]) - known["norm.64x96"]).abs().max() <= 1e-5
+            return
+        folded = peers.build(encoder.clone(folded=True), 10).eval()
+        for n, layers in enumerate(model.layers):
+            for j, block in enumerate(layers[: model.depths[n]]):
+                released[f"layers.{n}.{j}.op.k_exp"] = block.op.heat.decay(block.op.to_k(model.freq_embed[n]))
+        unused = ("to_k.0.weight", "to_k.0.bias")
+        folded.load_state_dict(
+            {k: v for k, v in released.items() if not k.startswith("freq") and not k.endswith(unused)}
+        )
+        assert (folded(known["input"]) - logits).abs().max() <= 1e-6
 
 
 def drawn(shapes):
@@ -80,6 +114,21 @@ def test_features_are_ours(name):
     for way in ("eager", "channels-last"):
         theirs = running.Peer(model, way, 1, "float32", "cpu").forward(inputs)().numpy()
         assert np.abs(features - theirs).max() < 1e-4 * np.abs(theirs).max() and features.std(0).mean() > 1e-2
+
+
+def test_folded_features_are_those_of_pytorch(monkeypatch):
+    fields = {"dims": (8, 12), "depths": (1, 1), "post_norm": True, "layer_scale": True}
+    monkeypatch.setitem(registry.ENCODERS, "vheat_micro", registry.Entry(VHeat, fields, {8: {}}, registry._VHEAT))
+    config, objective = as_released("vheat_micro")
+    variables = drawn(shapes_of(config, objective))
+    inputs = np.random.default_rng(2).normal(size=(4, 32, 32, 3)).astype(np.float32)
+    folded, constants = encoders._folded(options.Options(size=32), objective, variables)
+    assert folded.encoder.folded and "freq_embed_0" not in constants["params"]["encoder"]
+    features = np.asarray(jax.jit(folded.encoder.apply)({"params": constants["params"]["encoder"]}, inputs)[0])
+    for encoder, v in ((objective.encoder, variables), (folded.encoder, constants)):
+        model = peers.load(peers.build(encoder, 5), "vheat_micro", v)
+        theirs = running.Peer(model, "channels-last", 1, "float32", "cpu").forward(inputs)().numpy()
+        assert np.abs(features - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
 def test_the_timed_mobile_former_has_a_counterpart_with_as_many_parameters():

@@ -21,17 +21,19 @@ class LinearHead(nn.Module):
 class PooledHead(nn.Module):
     """The classifier of most releases: an encoder's (features [B, h, w, C], out) -> logits float32 [B, classes].
 
-    A linear map, after dropout, of `out["class_token"]` [B, C] if present, otherwise of the mean over the cells.
+    A linear map, after dropout, of `out["class_token"]` [B, C] if present, otherwise of the mean over the cells. `std` is the
+    standard deviation of its initial weights.
     """
 
     classes: int
     dropout: float = 0.0
+    std: float = 0.01
 
     @nn.compact
     def __call__(self, features, out, train=False):
         pooled = out["class_token"] if "class_token" in out else features.astype(jnp.float32).mean((1, 2))
         x = nn.Dropout(self.dropout)(pooled.astype(jnp.float32), deterministic=not train)
-        return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="classifier")(x)
+        return nn.Dense(self.classes, kernel_init=nn.initializers.normal(self.std), name="classifier")(x)
 
 
 class BlockHead(nn.Module):

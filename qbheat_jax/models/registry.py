@@ -7,10 +7,12 @@ import jax.numpy as jnp
 
 from qbheat_jax.errors import UserError, unknown
 from qbheat_jax.models import mobile_former, mobilenet
+from qbheat_jax.models.hcnet import HcNet
 from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.mobile_former import MobileFormer, MobileFormerHead
 from qbheat_jax.models.mobilenet import MobileNet
 from qbheat_jax.models.resnet import ResNet
+from qbheat_jax.models.vheat import VHeat
 from qbheat_jax.models.vit import ViT
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -26,6 +28,7 @@ class Entry:
       strides: {stride: the fields that make it}, the default first.
       options: further fields that a caller may set.
       pixels: the key of `images.PIXELS` that the released weights expect.
+      head_std: standard deviation of the initial weights of the classifier, where it is a `PooledHead`.
     """
 
     module: Any
@@ -33,6 +36,7 @@ class Entry:
     strides: dict
     options: tuple = ()
     pixels: str = "imagenet"
+    head_std: float = PooledHead.std
 
 
 def _mobile_former(variant):
@@ -52,12 +56,42 @@ def _vit(**fields):
     return Entry(ViT, fields, {16: {"patch": 16}, 8: {"patch": 8}}, ("class_token", "position", "grid"))
 
 
+def _hcnet(strides=None, **fields):
+    strides = strides or {32: {}, 16: {"last_stride": 1}, 8: {"stem_stride": 1}}
+    return Entry(HcNet, {"generation": "c", **fields}, strides, head_std=0.02)
+
+
+_VHEAT = ("grid", "embedding", "folded", "outnorm")
+
+
+def _vheat(**fields):
+    return Entry(VHeat, fields, {32: {}, 16: {"last_stride": 1}, 8: {"stem_stride": 1}}, _VHEAT, head_std=0.02)
+
+
 ENCODERS = {
     **{f"mobile_former_{name}": _mobile_former(variant) for name, variant in mobile_former.VARIANTS.items()},
     "mobilenet_v2": _mobilenet("mobilenet_v2"),
     "efficientnet_lite0": _mobilenet("efficientnet_lite0", pixels="lite"),
+    "hcnet_t": _hcnet(depths=(3, 8, 18, 3)),
+    "hcnet_t_551405": _hcnet(depths=(5, 5, 14, 5)),
+    "hcnet_a_t": _hcnet(depths=(5, 5, 14, 5), generation="a"),
+    # Ours, not the paper's: about as many parameters as `mobile_former_tiny`, for small images.
+    "hcnet_nano": _hcnet(
+        {8: {"stem_stride": 2, "last_stride": 1}, 4: {"stem_stride": 1, "last_stride": 1}},
+        dims=(16, 32, 64, 128),
+        depths=(1, 1, 2, 1),
+    ),
     "resnet18": _resnet(blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet50": _resnet(blocks=(3, 4, 6, 3)),
+    "vheat_t": _vheat(depths=(2, 2, 6, 2)),
+    "vheat_s": _vheat(depths=(2, 2, 18, 2), post_norm=True, layer_scale=True),
+    "vheat_b": _vheat(dims=(128, 256, 512, 1024), depths=(2, 2, 18, 2), post_norm=True, layer_scale=True),
+    # The paper's table has this width; it was not released, so norms and layer scale are assumed to be those of vheat_b.
+    "vheat_b96": _vheat(depths=(4, 4, 20, 4), post_norm=True, layer_scale=True),
+    # Ours, not the paper's: stride 8, for 64-pixel images on a CPU.
+    "vheat_nano": Entry(
+        VHeat, {"dims": (48, 96), "depths": (2, 2)}, {8: {}, 4: {"last_stride": 1}}, _VHEAT, head_std=0.02
+    ),
     "vit_ti": _vit(width=192, heads=3),
     "vit_s": _vit(width=384, heads=6),
     "vit_b": _vit(width=768, heads=12),
@@ -76,11 +110,13 @@ def encoder(name, stride=0, drop_path=0.0, dtype="float32", remat="none", **opti
       name: one of `names()`.
       stride: pixels a cell, 0 for the default. ResNets offer 32, 16 (stage 4 does not stride) and 8 (a 3x3 stem without stride
         or pool, for small images). MobileNets offer 32 and 16, Mobile-Formers their own and half of it (the last strided
-        stage does not stride). ViTs offer patches of 16 and 8.
+        stage does not stride). HcNets and vHeats offer 32, 16 and 8 in the same ways (`hcnet_nano` and `vheat_nano` 8 and 4).
+        ViTs offer patches of 16 and 8.
       drop_path: rate of stochastic depth, in [0, 1).
       dtype: to compute in: "float32", "bfloat16" or the jnp type.
       remat: see layers.remat.
-      **options: `zero_init` of ResNets; `class_token`, `position`, `grid` of ViTs.
+      **options: `zero_init` of ResNets; `class_token`, `position`, `grid` of ViTs; `grid`, `embedding`, `folded`, `outnorm` of
+        vHeats.
 
     Raises:
       UserError: the name, the stride or an option is unknown.
@@ -115,6 +151,7 @@ def head(name, classes, dropout=0.0, dtype="float32"):
         # attributes
         classes = 1000
         dropout = 0.0
+        std = 0.01
     )
     """
     fields = _entry(name).fields
@@ -125,7 +162,7 @@ def head(name, classes, dropout=0.0, dtype="float32"):
     if getattr(fields.get("variant"), "features", 0):
         variant = fields["variant"]
         return MobileFormerHead(classes, variant.features, variant.groups, dropout, dtype)
-    return PooledHead(classes, dropout)
+    return PooledHead(classes, dropout, _entry(name).head_std)
 
 
 def released_pixels(name):

@@ -26,7 +26,7 @@ def of(config):
 def _encoder(text):
     """Return (paths and shapes, shapes of the encoder's outputs) of a config as JSON."""
     encoder = methods.build(config_tables.from_json(text)).encoder
-    side = encoder.stride  # one cell: no variable's shape depends on the input's
+    side = encoder.least_size  # no variable's shape depends on the input's
 
     def init():
         return encoder.init_with_output(jax.random.key(0), jnp.zeros((1, side, side, 3)))

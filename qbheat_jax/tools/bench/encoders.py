@@ -10,6 +10,7 @@ import numpy as np
 
 from qbheat_jax import methods
 from qbheat_jax.errors import UserError
+from qbheat_jax.models import registry
 from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.tools.bench import options, peers, section, timing, training
 from qbheat_jax.train import optim
@@ -20,14 +21,15 @@ OURS = "jax"
 
 
 def forward(o):
-    """Yield a section per encoder: features of images [B, S, S, 3] in inference mode.
+    """Yield a section per encoder, and one for its folded form if it has any: features of images [B, S, S, 3] in inference.
 
     Args:
       o: A checked `options.Options`.
     """
     for name in o.encoders:
-        yield _features(o, name)
-        _forget(o)
+        for folded in (False, True) if registry.encoder(name).fold else (False,):
+            yield _features(o, name, folded)
+            _forget(o)
 
 
 def step(o):
@@ -42,10 +44,12 @@ def step(o):
             _forget(o)
 
 
-def _features(o, name):
+def _features(o, name, folded):
     limit, notes = timing.Limit(o.limit), []
     step, objective = _supervised(o, name)
     variables, inputs = step.variables(), training.normalised(step.config, step.batch)
+    if folded:
+        objective, variables = _folded(o, objective, variables)
     encoder = {kind: tree["encoder"] for kind, tree in variables.items() if "encoder" in tree}
     placed = jax.device_put((encoder, inputs), jax.devices()[0])
     apply = jax.jit(lambda variables, images: objective.encoder.apply(variables, images)[0])
@@ -62,7 +66,15 @@ def _features(o, name):
         return call
 
     runs = {OURS: timing.on_device(ours), **_peers(o, name, objective, variables, make)}
-    return _against_peers("forward", f"forward of {name}", o, runs, limit, notes)
+    form = ", folded" if folded else ""
+    return _against_peers("forward", f"forward of {name}{form}", o, runs, limit, notes)
+
+
+def _folded(o, objective, variables):
+    """Return (objective, variables) with the encoder folded for the images of the benchmark."""
+    made = objective.encoder.fold(variables["params"]["encoder"], o.size)
+    objective = dataclasses.replace(objective, encoder=objective.encoder.clone(**made.options))
+    return objective, {**variables, "params": {**variables["params"], "encoder": made.params}}
 
 
 def _supervised(o, name):

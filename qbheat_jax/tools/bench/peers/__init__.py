@@ -9,9 +9,11 @@ import numpy as np
 
 from qbheat_jax import pytree
 from qbheat_jax.errors import UserError
+from qbheat_jax.models.hcnet import HcNet
 from qbheat_jax.models.mobile_former import MobileFormer
 from qbheat_jax.models.mobilenet import VARIANTS
 from qbheat_jax.models.resnet import ResNet
+from qbheat_jax.models.vheat import VHeat
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.port import names, tables
 
@@ -43,7 +45,7 @@ def build(encoder, classes=1000):
       encoder's features [B, C, h, w].
     """
     need()
-    from qbheat_jax.tools.bench.peers import efficientnet_lite0, mobile_former, mobilenet_v2, resnet, vit
+    from qbheat_jax.tools.bench.peers import efficientnet_lite0, hcnet, mobile_former, mobilenet_v2, resnet, vheat, vit
 
     if isinstance(encoder, MobileFormer):
         return mobile_former.MobileFormer(encoder.variant, classes)
@@ -51,6 +53,10 @@ def build(encoder, classes=1000):
         return resnet.ResNet(resnet.Bottleneck if encoder.bottleneck else resnet.Basic, encoder.blocks, classes)
     if isinstance(encoder, ViT):
         return vit.ViT(encoder.width, encoder.heads, encoder.depth, encoder.patch, encoder.grid, classes)
+    if isinstance(encoder, VHeat):
+        return vheat.VHeat(encoder, classes)
+    if isinstance(encoder, HcNet):
+        return hcnet.HcNet(encoder, classes)
     lite = encoder.variant == VARIANTS["efficientnet_lite0"]
     return (efficientnet_lite0.EfficientNetLite0 if lite else mobilenet_v2.MobileNetV2)(classes)
 
