@@ -96,13 +96,14 @@ _DETR_SIZES = {"small": (64, 4, 1, 2), "base": (64, 4, 0, 1)}  # shrunken as the
 _HOG = {"norm_pix": True, "hog": 0.5}
 _GROUPS = {"bn_groups": 2, "ema": 0.99}
 _PARTS = {"accumulate": 2, "batch_size": 64}
+_RECIPE = {f"supervised.{k}": v for k, v in dict(rand_augment=9.0, erasing=0.25, mixup=0.8, cutmix=1.0).items()}
 _REMAT = {"remat": "nothing_saveable"}
 _TUNE = {"tune": True, "detector.stages": True}
 _TOKEN = {"encoder.class_token": True}
 OPTIONS = {
     ("former", "moco"): {"moco.standardise": True},
     ("former", "simmim"): _REMAT,
-    ("former", "supervised"): {**_PARTS, "supervised.colour_jitter": 0.4},
+    ("former", "supervised"): {**_PARTS, **_RECIPE, "supervised.colour_jitter": 0.4},
     ("former", "finetune"): {"encoder.drop_path": 0.0},
     ("former", "dense"): {"detector.stages": True},
     ("former_grouped", "qbheat"): {"heat.propagator": "power", "heat.norm": "layer"},
@@ -360,16 +361,16 @@ def _cells():
         for objective in OBJECTIVES:
             if objective != "mae" or entry.module is ViT:
                 add(f"{encoder}-{objective}", _train, encoder, objective, OPTIONS.get((encoder, objective), {}))
-    for encoder, objective in (
-        ("former", "qbheat"),
-        ("lite", "finetune"),
-        ("resnet_basic", "supervised"),
-        ("vheat", "qbheat"),
-        ("vit", "mae"),
-        ("hcnet", "supervised"),
-        ("hcnet_a", "simmim"),
+    for encoder, objective, options in (
+        ("former", "qbheat", {}),
+        ("lite", "finetune", {}),
+        ("resnet_basic", "supervised", _RECIPE),
+        ("vit", "mae", {}),
+        ("vheat", "qbheat", {}),
+        ("hcnet", "supervised", {}),
+        ("hcnet_a", "simmim", {}),
     ):
-        add(f"{encoder}-{objective}", _train, encoder, objective, _SMALL, target=TPU)
+        add(f"{encoder}-{objective}", _train, encoder, objective, {**_SMALL, **options}, target=TPU)
     for encoder in ("former_grouped", "lite", "resnet_basic", "vit", "hcnet"):
         add(f"{encoder}-init", _init, encoder)
     for encoder in ("former_grouped", "resnet_basic", "vit"):

@@ -112,6 +112,33 @@ def test_the_lengths_of_imagenet(path, epochs):
     steps = optim.total_steps(config, IMAGENET)
     assert steps == epochs * IMAGENET // config.batch_size
     assert 0 < optim.duration(config, "warmup", steps, IMAGENET) < steps / 2
-    cells = config.image_size // methods.build(config).encoder.stride
-    quarters.check_grid(cells, cells, quarters.PLACEMENT_SETS[config.quarter.placements])
-    assert cells == 16 and config.dtype == "bfloat16"
+    assert config.dtype == "bfloat16"
+    if config.objective == "qbheat":
+        cells = config.image_size // methods.build(config).encoder.stride
+        quarters.check_grid(cells, cells, quarters.PLACEMENT_SETS[config.quarter.placements])
+        assert cells == 16
+
+
+# Of the official recipes: peak, start and end of the rate, weight decay, drop path, EMA, and the rate after 20 epochs over the
+# peak.
+RECIPES = {
+    "vheat_t": (2e-3, 2e-6, 2e-5, 0.08, 0.1, 0.9999, 1.0),
+    "hcnet_t": (2e-3, 1e-6, 1e-5, 0.05, 0.2, 0.0, 0.9891),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_supervised_recipes_are_the_official_ones(name):
+    config = config_lib.load(ROOT / "configs" / f"imagenet_{name}.py", [], PRETRAIN)
+    peak, start, end, decay, drop_path, ema, begun = RECIPES[name]
+    rate = optim.schedule(config, optim.total_steps(config, IMAGENET), IMAGENET)
+    warm = optim.duration(config, "warmup", config.total_steps, IMAGENET)
+    assert optim.peak_learning_rate(config) == pytest.approx(peak) and config.total_epochs == 300
+    found = [float(rate(step)) for step in (0, warm, optim.total_steps(config, IMAGENET))]
+    assert found == pytest.approx([start, begun * peak, end], rel=1e-3)
+    assert (config.weight_decay, config.encoder.drop_path, config.ema) == (decay, drop_path, ema)
+    assert (config.adam_b1, config.adam_b2, config.adam_eps, config.clip_norm) == (0.9, 0.999, 1e-8, 5.0)
+    assert config.supervised.to_dict() == dict(
+        label_smoothing=0.1, colour_jitter=0.0, mixup=0.8, cutmix=1.0, rand_augment=9.0, erasing=0.25
+    )
+    assert config.image_size == 224 and config.data.crop_scale == (0.08, 1.0) and config.data.flip

@@ -20,6 +20,7 @@ CASES = {
     "simmim": {"encoder.name": "pebble", "simmim.mask_size": 8},
     "supervised": {
         "encoder.name": "pebble", "supervised.label_smoothing": 0.1, "supervised.colour_jitter": 0.4,
+        "supervised.rand_augment": 9.0, "supervised.erasing": 0.5, "supervised.mixup": 0.8, "supervised.cutmix": 1.0,
     },
 }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Supervised classification: the loss in closed form, what its variables hold, and that it trains."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,12 @@ import optax
 import pytest
 
 from qbheat_jax import config as config_lib
-from qbheat_jax import methods
+from qbheat_jax import device_mesh, methods
+from qbheat_jax.methods.common.mixing import Mixing
 from qbheat_jax.methods.supervised import Supervised
 from qbheat_jax.ops import images
-from qbheat_jax.train import config_tables
+from qbheat_jax.ops.rand_augment import Erasing, RandAugment
+from qbheat_jax.train import config_tables, state
 
 CLASSES = 5
 PIXELS = images.PIXELS["lite"]
@@ -90,3 +94,48 @@ def test_without_a_head_there_is_an_encoder_alone(case):
     objective = methods.build(config_lib.resolve(fields, config_tables.CLASSIFIER))
     shapes = jax.eval_shape(objective.init, jax.random.key(0), jax.tree.map(jnp.asarray, batch))
     assert objective.head is None and set(shapes["params"]) == {"encoder"}
+
+
+def test_images_are_augmented_in_training_alone(case):
+    """By RandAugment, as bytes; by erasing, after normalisation."""
+    objective, batch, variables = case
+    plain = Supervised(objective.encoder, objective.head, PIXELS)
+    augmented = dataclasses.replace(plain, rand_augment=RandAugment(9.0), erasing=Erasing(1.0))
+    given = variables["params"], variables["batch_stats"]
+    assert augmented.loss(*given, batch, None, False)[0] == plain.loss(*given, batch, None, False)[0]
+    made, rest = jax.jit(augmented._augment)(batch["image"], jax.random.key(1))
+    first, augment_rng = jax.random.split(jax.random.key(1))
+    second, erase_rng = jax.random.split(first)
+    images = jax.jit(RandAugment(9.0).__call__)(batch["image"], augment_rng)
+    expected = Erasing(1.0)(PIXELS.normalise(images), erase_rng)
+    np.testing.assert_allclose(made, expected, atol=1e-6)
+    assert (rest == second).all() and (np.asarray(images) != batch["image"]).any()
+
+
+def test_a_config_says_how_images_are_augmented_and_mixed(small_config):
+    fields = {"rand_augment": 9.0, "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0}
+    given = {"encoder.name": "pebble", "image_size": 32, "head.classes": 4}
+    sections = {f"supervised.{key}": value for key, value in fields.items()}
+    pretrained = methods.build(small_config({**given, **sections, "objective": "supervised"}))
+    tuned = methods.build(config_lib.resolve({**given, **fields, "total_steps": 1}, config_tables.FINETUNE))
+    for method in (pretrained, tuned):
+        assert method.mixing == Mixing(0.8, 1.0)
+        assert method.rand_augment == RandAugment(9.0) and method.erasing == Erasing(0.25)
+
+
+def test_the_average_follows_the_parameters_from_the_first_step_on(case):
+    """EMA of constant decay, without a warm-up, of every parameter; it is what is evaluated."""
+    objective, batch, _ = case
+    optimizer, key = optax.sgd(0.1), jax.random.key(0)
+    mesh = device_mesh.make_mesh({"data": 1}, jax.devices()[:1])
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
+    current, shardings = state.create(objective, optimizer, shapes, key, mesh, 0.75)
+    step = state.train_step(objective, optimizer, key, shardings, mesh, 0.75)
+    average = jax.device_get(current.params)
+    for _ in range(2):
+        current, _ = step(current, device_mesh.put_batch(batch, mesh))
+        params = jax.device_get(current.params)
+        average = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, average, params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), current.variables()["params"], average)
+    moved = jax.tree.map(lambda a, p: np.abs(a - p).max() > 0, average, params)
+    assert all(jax.tree.leaves(moved))

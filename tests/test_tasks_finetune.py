@@ -11,7 +11,7 @@ import pytest
 from qbheat_jax import api, cli, data, methods
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
-from qbheat_jax.methods import finetune as mixing
+from qbheat_jax.methods.common import mixing
 from qbheat_jax.methods.supervised import Supervised
 from qbheat_jax.models import registry
 from qbheat_jax.models.vit import ViT

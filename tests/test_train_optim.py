@@ -70,6 +70,27 @@ def test_schedule_without_warmup_starts_at_the_peak():
     np.testing.assert_allclose([float(rate(step)) for step in (0, 50, 100)], [2e-3, 1e-3, 0], atol=1e-9)
 
 
+def test_schedule_begins_and_ends_where_it_is_told():
+    """The floor and the start grow with the batch as the peak does."""
+    ends = {"learning_rate_start": 1e-5, "learning_rate_end": 1e-4}
+    rate = optim.schedule(resolve(warmup=10, **ends), 100, 1280)
+    found = [float(rate(step)) for step in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(found, [2e-5, 1.01e-3, 2e-3, 1.1e-3, 2e-4], rtol=2e-5)
+    rate = optim.schedule(resolve(**ends), 100, 1280)
+    np.testing.assert_allclose([float(rate(step)) for step in (0, 50, 100)], [2e-3, 1.1e-3, 2e-4], rtol=2e-5)
+
+
+def test_a_cosine_from_the_start_takes_over_below_the_peak():
+    """HcNet's epochs: 20 of 300, after which the cosine is at 0.989 of the peak."""
+    warmup = dict(warmup=20, cosine_from="start", learning_rate_start=2e-4, learning_rate_end=1e-5)
+    rate = optim.schedule(resolve(**warmup), 300, 1280)
+    whole = optim.schedule(resolve(learning_rate_end=1e-5), 300, 1280)
+    np.testing.assert_allclose([float(rate(step)) for step in (0, 10)], [4e-4, 1.2e-3], rtol=2e-5)
+    steps = range(20, 301, 40)
+    np.testing.assert_allclose([float(rate(s)) for s in steps], [float(whole(s)) for s in steps], rtol=1e-6)
+    assert float(rate(20)) / 2e-3 == pytest.approx(0.989, abs=5e-4)
+
+
 @pytest.mark.parametrize("given", [{"warmup": 100}, {"warmup_percent": 150}, {"warmup_epochs": 50}])
 def test_warmup_that_is_longer_than_the_run(given):
     with pytest.raises(UserError, match="warmup is .* steps, but the run has 100: it must be shorter than the run"):
@@ -80,6 +101,7 @@ PARAMS = {
     "conv": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)},
     "norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
     "heat": {"x+": jnp.ones((4, 4)), "y+": jnp.ones((4, 4))},
+    "stage": {"frequencies": jnp.ones((2, 2, 4)), "gamma": jnp.ones(4)},
 }
 
 
@@ -88,6 +110,7 @@ def test_decay_is_for_matrices_not_for_biases_and_norms():
         "conv": {"kernel": True, "bias": False},
         "norm": {"scale": False, "bias": False},
         "heat": {"x+": True, "y+": True},
+        "stage": {"frequencies": True, "gamma": False},
     }
 
 
@@ -126,6 +149,12 @@ def test_updates_are_those_of_adamw_written_out():
             m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
             p = p - 0.1 * (m / (1 - 0.8**t) / (np.sqrt(v / (1 - 0.9**t)) + 1e-8) + decay * p)
             np.testing.assert_allclose(found[section][name], p, rtol=1e-4, atol=1e-5)
+
+
+def test_epsilon_bounds_the_step_of_a_small_gradient():
+    gradients = [jax.tree.map(lambda p: jnp.full_like(p, 1e-3), PARAMS)]
+    (after,) = run(resolve(adam_eps=1e-3, weight_decay=0.0), gradients)
+    np.testing.assert_allclose(after["conv"]["kernel"], 1 - 0.1 / 2, rtol=1e-5)
 
 
 def norm(gradient):

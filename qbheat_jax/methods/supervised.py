@@ -9,10 +9,19 @@ import optax
 
 from qbheat_jax.config import BELOW_ONE, FRACTION, Field, at_least
 from qbheat_jax.methods import base
+from qbheat_jax.methods.common.mixing import CUTMIX, MIXUP, Mixing
 from qbheat_jax.models import registry
 from qbheat_jax.models.ghost_batch_norm import grouped
 from qbheat_jax.ops import colour
 from qbheat_jax.ops import images as images_lib
+from qbheat_jax.ops.rand_augment import MOST, Erasing, RandAugment
+
+RAND_AUGMENT = Field(
+    0.0,
+    "magnitude of RandAugment, two random operations an image of timm's increasing set; 9 is usual, 0: none",
+    (lambda v: 0 <= v <= MOST, f"a number from 0 to {MOST:g}"),
+)
+ERASING = Field(0.0, "probability that a random box of an image is replaced by noise", FRACTION)
 
 
 def build_head(config):
@@ -20,6 +29,14 @@ def build_head(config):
     classes = config.head.classes
     head = registry.head(config.encoder.name, classes, dtype=config.dtype) if classes else None
     return grouped(head, config.get("bn_groups", 1))
+
+
+def augmentations(settings):
+    """Return the arguments of `Supervised` that the fields `rand_augment` and `erasing` of a section of a config stand for."""
+    return {
+        "rand_augment": RandAugment(settings.rand_augment) if settings.rand_augment else None,
+        "erasing": Erasing(settings.erasing) if settings.erasing else None,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +49,9 @@ class Supervised(base.Method):
       pixels: How images are normalised.
       label_smoothing: Fraction of the target spread over all classes.
       jitter: Colour jitter in training.
+      mixing: Mixup and cutmix in training.
+      rand_augment: RandAugment in training, after the jitter; None for none.
+      erasing: Random erasing in training, of normalised images; None for none.
     """
 
     encoder: Any
@@ -39,6 +59,9 @@ class Supervised(base.Method):
     pixels: images_lib.Pixels = images_lib.Pixels()
     label_smoothing: float = 0.0
     jitter: colour.Jitter = colour.Jitter()
+    mixing: Mixing = Mixing()
+    rand_augment: RandAugment | None = None
+    erasing: Erasing | None = None
 
     NAME = "supervised"
     TITLE = "supervised"
@@ -46,6 +69,10 @@ class Supervised(base.Method):
     FIELDS = {
         "supervised.label_smoothing": Field(0.0, "share of the target spread over all classes", BELOW_ONE),
         "supervised.colour_jitter": Field(0.0, "random brightness, contrast and saturation, by up to this", FRACTION),
+        "supervised.mixup": MIXUP,
+        "supervised.cutmix": CUTMIX,
+        "supervised.rand_augment": RAND_AUGMENT,
+        "supervised.erasing": ERASING,
         "head.classes": Field(0, "supervised: classes of the classifier; 0: those of the data", at_least(0)),
     }
     classifies = True
@@ -53,10 +80,11 @@ class Supervised(base.Method):
 
     @classmethod
     def build(cls, config, encoder, schedule):
-        strength = config.supervised.colour_jitter
-        jitter = colour.Jitter(strength, strength, strength)
-        pixels = images_lib.PIXELS[config.pixels]
-        return cls(encoder, build_head(config), pixels, config.supervised.label_smoothing, jitter)
+        settings, pixels = config.supervised, images_lib.PIXELS[config.pixels]
+        jitter = colour.Jitter(*3 * (settings.colour_jitter,))
+        mixing = Mixing(settings.mixup, settings.cutmix)
+        head = build_head(config)
+        return cls(encoder, head, pixels, settings.label_smoothing, jitter, mixing, **augmentations(settings))
 
     def init(self, rng, batch):
         """Return {"params": {"encoder", "head"}, "batch_stats": likewise, of the parts that have any}."""
@@ -74,17 +102,36 @@ class Supervised(base.Method):
     def loss(self, params, state, batch, rng, train=True):
         """Return (mean cross-entropy over the examples that count, (state, {"top1"})).
 
-        batch: image uint8 [B, H, W, 3], label int32 [B], mask bool [B].
+        batch: image uint8 [B, H, W, 3], label int32 [B], mask bool [B]. For mixed images `top1` counts the class with the
+        larger weight, and both images of a pair must count.
         """
-        images = batch["image"]
-        if train and self.jitter != colour.Jitter():
+        images, counts = batch["image"], batch["mask"]
+        targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], self.head.classes), self.label_smoothing)
+        mixing = self.mixing if train else None
+        if mixing:
+            mix_rng, which_rng, rng = jax.random.split(rng, 3)
+        images, rng = self._augment(images, rng) if train else (self.pixels.normalise(images), rng)
+        if mixing:
+            images, targets = mixing(images, targets, mix_rng, which_rng)
+            counts = counts & counts[::-1]
+        logits, state = self._forward(params, state, images, rng, train)
+        weight = counts.astype(jnp.float32) / jnp.maximum(counts.sum(), 1)
+        loss = (optax.softmax_cross_entropy(logits, targets) * weight).sum()
+        return loss, (state, {"top1": ((logits.argmax(-1) == targets.argmax(-1)) * weight).sum()})
+
+    def _augment(self, images, rng):
+        """Return (normalised float32, the key that is left) of images uint8 [B, H, W, 3]."""
+        if self.jitter != colour.Jitter():
             rng, colour_rng = jax.random.split(rng)
             images = self.jitter(images.astype(jnp.float32) / 255.0, colour_rng) * 255.0
-        logits, state = self._forward(params, state, self.pixels.normalise(images), rng, train)
-        weight = batch["mask"].astype(jnp.float32) / jnp.maximum(batch["mask"].sum(), 1)
-        target = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), self.label_smoothing)
-        loss = (optax.softmax_cross_entropy(logits, target) * weight).sum()
-        return loss, (state, {"top1": ((logits.argmax(-1) == batch["label"]) * weight).sum()})
+        if self.rand_augment is not None:
+            rng, augment_rng = jax.random.split(rng)
+            images = self.rand_augment(jnp.round(images), augment_rng)
+        images = self.pixels.normalise(images)
+        if self.erasing is not None:
+            rng, erase_rng = jax.random.split(rng)
+            images = self.erasing(images, erase_rng)
+        return images, rng
 
     def logits(self, variables, images):
         """Return the logits float32 [B, classes] of normalised images float32 [B, H, W, 3]."""

@@ -18,10 +18,19 @@ LENGTH = {
     ),
 }
 LOOP = {
-    "warmup": Field(0, "linear warm-up; then a cosine to 0", at_least(0), duration=True),
+    "learning_rate_start": Field(0.0, "rate at the start of the warm-up, scaled as learning_rate is", at_least(0)),
+    "learning_rate_end": Field(0.0, "rate at the end of the run, scaled as learning_rate is", at_least(0)),
+    "warmup": Field(0, "linear warm-up; then a cosine to learning_rate_end", at_least(0), duration=True),
+    "cosine_from": Field(
+        "warmup",
+        "where the cosine begins: at the end of the warm-up, or at the start of the run (as Swin's), where it takes over from "
+        "the warm-up slightly below the peak",
+        ("warmup", "start"),
+    ),
     "weight_decay": Field(0.05, "AdamW's weight decay; biases and norms are not decayed", at_least(0)),
     "adam_b1": Field(0.9, "AdamW's decay of the first moment", BELOW_ONE),
     "adam_b2": Field(0.95, "AdamW's decay of the second moment", BELOW_ONE),
+    "adam_eps": Field(1e-8, "AdamW's epsilon, added to the root of the second moment", POSITIVE),
     "clip_norm": Field(0.0, "largest norm of the gradient; 0: no clipping", at_least(0)),
     "ema": Field(0.0, "EMA decay of the parameters; the average is evaluated; 0: no average", BELOW_ONE),
     "mesh.data": Field(-1, "devices over which the batch is split; -1: all that are left", _AXIS, resumable=True),
@@ -76,6 +85,9 @@ def check(values):
     first, *others = [axis for axis in ("mesh.data", "mesh.fsdp", "mesh.model") if values[axis] == -1] or [None]
     if others:
         refuse(others[0], -1, f"a number of devices when {first} is -1: only one axis can take all that are left")
+    for key in ("learning_rate_start", "learning_rate_end"):
+        if values[key] > values["learning_rate"]:
+            refuse(key, values[key], f"a number that is at most learning_rate={values['learning_rate']}")
     accumulate, groups = values["accumulate"], values.get("bn_groups", 1)
     if values["batch_size"] % (accumulate * groups):
         refuse("batch_size", values["batch_size"], f"a multiple of accumulate={accumulate} times bn_groups={groups}")

@@ -48,17 +48,28 @@ def run_schedule(config, examples=None):
 
 def peak_learning_rate(config):
     """Return the peak learning rate, config.learning_rate x batch_size / 256."""
-    return config.learning_rate * config.batch_size / 256
+    return _scaled(config, "learning_rate")
+
+
+def _scaled(config, name):
+    """Return a learning rate of the config for its batch size."""
+    return config[name] * config.batch_size / 256
 
 
 def schedule(config, steps, examples):
-    """Return the schedule step -> learning rate: linear warm-up from 0, then a cosine to 0 at the last step."""
+    """Return the schedule step -> learning rate: linear warm-up, then a cosine that ends at the last step."""
     warmup = duration(config, "warmup", steps, examples)
     if warmup >= steps:
         raise UserError(f"warmup is {warmup} steps, but the run has {steps}: it must be shorter than the run")
+    start, peak, end = (_scaled(config, f"learning_rate{name}") for name in ("_start", "", "_end"))
+    cosine = optax.cosine_decay_schedule(peak, steps, end / peak)
     if not warmup:
-        return optax.cosine_decay_schedule(peak_learning_rate(config), steps)
-    return optax.warmup_cosine_decay_schedule(0.0, peak_learning_rate(config), warmup, steps)
+        return cosine
+    if config.cosine_from == "start":
+        return optax.join_schedules(
+            [optax.linear_schedule(start, peak, warmup), lambda step: cosine(step + warmup)], [warmup]
+        )
+    return optax.warmup_cosine_decay_schedule(start, peak, warmup, steps, end)
 
 
 def decay_mask(params):
@@ -96,6 +107,7 @@ def adamw(config, schedule, lr_multipliers=None):
         schedule,
         b1=config.adam_b1,
         b2=config.adam_b2,
+        eps=config.adam_eps,
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
