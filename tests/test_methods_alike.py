@@ -19,7 +19,7 @@ CASES = {
     "mae": {"encoder.name": "vit_micro", "decoder.depth": 0},
     "simmim": {"encoder.name": "pebble", "simmim.mask_size": 8},
     "finola": {
-        "encoder.name": "pebble", "finola.width": 16, "finola.stride": 8, "finola.heads": 2, "finola.channels": 8,
+        "encoder.name": "pebble", "finola.width": 16, "finola.stride": 1, "finola.heads": 2, "finola.channels": 8,
     },
     "supervised": {
         "encoder.name": "pebble", "supervised.label_smoothing": 0.1, "supervised.colour_jitter": 0.4,

@@ -62,7 +62,7 @@ def conv(x, params, name):
 def decoded(params, features, paths, heads, size, stride):
     """Pixels [size, size, 3] of the features [h, w, C] of one image, with a loop over heads, paths and cells."""
     pool, side = params["pool"], size // stride
-    dense = lambda name, x: x @ pool[name]["kernel"] + pool[name]["bias"]  # noqa: E731
+    dense = lambda name, x: x @ pool[name]["kernel"] + pool[name].get("bias", 0.0)  # noqa: E731
     x = dense("embed", features)
     width = x.shape[-1]
     x = layer_norm(x + sincos_2d(*x.shape[:2], width), **pool["norm"]).reshape(-1, width)

@@ -472,7 +472,9 @@ def test_describe(propagator, directions):
     said = heat_lib.describe(params, heat)
     signs = "+" if directions == "tied" else "+-"
     per_name = {f"{what}/{name}" for what in ("spectrum", "norm") for name in heat.names}
-    assert set(said) == per_name | {f"{what}/{sign}" for what in ("commutator", "S") for sign in signs}
+    assert set(said) == per_name | {
+        f"{what}/{sign}" for what in ("commutator", "S", "condition", "speeds") for sign in signs
+    }
     for sign in signs:
         a, b = (np.asarray(heat_lib.generator(params, heat, axis + sign), np.float64) for axis in "xy")
         assert said[f"norm/x{sign}"] == pytest.approx(np.linalg.norm(a))

@@ -30,15 +30,17 @@ class AttentionPool(nn.Module):
     def __call__(self, features):
         batch, height, width, _ = features.shape
 
-        def dense(name, dtype=self.dtype):
-            return Dense(self.width, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+        def dense(name, dtype=self.dtype, bias=True):
+            return Dense(self.width, bias, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
 
         x = dense("embed")(features)
         x = x + sincos_2d(height, width, self.width).astype(x.dtype)
         x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         query = self.param("query", nn.initializers.normal(1.0), (self.paths, self.width), jnp.float32)
         query = query.reshape(self.paths, self.heads, -1).astype(self.dtype)
-        key, value = (dense(name)(x).reshape(batch, height * width, self.heads, -1) for name in ("key", "value"))
+        # A bias of the keys would add the same to all logits of a head.
+        key, value = dense("key", bias=False)(x), dense("value")(x)
+        key, value = (y.reshape(batch, height * width, self.heads, -1) for y in (key, value))
         logits = jnp.einsum("phd,bnhd->bhpn", query, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits / math.sqrt(key.shape[-1])).astype(self.dtype)
         pooled = jnp.einsum("bhpn,bnhd->bphd", weights, value).reshape(batch, self.paths, self.width)
