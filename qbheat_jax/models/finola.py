@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qbheat_jax.models.layers import Conv, Dense, LayerNorm, gelu, sincos_2d
+from qbheat_jax.models.kernels import conv
+from qbheat_jax.models.layers import Dense, LayerNorm, gelu, sincos_2d
 from qbheat_jax.ops import autoregression
 from qbheat_jax.ops import heat as heat_lib
 
@@ -47,6 +48,20 @@ class AttentionPool(nn.Module):
         return dense("vectors", jnp.float32)(pooled.astype(jnp.float32))
 
 
+class _Conv(nn.Module):
+    """A 3 x 3 convolution with a bias, [B, H, W, C] -> [B, H, W, features]; its outputs keep the scale of its inputs."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return conv(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
 class ConvDecoder(nn.Module):
     """Map float32 [B, h, w, C] -> pixels float32 [B, stride * h, stride * w, 3].
 
@@ -60,19 +75,18 @@ class ConvDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z):
-        def conv(x, width, name):
-            bias = self.param(f"{name}_bias", nn.initializers.zeros, (width,), jnp.float32)
-            return Conv(width, 3, dtype=self.dtype, name=name)(x) + bias.astype(self.dtype)
+        def layer(x, width, name):
+            return _Conv(width, self.dtype, name=name)(x)
 
         doublings = self.stride.bit_length() - 1
         widths = [max(self.width >> n, min(self.width, _NARROWEST)) for n in range(doublings + 1)]
         x = z
         for n, width in enumerate(widths[:-1]):
-            x = gelu(conv(x, width, f"up{n}"))
+            x = gelu(layer(x, width, f"up{n}"))
             x = jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
         for n in range(2):
-            x = gelu(conv(x, widths[-1], f"conv{n}"))
-        return conv(x, 3, "pixels").astype(jnp.float32)
+            x = gelu(layer(x, widths[-1], f"conv{n}"))
+        return layer(x, 3, "pixels").astype(jnp.float32)
 
 
 class FinolaDecoder(nn.Module):
