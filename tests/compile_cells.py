@@ -69,6 +69,7 @@ _DECODER = {"decoder.width": 128, "decoder.depth": 1, "decoder.heads": 4}
 _DENSE = {"dense.strides": (8, 16), "dense.width": 64, "dense.depth": 1}
 _DETR = {"detr.size": "base", "detr.queries": 32, "detr.groups": 2}
 _BOXES = {"detector.classes": 10, "data.max_boxes": 16}
+_FINOLA = {"finola.width": 64, "finola.paths": 2, "finola.stride": 4, "finola.channels": 16}
 OBJECTIVES = {
     "qbheat": (config_tables.PRETRAIN, {**_DECODER, "image_size": 256}),  # its encoder sees crops of the others' size
     "moco": (config_tables.PRETRAIN, {"moco.queue": 512}),
@@ -78,6 +79,7 @@ OBJECTIVES = {
     "finetune": (config_tables.FINETUNE, {"head.classes": 10}),
     "dense": (config_tables.DETECT, {**_BOXES, **_DENSE}),
     "detr": (config_tables.DETECT, {**_BOXES, **_DETR}),
+    "finola": (config_tables.PRETRAIN, _FINOLA),
 }
 _DETR_SIZES = {"small": (64, 4, 1, 2), "base": (64, 4, 0, 1)}  # shrunken as the encoders are
 
@@ -90,6 +92,7 @@ _REMAT = {"remat": "nothing_saveable"}
 _TUNE = {"tune": True, "detector.stages": True}
 _TOKEN = {"encoder.class_token": True}
 OPTIONS = {
+    ("former", "qbheat"): {"heat.propagator": "autoregressive", "heat.norm": "layer"},
     ("former", "moco"): {"moco.standardise": True},
     ("former", "simmim"): _REMAT,
     ("former", "supervised"): {**_PARTS, "supervised.colour_jitter": 0.4},
@@ -333,6 +336,7 @@ def _cells():
                 add(f"{encoder}-{objective}", _train, encoder, objective, OPTIONS.get((encoder, objective), {}))
     for encoder, objective in (
         ("former", "qbheat"),
+        ("former", "finola"),
         ("lite", "finetune"),
         ("resnet_basic", "supervised"),
         ("vit", "mae"),
@@ -360,8 +364,10 @@ MATRIX = {
     f"{family[(n + 1 + k) % 2]}-{objective}-{GPU.partition(':')[0]}"
     for k, family in enumerate(FAMILIES)
     for n, objective in enumerate(OBJECTIVES)
-    if objective != "mae"
+    if objective not in ("mae", "finola")
 }
+# What is FINOLA's own follows the encoder: its cell of one encoder is in the test command.
+MATRIX |= {f"{encoder}-finola-{GPU.partition(':')[0]}" for encoder in ENCODERS if encoder != "former"}
 assert MATRIX <= set(CELLS)
 
 # --- The process -----------------------------------------------------------------------------------------------------
