@@ -121,27 +121,37 @@ class Model:
     def reconstruct(
         self,
         images: ArrayLike,
-        quarter: ArrayLike,
+        quarter: ArrayLike | None = None,
         *,
         blend: bool = True,
         variables: Mapping[str, Any] | None = None,
     ) -> jax.Array:
-        """Return images uint8 [B, H, W, 3] with the three masked quarters predicted.
+        """Return images uint8 [B, H, W, 3] with the three masked quarters predicted, or whole images decoded.
 
         Args:
           images: uint8 [B, H, W, 3].
-          quarter: Placement of the visible quarter, int [B] or one for all; one of those trained on.
+          quarter: Placement of the visible quarter, int [B] or one for all; one of those trained on. None for a method that
+            decodes whole images.
           blend: Shift predictions to meet the visible pixels.
           variables: Used instead of the model's own; of the same shapes.
 
         Raises:
-          UserError: the model has no heat decoder, or was not trained on a placement.
+          UserError: the model does not reconstruct, takes no placement or needs one, or was not trained on it.
         """
-        if not hasattr(self.objective, "reconstruct"):
+        what = self.objective.reconstructs
+        if not what:
+            able = " or ".join(repr(name) for name, method in methods.METHODS.items() if method.reconstructs)
             raise UserError(
-                f"this {self.config.encoder.name} has no heat decoder: only a run of objective='qbheat' reconstructs"
+                f"this {self.config.encoder.name} has no decoder of images: only a run of objective={able} reconstructs"
             )
         images = _checked(images)
+        if (quarter is not None) != (what == "quarters"):
+            needed = (
+                "a placement of the visible quarter" if what == "quarters" else "no placement: it sees whole images"
+            )
+            raise UserError(f"quarter={quarter!r} is not accepted: a run of {self.objective.NAME} takes {needed}")
+        if what == "images":
+            return self._reconstruct(variables or self.variables, images)
         quarter = jnp.broadcast_to(jnp.asarray(quarter, jnp.int32), images.shape[:1])
         allowed = self.objective.decoder.placements
         wrong = sorted(set(quarter.tolist()) - set(allowed))

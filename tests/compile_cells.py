@@ -79,6 +79,7 @@ _DECODER = {"decoder.width": 128, "decoder.depth": 1, "decoder.heads": 4}
 _DENSE = {"dense.strides": (8, 16), "dense.width": 64, "dense.depth": 1}
 _DETR = {"detr.size": "base", "detr.queries": 32, "detr.groups": 2}
 _BOXES = {"detector.classes": 10, "data.max_boxes": 16}
+_FINOLA = {"finola.width": 64, "finola.paths": 2, "finola.stride": 4, "finola.channels": 16}
 OBJECTIVES = {
     "qbheat": (config_tables.PRETRAIN, {**_DECODER, "image_size": 256}),  # its encoder sees crops of the others' size
     "moco": (config_tables.PRETRAIN, {"moco.queue": 512}),
@@ -88,6 +89,7 @@ OBJECTIVES = {
     "finetune": (config_tables.FINETUNE, {"head.classes": 10}),
     "dense": (config_tables.DETECT, {**_BOXES, **_DENSE}),
     "detr": (config_tables.DETECT, {**_BOXES, **_DETR}),
+    "finola": (config_tables.PRETRAIN, _FINOLA),
 }
 _DETR_SIZES = {"small": (64, 4, 1, 2), "base": (64, 4, 0, 1)}  # shrunken as the encoders are
 
@@ -101,6 +103,7 @@ _REMAT = {"remat": "nothing_saveable"}
 _TUNE = {"tune": True, "detector.stages": True}
 _TOKEN = {"encoder.class_token": True}
 OPTIONS = {
+    ("former", "qbheat"): {"heat.propagator": "autoregressive", "heat.norm": "layer"},
     ("former", "moco"): {"moco.standardise": True},
     ("former", "simmim"): _REMAT,
     ("former", "supervised"): {**_PARTS, **_RECIPE, "supervised.colour_jitter": 0.4},
@@ -363,6 +366,7 @@ def _cells():
                 add(f"{encoder}-{objective}", _train, encoder, objective, OPTIONS.get((encoder, objective), {}))
     for encoder, objective, options in (
         ("former", "qbheat", {}),
+        ("former", "finola", {}),
         ("lite", "finetune", {}),
         ("resnet_basic", "supervised", _RECIPE),
         ("vit", "mae", {}),
@@ -386,8 +390,8 @@ def _cells():
 
 CELLS = _cells()
 
-# Encoders of one family. The test command compiles `qbheat` for every family and each other method for every second one, by
-# its members in turn, and MAE. The other cells of methods are marked `matrix`, and run by `pytest -m matrix`.
+# Encoders of one family. The test command compiles `qbheat` for every family, each other method for every second one, by
+# its members in turn, MAE, and FINOLA with one encoder. The other cells of methods are marked `matrix`, and run by `pytest -m matrix`.
 FAMILIES = (
     ("former", "former_grouped"),
     ("mobilenet", "lite"),
@@ -399,8 +403,8 @@ FAMILIES = (
 
 
 def _matrix():
-    names = [name for name in OBJECTIVES if name != "mae"]
-    cells = {f"{encoder}-{name}" for encoder in ENCODERS for name in names}
+    names = [name for name in OBJECTIVES if name not in ("mae", "finola")]
+    cells = {f"{encoder}-{name}" for encoder in ENCODERS for name in (*names, "finola")} - {"former-finola"}
     for k, family in enumerate(FAMILIES):
         for n, name in enumerate(names):
             if n == 0 or (n + k) % 2 == 0:

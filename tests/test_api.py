@@ -55,7 +55,7 @@ def test_a_classifier_comes_back_whole(classifier):
     by_hand = IMAGES.astype(np.float32) / 255.0 * 2.0 - 1.0
     np.testing.assert_allclose(model.logits(by_hand, normalized=True), logits, atol=1e-5)
     assert model.class_names is None
-    with pytest.raises(UserError, match="has no heat decoder"):
+    with pytest.raises(UserError, match="only a run of objective="):
         model.reconstruct(IMAGES, 0)
 
 

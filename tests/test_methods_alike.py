@@ -18,6 +18,9 @@ CASES = {
     "moco": {"encoder.name": "pebble", "moco.queue": 48, "moco.momentum": 0.9, "moco.width": 16, "moco.blur_share": 0.0},
     "mae": {"encoder.name": "vit_micro", "decoder.depth": 0},
     "simmim": {"encoder.name": "pebble", "simmim.mask_size": 8},
+    "finola": {
+        "encoder.name": "pebble", "finola.width": 16, "finola.stride": 1, "finola.heads": 2, "finola.channels": 8,
+    },
     "supervised": {
         "encoder.name": "pebble", "supervised.label_smoothing": 0.1, "supervised.colour_jitter": 0.4,
         "supervised.rand_augment": 9.0, "supervised.erasing": 0.5, "supervised.mixup": 0.8, "supervised.cutmix": 1.0,
@@ -116,8 +119,13 @@ def test_the_run_is_a_model(whole):
     model = qbheat_jax.load(workdir)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     assert model.features(images).shape == (3, 4, 4, 16)
-    with pytest.raises(UserError, match="only a run of objective='qbheat' reconstructs"):
-        model.reconstruct(images, 0)
+    if name == "finola":
+        assert model.reconstruct(images).shape == images.shape and summary["val/psnr"] < 20
+        with pytest.raises(UserError, match="quarter=0"):
+            model.reconstruct(images, 0)
+    else:
+        with pytest.raises(UserError, match="objective='qbheat' or 'finola'"):
+            model.reconstruct(images, 0)
     if name == "supervised":
         assert model.logits(images).shape == (3, 10) and model.class_names[:2] == ["class0", "class1"]
         assert model.config.head.classes == 10 and "val/top1" in summary
@@ -129,11 +137,14 @@ def test_the_run_is_a_model(whole):
 def test_the_run_has_a_report(whole):
     name, workdir, _ = whole
     text = report.write(workdir).read_text()
-    title = {"moco": "MoCo-v2", "mae": "MAE", "simmim": "SimMIM", "supervised": "supervised"}[name]
+    title = {"moco": "MoCo-v2", "mae": "MAE", "simmim": "SimMIM", "finola": "FINOLA", "supervised": "supervised"}[name]
     assert f"<h1>{title} on synthetic:64</h1>" in text
-    assert "There are no pictures on this page" in text and "no heat operator" in text
+    own = name == "finola"  # it reconstructs, and has A and B
+    assert ("There are no pictures on this page" in text, "no heat operator" in text) == (not own, not own)
+    assert text.count(": reconstruction by FINOLA") == 8 * own == text.count(": the original image")
+    assert (workdir / "report" / "reconstructions.png").exists() == own
     assert ("No labels are used" in text) == (name != "supervised")
-    assert ("Dashed: the loss of predicting the mean" in text) == (name == "mae")
+    assert ("Dashed: the loss of predicting the mean" in text) == (name in ("mae", "finola"))
     assert [line["step"] for line in metrics.read(workdir) if "train/loss" in line] == [1, 2, 4]
 
 

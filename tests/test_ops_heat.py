@@ -11,13 +11,13 @@ import scipy.linalg
 from qbheat_jax.errors import UserError
 from qbheat_jax.ops import heat as heat_lib
 from qbheat_jax.ops import quarters
-from qbheat_jax.ops.heat import DIRECTIONS, NORMS, PROPAGATORS, Heat
+from qbheat_jax.ops.heat import DIRECTIONS, LINEAR_MAPS, NORMS, Heat
 
 WIDTH = 6
 NINE = np.arange(9, dtype=np.int32)
 STEPS = (-1.0, -0.5, 0.5, 1.0)
 
-every_propagator = pytest.mark.parametrize("propagator", PROPAGATORS)
+every_propagator = pytest.mark.parametrize("propagator", LINEAR_MAPS)
 both_directions = pytest.mark.parametrize("directions", DIRECTIONS)
 
 
@@ -472,7 +472,9 @@ def test_describe(propagator, directions):
     said = heat_lib.describe(params, heat)
     signs = "+" if directions == "tied" else "+-"
     per_name = {f"{what}/{name}" for what in ("spectrum", "norm") for name in heat.names}
-    assert set(said) == per_name | {f"{what}/{sign}" for what in ("commutator", "S") for sign in signs}
+    assert set(said) == per_name | {
+        f"{what}/{sign}" for what in ("commutator", "S", "condition", "speeds") for sign in signs
+    }
     for sign in signs:
         a, b = (np.asarray(heat_lib.generator(params, heat, axis + sign), np.float64) for axis in "xy")
         assert said[f"norm/x{sign}"] == pytest.approx(np.linalg.norm(a))
@@ -490,3 +492,34 @@ def test_describe_before_the_first_step(propagator):
     assert said["commutator/+"] == said["commutator/-"] == said["norm/x+"] == 0
     assert not said["spectrum/y-"].any()
     assert "S/+" not in said and "S/-" not in said
+
+
+# --- Wave speeds ----------------------------------------------------------------------------------------------------
+
+
+def test_wave_speeds_are_the_eigenvalues_that_a_pair_was_made_with():
+    """A = V Lambda V^-1 B: four real speeds, one of them 0, and a complex pair."""
+    draw = np.random.default_rng(0)
+    turn = np.array([[0.3, -2.0], [2.0, 0.3]])
+    speeds = scipy.linalg.block_diag(1.5, -0.7, 40.0, 0.0, turn)
+    basis, b = np.eye(WIDTH) + 0.2 * draw.normal(size=(2, WIDTH, WIDTH))
+    a = basis @ speeds @ np.linalg.inv(basis) @ b
+    found, condition = heat_lib.wave_speeds(a, b)
+    expected = np.sort_complex([1.5, -0.7, 40.0, 0.0, 0.3 + 2j, 0.3 - 2j])
+    np.testing.assert_allclose(np.sort_complex(found), expected, atol=1e-9)
+    assert condition == pytest.approx(np.linalg.cond(b))
+    assert heat_lib.speed_figures(found) == {"real": pytest.approx(4 / 6), "median": pytest.approx(1.76, abs=0.01)}
+    described = heat_lib.describe(as_params(a, b, "tied"), Heat("power", "tied"))
+    np.testing.assert_allclose(np.sort_complex(described["speeds/+"]), expected, atol=1e-4)
+    # The same with B's smallest direction all but gone.
+    left, values, right = np.linalg.svd(b)
+    for smallest, given in ((1e-5, True), (1e-7, False), (0.0, False)):
+        values[-1] = smallest * values[0]
+        found, condition = heat_lib.wave_speeds(a, left * values @ right)
+        assert (found is not None) == given and (condition > heat_lib.WORST_CONDITION) != given
+
+
+def test_an_untrained_operator_has_no_speeds():
+    described = heat_lib.describe(heat_lib.init(jax.random.key(0), WIDTH, Heat()), Heat())
+    assert described["condition/+"] == np.inf and not any("speeds" in key for key in described)
+    assert heat_lib.speed_figures(None) == {}

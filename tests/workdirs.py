@@ -10,6 +10,7 @@ from qbheat_jax import cli, data, methods, report, rng
 from qbheat_jax import config as config_lib
 from qbheat_jax.eval import average_precision
 from qbheat_jax.ops import images, quarters
+from qbheat_jax.ops.heat import Heat
 from qbheat_jax.train import config_tables
 from qbheat_jax.train.checkpoint import Checkpoints
 
@@ -69,7 +70,10 @@ def make_model(config):
         return np.where(hidden, np.uint8(128), images)
 
     variables = {"params": {"encoder": {"kernel": np.zeros((10, 123))}, "decoder": {"heat": heat}}}
-    objective = types.SimpleNamespace(pixels=images.Pixels())
+    choice = Heat(**config.heat.to_dict())
+    objective = types.SimpleNamespace(
+        pixels=images.Pixels(), operator=lambda params: (params["decoder"]["heat"], choice)
+    )
     return types.SimpleNamespace(
         config=config, variables=variables, step=40, reconstruct=reconstruct, objective=objective
     )

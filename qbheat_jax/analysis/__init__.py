@@ -166,24 +166,25 @@ def _labelled(row, encoder, positions):
 def _operators(given, one_cell, height, width):
     cells = {"x": width / 2, "y": height / 2}
     described = {"fitted": operators.describe(operators.fitted(one_cell, cells), operators.FITTED, cells)}
-    if given.heat is not None:
-        described["learnt"] = operators.describe(*given.heat, cells)
+    if given.operator is not None:
+        described["learnt"] = operators.describe(*given.operator, cells)
     return described
 
 
 def _drift(init, given):
     """Return rows on the operators of the checkpoints that the run kept."""
-    if given.heat is None:
+    if given.operator is None:
         return []
     saved = Checkpoints(init, keep=None)
     kept = []
     for step in saved.steps():
         try:
-            kept.append((step, saved.restore_variables(step)[1]["params"]["decoder"]["heat"]))
+            params = saved.restore_variables(step)[1]["params"]
+            kept.append((step, given.frozen.model.objective.operator(params)[0]))
         except UserError as error:
             log.warning("%s", error)
     saved.close()
-    return operators.drift(kept, given.heat[1])
+    return operators.drift(kept, given.operator[1])
 
 
 def _features(field, images, chosen):
@@ -227,7 +228,7 @@ def _decoded(model, images, order, arrays, sheets):
     sheets["placements"] = pictures.sheet(columns)
     arrays["beyond"] = decoder_images.beyond(model, few)
     sheets["beyond"] = pictures.sheet([list(arrays["beyond"])], tile=2 * 96)
-    if model.objective.decoder.heat.propagator == "power":
+    if model.objective.decoder.heat.by_cells:
         return
     allowed = model.objective.decoder.placements
     turns = np.array([allowed[i % len(allowed)] for i in range(len(few))], np.int32)

@@ -22,7 +22,8 @@ class ImageSummaries:
 
     * `features`: the image, the principal components of its map as colours, likeness to the framed cell; for QB-Heat also the
       map extrapolated from a quarter, in the same colours, and its error.
-    * `reconstructions` at the placements trained on, and `spectra` of A and B, for QB-Heat alone.
+    * `reconstructions`, for QB-Heat at the placements trained on, of a method that reconstructs.
+    * `spectra` of A and B, of a method that has them.
 
     Raises:
       UserError: no image can be read.
@@ -43,17 +44,21 @@ class ImageSummaries:
         found, made = jax.device_get(self._compute(variables)), {}
         if self._whole:
             made["features"] = pictures.tiled(_features(self._images, found["map"], found.get("continued")))
-        if self._continues:
-            framed = map(pictures.visible_framed, found["made"], self._objective.decoder.placements)
-            made["reconstructions"] = pictures.tiled(list(zip(self._images, *framed)))
-            cells = found["continued"].shape[1] // 2
-            made["spectra"] = pictures.spectra(_spectra(found["heat"], self._objective.decoder.heat), cells)
+        if "made" in found:
+            shown = found["made"]
+            if self._continues:
+                shown = map(pictures.visible_framed, shown, self._objective.decoder.placements)
+            made["reconstructions"] = pictures.tiled(list(zip(self._images, *shown)))
+        operator = self._objective.operator(variables["params"])
+        if operator is not None:
+            choice, cells = operator[1], self._images.shape[1] // self._objective.cell_size / 2
+            made["spectra"] = pictures.spectra(_spectra(found["heat"], choice), cells)
         return {name: np.asarray(picture) for name, picture in made.items()}
 
     def _arrays(self, variables):
-        """Return the arrays of the images: `map` [N, h, w, C]; for QB-Heat also `made` [P, N, H, W, 3], `heat` and `continued`.
+        """Return the arrays of the images: `map` [N, h, w, C], reconstructions `made` [P, N, H, W, 3], `heat`, `continued`.
 
-        `continued` has the shape of `map`; the placements take turns.
+        `continued` has the shape of `map`; the placements take turns. What a method has not is absent.
         """
         objective, images, found = self._objective, self._images, {}
         if self._whole:
@@ -68,7 +73,11 @@ class ImageSummaries:
             found["made"] = made.reshape(-1, *images.shape)
             turns = np.arange(count)
             found["continued"] = grids[count * (turns % len(placements)) + turns]
-            found["heat"] = variables["params"]["decoder"]["heat"]
+        elif objective.reconstructs:
+            found["made"] = objective.reconstruct(variables, images)[None]
+        operator = objective.operator(variables["params"])
+        if operator is not None:
+            found["heat"] = operator[0]
         return found
 
 

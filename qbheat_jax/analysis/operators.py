@@ -1,4 +1,4 @@
-"""Figures of A and B, learnt or fitted by least squares: spectra, growth, commutator, S, drift."""
+"""Figures of A and B, learnt or fitted by least squares: spectra, growth, commutator, S, wave speeds, drift."""
 
 import math
 
@@ -19,18 +19,21 @@ def describe(params, choice, cells):
     """Return the figures of an operator as a JSON dict. `cells`: {axis: cells to half an image}.
 
     * "spectrum": {direction: [[re, im], ...]}, eigenvalues of A or B per half image.
-    * "growth": {direction: factors along the eigenvectors over half an image, falling}.
+    * "growth": {direction: factors along the eigenvectors over half an image, falling}; {} where each step normalises.
     * "norm": {direction: Frobenius norm over the root of the width}, 1 for the identity.
     * "commutator": {sign: value}.
     * "S": {sign: {"size", "diagonal" (mean), "spectrum"}} where B is not singular.
+    * "speeds": {sign: {"condition", "values", "real", "median"}}: condition number of B (None: infinite), and of
+      `heat.wave_speeds` where it allows them the speeds [[re, im], ...], the fraction that is real, the median |speed|.
     """
     known, result = heat.describe(params, choice), {"propagator": choice.propagator, "directions": choice.directions}
     width = len(known[f"spectrum/{choice.names[0]}"])
     result["spectrum"] = {name: _complex(known[f"spectrum/{name}"]) for name in choice.names}
     result["norm"] = {name: float(known[f"norm/{name}"]) / math.sqrt(width) for name in choice.names}
-    for name in choice.names:
+    result["growth"] = {}
+    for name in choice.names if not choice.normalises_steps else ():
         growth = np.abs(_multipliers(known[f"spectrum/{name}"], choice, cells[name[0]]))
-        result.setdefault("growth", {})[name] = [_short(v) for v in np.sort(growth)[::-1]]
+        result["growth"][name] = [_short(v) for v in np.sort(growth)[::-1]]
     result["commutator"] = {key[-1]: value for key, value in known.items() if key.startswith("commutator/")}
     result["S"] = {
         key[-1]: {
@@ -41,6 +44,12 @@ def describe(params, choice, cells):
         for key, s in known.items()
         if key.startswith("S/")
     }
+    result["speeds"] = {}
+    for sign in result["commutator"]:
+        condition, speeds = known[f"condition/{sign}"], known.get(f"speeds/{sign}")
+        result["speeds"][sign] = {"condition": _short(condition) if math.isfinite(condition) else None}
+        if speeds is not None:
+            result["speeds"][sign] |= {"values": _complex(speeds), **heat.speed_figures(speeds)}
     return result
 
 
@@ -48,7 +57,7 @@ def _multipliers(eigenvalues, choice, cells):
     """Return the eigenvalues of the propagator over half an image from those of its generator."""
     if choice.propagator == "offset":
         return 1 + eigenvalues
-    if choice.propagator == "power":
+    if choice.by_cells:
         return (1 + eigenvalues / cells) ** cells
     return np.exp(eigenvalues)
 

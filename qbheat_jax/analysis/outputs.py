@@ -47,12 +47,33 @@ def table(rows):
 
 
 def text(result):
-    """Return the result as a Markdown table of R^2 of each test and distance, the mean over directions."""
+    """Return the result as Markdown tables: R^2 of each test and distance, the mean over directions; wave speeds."""
     lines = [("encoder", "positions", "test", "distance", "predictor", "R^2")]
     for (encoder, positions, test, predictor, distance), found in grouped(result["rows"]).items():
         lines.append((encoder, positions, test, distance, predictor, f"{np.mean([row['r2'] for row in found]):+.3f}"))
+    return f"{_aligned(lines)}\n\n{_speeds(result['operators'])}"
+
+
+def _speeds(operators):
+    """Return the table of the wave speeds of each pair, see `operators.describe`."""
+    lines = [("wave speeds", "condition of B", "real", "median", "smallest", "largest")]
+    for key, operator in operators.items():
+        for sign, found in operator["speeds"].items():
+            condition = "infinite" if found["condition"] is None else f"{found['condition']:.3g}"
+            figures = ("none: B is singular or nearly so", "", "", "")
+            if "values" in found:
+                sizes = np.abs(np.array(found["values"]) @ [1, 1j])
+                figures = (
+                    f"{found['real']:.0%}", f"{found['median']:.3g}", f"{sizes.min():.3g}", f"{sizes.max():.3g}"
+                )  # fmt: skip
+            lines.append((f"{key} A{sign}, B{sign}", condition, *figures))
+    return _aligned(lines)
+
+
+def _aligned(lines):
+    """Return rows of text as a Markdown table; the first is the header."""
     widths = [max(map(len, column)) for column in zip(*lines)]
-    lines.insert(1, tuple("-" * width for width in widths))
+    lines = [lines[0], tuple("-" * width for width in widths), *lines[1:]]
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths)) + " |" for line in lines)
 
 

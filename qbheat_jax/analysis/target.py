@@ -35,11 +35,15 @@ class AnalysisTarget:
 
     @property
     def heat(self):
-        """(params, Heat) of the learnt heat operator; None if the encoder was not trained by QB-Heat."""
+        """(params, Heat) of the learnt operator on the encoder's features; None if QB-Heat did not train the encoder."""
         model = self.frozen.model
-        if model is None or not isinstance(model.objective, QBHeat):
-            return None
-        return model.variables["params"]["decoder"]["heat"], model.objective.decoder.heat
+        return self.operator if model is not None and isinstance(model.objective, QBHeat) else None
+
+    @property
+    def operator(self):
+        """(params, Heat) of the learnt A and B, which may act on other features than the encoder's; None without them."""
+        model = self.frozen.model
+        return None if model is None else model.objective.operator(model.variables["params"])
 
     @property
     def quarters_encode(self):

@@ -6,6 +6,7 @@ from qbheat_jax.methods.classifier import Classifier
 from qbheat_jax.methods.dense import Dense
 from qbheat_jax.methods.detr import Detr
 from qbheat_jax.methods.finetune import Finetune
+from qbheat_jax.methods.finola import Finola
 from qbheat_jax.methods.mae import MAE
 from qbheat_jax.methods.moco import MoCo
 from qbheat_jax.methods.qbheat import QBHeat
@@ -22,6 +23,7 @@ METHODS = {
         MoCo,
         MAE,
         SimMIM,
+        Finola,
         Supervised,
         Finetune,
         Dense,

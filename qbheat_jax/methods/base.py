@@ -60,6 +60,8 @@ class Method:
     takes_clips = False
     # Whether it is trained on labels and has a `head` and `logits`.
     classifies = False
+    # What its `reconstruct` predicts: "quarters", the masked quarters of images; "images", whole ones; "": it has none.
+    reconstructs = ""
 
     @classmethod
     def check(cls, values):
@@ -97,3 +99,12 @@ class Method:
         variables: {"params": {part: tree}, "batch_stats": {part: tree}} of the parts that start from given weights.
         """
         return variables
+
+    def operator(self, params):
+        """Return (parameters of A and B, `ops.heat.Heat`) for descriptions, or None of a method without A and B."""
+        return None
+
+    @property
+    def cell_size(self):
+        """Pixels a side of a cell of the map that A and B act on."""
+        return self.encoder.stride

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax.config import Field, at_least
+from qbheat_jax.config import Field, at_least, refuse
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common import decoding, targets
@@ -77,13 +77,17 @@ class QBHeat(base.Method):
     )
     FIELDS = {
         **decoding.FIELDS,
-        "heat.propagator": Field("offset", "the map over a distance (offset is the paper's)", heat.PROPAGATORS),
+        "heat.propagator": Field(
+            "offset",
+            "the map over a distance (offset is the paper's); autoregressive: cell by cell, FINOLA with heat.norm=layer",
+            heat.PROPAGATORS,
+        ),
         "heat.directions": Field(
             "untied",
             "untied: one matrix a direction; tied: a step back is the inverse of a step ahead",
             heat.DIRECTIONS,
         ),
-        "heat.norm": Field("none", "layer norm before the map (none is QB-Heat, layer is FINOLA)", heat.NORMS),
+        "heat.norm": Field("none", "layer norm before each product (none is QB-Heat, layer is FINOLA)", heat.NORMS),
         "heat.init_scale": Field(0.0, "standard deviation of A and B at the start, times sqrt(width)", at_least(0)),
         "quarter.placements": Field(
             "corners_center",
@@ -93,9 +97,13 @@ class QBHeat(base.Method):
         **targets.FIELDS,
     }
 
+    reconstructs = "quarters"
+
     @classmethod
     def check(cls, values):
         decoding.check(values)
+        if values["heat.propagator"] == "autoregressive" and values["heat.directions"] == "tied":
+            refuse("heat.directions", "tied", "untied with heat.propagator='autoregressive', whose step has no inverse")
 
     @classmethod
     def build(cls, config, encoder, schedule):
@@ -143,6 +151,9 @@ class QBHeat(base.Method):
         mean = (target * weight[..., None]).sum((0, 1, 2))
         variance = (self.target.error(mean, target) * weight).sum()
         return loss, (state, {"variance": variance})
+
+    def operator(self, params):
+        return params["decoder"]["heat"], self.decoder.heat
 
     def reconstruct(self, variables, images, quarter, blend=True):
         """Return images uint8 [B, H, W, 3] with the masked quarters predicted and the visible one kept.

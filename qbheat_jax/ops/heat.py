@@ -2,7 +2,7 @@
 
 The steady heat equation z_xx + S z_yy = 0, with a learnt linear correlation S, holds if z_x = A z and z_y = B z with
 S = -A^2 (B^2)^-1 (arXiv 2211.13228). Each equation makes the feature at a distance a linear map of the feature here. This
-map, the propagator, is the same at every position. There are four propagators over a distance d, in units of half an image:
+map, the propagator, is the same at every position. There are four linear maps over a distance d, in units of half an image:
 
 | name       | map                                | note                                                               |
 |------------|------------------------------------|--------------------------------------------------------------------|
@@ -10,6 +10,10 @@ map, the propagator, is the same at every position. There are four propagators o
 | `power`    | (I + A / n)^(n d), n cells a half  | one finite difference a cell; by repeated squaring                 |
 | `exp`      | expm(d A)                          | the exact solution of z_x = A z                                    |
 | `spectral` | V diag(exp(d lambda)) V^-1         | one V for both axes, so A B = B A; complex pairs as real 2x2 blocks|
+
+The fifth propagator, `autoregressive`, computes each masked cell from its immediate neighbour: z + (A / n) norm(z) per cell,
+starting at the border of the visible block (`ops.autoregression`). It normalises at every step, so a layer norm makes it
+FINOLA (arXiv 2305.16319). The four maps normalise once, before one product over the whole distance.
 
 Directions: `untied` learns one matrix for each of +x, -x, +y, -y, each over a positive distance. Mirroring the images then
 swaps A+ and A-. `tied` learns +x and +y; a step back is the inverse of the step forward.
@@ -20,18 +24,23 @@ are multiplied in their own type (float32 at full precision, or bfloat16) and su
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax.ops import quarters
+from qbheat_jax.ops import autoregression, quarters
 from qbheat_jax.ops.indexed_matmul import indexed_matmul
 
-PROPAGATORS = ("offset", "power", "exp", "spectral")
+LINEAR_MAPS = ("offset", "power", "exp", "spectral")  # one matrix for a distance
+PROPAGATORS = (*LINEAR_MAPS, "autoregressive")
 DIRECTIONS = ("untied", "tied")
 NORMS = ("none", "layer")
+
+# The largest condition number of B whose wave speeds are given: A and B are trained in float32, with 7 digits.
+WORST_CONDITION = 1e6
 
 _PRECISION = jax.lax.Precision.HIGHEST
 _SQUARINGS = 16  # the most that `exponential` does
@@ -41,7 +50,7 @@ _SQUARINGS = 16  # the most that `exponential` does
 class Heat:
     """Static choices. `init_scale` is the initial standard deviation of the entries of A and B, times sqrt(width)."""
 
-    propagator: Literal["offset", "power", "exp", "spectral"] = "offset"
+    propagator: Literal["offset", "power", "exp", "spectral", "autoregressive"] = "offset"
     directions: Literal["untied", "tied"] = "untied"
     norm: Literal["none", "layer"] = "none"
     init_scale: float = 0.0
@@ -50,18 +59,30 @@ class Heat:
         for field, accepted in (("propagator", PROPAGATORS), ("directions", DIRECTIONS), ("norm", NORMS)):
             if getattr(self, field) not in accepted:
                 raise ValueError(f"heat.{field}={getattr(self, field)!r} is not one of {', '.join(accepted)}")
+        if self.propagator == "autoregressive" and self.directions == "tied":
+            raise ValueError("heat.directions='tied' needs a step with an inverse, which 'autoregressive' has not")
 
     @property
     def names(self):
         """Names of the learnt directions; x runs along columns (A), y along rows (B)."""
         return ("x+", "y+") if self.directions == "tied" else ("x+", "x-", "y+", "y-")
 
+    @property
+    def by_cells(self):
+        """Whether it moves by whole cells, so that no step can be shortened."""
+        return self.propagator in ("power", "autoregressive")
+
+    @property
+    def normalises_steps(self):
+        """Whether z is normalised before the step of every cell, so that no matrix acts on z."""
+        return self.propagator == "autoregressive" and self.norm != "none"
+
 
 def init(rng, width, heat):
     """Return initial parameters for features of `width` channels; with init_scale 0 every propagator is the identity.
 
     Returns:
-      For offset, power and exp: {"x+": float32 [C, C], ...}. For spectral: {"basis": [C, C], "x+": [C], ...}, where the
+      For all but spectral: {"x+": float32 [C, C], ...}. For spectral: {"basis": [C, C], "x+": [C], ...}, where the
       vectors are read by `eigenvalues`.
     """
     keys = dict(zip((*heat.names, "basis"), jax.random.split(rng, len(heat.names) + 1)))
@@ -173,8 +194,10 @@ def propagator(params, heat, axis, distance, cells):
       float32 [C, C].
 
     Raises:
-      ValueError: `power` with a fractional number of cells.
+      ValueError: `power` with a fractional number of cells; `autoregressive`, whose step is no matrix.
     """
+    if heat.propagator == "autoregressive":
+        raise ValueError("heat.propagator='autoregressive' has no matrix over a distance: it normalises at every step")
     forward = distance > 0
     if heat.directions == "tied":
         name, steps, inverse = f"{axis}+", abs(distance), not forward
@@ -191,26 +214,28 @@ def propagator(params, heat, axis, distance, cells):
     if heat.propagator == "offset":
         step = eye + steps * matrix
     else:
-        count = cells * steps
-        if count != int(count):
-            raise ValueError(
-                f"heat.propagator='power' takes whole cells: {distance} of a half of {cells} cells is {cells * distance}"
-            )
-        with jax.default_matmul_precision("highest"):
-            step = jnp.linalg.matrix_power(eye + matrix / cells, int(count))  # by repeated squaring
+        with jax.default_matmul_precision("highest"):  # by repeated squaring
+            step = jnp.linalg.matrix_power(eye + matrix / cells, _whole_cells(heat, distance, cells))
     return jnp.linalg.inv(step) if inverse else step
+
+
+def _whole_cells(heat, distance, cells):
+    """Return the number of cells in a distance. Raise ValueError where it is a fraction."""
+    count = cells * abs(distance)
+    if count != int(count):
+        raise ValueError(
+            f"heat.propagator={heat.propagator!r} takes whole cells: {distance} of a half of {cells} cells is {count}"
+        )
+    return int(count)
 
 
 def _normalise(z, heat):
     """Return z, layer-normalised over the channels (no gain or bias) if `heat.norm` is "layer"."""
-    if heat.norm == "none":
-        return z
-    mean, variance = z.mean(-1, keepdims=True), z.var(-1, keepdims=True)
-    return (z - mean) * jax.lax.rsqrt(variance + 1e-6)
+    return z if heat.norm == "none" else autoregression.layer_norm(z)
 
 
 def carry(params, heat, z, axis, distance, cells):
-    """Propagate features over a signed distance: z + (P - I) norm(z).
+    """Propagate features over a signed distance: z + (P - I) norm(z), or cell by cell if `autoregressive`.
 
     Args:
       params, heat, axis, distance, cells: as for `propagator`.
@@ -220,6 +245,10 @@ def carry(params, heat, z, axis, distance, cells):
       float32 [..., C].
     """
     z = z.astype(jnp.float32)
+    if heat.propagator == "autoregressive":
+        matrix = params[f"{axis}{'+' if distance > 0 else '-'}"] / cells
+        count = _whole_cells(heat, distance, cells)
+        return autoregression.line(z, matrix, count, functools.partial(_normalise, heat=heat))[-1]
     change = propagator(params, heat, axis, distance, cells) - jnp.eye(z.shape[-1], dtype=jnp.float32)
     return z + jnp.einsum("...c,dc->...d", _normalise(z, heat), change, precision=_PRECISION)
 
@@ -228,10 +257,10 @@ def shortened(params, heat, fraction):
     """Return parameters whose step over a distance d is the step of `params` over fraction * d.
 
     Raises:
-      ValueError: for `power`, which takes whole cells.
+      ValueError: for `power` and `autoregressive`, which take whole cells.
     """
-    if heat.propagator == "power":
-        raise ValueError("heat.propagator='power' takes whole cells: its steps cannot be shortened")
+    if heat.by_cells:
+        raise ValueError(f"heat.propagator={heat.propagator!r} takes whole cells: its steps cannot be shortened")
     return {name: value if name == "basis" else fraction * value for name, value in params.items()}
 
 
@@ -263,6 +292,8 @@ def extrapolate(params, heat, visible, placement, placements=tuple(range(9))):
     is P(d) z. Each example, and each half of an example with a middle placement, needs its own steps: `indexed_matmul`
     selects their maps. A product with a 0/1 matrix puts the cells in their places.
 
+    `autoregressive` grows the block from its border instead, and averages both orders of the axes.
+
     Args:
       params, heat: as for `propagator`.
       visible: float [B, h/2, w/2, C]. For bfloat16, the changes (P(d) - I) norm(z) are bfloat16 products, as in the encoder.
@@ -276,6 +307,9 @@ def extrapolate(params, heat, visible, placement, placements=tuple(range(9))):
     visible = visible.astype(jnp.float32)
     _, rows, columns, _ = visible.shape
     quarters.check_grid(2 * rows, 2 * columns, placements)
+    if heat.propagator == "autoregressive":
+        along = (functools.partial(_grow, params, heat, axis, placement, placements, dtype) for axis in "xy")
+        return autoregression.both_orders(*along, visible)
     z = _fill(params, heat, "x", visible, placement, placements, dtype)
     return _fill(params, heat, "y", z.swapaxes(1, 2), placement, placements, dtype).swapaxes(1, 2)
 
@@ -293,6 +327,26 @@ def _fill(params, heat, axis, z, placement, placements, dtype):
     change = indexed_matmul(parts.astype(dtype), matrices, jnp.asarray(choice)[placement])
     change = (change * jnp.asarray(weight)[placement][:, None, :, None, None]).reshape(z.shape)
     return _put(copied + carried, placement, z) + _put(carried, placement, change)
+
+
+def _grow(params, heat, axis, placement, placements, dtype, z):
+    """Double an axis of z float32 [B, h, w, C], cell by cell from the first and the last one.
+
+    The block grows as far as any placement needs, then each example selects one of the few static windows.
+    """
+    index = "yx".index(axis)
+    cells = z.shape[index + 1]
+    starts = quarters.starts(2 * cells, index)  # [9], the first visible cell
+    known = np.unique(starts[list(placements)])
+    before, after = int(known.max()), int(cells - known.min())
+    steps = {name: matrix / cells for name, matrix in params.items()}
+    grown = autoregression.grow(steps, z, axis, before, after, functools.partial(_normalise, heat=heat), dtype)
+    windows = [jax.lax.slice_in_dim(grown, before - s, before - s + 2 * cells, axis=index + 1) for s in known]
+    own = jnp.asarray(starts)[placement][:, None, None, None]
+    found = windows[0]
+    for start, window in zip(known[1:], windows[1:]):
+        found = jnp.where(own == start, window, found)
+    return found
 
 
 def _put(table, placement, z):
@@ -318,13 +372,43 @@ def correlation(a, b):
     return -np.linalg.solve((b @ b).T, (a @ a).T).T
 
 
+def wave_speeds(a, b):
+    """Return the speeds of the one-way wave equations that z_x = A norm(z) and z_y = B norm(z) imply, with any norm.
+
+    Then z_x = A B^-1 z_y. With A B^-1 = V diag(lambda) V^-1 and zeta = V^-1 z this is zeta_x = lambda zeta_y for each
+    channel, and the eigenvalues lambda are the speeds (arXiv 2310.12976).
+
+    Returns:
+      (complex128 [C], condition number of B in the 2-norm). The speeds are None where that number is above
+      `WORST_CONDITION`: rounding errors of float32 matrices would decide them.
+
+    >>> speeds, condition = wave_speeds(np.diag([1.0, 6.0]), np.diag([2.0, 2.0]))
+    >>> speeds.real.tolist(), condition
+    ([0.5, 3.0], 1.0)
+    """
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    values = np.linalg.svd(b, compute_uv=False)
+    condition = float(values[0] / values[-1]) if values[-1] else np.inf
+    if condition > WORST_CONDITION:
+        return None, condition
+    return np.linalg.eigvals(np.linalg.solve(b.T, a.T).T).astype(np.complex128), condition
+
+
+def speed_figures(speeds):
+    """Return {"real": fraction of the speeds complex [C] that is real, "median": of their absolute values}; {} of None."""
+    if speeds is None:
+        return {}
+    return {"real": float(np.mean(speeds.imag == 0)), "median": float(np.median(np.abs(speeds)))}
+
+
 def describe(params, heat):
     """Return figures of A and B for logs and reports.
 
     Returns:
       dict of numpy arrays. For each learnt direction: `spectrum/NAME` complex [C], eigenvalues per half image, and
-      `norm/NAME`. For the sign + (and - if untied): `commutator/+` and `S/+` [C, C]. S is absent where B is singular,
-      as it is before the first step.
+      `norm/NAME`. For the sign + (and - if untied): `commutator/+`, `S/+` [C, C], and of `wave_speeds`
+      `condition/+` and `speeds/+` complex [C]. S is absent where B is singular, as it is before the first step, and so are
+      speeds that mean nothing.
     """
     result = {}
     for name in heat.names:
@@ -338,4 +422,7 @@ def describe(params, heat):
             result[f"S/{sign}"] = correlation(a, b)
         except np.linalg.LinAlgError:
             pass
+        speeds, result[f"condition/{sign}"] = wave_speeds(a, b)
+        if speeds is not None:
+            result[f"speeds/{sign}"] = speeds
     return result

@@ -7,6 +7,7 @@ import numpy as np
 
 from qbheat_jax import atomic
 from qbheat_jax.errors import UserError, writing
+from qbheat_jax.ops import heat
 from qbheat_jax.report import charts, load_run, tiles
 from qbheat_jax.report import text as text_lib
 from qbheat_jax.report.template import template
@@ -45,6 +46,7 @@ def read(folder):
         "quarters": _quarters(rows),
         "visible": rows.mean("quarter", "copy", "visible", None),
         "operators": _operators(result),
+        "worst": heat.WORST_CONDITION,
         "drift": _drift(result["drift"]),
         "cards": _cards(arrays),
         "decoded": _decoded(result, arrays),
@@ -55,7 +57,7 @@ def read(folder):
 
 
 def write(folder):
-    """Write index.html and spectra.svg into the folder of an analysis. Return the page's path."""
+    """Write index.html, spectra.svg and, where there are any, speeds.svg into an analysis' folder. Return the page's path."""
     folder = pathlib.Path(folder)
     found = read(folder)
     if found is None:
@@ -64,6 +66,8 @@ def write(folder):
     with writing(folder):
         atomic.write(folder / "index.html", page)
         atomic.write(folder / "spectra.svg", charts.alone(found["operators"]["svg"]))
+        if found["operators"]["speeds_svg"]:
+            atomic.write(folder / "speeds.svg", charts.alone(found["operators"]["speeds_svg"]))
     return folder / "index.html"
 
 
@@ -182,15 +186,15 @@ def _operators(result):
             {
                 "name": f"{_NAMES[key]}: {charts.DIRECTIONS[name]}",
                 "norm": operator["norm"][name],
-                "most": values[0],
-                "median": float(np.median(values)),
+                "most": operator["growth"][name][0] if name in operator["growth"] else None,
+                "median": float(np.median(operator["growth"][name])) if name in operator["growth"] else None,
             }
             for key, operator in result["operators"].items()
-            for name, values in operator["growth"].items()
+            for name in operator["norm"]
         ],
         "pairs": [
             {
-                "name": f"{_NAMES[key]}: A{text_lib.MINUS if sign == '-' else '+'}, B{text_lib.MINUS if sign == '-' else '+'}",
+                "name": _pair(key, sign),
                 "commutator": value,
                 "size": operator["S"].get(sign, {}).get("size"),
                 "diagonal": operator["S"].get(sign, {}).get("diagonal"),
@@ -198,7 +202,31 @@ def _operators(result):
             for key, operator in result["operators"].items()
             for sign, value in operator["commutator"].items()
         ],
+        **_speeds(result),
     }
+
+
+def _speeds(result):
+    """Return {"speeds_svg": chart of the wave speeds or None, "speeds": their rows}; older files have none."""
+    found = [
+        (key, sign, speeds)
+        for key, operator in result["operators"].items()
+        for sign, speeds in operator.get("speeds", {}).items()
+    ]
+    groups = [
+        (_pair(key, sign), key, sign == "+", np.array(speeds["values"]) @ [1, 1j])
+        for key, sign, speeds in found
+        if "values" in speeds
+    ]
+    return {
+        "speeds_svg": charts.speeds(groups, "speeds") if groups else None,
+        "speeds": [{"name": _pair(key, sign), **speeds} for key, sign, speeds in found],
+    }
+
+
+def _pair(key, sign):
+    sign = sign.replace("-", text_lib.MINUS)
+    return f"{_NAMES[key]}: A{sign}, B{sign}"
 
 
 def _drift(rows):

@@ -112,7 +112,29 @@ def spectra(spectra, radius, name="spectra"):
         return _inline(axes.figure, name, "real part, per half image", "imaginary part")
 
 
-# Colour and dashes of the lines of `explained` and `growth`.
+def speeds(groups, name):
+    """Draw wave speeds in the complex plane; both axes are linear from -1 to 1 and logarithmic beyond.
+
+    groups: (label, key of LINES, whether the dots are filled, speeds complex [C]).
+    """
+    with _axes(3.9) as axes:
+        axes.axhline(0, color=_GREY, linewidth=0.8)
+        axes.axvline(0, color=_GREY, linewidth=0.8)
+        for label, key, filled, values in groups:
+            colour = LINES[key][0]
+            axes.scatter(
+                np.real(values), np.imag(values), s=16, alpha=0.85, linewidths=1.0, edgecolors=colour,
+                facecolors=colour if filled else "none", label=label,
+            )  # fmt: skip
+        axes.set_xscale("symlog", linthresh=1.0)
+        axes.set_yscale("symlog", linthresh=1.0)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "\u2212"))
+        axes.figure.legend(loc="outside upper center", ncols=2, handletextpad=0.2)
+        return _inline(axes.figure, name, "real part of the speed", "imaginary part")
+
+
+# Colour and dashes of the lines of `explained` and `growth`, and colour of the dots of `speeds`.
 LINES = {
     "learnt": (_WARM, "-"),
     "fitted": (_COOL, "-"),

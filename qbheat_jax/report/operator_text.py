@@ -8,11 +8,14 @@ from qbheat_jax.ops import heat
 from qbheat_jax.report import charts, text
 
 
-def describe(params, config):
-    """Return the figures and the chart of A and B as a dict, or None where the model has no heat operator."""
-    if not params:
+def describe(operator):
+    """Return the figures and the charts of A and B as a dict, or None without them.
+
+    operator: (parameters, `heat.Heat`) of `Method.operator`, or None.
+    """
+    if operator is None:
         return None
-    choice = heat.Heat(**config.heat.to_dict())
+    params, choice = operator
     facts = heat.describe(params, choice)
     spectra = {name: facts[f"spectrum/{name}"] for name in choice.names}
     width = len(next(iter(spectra.values())))
@@ -28,6 +31,8 @@ def describe(params, config):
     return {
         "svg": charts.spectra(spectra, float(choice.propagator == "offset")),
         "offset": choice.propagator == "offset",
+        "normalised": choice.norm != "none",
+        "normalises_steps": choice.normalises_steps,
         "width": width,
         "rows": rows,
         "tied": choice.directions == "tied",
@@ -36,7 +41,18 @@ def describe(params, config):
             sign: {"size": float(np.linalg.norm(s)) / math.sqrt(width), "diagonal": float(np.trace(s)) / width}
             for sign, s in _by_sign(facts, "S/").items()
         },
+        **_speeds(_by_sign(facts, "condition/"), _by_sign(facts, "speeds/")),
     }
+
+
+def _speeds(conditions, speeds):
+    """Return the chart and rows of the wave speeds: {"speeds_svg": SVG or None, "speeds": [{"sign", "condition", ...}]}."""
+    rows = [
+        {"sign": sign, "condition": condition, **heat.speed_figures(speeds.get(sign))}
+        for sign, condition in conditions.items()
+    ]
+    groups = [(f"A{sign}, B{sign}", "learnt", sign == "+", values) for sign, values in speeds.items()]
+    return {"speeds_svg": charts.speeds(groups, "waves") if groups else None, "speeds": rows}
 
 
 def _by_sign(facts, prefix):

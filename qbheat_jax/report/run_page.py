@@ -39,9 +39,9 @@ def write(workdir, model=None, images=None):
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(path, text)
-        if context["blocks"]:
-            made = {block["quarter"]: block["made"] for block in context["blocks"]}
-            tiles.sheet(context["sample"].images[:SHEET], made).save(path.with_name("reconstructions.png"))
+        rows = _sheet_rows(context)
+        if rows:
+            tiles.sheet(rows).save(path.with_name("reconstructions.png"))
     return path
 
 
@@ -57,10 +57,11 @@ def _context(run, model, images):
         shown, no_images = None, "none of its images could be read"
     groups, params, sizes = run.groups(), model.variables["params"], shown.sizes if shown else {}
     encoder = pytree.count(params["encoder"]) if params.get("encoder") else None
-    reconstructs = hasattr(methods.of(run.config), "reconstruct")
+    reconstructs = methods.of(run.config).reconstructs
     if shown is not None and not reconstructs:
-        no_images = f"{run.method} does not extrapolate images from a quarter"
-    blocks = pictures(model, shown, run.config) if shown is not None and reconstructs else []
+        no_images = f"{run.method} does not reconstruct images"
+    blocks = pictures(model, shown, run.config) if shown is not None and reconstructs == "quarters" else []
+    decoded = whole_pictures(model, shown) if shown is not None and reconstructs == "images" else None
     validation = run.config.data.eval_split or "val"
     context = {
         "run": run,
@@ -72,19 +73,28 @@ def _context(run, model, images):
         "sample": shown,
         "no_images": no_images,
         "blocks": blocks,
+        "decoded": decoded,
         "first": [(block, block["cards"][i % len(block["cards"])]) for i, block in enumerate(blocks[:3])],
         "losses": loss_chart(run, validation),
         "accuracies": probes.charts(groups, run.method),
         "tables": probes.tables(groups, run.method),
         "detections": probes.detections(run.groups("AP")),
-        "operator": operator_text.describe(params.get("decoder", {}).get("heat"), run.config),
+        "operator": operator_text.describe(model.objective.operator(params)),
         "analysis": analysis_page.read(run.path / analysis_page.FOLDER),
         "timing": environment.timing(run),
         "commands": environment.commands(run),
         "versions": environment.versions(),
         "fields": environment.fields(run.config),
     }
-    return {**context, "headlines": headlines(run, context["tables"], validation, blocks)}
+    return {**context, "headlines": headlines(run, context["tables"], validation, blocks, decoded)}
+
+
+def _sheet_rows(context):
+    """Return the rows of the sheet: (visible block, reconstruction, original), or (reconstruction, original)."""
+    if context["blocks"]:
+        made = {block["quarter"]: block["made"] for block in context["blocks"]}
+        return tiles.triples(context["sample"].images[:SHEET], made)
+    return list(zip(context["decoded"]["made"], context["sample"].images[:SHEET])) if context["decoded"] else []
 
 
 def pictures(model, shown, config):
@@ -126,6 +136,27 @@ def pictures(model, shown, config):
     return blocks
 
 
+def whole_pictures(model, shown):
+    """Return the reconstructions of whole images, the tiles of the first ones, and the mean PSNR over all, in dB."""
+    made, flat = tiles.whole(model, shown.images), tiles.mean_colour(shown.images)
+    psnr, psnr_colour = tiles.psnr(made, shown.images), tiles.psnr(flat, shown.images)
+    return {
+        "made": made,
+        "psnr": psnr.mean(),
+        "psnr_colour": psnr_colour.mean(),
+        "cards": [
+            {
+                "name": shown.names[i],
+                "original": tiles.data_uri(shown.images[i]),
+                "made": tiles.data_uri(made[i]),
+                "psnr": psnr[i],
+                "psnr_colour": psnr_colour[i],
+            }
+            for i in range(min(sample.count(1), len(shown.images)))
+        ],
+    }
+
+
 def loss_chart(run, validation):
     """Return the chart and figures of the loss, or None where nothing was logged."""
     train, val = run.series("train/loss"), run.series(f"{validation}/loss")
@@ -142,7 +173,7 @@ def loss_chart(run, validation):
     }
 
 
-def headlines(run, tables, validation, blocks):
+def headlines(run, tables, validation, blocks, decoded):
     """Return the figures at the top of the page, [(value, what it is, what it compares with)]."""
     cards = []
     for table in tables:
@@ -152,6 +183,9 @@ def headlines(run, tables, validation, blocks):
             points = text_lib.points(ours["against"])
             compared = "" if ours["against"] is None else f"{points} points against random initialisation"
             cards.append((text_lib.percent(ours["top1"], ours["top1_spread"]), what, compared))
+    if decoded:
+        compared = f"mean colour of each image: {decoded['psnr_colour']:.1f} dB"
+        cards.append((f"{decoded['psnr']:.1f} dB", "PSNR of the reconstructions", compared))
     loss, variance = run.last(f"{validation}/loss"), run.last(f"{validation}/variance")
     if loss is not None and variance:
         compared = f"loss {loss:.3f}, predicting the mean {variance:.3f}"

@@ -20,6 +20,23 @@ def reconstruct(model, images, quarter, blend=True):
     return _chunked(images, lambda chunk: model.reconstruct(chunk, np.full(len(chunk), quarter, np.int32), blend=blend))
 
 
+def whole(model, images):
+    """Return `model.reconstruct` of uint8 [N, H, W, 3] that a method decodes whole, in chunks as `reconstruct`."""
+    return _chunked(images, model.reconstruct)
+
+
+def mean_colour(images):
+    """Return uint8 [N, H, W, 3], each image in its own mean colour."""
+    colours = images.astype(np.float64).mean((1, 2), keepdims=True).round()
+    return np.broadcast_to(colours.astype(np.uint8), images.shape)
+
+
+def psnr(predicted, images):
+    """Return the peak signal-to-noise ratio of images uint8 [N, H, W, 3] in dB, float64 [N], at most 100."""
+    error = np.square(predicted.astype(np.float64) / 255.0 - images / 255.0).mean((1, 2, 3))
+    return -10.0 * np.log10(np.maximum(error, 1e-10))
+
+
 def settled(images, quarter):
     """Return uint8 [N, H, W, 3] with hidden pixels filled by the heat equation on pixels (`poisson.solve`)."""
     known = ~quarters.masked(*images.shape[1:3])[quarter]
@@ -85,23 +102,29 @@ def uri(data, kind):
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def sheet(images, made, scale=2, gap=4):
-    """Return a PIL image of visible block, reconstruction and original side by side, two images to a row.
+def triples(images, made):
+    """Return rows of `sheet`: (visible block, reconstruction, original) of each image.
 
     Args:
       images: uint8 [N, H, W, 3].
       made: {placement: their reconstructions}; the placements take turns.
     """
-    from PIL import Image
-
     rows, placements = [], tuple(made)
     for i, image in enumerate(images):
         quarter = placements[i % len(placements)]
         hidden = quarters.masked(*image.shape[:2])[quarter][..., None]
-        triple = (np.where(hidden, np.uint8(232), image), made[quarter][i], image)
-        rows.append(
-            np.concatenate([np.pad(t, ((gap, gap), (gap, gap), (0, 0)), constant_values=255) for t in triple], 1)
-        )
+        rows.append((np.where(hidden, np.uint8(232), image), made[quarter][i], image))
+    return rows
+
+
+def sheet(rows, scale=2, gap=4):
+    """Return a PIL image of rows of images uint8 [H, W, 3] side by side, two rows to a line."""
+    from PIL import Image
+
+    rows = [
+        np.concatenate([np.pad(t, ((gap, gap), (gap, gap), (0, 0)), constant_values=255) for t in row], 1)
+        for row in rows
+    ]
     half = -(-len(rows) // 2)
     rows += [np.full_like(rows[0], 255)] * (2 * half - len(rows))
     columns = [np.concatenate(rows[:half]), np.concatenate(rows[half:])]
