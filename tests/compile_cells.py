@@ -390,8 +390,8 @@ def _cells():
 
 CELLS = _cells()
 
-# Encoders of one family. The test command compiles `qbheat` for every family, each other method for every second one, by
-# its members in turn, MAE, and FINOLA with one encoder. The other cells of methods are marked `matrix`, and run by `pytest -m matrix`.
+# Encoders of one family. The test command compiles `qbheat` for every family, each other method for every second one, by its
+# members in turn, MAE, and FINOLA with one encoder. The other cells are marked `matrix`, and run by `pytest -m matrix`.
 FAMILIES = (
     ("former", "former_grouped"),
     ("mobilenet", "lite"),
