@@ -19,6 +19,7 @@ from qbheat_jax.analysis import (
     image_summaries,
     maps,
     operators,
+    outputs,
     pictures,
     ridge,
     target,
@@ -97,6 +98,28 @@ def test_a_known_field_is_found_again(fields, known):
     a, b = known
     expected = np.linalg.eigvals(-a @ a @ np.linalg.inv(b @ b))
     assert near(np.array(found["S"]["+"]["spectrum"]) @ [1, 1j], expected)
+    speeds = found["speeds"]["+"]
+    assert near(np.array(speeds["values"]) @ [1, 1j], np.linalg.eigvals(a @ np.linalg.inv(b)))
+    assert speeds["condition"] == pytest.approx(np.linalg.cond(b), rel=1e-3) and speeds["real"] < 1
+
+
+def test_speeds_are_shown_or_refused(known):
+    """Of a fitted pair; of a learnt one that normalises every step, so has no growth, and whose B- is 0."""
+    a, b = known
+    zero = np.zeros_like(a)
+    learnt = operators.describe(
+        {"x+": a, "y+": b, "x-": a, "y-": zero}, Heat("autoregressive", norm="layer"), {"x": HALF, "y": HALF}
+    )
+    fitted = operators.describe({"x+": a, "x-": a, "y+": b, "y-": b}, operators.FITTED, {"x": HALF, "y": HALF})
+    assert learnt["growth"] == {} and learnt["speeds"]["-"] == {"condition": None}
+    result = json.loads(json.dumps({"operators": {"fitted": fitted, "learnt": learnt}, "cells": [CELLS, CELLS]}))
+    shown = analysis_page._operators(result)
+    assert [row["most"] is None for row in shown["rows"]] == [False] * 4 + [True] * 4
+    assert ["values" in row for row in shown["speeds"]] == [True, True, True, False]
+    assert "learnt A and B: A+, B+" in shown["speeds_svg"] and "learnt A and B: A\u2212" not in shown["speeds_svg"]
+    text = outputs._speeds(result["operators"]).splitlines()
+    assert len(text) == 2 + 4 and f"{np.linalg.cond(b):.3g}" in text[2]
+    assert "infinite" in text[5] and "none" in text[5] and not any("none" in line for line in text[:5])
 
 
 def test_on_shuffled_positions_nothing_is_found(fields):
@@ -227,6 +250,8 @@ def test_a_run_is_analysed(analysed_run):
     assert set(drift) == {(step, name) for step in (1, 2) for name in maps.DIRECTIONS}
     assert drift[1, "x+"]["to_last"] == pytest.approx(0.5) and drift[2, "x+"]["to_last"] == 0
     assert set(result["operators"]) == {"fitted", "learnt"}
+    assert all("values" in operator["speeds"]["+"] for operator in result["operators"].values())
+    assert (folder / "speeds.svg").read_text().startswith("<svg")
 
     moving = Image.open(folder / "spread.png")
     assert moving.n_frames == decoder_images.FRAMES

@@ -108,6 +108,8 @@ def test_loss_and_figures_are_those_of_plain_numpy(trial):
     np.testing.assert_allclose(metrics["psnr"], np.mean(psnr), rtol=1e-4)
     colour = [10 * np.log10(1 / np.square(true[i] - true[i].mean((0, 1))).mean()) for i in counted]
     np.testing.assert_allclose(metrics["psnr_colour"], np.mean(colour), rtol=1e-4)
+    flat = np.square(true[counted] - true[counted].mean(0)).mean((1, 2, 3))
+    np.testing.assert_allclose(metrics["psnr_mean"], (10 * np.log10(1 / flat)).mean(), rtol=1e-4)
     variance = np.square(images[counted] - images[counted].mean(0)).mean()
     np.testing.assert_allclose(metrics["variance"], variance, rtol=1e-4)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))

@@ -280,15 +280,19 @@ def test_reconstruction_in_chunks_of_one_size():
     assert len(set(sizes)) == 1
 
 
-@pytest.mark.parametrize("propagator", ["offset", "power", "exp", "spectral"])
-@pytest.mark.parametrize("directions", ["tied", "untied"])
+@pytest.mark.parametrize(
+    "propagator,directions",
+    [(p, d) for p in ("offset", "power", "exp", "spectral") for d in ("tied", "untied")]
+    + [("autoregressive", "untied")],
+)
 def test_every_operator_is_described(bare, propagator, directions):
     import jax
 
     from qbheat_jax.ops import heat
 
-    choice = heat.Heat(propagator, directions, init_scale=0.3)
-    config = make_config(**{"heat.propagator": propagator, "heat.directions": directions})
+    norm = "layer" if propagator == "autoregressive" else "none"
+    choice = heat.Heat(propagator, directions, norm, init_scale=0.3)
+    config = make_config(**{"heat.propagator": propagator, "heat.directions": directions, "heat.norm": norm})
     (bare / "config.json").write_text(config_lib.to_json(config))
     model = make_model(config)
     model.variables["params"]["decoder"]["heat"] = heat.init(jax.random.key(0), CHANNELS, choice)
@@ -296,12 +300,15 @@ def test_every_operator_is_described(bare, propagator, directions):
     expected = float(heat.describe(model.variables["params"]["decoder"]["heat"], choice)["norm/x+"])
     assert text_lib.number(expected) in page.text
     assert ("A\u2212, to the left" in page.text) == (directions == "untied")
+    assert ("an eigenvalue is no growth factor" in page.text) == (norm == "layer")
+    assert page.text.count("real, median |λ|") == (1 if directions == "tied" else 2)
 
 
 def test_untrained_operator_has_no_correlation(bare):
     model = make_model(make_config())
     model.variables["params"]["decoder"]["heat"] = {n: np.zeros((4, 4), np.float32) for n in ("x+", "x-", "y+", "y-")}
-    assert "B is singular" in Page(report.write(bare, model=model, images=make_images()).read_text()).text
+    text = Page(report.write(bare, model=model, images=make_images()).read_text()).text
+    assert "undefined: B is singular" in text and text.count("none: B is singular") == 2
 
 
 def test_charts_take_the_colours_of_the_page():

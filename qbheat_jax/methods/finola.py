@@ -37,10 +37,10 @@ class Finola(base.Method):
     )
     FIELDS = {
         "finola.width": Field(512, "channels of the vector and the map (our choice)", POSITIVE),
-        "finola.paths": Field(1, "vectors an image, whose maps are summed (one in the paper's base)", POSITIVE),
+        "finola.paths": Field(1, "vectors an image, whose maps are summed; the paper's is a single one", POSITIVE),
         "finola.stride": Field(
             4,
-            "pixels a side of a cell of the map, a power of 2 that divides image_size (1 is the paper's finest)",
+            "pixels a side of a cell of the map, a power of 2 that divides image_size; 1 is the paper's finest",
             POSITIVE,
         ),
         "finola.heads": Field(8, "heads of the attention that pools features to vectors (our choice)", POSITIVE),
@@ -83,8 +83,9 @@ class Finola(base.Method):
     def loss(self, params, state, batch, rng, train=True):
         """Return (mean squared error of normalised pixels, (state, metrics)).
 
-        batch: image uint8 [B, H, W, 3], mask bool [B]. metrics: `psnr` of the reconstructions, `psnr_colour` of images in
-        their own mean colour, both the mean over images; `variance`, the loss of predicting the mean image of the batch.
+        batch: image uint8 [B, H, W, 3], mask bool [B]. metrics: `psnr` of the reconstructions, in dB, the mean over images;
+        the same of two trivial predictors, `psnr_mean` of the mean image of the batch and `psnr_colour` of each image's own
+        mean colour; `variance`, the loss of the mean image.
         """
         images = self.pixels.normalise(batch["image"])
         predicted, state = self._forward(params, state, images, rng, train)
@@ -96,11 +97,12 @@ class Finola(base.Method):
         def error(guess):
             return mean(jnp.square(guess - images).mean((1, 2, 3)))
 
-        colour = jnp.broadcast_to(images.mean((1, 2), keepdims=True), images.shape)
+        average = (images * weight[:, None, None, None]).sum(0)
         metrics = {
             "psnr": mean(self._psnr(predicted, images)),
-            "psnr_colour": mean(self._psnr(colour, images)),
-            "variance": error((images * weight[:, None, None, None]).sum(0)),
+            "psnr_mean": mean(self._psnr(average, images)),
+            "psnr_colour": mean(self._psnr(images.mean((1, 2), keepdims=True), images)),
+            "variance": error(average),
         }
         return error(predicted), (state, metrics)
 
