@@ -11,13 +11,13 @@ import scipy.linalg
 from qbheat_jax.errors import UserError
 from qbheat_jax.ops import heat as heat_lib
 from qbheat_jax.ops import quarters
-from qbheat_jax.ops.heat import DIRECTIONS, NORMS, PROPAGATORS, Heat
+from qbheat_jax.ops.heat import DIRECTIONS, MATRICES, NORMS, Heat
 
 WIDTH = 6
 NINE = np.arange(9, dtype=np.int32)
 STEPS = (-1.0, -0.5, 0.5, 1.0)
 
-every_propagator = pytest.mark.parametrize("propagator", PROPAGATORS)
+every_propagator = pytest.mark.parametrize("propagator", MATRICES)
 both_directions = pytest.mark.parametrize("directions", DIRECTIONS)
 
 

@@ -18,6 +18,7 @@ def get_config():
             "power": {"heat.propagator": "power"},
             "exp": {"heat.propagator": "exp"},
             "spectral": {"heat.propagator": "spectral"},
+            "cosine": {"heat.propagator": "cosine"},
             "tied": {"heat.directions": "tied"},
             "corners": {"quarter.placements": "corners"},
             "center": {"quarter.placements": "center"},

@@ -19,6 +19,7 @@ from qbheat_jax.analysis import (
     target,
 )
 from qbheat_jax.errors import UserError
+from qbheat_jax.ops import heat
 from qbheat_jax.report import sample
 from qbheat_jax.train import lock
 from qbheat_jax.train.checkpoint import Checkpoints
@@ -147,7 +148,7 @@ class _Field:
 def _tests(field, seed, encoder):
     """Return (rows of figures of one encoder, its maps fitted over one cell)."""
     fields = maps.departures(field.whole, field.basis)
-    learnt = field.learnt if field.subject.heat is not None and field.placements else None
+    learnt = field.learnt if field.subject.matrices is not None and field.placements else None
     stepped, one_cell = hypothesis.steps(fields, seed, learnt)
     rows = [_labelled(row, encoder, "true") for row in [*hypothesis.derivatives(fields, seed), *stepped]]
     mixed = {role: maps.shuffled(z, (seed, i)) for i, (role, z) in enumerate(field.whole.items())}
@@ -166,14 +167,14 @@ def _labelled(row, encoder, positions):
 def _operators(given, one_cell, height, width):
     cells = {"x": width / 2, "y": height / 2}
     described = {"fitted": operators.describe(operators.fitted(one_cell, cells), operators.FITTED, cells)}
-    if given.heat is not None:
-        described["learnt"] = operators.describe(*given.heat, cells)
+    if given.matrices is not None:
+        described["learnt"] = operators.describe(*given.matrices, cells)
     return described
 
 
 def _drift(init, given):
     """Return rows on the operators of the checkpoints that the run kept."""
-    if given.heat is None:
+    if given.matrices is None:
         return []
     saved = Checkpoints(init, keep=None)
     kept = []
@@ -183,7 +184,7 @@ def _drift(init, given):
         except UserError as error:
             log.warning("%s", error)
     saved.close()
-    return operators.drift(kept, given.heat[1])
+    return operators.drift(kept, given.matrices[1])
 
 
 def _features(field, images, chosen):
@@ -227,7 +228,7 @@ def _decoded(model, images, order, arrays, sheets):
     sheets["placements"] = pictures.sheet(columns)
     arrays["beyond"] = decoder_images.beyond(model, few)
     sheets["beyond"] = pictures.sheet([list(arrays["beyond"])], tile=2 * 96)
-    if model.objective.decoder.heat.propagator == "power":
+    if not heat.shortens(model.objective.decoder.heat):
         return
     allowed = model.objective.decoder.placements
     turns = np.array([allowed[i % len(allowed)] for i in range(len(few))], np.int32)

@@ -22,7 +22,7 @@ class ImageSummaries:
 
     * `features`: the image, the principal components of its map as colours, likeness to the framed cell; for QB-Heat also the
       map extrapolated from a quarter, in the same colours, and its error.
-    * `reconstructions` at the placements trained on, and `spectra` of A and B, for QB-Heat alone.
+    * `reconstructions` at the placements trained on, and `spectra` of A and B where it has them, for QB-Heat alone.
 
     Raises:
       UserError: no image can be read.
@@ -47,7 +47,9 @@ class ImageSummaries:
             framed = map(pictures.visible_framed, found["made"], self._objective.decoder.placements)
             made["reconstructions"] = pictures.tiled(list(zip(self._images, *framed)))
             cells = found["continued"].shape[1] // 2
-            made["spectra"] = pictures.spectra(_spectra(found["heat"], self._objective.decoder.heat), cells)
+            spectra = _spectra(found["heat"], self._objective.decoder.heat)
+            if spectra:
+                made["spectra"] = pictures.spectra(spectra, cells)
         return {name: np.asarray(picture) for name, picture in made.items()}
 
     def _arrays(self, variables):

@@ -42,6 +42,11 @@ class AnalysisTarget:
         return model.variables["params"]["decoder"]["heat"], model.objective.decoder.heat
 
     @property
+    def matrices(self):
+        """(params, Heat) of the learnt A and B; None if there is no heat operator, or if it has none."""
+        return self.heat if self.heat is not None and self.heat[1].names else None
+
+    @property
     def quarters_encode(self):
         """Whether the encoder takes quarters as well as whole images. A learnt position code takes one size only."""
         model = self.frozen.model
@@ -70,7 +75,7 @@ class AnalysisTarget:
 
         direction: "x+", "x-", "y+" or "y-".
         """
-        params, choice = self.heat
+        params, choice = self.matrices
         half = maps.shape[1 if direction[0] == "y" else 2] // 2
         return _flat(lambda z: _carry(params, choice, z, direction, cells, half), maps)
 

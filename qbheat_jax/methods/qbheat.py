@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax.config import Field, at_least
+from qbheat_jax.config import Field, at_least, refuse
 from qbheat_jax.data.specs.image import ImageSpec
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
@@ -78,7 +78,11 @@ class QBHeat(base.Method):
     )
     FIELDS = {
         **decoding.FIELDS,
-        "heat.propagator": Field("offset", "the map over a distance (offset is the paper's)", heat.PROPAGATORS),
+        "heat.propagator": Field(
+            "offset",
+            "the map over a distance (offset is the paper's); cosine: heat conduction in the block, mirrored",
+            heat.PROPAGATORS,
+        ),
         "heat.directions": Field(
             "untied",
             "untied: one matrix a direction; tied: a step back is the inverse of a step ahead",
@@ -97,6 +101,11 @@ class QBHeat(base.Method):
     @classmethod
     def check(cls, values):
         decoding.check(values)
+        if values["heat.propagator"] not in heat.MATRICES:
+            for name, default in heat.Heat(values["heat.propagator"]).fixed.items():
+                if values[f"heat.{name}"] != default:
+                    words = f"{default!r} with heat.propagator={values['heat.propagator']!r}, which has no A and B"
+                    refuse(f"heat.{name}", values[f"heat.{name}"], words)
 
     @classmethod
     def build(cls, config, encoder, schedule):

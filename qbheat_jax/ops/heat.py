@@ -2,7 +2,8 @@
 
 The steady heat equation z_xx + S z_yy = 0, with a learnt linear correlation S, holds if z_x = A z and z_y = B z with
 S = -A^2 (B^2)^-1 (arXiv 2211.13228). Each equation makes the feature at a distance a linear map of the feature here. This
-map, the propagator, is the same at every position. There are four propagators over a distance d, in units of half an image:
+map, the propagator, is the same at every position. Four propagators are such maps over a distance d, in units of half an
+image:
 
 | name       | map                                | note                                                               |
 |------------|------------------------------------|--------------------------------------------------------------------|
@@ -10,6 +11,9 @@ map, the propagator, is the same at every position. There are four propagators o
 | `power`    | (I + A / n)^(n d), n cells a half  | one finite difference a cell; by repeated squaring                 |
 | `exp`      | expm(d A)                          | the exact solution of z_x = A z                                    |
 | `spectral` | V diag(exp(d lambda)) V^-1         | one V for both axes, so A B = B A; complex pairs as real 2x2 blocks|
+
+The fifth, `cosine`, has no A and B: it solves u_t = k Laplace(u) on the visible block and continues its cosine series (see
+`cosine.py`). Only `init` and `extrapolate` take it.
 
 Directions: `untied` learns one matrix for each of +x, -x, +y, -y, each over a positive distance. Mirroring the images then
 swaps A+ and A-. `tied` learns +x and +y; a step back is the inverse of the step forward.
@@ -26,10 +30,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax.ops import quarters
+from qbheat_jax.ops import cosine, quarters
 from qbheat_jax.ops.indexed_matmul import indexed_matmul
 
-PROPAGATORS = ("offset", "power", "exp", "spectral")
+MATRICES = ("offset", "power", "exp", "spectral")  # the propagators that are linear maps by A and B
+PROPAGATORS = (*MATRICES, "cosine")
 DIRECTIONS = ("untied", "tied")
 NORMS = ("none", "layer")
 
@@ -41,7 +46,7 @@ _SQUARINGS = 16  # the most that `exponential` does
 class Heat:
     """Static choices. `init_scale` is the initial standard deviation of the entries of A and B, times sqrt(width)."""
 
-    propagator: Literal["offset", "power", "exp", "spectral"] = "offset"
+    propagator: Literal["offset", "power", "exp", "spectral", "cosine"] = "offset"
     directions: Literal["untied", "tied"] = "untied"
     norm: Literal["none", "layer"] = "none"
     init_scale: float = 0.0
@@ -50,10 +55,21 @@ class Heat:
         for field, accepted in (("propagator", PROPAGATORS), ("directions", DIRECTIONS), ("norm", NORMS)):
             if getattr(self, field) not in accepted:
                 raise ValueError(f"heat.{field}={getattr(self, field)!r} is not one of {', '.join(accepted)}")
+        for field, default in self.fixed.items():
+            if getattr(self, field) != default:
+                raise ValueError(f"heat.propagator='cosine' has no A and B: heat.{field} must be {default!r}")
+
+    @property
+    def fixed(self):
+        """{field: its default} of the fields that choose A and B, where the propagator has none; otherwise empty."""
+        choices = {field.name: field.default for field in dataclasses.fields(self) if field.name != "propagator"}
+        return {} if self.propagator in MATRICES else choices
 
     @property
     def names(self):
-        """Names of the learnt directions; x runs along columns (A), y along rows (B)."""
+        """Names of the learnt directions; x runs along columns (A), y along rows (B). None for `cosine`."""
+        if self.propagator not in MATRICES:
+            return ()
         return ("x+", "y+") if self.directions == "tied" else ("x+", "x-", "y+", "y-")
 
 
@@ -62,8 +78,11 @@ def init(rng, width, heat):
 
     Returns:
       For offset, power and exp: {"x+": float32 [C, C], ...}. For spectral: {"basis": [C, C], "x+": [C], ...}, where the
-      vectors are read by `eigenvalues`.
+      vectors are read by `eigenvalues`. For cosine: those of `cosine.init`, which start near the identity in the first
+      channels.
     """
+    if heat.propagator == "cosine":
+        return cosine.init(width)
     keys = dict(zip((*heat.names, "basis"), jax.random.split(rng, len(heat.names) + 1)))
     spectral = heat.propagator == "spectral"
     shape = (width,) if spectral else (width, width)
@@ -173,8 +192,10 @@ def propagator(params, heat, axis, distance, cells):
       float32 [C, C].
 
     Raises:
-      ValueError: `power` with a fractional number of cells.
+      ValueError: `power` with a fractional number of cells, or `cosine`.
     """
+    if heat.propagator not in MATRICES:
+        raise ValueError(f"heat.propagator={heat.propagator!r} has no A and B")
     forward = distance > 0
     if heat.directions == "tied":
         name, steps, inverse = f"{axis}+", abs(distance), not forward
@@ -224,14 +245,19 @@ def carry(params, heat, z, axis, distance, cells):
     return z + jnp.einsum("...c,dc->...d", _normalise(z, heat), change, precision=_PRECISION)
 
 
+def shortens(heat):
+    """Return whether steps can have any length: `power` takes whole cells, and `cosine` mirrors cells."""
+    return heat.propagator not in ("power", "cosine")
+
+
 def shortened(params, heat, fraction):
     """Return parameters whose step over a distance d is the step of `params` over fraction * d.
 
     Raises:
-      ValueError: for `power`, which takes whole cells.
+      ValueError: the propagator has no shorter steps, see `shortens`.
     """
-    if heat.propagator == "power":
-        raise ValueError("heat.propagator='power' takes whole cells: its steps cannot be shortened")
+    if not shortens(heat):
+        raise ValueError(f"heat.propagator={heat.propagator!r}: its steps cannot be shortened")
     return {name: value if name == "basis" else fraction * value for name, value in params.items()}
 
 
@@ -261,7 +287,7 @@ def extrapolate(params, heat, visible, placement, placements=tuple(range(9))):
 
     Visible cells are returned unchanged. A masked cell is z + (P(d) - I) norm(z) of its source cell z; without a norm this
     is P(d) z. Each example, and each half of an example with a middle placement, needs its own steps: `indexed_matmul`
-    selects their maps. A product with a 0/1 matrix puts the cells in their places.
+    selects their maps. A product with a 0/1 matrix puts the cells in their places. `cosine` is `cosine.extrapolate`.
 
     Args:
       params, heat: as for `propagator`.
@@ -272,6 +298,8 @@ def extrapolate(params, heat, visible, placement, placements=tuple(range(9))):
     Returns:
       float32 [B, h, w, C].
     """
+    if heat.propagator == "cosine":
+        return cosine.extrapolate(params, visible, placement, placements)
     dtype = jnp.bfloat16 if visible.dtype == jnp.bfloat16 else jnp.float32
     visible = visible.astype(jnp.float32)
     _, rows, columns, _ = visible.shape
@@ -324,14 +352,14 @@ def describe(params, heat):
     Returns:
       dict of numpy arrays. For each learnt direction: `spectrum/NAME` complex [C], eigenvalues per half image, and
       `norm/NAME`. For the sign + (and - if untied): `commutator/+` and `S/+` [C, C]. S is absent where B is singular,
-      as it is before the first step.
+      as it is before the first step. `cosine` has no figures.
     """
     result = {}
     for name in heat.names:
         matrix = np.asarray(generator(params, heat, name), np.float64)
         result[f"spectrum/{name}"] = np.linalg.eigvals(matrix)
         result[f"norm/{name}"] = np.linalg.norm(matrix)
-    for sign in ("+",) if heat.directions == "tied" else ("+", "-"):
+    for sign in sorted({name[1] for name in heat.names}):
         a, b = generator(params, heat, f"x{sign}"), generator(params, heat, f"y{sign}")
         result[f"commutator/{sign}"] = float(commutator(a, b))
         try:

@@ -16,7 +16,7 @@ FOLDER = "analysis"
 LOWEST = -0.5
 
 _NAMES = {
-    "learnt": "learnt A and B", "fitted": "fitted maps", "copy": "copying",
+    "learnt": "learnt operator", "fitted": "fitted maps", "copy": "copying",
     "shuffled": "fitted, positions shuffled", "random": "fitted, untrained encoder",
 }  # fmt: skip
 # Names of the parts of the grid that are no single step.

@@ -9,10 +9,15 @@ from qbheat_jax.report import charts, text
 
 
 def describe(params, config):
-    """Return the figures and the chart of A and B as a dict, or None where the model has no heat operator."""
+    """Return the figures and the chart of A and B as a dict, or None where the model has no heat operator.
+
+    A propagator without A and B has no "rows", and nothing else but its name.
+    """
     if not params:
         return None
     choice = heat.Heat(**config.heat.to_dict())
+    if not choice.names:
+        return {"rows": [], "propagator": choice.propagator}
     facts = heat.describe(params, choice)
     spectra = {name: facts[f"spectrum/{name}"] for name in choice.names}
     width = len(next(iter(spectra.values())))
