@@ -256,6 +256,17 @@ def test_a_run_is_analysed(analysed_run):
     assert base64.b64decode(embedded).decode() == (folder / "analysis.csv").read_text()
 
 
+def test_a_run_without_a_and_b_is_analysed(tmp_path):
+    """The learnt operator is tested on quarters alone, and the page says what a propagator without A and B lacks."""
+    analyse_run(tmp_path, **{"heat.propagator": "cosine", "heat.init_scale": 0.0})
+    result = json.loads((tmp_path / "analysis" / "analysis.json").read_text())
+    assert {row["test"] for row in result["rows"] if row["predictor"] == "learnt"} == {"quarter"}
+    assert set(result["operators"]) == {"fitted"} and result["drift"] == [] and result["animated"] == "cosine"
+    assert not (tmp_path / "analysis" / "spread.png").exists()
+    page, _ = check(tmp_path / "analysis" / "index.html", 6 * (3 + 5) + 4 * (1 + 9) + 4)
+    assert "cosine has no A and B" in page.text
+
+
 def test_reconstructions_at_placements_not_trained_on(analysed_run):
     """Trained ones are as they were; another is what the same maps and decoder make of the grid filled so."""
     model, images = api.load(analysed_run), np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
