@@ -4,7 +4,7 @@
 
 `qbheat` is configs/photos.py unchanged: `offset`, untied directions, four corners and the centre, one decoder block, pixels
 normalised within each patch and their statistics, histograms of gradients, loss on masked cells. Every other method differs
-from it in one choice, which its name gives.
+from it in one choice, which its name gives. `cosine` replaces A and B by heat conduction in the visible block.
 """
 
 
