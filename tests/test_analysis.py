@@ -13,6 +13,7 @@ from PIL import Image
 
 from qbheat_jax import api, cli, methods, report, rng
 from qbheat_jax.analysis import (
+    continuations,
     decoder_images,
     extrapolation_test,
     hypothesis,
@@ -133,6 +134,23 @@ def test_quarters_of_a_known_field_are_continued(fields, known):
     assert visible["predictor"] == "copy" and visible["r2"] == pytest.approx(1)
     # What is not linear here is the mean map, which the true operator has to carry too, and carries otherwise.
     assert min(by["learnt"]) > 0.999
+
+
+@pytest.mark.parametrize("name,mode", [("mirror", "symmetric"), ("border", "edge"), ("mean", None)])
+def test_each_continuation_predicts_its_own_fields(name, mode):
+    """Cosines predict mirrored blocks and their means too, by a time of 0 and a long one."""
+    generator, whole, seen = np.random.default_rng(0), {}, {}
+    for role, count in SIZES.items():
+        block = generator.normal(size=(count, 4, 4, 3)).astype(np.float32)
+        seen[role] = block
+        if mode:
+            whole[role] = np.pad(block, [(0, 0), (0, 4), (0, 4), (0, 0)], mode)
+        else:
+            whole[role] = np.broadcast_to(block.mean((1, 2), keepdims=True), (count, 8, 8, 3)).copy()
+    rows = extrapolation_test.ExtrapolationTest(whole, {0: seen}).rows(seed=0)
+    hidden = {row["predictor"]: row["r2"] for row in rows if row["direction"] == "hidden"}
+    assert set(hidden) == {"fitted", "copy", *continuations.NAMES}
+    assert {key for key, r2 in hidden.items() if r2 > 0.999} == ({name} if name == "border" else {name, "cosine"})
 
 
 def test_intervals_are_over_images():
