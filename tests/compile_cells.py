@@ -130,6 +130,7 @@ OPTIONS = {
     ("resnet_basic", "simmim"): _REMAT,
     ("resnet_basic", "finetune"): _GROUPS,
     ("resnet_basic", "dense"): _TUNE,
+    ("resnet", "qbheat"): {"heat.propagator": "cosine"},
     ("resnet", "simmim"): {"encoder.stride": 16, "dtype": "float32"},
     ("resnet", "supervised"): {**_PARTS, "encoder.stride": 8, "clip_norm": 1.0},
     ("resnet", "finetune"): {"cutmix": 1.0, "encoder.drop_path": 0.0},

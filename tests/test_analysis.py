@@ -13,6 +13,7 @@ from PIL import Image
 
 from qbheat_jax import api, cli, methods, report, rng
 from qbheat_jax.analysis import (
+    continuations,
     decoder_images,
     extrapolation_test,
     hypothesis,
@@ -158,6 +159,23 @@ def test_quarters_of_a_known_field_are_continued(fields, known):
     assert min(by["learnt"]) > 0.999
 
 
+@pytest.mark.parametrize("name,mode", [("mirror", "symmetric"), ("border", "edge"), ("mean", None)])
+def test_each_continuation_predicts_its_own_fields(name, mode):
+    """Cosines predict mirrored blocks and their means too, by a time of 0 and a long one."""
+    generator, whole, seen = np.random.default_rng(0), {}, {}
+    for role, count in SIZES.items():
+        block = generator.normal(size=(count, 4, 4, 3)).astype(np.float32)
+        seen[role] = block
+        if mode:
+            whole[role] = np.pad(block, [(0, 0), (0, 4), (0, 4), (0, 0)], mode)
+        else:
+            whole[role] = np.broadcast_to(block.mean((1, 2), keepdims=True), (count, 8, 8, 3)).copy()
+    rows = extrapolation_test.ExtrapolationTest(whole, {0: seen}).rows(seed=0)
+    hidden = {row["predictor"]: row["r2"] for row in rows if row["direction"] == "hidden"}
+    assert set(hidden) == {"fitted", "copy", *continuations.NAMES}
+    assert {key for key, r2 in hidden.items() if r2 > 0.999} == ({name} if name == "border" else {name, "cosine"})
+
+
 def test_intervals_are_over_images():
     generator = np.random.default_rng(0)
     total, error = generator.uniform(1, 2, 400), generator.uniform(0, 1, 400)
@@ -281,6 +299,17 @@ def test_a_run_is_analysed(analysed_run):
     assert base64.b64decode(embedded).decode() == (folder / "analysis.csv").read_text()
 
 
+def test_a_run_without_a_and_b_is_analysed(tmp_path):
+    """The learnt operator is tested on quarters alone, and the page says what a propagator without A and B lacks."""
+    analyse_run(tmp_path, **{"heat.propagator": "cosine", "heat.init_scale": 0.0})
+    result = json.loads((tmp_path / "analysis" / "analysis.json").read_text())
+    assert {row["test"] for row in result["rows"] if row["predictor"] == "learnt"} == {"quarter"}
+    assert set(result["operators"]) == {"fitted"} and result["drift"] == [] and result["animated"] == "cosine"
+    assert not (tmp_path / "analysis" / "spread.png").exists()
+    page, _ = check(tmp_path / "analysis" / "index.html", 6 * (3 + 5) + 4 * (1 + 9) + 4)
+    assert "cosine has no A and B" in page.text
+
+
 def test_reconstructions_at_placements_not_trained_on(analysed_run):
     """Trained ones are as they were; another is what the same maps and decoder make of the grid filled so."""
     model, images = api.load(analysed_run), np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
@@ -300,7 +329,7 @@ def test_reconstructions_at_placements_not_trained_on(analysed_run):
 
 
 @pytest.mark.parametrize("fields", [
-    {}, {"heat.propagator": "spectral"}, {"objective": "simmim"},
+    {}, {"heat.propagator": "spectral"}, {"heat.propagator": "cosine", "heat.init_scale": 0.0}, {"objective": "simmim"},
     {"encoder.name": "vit_micro", "encoder.position": "learnt", "encoder.grid": 2},
 ])  # fmt: skip
 def test_pictures_while_it_trains(fields):
@@ -311,6 +340,8 @@ def test_pictures_while_it_trains(fields):
     sizes = {name: picture.shape for name, picture in shown.items()}
     assert all(picture.dtype == np.uint8 and picture.std() > 1 for picture in shown.values())
     rows, pair = 6 * 102 - 6, {"reconstructions": (6 * 102 - 6, 2 * 102 - 6, 3), "spectra": (480, 480, 3)}
+    if fields.heat.propagator == "cosine":  # no A and B
+        del pair["spectra"]
     if fields.objective == "simmim":
         assert sizes == {"features": (rows, 3 * 102 - 6, 3)}
     elif fields.encoder.position == "learnt":  # a table for crops, which encodes no whole image

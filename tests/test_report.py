@@ -304,6 +304,15 @@ def test_every_operator_is_described(bare, propagator, directions):
     assert page.text.count("real, median |λ|") == (1 if directions == "tied" else 2)
 
 
+def test_a_propagator_without_a_and_b_is_named(bare):
+    config = make_config(**{"heat.propagator": "cosine"})
+    (bare / "config.json").write_text(config_lib.to_json(config))
+    model = make_model(config)
+    model.variables["params"]["decoder"]["heat"] = {n: np.zeros(CHANNELS, np.float32) for n in ("linear", "quadratic")}
+    text = Page(report.write(bare, model=model, images=make_images()).read_text()).text
+    assert "cosine has no A and B" in text and "Eigenvalues" not in text
+
+
 def test_untrained_operator_has_no_correlation(bare):
     model = make_model(make_config())
     model.variables["params"]["decoder"]["heat"] = {n: np.zeros((4, 4), np.float32) for n in ("x+", "x-", "y+", "y-")}

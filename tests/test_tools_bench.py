@@ -355,7 +355,7 @@ def test_heat_compares_propagators_placements_and_cells(monkeypatch):
 
     monkeypatch.setattr(heat_operator, "_call", call)
     sections = list(heat_operator.run(options.Options("heat", **TINY)))
-    names = ["offset", "power", "exp", "spectral", "autoregressive"]
+    names = ["offset", "power", "exp", "spectral", "autoregressive", "cosine"]
     for section, backward in zip(sections[:2], (False, True)):
         check_section(section, names)
         assert all((name, 8, 5, backward) in asked for name in names)

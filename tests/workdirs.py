@@ -128,9 +128,9 @@ def add_detectors(workdir):
         write_json(workdir / "detect" / name / "result.json", result)
 
 
-def analyse_run(workdir):
-    """Makes a run of two checkpoints in a workdir, and analyses it there by the command line."""
-    fields = config_tables.resolve(ANALYSED)
+def analyse_run(workdir, **fields):
+    """Makes a run of two checkpoints in a workdir, and analyses it there by the command line. `fields` go over ANALYSED."""
+    fields = config_tables.resolve({**ANALYSED, **fields})
     batch = {"image": np.zeros((1, SIZE, SIZE, 3), np.uint8), "quarter": np.full(1, 4, np.int32)}
     variables = jax.device_get(jax.jit(methods.build(fields).init)(rng.root(0), batch))
     saved = Checkpoints(workdir, keep=2)

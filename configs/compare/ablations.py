@@ -4,7 +4,7 @@
 
 `qbheat` is configs/photos.py unchanged: `offset`, untied directions, four corners and the centre, one decoder block, pixels
 normalised within each patch and their statistics, histograms of gradients, loss on masked cells. Every other method differs
-from it in one choice, which its name gives.
+from it in one choice, which its name gives. `cosine` replaces A and B by heat conduction in the visible block.
 """
 
 
@@ -18,6 +18,7 @@ def get_config():
             "power": {"heat.propagator": "power"},
             "exp": {"heat.propagator": "exp"},
             "spectral": {"heat.propagator": "spectral"},
+            "cosine": {"heat.propagator": "cosine"},
             "tied": {"heat.directions": "tied"},
             "corners": {"quarter.placements": "corners"},
             "center": {"quarter.placements": "center"},

@@ -147,7 +147,9 @@ class _Field:
 def _tests(field, seed, encoder):
     """Return (rows of figures of one encoder, its maps fitted over one cell)."""
     fields = maps.departures(field.whole, field.basis)
-    learnt = field.learnt if field.subject.heat is not None and field.placements else None
+    learnt = (
+        field.learnt if field.placements and field.subject.heat is not None and field.subject.heat[1].names else None
+    )
     stepped, one_cell = hypothesis.steps(fields, seed, learnt)
     rows = [_labelled(row, encoder, "true") for row in [*hypothesis.derivatives(fields, seed), *stepped]]
     mixed = {role: maps.shuffled(z, (seed, i)) for i, (role, z) in enumerate(field.whole.items())}
@@ -228,7 +230,7 @@ def _decoded(model, images, order, arrays, sheets):
     sheets["placements"] = pictures.sheet(columns)
     arrays["beyond"] = decoder_images.beyond(model, few)
     sheets["beyond"] = pictures.sheet([list(arrays["beyond"])], tile=2 * 96)
-    if model.objective.decoder.heat.by_cells:
+    if not model.objective.decoder.heat.shortens:
         return
     allowed = model.objective.decoder.placements
     turns = np.array([allowed[i % len(allowed)] for i in range(len(few))], np.int32)

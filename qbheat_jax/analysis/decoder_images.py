@@ -48,8 +48,8 @@ def beyond(model, images):
 def spreading(model, images, placed, frames=FRAMES):
     """Return reconstructions while the step d grows from 0 to its whole length, uint8 [frames, N, H, W, 3].
 
-    A frame decodes P(d) z. At d = 0 each hidden cell is a copy of its visible source. `power` and `autoregressive`, which
-    move by whole cells, have no such frames.
+    A frame decodes P(d) z. At d = 0 each hidden cell is a copy of its visible source. Propagators that do not shorten
+    (`Heat.shortens`) have no such frames.
 
     Args:
       images: uint8 [N, H, W, 3].

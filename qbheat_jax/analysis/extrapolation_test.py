@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from qbheat_jax.analysis import maps, ridge
+from qbheat_jax.analysis import continuations, maps, ridge
 from qbheat_jax.ops import quarters
 
 # Parts of the grid with figures, beside each direction and distance.
@@ -54,7 +54,7 @@ def whole_steps(placements):
 
 
 class ExtrapolationTest:
-    """Grids extrapolated from quarters by copying, by fitted maps and by the learnt operator.
+    """Grids extrapolated from quarters by copying, by fitted maps, by the learnt operator and by `continuations`.
 
     All grids are departures from the mean over the training images at the same cell under the same placement, so each
     predictor is given the mean map.
@@ -70,10 +70,15 @@ class ExtrapolationTest:
         height, width = whole["train"].shape[1:3]
         self.placements = {q: Placement.of(height, width, q) for q in quarter_maps}
         self.target = maps.departures(whole, basis)
+        visible = {q: maps.departures(parts, basis) for q, parts in quarter_maps.items()}
         self._copied = {
-            q: {role: self.placements[q].copied(z) for role, z in maps.departures(parts, basis).items()}
-            for q, parts in quarter_maps.items()
+            q: {role: self.placements[q].copied(z) for role, z in parts.items()} for q, parts in visible.items()
         }
+        self._continued = {
+            name: {q: getattr(continuations, name)(parts["test"], q) for q, parts in visible.items()}
+            for name in ("mirror", "border", "mean")
+        }
+        self._continued["cosine"] = continuations.cosine(visible, self.target)
         self._fitted = self._fit()
         self._learnt = {}
         if learnt is not None:
@@ -98,12 +103,15 @@ class ExtrapolationTest:
 
     @property
     def predictors(self):
+        """Names of the predictors that have pictures; `rows` has also those of `continuations`."""
         return ("learnt", "fitted", "copy") if self._learnt else ("fitted", "copy")
 
     def grid(self, predictor, quarter):
-        """Return a predictor's grids of the test images, [N, h, w, K], visible cells unchanged."""
+        """Return a predictor's grids of the test images, [N, h, w, K], those of maps with visible cells unchanged."""
         if predictor == "learnt":
             return self._learnt[quarter]
+        if predictor in self._continued:
+            return self._continued[predictor][quarter]
         made = self._copied[quarter]["test"]
         if predictor == "copy":
             return made
@@ -124,7 +132,7 @@ class ExtrapolationTest:
         for part in (*whole_steps(self.placements), *PARTS):
             where = [(q, cells) for q, p in self.placements.items() if (cells := p.cells(part)).any()]
             total = sum(ridge.totals(target[:, cells]) for _, cells in where)
-            for predictor in ("copy",) if part == "visible" else self.predictors:
+            for predictor in ("copy",) if part == "visible" else (*self.predictors, *continuations.NAMES):
                 error = sum(ridge.errors(self.grid(predictor, q)[:, cells], target[:, cells]) for q, cells in where)
                 single = not isinstance(part, str)
                 rows.append(

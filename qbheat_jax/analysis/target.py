@@ -37,7 +37,9 @@ class AnalysisTarget:
     def heat(self):
         """(params, Heat) of the learnt operator on the encoder's features; None if QB-Heat did not train the encoder."""
         model = self.frozen.model
-        return self.operator if model is not None and isinstance(model.objective, QBHeat) else None
+        if model is None or not isinstance(model.objective, QBHeat):
+            return None
+        return model.variables["params"]["decoder"]["heat"], model.objective.decoder.heat
 
     @property
     def operator(self):

@@ -79,7 +79,8 @@ class QBHeat(base.Method):
         **decoding.FIELDS,
         "heat.propagator": Field(
             "offset",
-            "the map over a distance (offset is the paper's); autoregressive: cell by cell, FINOLA with heat.norm=layer",
+            "the map over a distance (offset is the paper's); autoregressive: cell by cell, FINOLA with heat.norm=layer; "
+            "cosine: heat conduction in the block, mirrored",
             heat.PROPAGATORS,
         ),
         "heat.directions": Field(
@@ -104,6 +105,10 @@ class QBHeat(base.Method):
         decoding.check(values)
         if values["heat.propagator"] == "autoregressive" and values["heat.directions"] == "tied":
             refuse("heat.directions", "tied", "untied with heat.propagator='autoregressive', whose step has no inverse")
+        for name, default in heat.Heat(values["heat.propagator"]).fixed.items():
+            if values[f"heat.{name}"] != default:
+                words = f"{default!r} with heat.propagator={values['heat.propagator']!r}, which has no A and B"
+                refuse(f"heat.{name}", values[f"heat.{name}"], words)
 
     @classmethod
     def build(cls, config, encoder, schedule):
@@ -153,7 +158,7 @@ class QBHeat(base.Method):
         return loss, (state, {"variance": variance})
 
     def operator(self, params):
-        return params["decoder"]["heat"], self.decoder.heat
+        return (params["decoder"]["heat"], self.decoder.heat) if self.decoder.heat.names else None
 
     def reconstruct(self, variables, images, quarter, blend=True):
         """Return images uint8 [B, H, W, 3] with the masked quarters predicted and the visible one kept.

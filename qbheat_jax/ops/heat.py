@@ -2,7 +2,8 @@
 
 The steady heat equation z_xx + S z_yy = 0, with a learnt linear correlation S, holds if z_x = A z and z_y = B z with
 S = -A^2 (B^2)^-1 (arXiv 2211.13228). Each equation makes the feature at a distance a linear map of the feature here. This
-map, the propagator, is the same at every position. There are four linear maps over a distance d, in units of half an image:
+map, the propagator, is the same at every position. Four propagators are such maps over a distance d, in units of half an
+image:
 
 | name       | map                                | note                                                               |
 |------------|------------------------------------|--------------------------------------------------------------------|
@@ -14,6 +15,9 @@ map, the propagator, is the same at every position. There are four linear maps o
 The fifth propagator, `autoregressive`, computes each masked cell from its immediate neighbour: z + (A / n) norm(z) per cell,
 starting at the border of the visible block (`ops.autoregression`). It normalises at every step, so a layer norm makes it
 FINOLA (arXiv 2305.16319). The four maps normalise once, before one product over the whole distance.
+
+The sixth, `cosine`, has no A and B: it solves u_t = k Laplace(u) on the visible block and continues its cosine series (see
+`cosine.py`). Only `init` and `extrapolate` take it.
 
 Directions: `untied` learns one matrix for each of +x, -x, +y, -y, each over a positive distance. Mirroring the images then
 swaps A+ and A-. `tied` learns +x and +y; a step back is the inverse of the step forward.
@@ -31,11 +35,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qbheat_jax.ops import autoregression, quarters
+from qbheat_jax.ops import autoregression, cosine, quarters
 from qbheat_jax.ops.indexed_matmul import indexed_matmul
 
 LINEAR_MAPS = ("offset", "power", "exp", "spectral")  # one matrix for a distance
-PROPAGATORS = (*LINEAR_MAPS, "autoregressive")
+PROPAGATORS = (*LINEAR_MAPS, "autoregressive", "cosine")
 DIRECTIONS = ("untied", "tied")
 NORMS = ("none", "layer")
 
@@ -50,7 +54,7 @@ _SQUARINGS = 16  # the most that `exponential` does
 class Heat:
     """Static choices. `init_scale` is the initial standard deviation of the entries of A and B, times sqrt(width)."""
 
-    propagator: Literal["offset", "power", "exp", "spectral", "autoregressive"] = "offset"
+    propagator: Literal["offset", "power", "exp", "spectral", "autoregressive", "cosine"] = "offset"
     directions: Literal["untied", "tied"] = "untied"
     norm: Literal["none", "layer"] = "none"
     init_scale: float = 0.0
@@ -61,16 +65,32 @@ class Heat:
                 raise ValueError(f"heat.{field}={getattr(self, field)!r} is not one of {', '.join(accepted)}")
         if self.propagator == "autoregressive" and self.directions == "tied":
             raise ValueError("heat.directions='tied' needs a step with an inverse, which 'autoregressive' has not")
+        for field, default in self.fixed.items():
+            if getattr(self, field) != default:
+                raise ValueError(f"heat.propagator='cosine' has no A and B: heat.{field} must be {default!r}")
+
+    @property
+    def fixed(self):
+        """{field: its default} of the fields that choose A and B, where the propagator has none; otherwise empty."""
+        choices = {field.name: field.default for field in dataclasses.fields(self) if field.name != "propagator"}
+        return choices if self.propagator == "cosine" else {}
 
     @property
     def names(self):
-        """Names of the learnt directions; x runs along columns (A), y along rows (B)."""
+        """Names of the learnt directions; x runs along columns (A), y along rows (B). None for `cosine`."""
+        if self.propagator == "cosine":
+            return ()
         return ("x+", "y+") if self.directions == "tied" else ("x+", "x-", "y+", "y-")
 
     @property
     def by_cells(self):
-        """Whether it moves by whole cells, so that no step can be shortened."""
+        """Whether it moves by whole cells."""
         return self.propagator in ("power", "autoregressive")
+
+    @property
+    def shortens(self):
+        """Whether steps can have any length. `cosine` mirrors cells."""
+        return not self.by_cells and self.propagator != "cosine"
 
     @property
     def normalises_steps(self):
@@ -82,9 +102,11 @@ def init(rng, width, heat):
     """Return initial parameters for features of `width` channels; with init_scale 0 every propagator is the identity.
 
     Returns:
-      For all but spectral: {"x+": float32 [C, C], ...}. For spectral: {"basis": [C, C], "x+": [C], ...}, where the
-      vectors are read by `eigenvalues`.
+      For most: {"x+": float32 [C, C], ...}. For spectral: {"basis": [C, C], "x+": [C], ...}, where the vectors are read
+      by `eigenvalues`. For cosine: those of `cosine.init`, which start near the identity in the first channels.
     """
+    if heat.propagator == "cosine":
+        return cosine.init(width)
     keys = dict(zip((*heat.names, "basis"), jax.random.split(rng, len(heat.names) + 1)))
     spectral = heat.propagator == "spectral"
     shape = (width,) if spectral else (width, width)
@@ -194,10 +216,10 @@ def propagator(params, heat, axis, distance, cells):
       float32 [C, C].
 
     Raises:
-      ValueError: `power` with a fractional number of cells; `autoregressive`, whose step is no matrix.
+      ValueError: `power` with a fractional number of cells; `autoregressive` and `cosine`, whose steps are no matrices.
     """
-    if heat.propagator == "autoregressive":
-        raise ValueError("heat.propagator='autoregressive' has no matrix over a distance: it normalises at every step")
+    if heat.propagator not in LINEAR_MAPS:
+        raise ValueError(f"heat.propagator={heat.propagator!r} has no matrix over a distance")
     forward = distance > 0
     if heat.directions == "tied":
         name, steps, inverse = f"{axis}+", abs(distance), not forward
@@ -257,10 +279,10 @@ def shortened(params, heat, fraction):
     """Return parameters whose step over a distance d is the step of `params` over fraction * d.
 
     Raises:
-      ValueError: for `power` and `autoregressive`, which take whole cells.
+      ValueError: the propagator has no shorter steps, see `Heat.shortens`.
     """
-    if heat.by_cells:
-        raise ValueError(f"heat.propagator={heat.propagator!r} takes whole cells: its steps cannot be shortened")
+    if not heat.shortens:
+        raise ValueError(f"heat.propagator={heat.propagator!r}: its steps cannot be shortened")
     return {name: value if name == "basis" else fraction * value for name, value in params.items()}
 
 
@@ -290,7 +312,7 @@ def extrapolate(params, heat, visible, placement, placements=tuple(range(9))):
 
     Visible cells are returned unchanged. A masked cell is z + (P(d) - I) norm(z) of its source cell z; without a norm this
     is P(d) z. Each example, and each half of an example with a middle placement, needs its own steps: `indexed_matmul`
-    selects their maps. A product with a 0/1 matrix puts the cells in their places.
+    selects their maps. A product with a 0/1 matrix puts the cells in their places. `cosine` is `cosine.extrapolate`.
 
     `autoregressive` grows the block from its border instead, and averages both orders of the axes.
 
@@ -303,6 +325,8 @@ def extrapolate(params, heat, visible, placement, placements=tuple(range(9))):
     Returns:
       float32 [B, h, w, C].
     """
+    if heat.propagator == "cosine":
+        return cosine.extrapolate(params, visible, placement, placements)
     dtype = jnp.bfloat16 if visible.dtype == jnp.bfloat16 else jnp.float32
     visible = visible.astype(jnp.float32)
     _, rows, columns, _ = visible.shape
@@ -408,14 +432,14 @@ def describe(params, heat):
       dict of numpy arrays. For each learnt direction: `spectrum/NAME` complex [C], eigenvalues per half image, and
       `norm/NAME`. For the sign + (and - if untied): `commutator/+`, `S/+` [C, C], and of `wave_speeds`
       `condition/+` and `speeds/+` complex [C]. S is absent where B is singular, as it is before the first step, and so are
-      speeds that mean nothing.
+      speeds that mean nothing. `cosine` has no figures.
     """
     result = {}
     for name in heat.names:
         matrix = np.asarray(generator(params, heat, name), np.float64)
         result[f"spectrum/{name}"] = np.linalg.eigvals(matrix)
         result[f"norm/{name}"] = np.linalg.norm(matrix)
-    for sign in ("+",) if heat.directions == "tied" else ("+", "-"):
+    for sign in sorted({name[1] for name in heat.names}):
         a, b = generator(params, heat, f"x{sign}"), generator(params, heat, f"y{sign}")
         result[f"commutator/{sign}"] = float(commutator(a, b))
         try:

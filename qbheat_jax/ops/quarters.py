@@ -127,6 +127,27 @@ def sources(cells, placement):
     return source.astype(np.int32), step.astype(np.float32)
 
 
+def reflections(cells, placement):
+    """Return the visible cell whose mirror image each cell of an axis is, and the signed distance from the visible half.
+
+    Continuing a cosine series of the visible half mirrors it at its ends; a visible cell is itself.
+
+    Args:
+      cells: int, length of the axis.
+      placement: axis placement 0, 1 or 2.
+
+    Returns:
+      (int32 [cells] index into the visible half, int32 [cells] distance to its nearest cell, negative before it).
+
+    >>> reflections(8, 1)
+    (array([1, 0, 0, 1, 2, 3, 3, 2], dtype=int32), array([-2, -1,  0,  0,  0,  0,  1,  2], dtype=int32))
+    """
+    check_axis(cells, placement)
+    offset = np.arange(cells) - start(cells, placement)
+    index = np.minimum(offset % cells, cells - 1 - offset % cells)  # twice the visible half is one period
+    return index.astype(np.int32), (offset - offset.clip(0, cells // 2 - 1)).astype(np.int32)
+
+
 def steps(placements, axis):
     """Return the sorted nonzero signed steps that these placement indices need along an axis."""
     needed = {0: (1.0,), 1: (-0.5, 0.5), 2: (-1.0,)}

@@ -17,8 +17,9 @@ FOLDER = "analysis"
 LOWEST = -0.5
 
 _NAMES = {
-    "learnt": "learnt A and B", "fitted": "fitted maps", "copy": "copying",
-    "shuffled": "fitted, positions shuffled", "random": "fitted, untrained encoder",
+    "learnt": "learnt operator", "fitted": "fitted maps", "copy": "copying",
+    "cosine": "cosines, fitted times", "mirror": "mirror image", "border": "nearest border cell",
+    "mean": "mean of the quarter", "shuffled": "fitted, positions shuffled", "random": "fitted, untrained encoder",
 }  # fmt: skip
 # Names of the parts of the grid that are no single step.
 _PARTS = {"diagonal": "diagonal", "hidden": "all hidden cells"}
@@ -150,7 +151,8 @@ def _steps(rows, axis):
 
 def _quarters(rows):
     """Return the table of extrapolated quarters by part of the grid and predictor, or None."""
-    predictors = [name for name in ("learnt", "fitted", "copy") if rows.find("quarter", name, "hidden")]
+    names = ("learnt", "fitted", "copy", "cosine", "mirror", "border", "mean")
+    predictors = [name for name in names if rows.find("quarter", name, "hidden")]
     if not predictors:
         return None
     steps = dict.fromkeys(

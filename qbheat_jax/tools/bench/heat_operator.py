@@ -85,7 +85,7 @@ def _call(o, propagator, cells, drawn, backward):
       drawn: Tuple of placements that the batch cycles through.
       backward: bool.
     """
-    choices = heat.Heat(propagator, init_scale=0.1)
+    choices = heat.Heat(propagator, init_scale=0.0 if propagator == "cosine" else 0.1)
     keys = jax.random.split(jax.random.key(0), 3)
     params = heat.init(keys[0], o.width, choices)
     visible = jax.random.normal(keys[1], (o.heat_batch, cells // 2, cells // 2, o.width))
