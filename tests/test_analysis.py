@@ -117,7 +117,7 @@ def test_speeds_are_shown_or_refused(known):
     shown = analysis_page._operators(result)
     assert [row["most"] is None for row in shown["rows"]] == [False] * 4 + [True] * 4
     assert ["values" in row for row in shown["speeds"]] == [True, True, True, False]
-    assert "learnt A and B: A+, B+" in shown["speeds_svg"] and "learnt A and B: A\u2212" not in shown["speeds_svg"]
+    assert "learnt operator: A+, B+" in shown["speeds_svg"] and "learnt operator: A\u2212" not in shown["speeds_svg"]
     text = outputs._speeds(result["operators"]).splitlines()
     assert len(text) == 2 + 4 and f"{np.linalg.cond(b):.3g}" in text[2]
     assert "infinite" in text[5] and "none" in text[5] and not any("none" in line for line in text[:5])

@@ -72,7 +72,7 @@ def make_model(config):
     variables = {"params": {"encoder": {"kernel": np.zeros((10, 123))}, "decoder": {"heat": heat}}}
     choice = Heat(**config.heat.to_dict())
     objective = types.SimpleNamespace(
-        pixels=images.Pixels(), operator=lambda params: (params["decoder"]["heat"], choice)
+        pixels=images.Pixels(), operator=lambda params: (params["decoder"]["heat"], choice) if choice.names else None
     )
     return types.SimpleNamespace(
         config=config, variables=variables, step=40, reconstruct=reconstruct, objective=objective
