@@ -103,7 +103,7 @@ def test_the_maps_of_the_released_detectors_at_any_size(monkeypatch):
         for n in range(4):
             close(out[f"stage{n + 1}"], known[f"out{n}.{size}"], 2e-4, f"map {n} at {size}")
             embedding = known.get(f"freq_embed.{n}.{size}", params[f"freq_embed_{n}"])
-            close(vheat.fit(params[f"freq_embed_{n}"], embedding.shape[:2], "bicubic"), embedding, 2e-6)
+            close(vheat.fit(params[f"freq_embed_{n}"], embedding.shape[:2], "bicubic"), embedding, 5e-6)
         assert np.array_equal(features, out["stage4"])
 
 
