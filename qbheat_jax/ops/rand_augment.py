@@ -1,10 +1,11 @@
-"""RandAugment and random erasing on the device: pure functions of images and a key, no gather on a TPU.
+"""RandAugment and random erasing on the device: pure functions of images and a key.
 
 RandAugment (arXiv 1909.13719) is that of timm's policy `rand-m9-mstd0.5-inc1`, which DeiT, Swin and vHeat train with:
 OPERATIONS whose strength grows with the level, each applied with probability one half at a level drawn around the magnitude.
-Results are those of Pillow. All images go through the same program, whatever they drew, in three stages:
+Results are Pillow's up to a rounding, and near them for rotations. All images go through the same program, whatever they drew,
+in three stages:
 
-1. Eight operations map each value of a channel to another one: a table of 256 values, found by one-hot products.
+1. Eight operations map each value of a channel to another one: a table of 256 values.
 2. Colour and sharpness move a pixel away from its grey value or its blurred one.
 3. Five operations move pixels (`ops.shear`).
 

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 _MARGIN = 6  # pixels around an image that interpolation near its border reads, over all passes
-_STEPS = 4  # to which values between passes are rounded down, for each grey level
+_STEPS = 4  # steps per grey level, to which a pass rounds values down
 
 
 def three_passes(planes, passes, most):
     """Move the rows, then the columns, then the rows of images.
 
     A pass takes the pixel at (u, v), from the centre, from u + slope v + shift along its axis. A shear or a translation is one
-    pass and is exactly Pillow's. Of a rotation, pixels are interpolated three times.
+    pass and equals Pillow's up to a rounding. A rotation interpolates three times.
 
     Args:
       planes: int32 [B, 3, H, W] in 0..255.
