@@ -4,6 +4,9 @@
 
 `psnr` in the log is that of the reconstructions in dB, `psnr_colour` that of each image's mean colour. Several vectors an
 image, whose maps are summed: `--config.finola.paths 4`.
+
+Expected: 22.2 dB on val after 1,000 steps (one seed), against 21.1 dB for each image's mean colour and 13.6 dB for the mean
+image. A step takes 14 GFLOP; that of configs/photos.py takes 11.
 """
 
 from ml_collections import ConfigDict

@@ -79,7 +79,7 @@ _DECODER = {"decoder.width": 128, "decoder.depth": 1, "decoder.heads": 4}
 _DENSE = {"dense.strides": (8, 16), "dense.width": 64, "dense.depth": 1}
 _DETR = {"detr.size": "base", "detr.queries": 32, "detr.groups": 2}
 _BOXES = {"detector.classes": 10, "data.max_boxes": 16}
-_FINOLA = {"finola.width": 64, "finola.paths": 2, "finola.stride": 4, "finola.channels": 16}
+_FINOLA = {"finola.width": 64, "finola.paths": 2, "finola.stride": 16, "finola.channels": 16}
 OBJECTIVES = {
     "qbheat": (config_tables.PRETRAIN, {**_DECODER, "image_size": 256}),  # its encoder sees crops of the others' size
     "moco": (config_tables.PRETRAIN, {"moco.queue": 512}),
