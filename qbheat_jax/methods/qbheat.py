@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from qbheat_jax.config import Field, at_least
-from qbheat_jax.data.specs.image import ImageSpec
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common import decoding, targets
@@ -20,15 +19,16 @@ from qbheat_jax.ops import images as images_lib
 
 
 def crop_visible(images, quarter):
-    """Return the visible quarter of every image: images [B, H, W, C], quarter int32 [B] -> [B, H/2, W/2, C].
+    """Return the visible quarter of every image: images [B, ..., H, W, C], quarter int32 [B] -> [B, ..., H/2, W/2, C].
 
-    Every image selects one of the few static slices. A dynamic slice an image would be a loop over images on a TPU.
+    All frames of a clip have the same quarter. Every image selects one of the few static slices. A dynamic slice an image would be a loop over images on a TPU.
     """
     for axis in (0, 1):
-        length = images.shape[axis + 1]
+        place = images.ndim - 3 + axis
+        length = images.shape[place]
         starts, which = np.unique(quarters.starts(length, axis), return_inverse=True)
-        slices = [jax.lax.slice_in_dim(images, s, s + length // 2, axis=axis + 1) for s in starts]
-        own = jnp.asarray(which)[quarter][:, None, None, None]
+        slices = [jax.lax.slice_in_dim(images, s, s + length // 2, axis=place) for s in starts]
+        own = jnp.asarray(which)[quarter].reshape(-1, *[1] * (images.ndim - 1))
         images = slices[0]
         for n, other in enumerate(slices[1:], 1):
             images = jnp.where(own == n, other, images)
@@ -72,6 +72,7 @@ class QBHeat(base.Method):
 
     NAME = "qbheat"
     TITLE = "QB-Heat"
+    takes_clips = True
     STORY = (
         "The encoder sees one quarter of each image. Linear maps, which are the same at every position, "
         "extrapolate its features into the hidden quarters. A small decoder predicts the pixels. No labels are used."
@@ -113,7 +114,7 @@ class QBHeat(base.Method):
 
     @classmethod
     def batch_spec(cls, config):
-        return ImageSpec.of(config, placements=quarters.PLACEMENT_SETS[config.quarter.placements])
+        return base.crop_spec(config, placements=quarters.PLACEMENT_SETS[config.quarter.placements])
 
     def init(self, rng, batch):
         """Return {"params": {"encoder", "decoder"}, "batch_stats": {"encoder"}}."""
@@ -129,12 +130,12 @@ class QBHeat(base.Method):
     def loss(self, params, state, batch, rng, train=True):
         """Return (mean `Target.error` over the cells that count, (state, {"variance"})).
 
-        batch: image uint8 [B, H, W, 3], quarter int32 [B], mask bool [B]. `variance` is the loss of the trivial predictor,
+        batch: image uint8 [B, H, W, 3] or clips, quarter int32 [B], mask bool [B]. `variance` is the loss of the trivial predictor,
         which predicts the mean target of the batch.
         """
         images = self.pixels.normalise(batch["image"])
         predicted, _, state = self._forward(params, state, images, batch["quarter"], rng, train)
-        target = self.target(images)
+        target = self.target(self.encoder.picture(images))
         cells = jnp.ones(target.shape[:3], bool)
         if self.loss_on == "masked":
             cells = jnp.asarray(quarters.masked(*target.shape[1:3]))[batch["quarter"]]

@@ -49,3 +49,13 @@ class Encoder(nn.Module):
         """Return a `Resized` for square images of `size` pixels. Encoders without size-dependent parameters keep theirs."""
         del size
         return Resized(params)
+
+    @nn.nowrap
+    def picture(self, images):
+        """Return what a decoder of the features predicts, [B, H, W, channels of a picture]: the images themselves."""
+        return images
+
+    @property
+    def picture_channels(self):
+        """The channels of `picture`."""
+        return 3

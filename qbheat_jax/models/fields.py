@@ -1,6 +1,7 @@
 """Config fields of the encoder and of its pixels' normalisation."""
 
 from qbheat_jax.config import BELOW_ONE, Field, at_least
+from qbheat_jax.models import mmhco
 from qbheat_jax.ops import images
 
 ENCODER = {
@@ -10,10 +11,30 @@ ENCODER = {
     "encoder.class_token": Field(False, "vit: a class token before the patches"),
     "encoder.position": Field("sincos", "vit: its position code, fixed or a learnt table", ("sincos", "learnt")),
     "encoder.grid": Field(0, "vit: cells a side of the learnt table", at_least(0)),
+    "encoder.fve_mode": Field(
+        "feature",
+        "mmhco: what multiplies the frequency embeddings: mean features (feature), noise as in the released program, or "
+        "nothing (static)",
+        mmhco.FVE_MODES,
+    ),
+    "encoder.fve_pool": Field(
+        "sample", "mmhco, feature: mean features of each clip (sample), or of the batch as released", mmhco.FVE_POOLS
+    ),
+    "encoder.routing": Field(
+        "gumbel",
+        "mmhco: router; gumbel draws in training and takes the likeliest in evaluation, sampled draws in both as released",
+        mmhco.ROUTINGS,
+    ),
     "dtype": Field(
         "float32", "computation type; parameters, losses and norm statistics are float32", ("float32", "bfloat16")
     ),
 }
+# Names of the fields that only some encoders take.
+OPTIONS = tuple(
+    key.removeprefix("encoder.")
+    for key in ENCODER
+    if key.startswith("encoder.") and key not in ("encoder.name", "encoder.stride", "encoder.drop_path")
+)
 PIXELS = {
     "pixels": Field("imagenet", "normalisation of pixels for the encoder, see images.PIXELS", tuple(images.PIXELS))
 }
