@@ -31,10 +31,11 @@ def mixup(images, targets, key, alpha):
 def cutmix(images, targets, key, alpha):
     """Return images with a box pasted from their partner (Yun et al., arXiv 1905.04899); shapes and pairs as in `mixup`.
 
+    All frames of a clip have the same box.
     One box a batch, with the image's aspect, a fraction 1 - w of its area with w from Beta(alpha, alpha), and any centre.
     Targets are weighted by the area of the box within the image.
     """
-    height, width = images.shape[1:3]
+    height, width = images.shape[-3:-1]
     weight_key, *centres = jax.random.split(key, 3)
     side = jnp.sqrt(1.0 - jax.random.beta(weight_key, alpha, alpha))
 
@@ -43,7 +44,7 @@ def cutmix(images, targets, key, alpha):
 
     box = inside(height, centres[0])[:, None] & inside(width, centres[1])
     weight = 1.0 - box.mean()
-    images = jnp.where(box[None, :, :, None], images[::-1], images)
+    images = jnp.where(box[..., None], images[::-1], images)
     return images, weight * targets + (1.0 - weight) * targets[::-1]
 
 

@@ -44,12 +44,13 @@ def _check_grid(config, encoder, placements):
 
 
 def _interpolated(patches, size):
-    """Return pixels [B, H, W, 3] of patches [B, h, w, size * size * 3], mean colours interpolated between the cells."""
-    batch, height, width, _ = patches.shape
-    cells = patches.reshape(batch, height, width, size * size, 3)
+    """Return pixels [B, H, W, C] of patches [B, h, w, size * size * C], mean colours interpolated between the cells."""
+    batch, height, width, numbers = patches.shape
+    channels = numbers // size**2
+    cells = patches.reshape(batch, height, width, size * size, channels)
     means = cells.mean(3)
     within = images_lib.from_patches((cells - means[..., None, :]).reshape(patches.shape), size)
-    return within + jax.image.resize(means, (batch, height * size, width * size, 3), "linear")
+    return within + jax.image.resize(means, (batch, height * size, width * size, channels), "linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,16 +150,18 @@ class QBHeat(base.Method):
     def reconstruct(self, variables, images, quarter, blend=True):
         """Return images uint8 [B, H, W, 3] with the masked quarters predicted and the visible one kept.
 
+        Of clips it returns the encoder's `picture`, uint8 [B, H, W, 6].
         Normalised patches carry no slope between cells, so their mean colours are interpolated between the cells' centres.
 
         Args:
           variables: {"params", "batch_stats"}.
-          images: uint8 [B, H, W, 3].
+          images: uint8 [B, H, W, 3] or clips.
           quarter: int32 [B], the visible quarter.
           blend: Shift predictions to meet the visible pixels (`poisson.blend`); otherwise they are the decoder's.
         """
         size, pixels = self.encoder.stride, self.pixels.normalise(images)
         predicted, _, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter)
+        pixels, images = self.encoder.picture(pixels), self.encoder.picture(images)
         patches = self.target.pixels(predicted, crop_visible(pixels, quarter))
         hidden = jnp.asarray(quarters.masked(*patches.shape[1:3]))[quarter][..., None]
         if self.target.norm_pix:
@@ -171,7 +174,8 @@ class QBHeat(base.Method):
         predicted = jax.lax.cond(
             blend, poisson.blend, lambda predicted, *_: predicted, predicted, pixels, ~hidden[..., 0]
         )
-        return jnp.where(hidden, self.pixels.unnormalise(predicted), images)
+        coloured = self.pixels.unnormalise(predicted.reshape(*predicted.shape[:3], -1, 3)).reshape(predicted.shape)
+        return jnp.where(hidden, coloured, images)
 
     def continued(self, variables, images, quarter):
         """Return the extrapolated feature grid float32 [B, h, w, C] of images uint8 [B, H, W, 3]."""

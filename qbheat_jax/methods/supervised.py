@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qbheat_jax.config import BELOW_ONE, FRACTION, Field, at_least
+from qbheat_jax.config import BELOW_ONE, FRACTION, Field, at_least, refuse
 from qbheat_jax.methods import base
 from qbheat_jax.models import registry
 from qbheat_jax.models.ghost_batch_norm import grouped
@@ -53,6 +53,8 @@ class Supervised(base.Method):
     @classmethod
     def build(cls, config, encoder, schedule):
         strength = config.supervised.colour_jitter
+        if strength and encoder.takes_clips:
+            refuse("supervised.colour_jitter", strength, "0 with an encoder of clips, whose event frames have no colours")
         jitter = colour.Jitter(strength, strength, strength)
         pixels = images_lib.PIXELS[config.pixels]
         return cls(encoder, build_head(config), pixels, config.supervised.label_smoothing, jitter)

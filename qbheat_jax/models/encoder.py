@@ -51,8 +51,17 @@ class Encoder(nn.Module):
         return Resized(params)
 
     @nn.nowrap
+    def example_shape(self, side, frames=1):
+        """Return the shape of one example with images of `side` pixels: (side, side, 3), or that of a clip of `frames`."""
+        del frames
+        return (side, side, 3)
+
+    @nn.nowrap
     def picture(self, images):
-        """Return what a decoder of the features predicts, [B, H, W, channels of a picture]: the images themselves."""
+        """Return what a decoder of the features predicts, [B, H, W, picture_channels]: the images themselves.
+
+        It keeps the type, uint8 or float32.
+        """
         return images
 
     @property

@@ -29,12 +29,6 @@ ENCODER = {
         "float32", "computation type; parameters, losses and norm statistics are float32", ("float32", "bfloat16")
     ),
 }
-# Names of the fields that only some encoders take.
-OPTIONS = tuple(
-    key.removeprefix("encoder.")
-    for key in ENCODER
-    if key.startswith("encoder.") and key not in ("encoder.name", "encoder.stride", "encoder.drop_path")
-)
 PIXELS = {
     "pixels": Field("imagenet", "normalisation of pixels for the encoder, see images.PIXELS", tuple(images.PIXELS))
 }

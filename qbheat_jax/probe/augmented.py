@@ -1,5 +1,7 @@
 """Encode augmented training images batch by batch, anew in every epoch."""
 
+import dataclasses
+
 import numpy as np
 
 from qbheat_jax import data
@@ -43,7 +45,8 @@ class Augmented:
         """Yield (features float32 [n, ...], labels int32 [n]) of readable images without end, n <= size."""
         config, taken = self._config, []
         how = config.data
-        spec = data.ImageSpec(self._frozen.image_size, seed, (0,), True, how.crop_scale, how.crop_ratio, how.flip)
+        shown = {"crop_scale": how.crop_scale, "crop_ratio": how.crop_ratio, "flip": how.flip}
+        spec = dataclasses.replace(self._frozen.spec, seed=seed, train=True, **shown)
         batches = data.train_batches(
             self._source, spec, split=self._split, batch_size=size,
             workers=config.data.workers, prefetch=config.data.prefetch,

@@ -57,9 +57,10 @@ def _context(run, model, images):
         shown, no_images = None, "none of its images could be read"
     groups, params, sizes = run.groups(), model.variables["params"], shown.sizes if shown else {}
     encoder = pytree.count(params["encoder"]) if params.get("encoder") else None
-    reconstructs = hasattr(methods.of(run.config), "reconstruct")
+    clips = model.encoder.takes_clips
+    reconstructs = hasattr(methods.of(run.config), "reconstruct") and not clips
     if shown is not None and not reconstructs:
-        no_images = f"{run.method} does not extrapolate images from a quarter"
+        no_images = "clips are not shown" if clips else f"{run.method} does not extrapolate images from a quarter"
     blocks = pictures(model, shown, run.config) if shown is not None and reconstructs else []
     validation = run.config.data.eval_split or "val"
     context = {
