@@ -11,6 +11,7 @@ from etils import epath
 from qbheat_jax import api, methods, paths
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
+from qbheat_jax.models.fields import OPTIONS
 
 RANDOM, NO_ENCODER = "random", ("pixels", "histogram")
 
@@ -105,7 +106,7 @@ def complete(config, table, own=()):
         return config, None
     if model.encoder.image_size is not None:
         model = model.sized(found.image_size)
-    kept = ("name", "stride", "class_token", "position", "grid")
+    kept = ("name", "stride", *OPTIONS)
     brought = {f"encoder.{name}": model.config.encoder[name] for name in kept}
     flat = config_lib.flatten(config.to_dict())
     brought = {name: value for name, value in brought.items() if name not in own or not flat[name]}
@@ -123,7 +124,7 @@ def matching_encoder(config):
     if model is None:
         return None
     trained, wanted = (config_lib.flatten(c.to_dict()) for c in (model.config, config))
-    same = ("encoder.name", "encoder.class_token", "encoder.position", "pixels")
+    same = ("encoder.name", *(f"encoder.{name}" for name in OPTIONS if name not in ("grid", "embedding")), "pixels")
     differ = [name for name in same if trained[name] != wanted[name]]
     if differ:
         have = ", ".join(f"{name}={trained[name]!r} (not {wanted[name]!r})" for name in differ)

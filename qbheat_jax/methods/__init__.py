@@ -12,6 +12,7 @@ from qbheat_jax.methods.qbheat import QBHeat
 from qbheat_jax.methods.simmim import SimMIM
 from qbheat_jax.methods.supervised import Supervised
 from qbheat_jax.models import registry
+from qbheat_jax.models.fields import OPTIONS
 from qbheat_jax.models.ghost_batch_norm import grouped
 
 METHODS = {
@@ -71,11 +72,13 @@ def batch_spec(config):
 def build_encoder(config):
     """Return the encoder of any config with `encoder` fields. Raises UserError where they do not go together."""
     fields = config.encoder
-    options = {name: fields[name] for name in ("class_token", "position", "grid") if fields[name] != _PLAIN[name]}
+    # Only some encoders have an option, so the others are not given its default.
+    options = {name: fields[name] for name, default in OPTIONS.items() if fields[name] != default}
     options["remat"] = config.get("remat", "none")  # a probe's or a ported checkpoint's config has none
-    return registry.encoder(
+    encoder = registry.encoder(
         fields.name, stride=fields.stride, drop_path=fields.drop_path, dtype=config.dtype, **options
     )
+    return encoder.for_images(config.image_size)
 
 
 def build(config, schedule=Schedule()):
@@ -92,10 +95,6 @@ def build(config, schedule=Schedule()):
     if encoder.has_batch_norm:
         encoder = grouped(encoder, config.get("bn_groups", 1))
     return of(config).build(config, encoder, schedule)
-
-
-# Only a vit has these, so the others are not given them.
-_PLAIN = {"class_token": False, "position": "sincos", "grid": 0}
 
 
 def check_size(size, name, encoder):

@@ -29,6 +29,8 @@ class Encoder(nn.Module):
       splits_heads: whether attention heads are split over the mesh axis `model`.
       has_batch_norm: whether training updates batch statistics.
       takes_keep: whether `__call__` takes `keep`, int32 [B, n], and encodes these cells alone.
+      fold: method of (params, size) that returns a `Resized` for inference on square images of `size` pixels, with what
+        depends on parameters alone computed. None where the encoder has no such form.
       layer_of: method of a parameter's name (`block0/fc1/kernel`) that returns the number of layers between it and the
         head: 0 after the last block, 1 in the last block, the number of blocks + 1 before the first. None where the
         encoder defines no order; layer-wise learning-rate decay is then refused.
@@ -37,12 +39,24 @@ class Encoder(nn.Module):
     splits_heads = False
     has_batch_norm = True
     takes_keep = False
+    fold = None
     layer_of = None
 
     @property
     def image_size(self):
         """The side in pixels of the images that the parameters are made for; None where they take any size."""
         return None
+
+    @property
+    def least_size(self):
+        """The side in pixels of the smallest images that it takes."""
+        return self.stride
+
+    @nn.nowrap
+    def for_images(self, size):
+        """Return the encoder with parameters for images of `size` pixels a side, where its options leave that open."""
+        del size
+        return self
 
     @nn.nowrap
     def resize(self, params, size):

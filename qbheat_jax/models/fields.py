@@ -10,6 +10,16 @@ ENCODER = {
     "encoder.drop_path": Field(0.0, "stochastic depth rate", BELOW_ONE),
     "encoder.class_token": Field(False, "vit: a class token before the patches"),
     "encoder.position": Field("sincos", "vit: its position code, fixed or a learnt table", ("sincos", "learnt")),
+    "encoder.grid": Field(
+        0,
+        "vit: cells a side of the learnt table; vheat: of the first stage's frequency embeddings, 0: the image's",
+        at_least(0),
+    ),
+    "encoder.embedding": Field(
+        "bicubic", "vheat: how frequency embeddings are fitted to maps of another size", ("bicubic", "padded")
+    ),
+    "encoder.folded": Field(False, "vheat: decay factors instead of embeddings, for inference on images of one size"),
+    "encoder.outnorm": Field(False, "vheat: a layer norm for each stage's map, as in the release's detectors"),
     "encoder.grid": Field(0, "vit: cells a side of the learnt table", at_least(0)),
     "encoder.fve_mode": Field(
         "feature",
@@ -28,6 +38,12 @@ ENCODER = {
     "dtype": Field(
         "float32", "computation type; parameters, losses and norm statistics are float32", ("float32", "bfloat16")
     ),
+}
+# {name: default} of the fields that only some encoders have.
+OPTIONS = {
+    key.removeprefix("encoder."): field.default
+    for key, field in ENCODER.items()
+    if key.startswith("encoder.") and key not in ("encoder.name", "encoder.stride", "encoder.drop_path")
 }
 PIXELS = {
     "pixels": Field("imagenet", "normalisation of pixels for the encoder, see images.PIXELS", tuple(images.PIXELS))

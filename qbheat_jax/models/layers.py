@@ -4,6 +4,7 @@ Layouts are NHWC. Parameters, norm statistics and softmax are float32; other ari
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,15 @@ from qbheat_jax.models.kernels import attention, conv, depthwise_conv, dynamic_r
 def conv_init(key, shape, dtype=jnp.float32):
     """Draw a kernel (kh, kw, in, out) from normal(0, sqrt(2 / (kh * kw * out))), as MobileNet and Mobile-Former do."""
     return jax.random.normal(key, shape, dtype) * np.sqrt(2.0 / (shape[0] * shape[1] * shape[3])).astype(dtype)
+
+
+def torch_uniform(fan_in):
+    """Return PyTorch's default initialiser of convolutions and linear layers, for weights and biases alike.
+
+    It draws from U(-a, a) with a = 1 / sqrt(fan_in), where `fan_in` is the number of inputs of one output.
+    """
+    bound = 1.0 / np.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def check_size(images, stride):
@@ -104,11 +114,14 @@ class Dense(nn.Dense):
 
 
 class Conv(nn.Module):
-    """A convolution without bias, zero-padded by `pads`: by default symmetrically, also at stride 2.
+    """A convolution, zero-padded by `pads`: by default symmetrically, also at stride 2.
 
     x [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]. `groups` divides both channel counts;
     groups == C is a depthwise convolution with features / C filters for every input channel.
-    Parameter: kernel [kernel, kernel, C / groups, features], float32.
+    Parameters, float32: kernel [kernel, kernel, C / groups, features]; with `use_bias` bias [features].
+
+    Attributes:
+      torch_init: whether kernel and bias are drawn by `torch_uniform`, instead of `conv_init` and zeros.
     """
 
     features: int
@@ -117,13 +130,22 @@ class Conv(nn.Module):
     groups: int = 1
     dtype: Any = jnp.float32
     padding: str = "symmetric"
+    use_bias: bool = False
+    torch_init: bool = False
 
     @nn.compact
     def __call__(self, x):
+        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
+        uniform = torch_uniform(math.prod(shape[:3]))
+        kernel = self.param("kernel", uniform if self.torch_init else conv_init, shape, jnp.float32)
+        y = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.use_bias:
+            bias_init = uniform if self.torch_init else nn.initializers.zeros
+            y = y + self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
+        return y
+
+    def _convolve(self, x, kernel):
         channels = x.shape[-1]
-        shape = (self.kernel, self.kernel, channels // self.groups, self.features)
-        kernel = self.param("kernel", conv_init, shape, jnp.float32).astype(self.dtype)
-        x = x.astype(self.dtype)
         if self.groups == channels and self.groups > 1:
             return depthwise_conv(x, kernel, self.stride, self.padding)
         if self.kernel == 1:
@@ -284,6 +306,16 @@ class DropPath(nn.Module):
     def __call__(self, x, train):
         dims = tuple(range(1, x.ndim))
         return nn.Dropout(self.rate, broadcast_dims=dims, rng_collection="drop_path")(x, deterministic=not train)
+
+
+def drop_path_rates(rate, depths):
+    """Return the drop path rate of each block, a list a stage; they grow linearly from 0 at the first to `rate` at the last.
+
+    >>> drop_path_rates(0.2, (1, 2))
+    [[0.0], [0.1, 0.2]]
+    """
+    last = max(1, sum(depths) - 1)
+    return [[rate * (sum(depths[:n]) + j) / last for j in range(depth)] for n, depth in enumerate(depths)]
 
 
 def attend(query, key, value, heads, bias=None):

@@ -11,6 +11,7 @@ from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.mobile_former import MobileFormer, MobileFormerHead
 from qbheat_jax.models.mobilenet import MobileNet
 from qbheat_jax.models.resnet import ResNet
+from qbheat_jax.models.vheat import VHeat
 from qbheat_jax.models.vit import ViT
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -52,12 +53,26 @@ def _vit(**fields):
     return Entry(ViT, fields, {16: {"patch": 16}, 8: {"patch": 8}}, ("class_token", "position", "grid"))
 
 
+_VHEAT = ("grid", "embedding", "folded", "outnorm")
+
+
+def _vheat(**fields):
+    return Entry(VHeat, fields, {32: {}, 16: {"last_stride": 1}, 8: {"stem_stride": 1}}, _VHEAT)
+
+
 ENCODERS = {
     **{f"mobile_former_{name}": _mobile_former(variant) for name, variant in mobile_former.VARIANTS.items()},
     "mobilenet_v2": _mobilenet("mobilenet_v2"),
     "efficientnet_lite0": _mobilenet("efficientnet_lite0", pixels="lite"),
     "resnet18": _resnet(blocks=(2, 2, 2, 2), bottleneck=False),
     "resnet50": _resnet(blocks=(3, 4, 6, 3)),
+    "vheat_t": _vheat(depths=(2, 2, 6, 2)),
+    "vheat_s": _vheat(depths=(2, 2, 18, 2), post_norm=True, layer_scale=True),
+    "vheat_b": _vheat(dims=(128, 256, 512, 1024), depths=(2, 2, 18, 2), post_norm=True, layer_scale=True),
+    # The paper's table has this width; it was not released, so norms and layer scale are assumed to be those of vheat_b.
+    "vheat_b96": _vheat(depths=(4, 4, 20, 4), post_norm=True, layer_scale=True),
+    # Ours, not the paper's: stride 8, for 64-pixel images on a CPU.
+    "vheat_nano": Entry(VHeat, {"dims": (48, 96), "depths": (2, 3)}, {8: {}, 4: {"last_stride": 1}}, _VHEAT),
     "vit_ti": _vit(width=192, heads=3),
     "vit_s": _vit(width=384, heads=6),
     "vit_b": _vit(width=768, heads=12),
@@ -76,11 +91,13 @@ def encoder(name, stride=0, drop_path=0.0, dtype="float32", remat="none", **opti
       name: one of `names()`.
       stride: pixels a cell, 0 for the default. ResNets offer 32, 16 (stage 4 does not stride) and 8 (a 3x3 stem without stride
         or pool, for small images). MobileNets offer 32 and 16, Mobile-Formers their own and half of it (the last strided
-        stage does not stride). ViTs offer patches of 16 and 8.
+        stage does not stride). vHeats offer 32, 16 and 8 in the same ways (`vheat_nano` 8 and 4). ViTs offer patches of 16
+        and 8.
       drop_path: rate of stochastic depth, in [0, 1).
       dtype: to compute in: "float32", "bfloat16" or the jnp type.
       remat: see layers.remat.
-      **options: `zero_init` of ResNets; `class_token`, `position`, `grid` of ViTs.
+      **options: `zero_init` of ResNets; `class_token`, `position`, `grid` of ViTs; `grid`, `embedding`, `folded`, `outnorm` of
+        vHeats.
 
     Raises:
       UserError: the name, the stride or an option is unknown.
