@@ -229,7 +229,9 @@ def _evaluate(devices, encoder):
 def _analyse(devices, encoder):
     """What an analysis runs on the devices: maps, the learnt operator's steps and grids, reconstructions."""
     shapes = _Shapes(config(encoder, "qbheat", image_size=128), devices)
-    frozen = encoders._encoder(shapes.objective.encoder, shapes.objective.pixels, None, data.ImageSpec(128), "", encoder)
+    frozen = encoders._encoder(
+        shapes.objective.encoder, shapes.objective.pixels, None, data.ImageSpec(128), "", encoder
+    )
     yield target_lib._encode.lower(frozen.features, shapes.encoder, shapes.images())
     decoder = shapes.objective.decoder
     heat, width = shapes.variables["params"]["decoder"]["heat"], shapes.objective.encoder.width
@@ -251,7 +253,9 @@ def _probe(devices, encoder):
     """Features for a probe, whole and pooled; linear heads and a block over a grid of rates; neighbours."""
     shapes = _Shapes(config(encoder, "simmim"), devices)
     about = {"data.source": "synthetic:8", "image_size": 128, "batch_size": 32, "encoder.name": encoder}
-    frozen = encoders._encoder(shapes.objective.encoder, shapes.objective.pixels, shapes.encoder, data.ImageSpec(128), "", encoder)
+    frozen = encoders._encoder(
+        shapes.objective.encoder, shapes.objective.pixels, shapes.encoder, data.ImageSpec(128), "", encoder
+    )
     grid = {"learning_rates": (0.1, 1.0), "warmup_epochs": 1.0, "total_epochs": 4.0}
     dropped = {"head.heads": 4, "head.dropout": 0.1, "head.drop_path": 0.1}
     for fields in (

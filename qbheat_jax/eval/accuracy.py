@@ -34,10 +34,7 @@ def top(ranks):
 
 
 class Accuracy(Metric):
-    """Top-1, top-5 and the mean over classes of their top-1 (`mean_class`), over labelled images or clips.
-
-    Details: "chance", the share of the commonest class.
-    """
+    """Top-1 and top-5 over labelled images. Details: "chance", the share of the commonest class."""
 
     name, headline = "accuracy", "top1"
 
@@ -55,19 +52,17 @@ class Accuracy(Metric):
         self._outputs = np.arange(classes) if outputs is None else np.asarray(outputs)
 
     def sums(self, variables, batch):
-        """Return int32 counts: "n", "top1", "top5", "unlabelled"; of each class [classes], "truth" and the "right" ones."""
+        """Return int32 counts: "n", "top1", "top5", "unlabelled" and "truth" [classes], each class's examples."""
         logits = self._objective.logits(variables, self._objective.pixels.normalise(batch["image"]))
         label, mask = batch["label"], batch["mask"]
         truth = jnp.asarray(self._outputs)[jnp.maximum(label, 0)]
         rank, known = ranks(logits, truth), mask & (label >= 0)
-        right, none = known & (rank < 1), jnp.zeros(self._classes, jnp.int32)
         return {
             "n": mask.sum(),
-            "top1": right.sum(),
+            "top1": (known & (rank < 1)).sum(),
             "top5": (known & (rank < 5)).sum(),
             "unlabelled": (mask & ~known).sum(),
-            "truth": none.at[truth].add(known),
-            "right": none.at[truth].add(right),
+            "truth": jnp.zeros(self._classes, jnp.int32).at[truth].add(known),
         }
 
     def add(self, total, sums):
@@ -77,9 +72,6 @@ class Accuracy(Metric):
         return super().add(total, {name: value.astype(np.int64) for name, value in sums.items()})
 
     def figures(self, total):
-        """Return ({"top1", "top5", "mean_class"}, {"chance"}) of the sums of a split."""
-        n, truth = total["n"], total["truth"]
-        found = {name: float(total[name] / n) for name in ("top1", "top5")}
-        seen = truth > 0
-        found["mean_class"] = float((total["right"][seen] / truth[seen]).mean())
-        return found, {"chance": float(truth.max() / n)}
+        """Return ({"top1", "top5"}, {"chance"}) of the sums of a split."""
+        n = total["n"]
+        return {name: float(total[name] / n) for name in ("top1", "top5")}, {"chance": float(total["truth"].max() / n)}

@@ -21,7 +21,8 @@ from qbheat_jax.ops import images as images_lib
 def crop_visible(images, quarter):
     """Return the visible quarter of every image: images [B, ..., H, W, C], quarter int32 [B] -> [B, ..., H/2, W/2, C].
 
-    All frames of a clip have the same quarter. Every image selects one of the few static slices. A dynamic slice an image would be a loop over images on a TPU.
+    All frames of a clip have the same quarter. Every image selects one of the few static slices. A dynamic slice an image would
+    be a loop over images on a TPU.
     """
     for axis in (0, 1):
         place = images.ndim - 3 + axis
@@ -131,8 +132,8 @@ class QBHeat(base.Method):
     def loss(self, params, state, batch, rng, train=True):
         """Return (mean `Target.error` over the cells that count, (state, {"variance"})).
 
-        batch: image uint8 [B, H, W, 3] or clips, quarter int32 [B], mask bool [B]. `variance` is the loss of the trivial predictor,
-        which predicts the mean target of the batch.
+        batch: image uint8 [B, H, W, 3] or clips, quarter int32 [B], mask bool [B]. `variance` is the loss of the trivial
+        predictor, which predicts the mean target of the batch.
         """
         images = self.pixels.normalise(batch["image"])
         predicted, _, state = self._forward(params, state, images, batch["quarter"], rng, train)

@@ -54,7 +54,9 @@ class Supervised(base.Method):
     def build(cls, config, encoder, schedule):
         strength = config.supervised.colour_jitter
         if strength and encoder.takes_clips:
-            refuse("supervised.colour_jitter", strength, "0 with an encoder of clips, whose event frames have no colours")
+            refuse(
+                "supervised.colour_jitter", strength, "0 with an encoder of clips, whose event frames have no colours"
+            )
         jitter = colour.Jitter(strength, strength, strength)
         pixels = images_lib.PIXELS[config.pixels]
         return cls(encoder, build_head(config), pixels, config.supervised.label_smoothing, jitter)

@@ -20,7 +20,6 @@ ENCODER = {
     ),
     "encoder.folded": Field(False, "vheat: decay factors instead of embeddings, for inference on images of one size"),
     "encoder.outnorm": Field(False, "vheat: a layer norm for each stage's map, as in the release's detectors"),
-    "encoder.grid": Field(0, "vit: cells a side of the learnt table", at_least(0)),
     "encoder.fve_mode": Field(
         "feature",
         "mmhco: what multiplies the frequency embeddings: mean features (feature), noise as in the released program, or "

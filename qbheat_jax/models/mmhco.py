@@ -10,7 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qbheat_jax.models.layers import BatchNorm, Dense, LayerNorm, check_size, remat
+from qbheat_jax import rng
+from qbheat_jax.models.encoder import Resized
+from qbheat_jax.models.layers import BatchNorm, Conv, Dense, check_size, drop_path_rates, remat
+from qbheat_jax.models.vheat import Downsampling, Heat2D, HeatBlock, Stem, VHeat, conv, fit
+from qbheat_jax.ops.heat_conduction import heat_conduction
 
 MODALITIES = ("rgb", "event")
 FVE_MODES = ("feature", "noise", "static")
@@ -42,8 +46,16 @@ def noise(key, shape):
 
 
 def random_key(module):
-    """Return the module's next key of `dropout`; a fixed one where the caller gave none, as in evaluation."""
-    return module.make_rng("dropout") if module.has_rng("dropout") else jax.random.key(0)
+    """Return the module's next key of `dropout`; where the caller gave none, as in evaluation, one fixed by its name."""
+    if module.has_rng("dropout"):
+        return module.make_rng("dropout")
+    return rng.fold(jax.random.key(0), "/".join(module.path))
+
+
+def show(module, name, value):
+    """Give a value to callers that ask for flax's `intermediates`."""
+    if not module.is_initializing():
+        module.sow("intermediates", name, value)
 
 
 class Router(nn.Module):
@@ -72,13 +84,13 @@ class Fusion(nn.Module):
     def __call__(self, x, train):
         batch, two, frames, height, width, channels = x.shape
         logits = Router(name="router")(x.astype(jnp.float32).mean((3, 4)).reshape(-1, channels), train)
-        self.sow("intermediates", "router_logits", logits)
+        show(self, "router_logits", logits)
         routing = self._routing(train)
         weights = route(logits, routing, random_key(self) if routing == "gumbel" else None)
         weights = weights.astype(self.dtype).reshape(batch, two, frames, 1, 1, CANDIDATES)
 
-        both = x.transpose(0, 2, 3, 4, 1, 5).reshape(batch, frames, height, width, two * channels)
-        gate = Dense(two * channels, dtype=self.dtype, kernel_init=_torch_init, name="gate")(both)
+        both = x.transpose(0, 2, 3, 4, 1, 5).reshape(-1, height, width, two * channels)
+        gate = Conv(two * channels, dtype=self.dtype, use_bias=True, torch_init=True, name="gate")(both)
         gate = BatchNorm(use_running_average=not train, unbiased=True, dtype=self.dtype, name="gate_bn")(gate)
         gate = jax.nn.sigmoid(gate).reshape(batch, frames, height, width, two, channels).transpose(0, 4, 1, 2, 3, 5)
         factors = (1.0, 1.0 - x[:, ::-1], gate)
@@ -88,3 +100,194 @@ class Fusion(nn.Module):
         if self.routing == "gumbel":
             return "gumbel" if train else "argmax"
         return "gumbel" if self.routing == "sampled" else self.routing
+
+
+class FusedHeat(Heat2D):
+    """`Heat2D` on two modalities with a `Fusion` after the conduction: x [B * 2 * T, H, W, C] -> the same shape.
+
+    embedding: frequency embeddings of each modality, float32 [B or 1, 2, 1, H, W, C].
+    """
+
+    routing: str = "gumbel"
+
+    def setup(self):
+        super().setup()
+        self.fusion = Fusion(self.routing, self.dtype)
+
+    def __call__(self, x, embedding, frames, train):
+        u, gate = self.source(x)
+        u = heat_conduction(u.reshape(-1, 2, frames, *u.shape[1:]), self.decay(embedding))
+        return self.finish(self.fusion(u, train).reshape(x.shape), gate)
+
+
+class FusedBlock(HeatBlock):
+    """`HeatBlock` with `FusedHeat`, of clips of `frames` frames."""
+
+    frames: int = 1
+    routing: str = "gumbel"
+
+    def heat(self, x, embedding, train):
+        return FusedHeat(x.shape[-1], (), self.dtype, self.routing, name="op")(x, embedding, self.frames, train)
+
+
+class ChainStep(nn.Module):
+    """Frequency embeddings [N, H, W, C] of one stage to those of the next: 3x3 convolution without bias, batch norm.
+
+    With N = 1, statistics are over the positions of one map. Children: conv, bn.
+    """
+
+    channels: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = conv(self.channels, self.stride, jnp.float32, use_bias=False, name="conv")(x)
+        return BatchNorm(use_running_average=not train, unbiased=True, name="bn")(x)
+
+
+class MMHCO(VHeat):
+    """The encoder: clips [B, 2, T, H, W, 3] -> (features [B, H / stride, W / stride, width], out), for any T.
+
+    Axis 1 holds the RGB frames and the event frames. Features are the mean over modalities and frames of the last maps, behind
+    the layer norm. `out` holds `stem` and `stage1` ... [B, 2, T, h, w, C], and `pooled` [B, 2 T, width], the mean of each
+    normed map. Fields of `VHeat` have its meaning; `grid` is that of `freq_embed_rgb` and `freq_embed_event`.
+
+    The frequency embeddings F of a modality are a chain: a learnt table times a factor in the first stage, and BN(conv(F))
+    times a factor in each further one.
+
+    Attributes:
+      fve_mode: the factor. "feature" is the mean of the features that enter the stage, as in the paper. "noise" is that of the
+        released program: normal noise of deviation 0.02 in every pass, evaluation included, and no gradient for the chain.
+        "static" is 1.
+      fve_pool: what "feature" averages over: the frames of each clip ("sample"), or of the batch ("batch", as published), by
+        which the features of a clip depend on its companions.
+      routing: how the router chooses. "gumbel" draws in training and takes the likeliest in evaluation, "argmax" takes it in
+        both, "soft" weighs all candidates. "sampled" draws in evaluation too, as the released program.
+
+    Draws take the keys of `dropout`; where none is given, as in this package's evaluations, they are the same every time.
+    """
+
+    fve_mode: str = "feature"
+    fve_pool: str = "sample"
+    routing: str = "gumbel"
+    has_batch_norm = True
+    takes_clips = True
+    fold = None
+
+    @nn.nowrap
+    def example_shape(self, side, frames=1):
+        return (2, frames, side, side, 3)
+
+    @nn.nowrap
+    def picture(self, images):
+        """Return the mean RGB frame and the mean event frame side by side in the channels: [B, H, W, 6].
+
+        Features are means over frames, so they do not know the order that a single frame has.
+        """
+        mean = images.astype(jnp.float32).mean(2)
+        mean = jnp.round(mean).astype(images.dtype) if images.dtype == jnp.uint8 else mean.astype(images.dtype)
+        return jnp.concatenate([mean[:, 0], mean[:, 1]], -1)
+
+    @property
+    def picture_channels(self):
+        return 6
+
+    @nn.nowrap
+    def resize(self, params, size):
+        grid, old = size // self.stem_stride, self._grid
+        if grid == old:
+            return Resized(params)
+        names = [f"freq_embed_{modality}" for modality in MODALITIES]
+        tables = {name: fit(params[name], (grid, grid), self.embedding) for name in names}
+        notice = f"frequency embeddings of {old} x {old} modes made {grid} x {grid} for images of {size} pixels"
+        return Resized({**params, **tables}, {"grid": grid}, notice)
+
+    @nn.nowrap
+    def layer_of(self, name):
+        top = name.split("/")[0]
+        if top.startswith("freq_embed"):
+            return sum(self.depths)
+        if top.startswith("freq_conv"):  # freq_conv1_rgb makes the second stage's
+            return sum(self.depths[int(top[len("freq_conv")]) :])
+        return super().layer_of(name)
+
+    @nn.compact
+    def __call__(self, clips, train=False):
+        batch, _, frames = clips.shape[:3]
+        images = clips.reshape(-1, *clips.shape[3:])
+        check_size(images, self.stride)
+
+        def by_clip(x):
+            return x.reshape(batch, 2, frames, *x.shape[1:])
+
+        x = Stem(self.dims[0], self.stem_stride, self.dtype, name="patch_embed")(images)
+        out, block, rates = (
+            {"stem": by_clip(x)},
+            remat(FusedBlock, self.remat, 2),
+            drop_path_rates(self.drop_path, self.depths),
+        )
+        chains, stride = None, 1
+        for n, channels in enumerate(self.dims):
+            chains = self._chains(chains, n, stride, by_clip(x), train)
+            show(self, f"fve{n}", chains)
+            for j, rate in enumerate(rates[n]):
+                x = block(
+                    self.post_norm,
+                    self.layer_scale,
+                    self.mlp_ratio,
+                    rate,
+                    (),
+                    self.dtype,
+                    frames,
+                    self.routing,
+                    name=f"layers_{n}_{j}",
+                )(x, jnp.stack(chains, 1)[:, :, None], train)
+            out[f"stage{n + 1}"] = by_clip(x)
+            if n < len(self.dims) - 1:
+                stride = self.last_stride if n == len(self.dims) - 2 else 2
+                x = Downsampling(self.dims[n + 1], stride, self.dtype, name=f"layers_{n}_{self.depths[n]}")(x)
+        x = by_clip(self._norm("norm")(x)).astype(jnp.float32)
+        out["pooled"] = x.mean((3, 4)).reshape(batch, 2 * frames, -1).astype(self.dtype)
+        return x.mean((1, 2)).astype(self.dtype), out
+
+    def _chains(self, chains, n, stride, x, train):
+        """Return the frequency embeddings of stage n of each modality, a list of float32 [B or 1, H, W, C].
+
+        Args:
+          chains: those of the stage before, None at first.
+          stride: between the two stages.
+          x: the features that enter the stage, [B, 2, T, H, W, C].
+        """
+        factors = self._factors(x, n)
+        made = []
+        for m, modality in enumerate(MODALITIES):
+            if n == 0:
+                shape = (self._grid, self._grid, x.shape[-1])
+                table = self.param(f"freq_embed_{modality}", _normal, shape, jnp.float32)
+                base = fit(table, x.shape[3:5], self.embedding)[None]
+            else:
+                base = ChainStep(x.shape[-1], stride, name=f"freq_conv{n}_{modality}")(chains[m], train)
+            made.append(base * factors[m])
+        return jax.lax.stop_gradient(made) if self.fve_mode == "noise" else made
+
+    def _factors(self, x, n):
+        """Return stage n's factor of each modality, float32 [B or 1, H, W, C] or 1, of features [B, 2, T, H, W, C]."""
+        if self.fve_mode == "static":
+            return 1.0, 1.0
+        if self.fve_mode == "noise":
+            keys = jax.random.split(jax.random.fold_in(random_key(self), n))
+            return [noise(key, (1, *x.shape[3:])) for key in keys]
+        mean = x.astype(jnp.float32).mean(2 if self.fve_pool == "sample" else (0, 2))
+        return mean.swapaxes(0, 1) if self.fve_pool == "sample" else mean[:, None]
+
+
+class ClipHead(nn.Module):
+    """The classifier: `pooled` [B, N, C] of an encoder's outputs -> logits float32 [B, classes], the mean of all N vectors'."""
+
+    classes: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, features, out, train=False):
+        x = nn.Dropout(self.dropout)(out["pooled"].astype(jnp.float32), deterministic=not train)
+        return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.001), name="classifier")(x).mean(1)

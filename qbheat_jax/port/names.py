@@ -34,6 +34,7 @@ class Table:
       fields: {field: value} that registry entries must have; {} for all entries of the class.
       options: function of a file's {name: shape} that returns {config field: value} of the encoder, read from the file.
       dialects: {name: rules} of other releases that name the same modules differently.
+      ignored: regular expression of names in PyTorch that flax does not need.
     """
 
     module: Any
@@ -43,6 +44,7 @@ class Table:
     fields: dict = dataclasses.field(default_factory=dict)
     options: Callable = _no_options
     dialects: dict = dataclasses.field(default_factory=dict)
+    ignored: str = IGNORED
 
     def fits(self, entry):
         """Return whether the table is for this entry of the registry."""
@@ -51,6 +53,10 @@ class Table:
     def is_head(self, name):
         """Return whether a name of PyTorch belongs to the classifier."""
         return re.match(self.head, name) is not None
+
+    def is_ignored(self, name):
+        """Return whether flax does not need a name of PyTorch, such as a buffer."""
+        return re.fullmatch(self.ignored, name) is not None
 
     def torch_names(self, paths, dialect=""):
         """Return {path: PyTorch's name} of leaves, whose paths begin with the collection (`params/encoder/conv1/kernel`).

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import os
-import re
 
 from qbheat_jax import config as config_lib
 from qbheat_jax.errors import UserError
@@ -65,7 +64,7 @@ def plan(found, config, table):
     dialect = table.dialect_of(wanted_shapes, found)
     wanted = table.torch_names(wanted_shapes, dialect)
     shape_of = {wanted[path]: names.torch_shape(path, shape) for path, shape in wanted_shapes.items()}
-    ignored = tuple(name for name in found if re.fullmatch(names.IGNORED, name))
+    ignored = tuple(name for name in found if table.is_ignored(name))
     dropped = (
         () if config.head.classes else tuple(name for name in found if table.is_head(name) and name not in ignored)
     )
