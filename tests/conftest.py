@@ -45,13 +45,26 @@ class Pebble(Encoder):
         return jax.nn.gelu(x), {"conv": x}
 
 
+class PebbleClips(Pebble):
+    """`Pebble` of every frame of a clip [B, 2, T, H, W, 3]; the features are the mean over modalities and frames."""
+
+    takes_clips = True
+
+    @nn.compact
+    def __call__(self, clips, train=False):
+        frames = clips.reshape(-1, *clips.shape[3:])
+        x, out = Pebble(self.width, self.stride, dtype=self.dtype, name="frame")(frames, train)
+        return x.reshape(len(clips), -1, *x.shape[1:]).mean(1), out
+
+
 registry.ENCODERS.setdefault("pebble", registry.Entry(Pebble, {}, {8: {}}))
+registry.ENCODERS.setdefault("pebble_clips", registry.Entry(PebbleClips, {}, {8: {}}))
 VIT_FIELDS = {"width": 16, "heads": 2, "depth": 1}
 VIT_OPTIONS = ("class_token", "position", "grid")
 registry.ENCODERS.setdefault("vit_micro", registry.Entry(ViT, VIT_FIELDS, {8: {"patch": 8}}, VIT_OPTIONS))
 
 # All encoders that tests add to the registry.
-TESTS_OWN = ("micro", "pebble", "vit_micro", "nano", "resnet_micro", "former_micro")
+TESTS_OWN = ("micro", "pebble", "pebble_clips", "vit_micro", "nano", "resnet_micro", "former_micro")
 
 SMALL = {
     "seed": 3,

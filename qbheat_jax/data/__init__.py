@@ -1,4 +1,4 @@
-"""Iterators over batches of images. Neither this module nor `synthetic` batches import tensorflow.
+"""Iterators over batches of images or clips. Neither this module nor `synthetic` batches import tensorflow.
 
 A batch is a dict of numpy arrays, this process's share of a global batch. A data spec (`specs`) defines its entries. Always:
 
@@ -8,7 +8,8 @@ A batch is a dict of numpy arrays, this process's share of a global batch. A dat
     mask     bool [B]    False for padding and for images that could not be decoded
     index    int32 [B]   number of the example in its split, -1 for padding
 
-`ViewsSpec` adds image2, image3, ...; `BoxesSpec` adds boxes, classes and scale. With a `device_cache.DeviceCache` the iterator
+`ViewsSpec` adds image2, image3, ...; `BoxesSpec` adds boxes, classes and scale. Images of `ClipsSpec` are uint8
+[B, 2, T, S, S, 3], with the axes (RGB, event) and time. With a `device_cache.DeviceCache` the iterator
 returns global batches instead, as arrays on the cache's mesh, and needs no tensorflow.
 """
 
@@ -17,6 +18,7 @@ from qbheat_jax.data.batches import NumpyBatches, PlainBatches, Plan
 from qbheat_jax.data.sources import describe, open_source
 from qbheat_jax.data.sources.synthetic import Synthetic
 from qbheat_jax.data.specs.boxes import BoxesSpec
+from qbheat_jax.data.specs.clips import ClipsSpec
 from qbheat_jax.data.specs.image import ImageSpec
 from qbheat_jax.data.specs.views import ViewsSpec
 from qbheat_jax.errors import UserError
@@ -24,6 +26,7 @@ from qbheat_jax.errors import UserError
 __all__ = [
     "BadFiles",
     "BoxesSpec",
+    "ClipsSpec",
     "ImageSpec",
     "ViewsSpec",
     "describe",

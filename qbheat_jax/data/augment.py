@@ -13,7 +13,7 @@ _MASK = (1 << 64) - 1
 # Purposes of draws. Two purposes of one example are independent. The numbers must never change.
 PURPOSES = {
     "crop": 1, "flip": 2, "quarter": 3, "order": 4, "files": 5, "photos": 6, "noise": 7, "crop2": 8, "flip2": 9,
-    "scenes": 10,
+    "scenes": 10, "frames": 11, "shapes": 12,
     **{f"crop{n}": 100 + n for n in range(3, 100)},
     **{f"flip{n}": 200 + n for n in range(3, 100)},
 }  # fmt: skip
@@ -119,6 +119,48 @@ def random_resized_crop_box(generator, height, width, scale, ratio):
     w = min(width, max(1, round(height * aspect)))
     h = min(height, max(1, round(width / aspect)))
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+# Positions of a multi-scale crop: down and right, in quarters of the free space.
+_POSITIONS = (
+    (0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (0, 2), (4, 2), (2, 0), (2, 4), (1, 1), (1, 3), (3, 1), (3, 3),
+)  # fmt: skip
+
+
+def multi_scale_box(generator, height, width, scales):
+    """Return a random box of fixed sizes and positions (multi-scale cropping of TSN, arXiv 1608.00859).
+
+    Args:
+      generator: numpy.random.Generator.
+      height, width: size of the image in pixels.
+      scales: sides of the box over the image's shorter side. Height and width are equal or neighbours in this tuple.
+
+    Returns:
+      (top, left, height, width) in pixels.
+    """
+    sides = [max(1, int(min(height, width) * scale)) for scale in scales]
+    sizes = [(h, w) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    size_draw, place_draw = generator.random(2).tolist()
+    h, w = sizes[int(size_draw * len(sizes))]
+    down, right = _POSITIONS[int(place_draw * len(_POSITIONS))]
+    return (height - h) * down // 4, (width - w) * right // 4, h, w
+
+
+def one_of_each_segment(count, draws):
+    """Return a number from each of T segments of equal length of range(count); numbers repeat where count < T.
+
+    Args:
+      count: int.
+      draws: float [T] in [0, 1), places within the segments.
+
+    Returns:
+      int64 [T], ascending.
+
+    >>> one_of_each_segment(10, np.full(2, 0.5)).tolist()
+    [2, 7]
+    """
+    numbers = (np.arange(len(draws)) + draws) * count / len(draws)
+    return np.minimum(numbers.astype(np.int64), count - 1)
 
 
 def centre_box(height, width, size):

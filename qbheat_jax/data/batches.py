@@ -58,10 +58,8 @@ class Plan:
         self.bad = bad if bad is not None else BadFiles(1.0, n)
 
     def fetch(self, index):
-        """Return (data, label, name) of example `index`, see `Source.fetch`; the label is the spec's annotation."""
-        data, label, name = self.source.fetch(self.split, index)
-        kind = self.spec.annotation
-        return data, getattr(self.source, kind)(self.split, index) if kind else label, name
+        """Return (data, label, name) of example `index`, see `ImageSpec.fetch`."""
+        return self.spec.fetch(self.source, self.split, index)
 
 
 class Batches:

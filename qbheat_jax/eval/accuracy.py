@@ -34,7 +34,11 @@ def top(ranks):
 
 
 class Accuracy(Metric):
-    """Top-1 and top-5 over labelled images. Details: "chance", the share of the commonest class."""
+    """Top-1, top-5 and mean class accuracy over labelled images or clips.
+
+    Mean class accuracy is the mean of the classes' top-1, over the classes that have examples. Details: "chance", the share of
+    the commonest class.
+    """
 
     name, headline = "accuracy", "top1"
 
@@ -52,17 +56,21 @@ class Accuracy(Metric):
         self._outputs = np.arange(classes) if outputs is None else np.asarray(outputs)
 
     def sums(self, variables, batch):
-        """Return int32 counts: "n", "top1", "top5", "unlabelled" and "truth" [classes], each class's examples."""
+        """Return int32 counts: "n", "top1", "top5", "unlabelled" and each class's examples "truth" and right
+        ones "right" [classes].
+        """
         logits = self._objective.logits(variables, self._objective.pixels.normalise(batch["image"]))
         label, mask = batch["label"], batch["mask"]
         truth = jnp.asarray(self._outputs)[jnp.maximum(label, 0)]
         rank, known = ranks(logits, truth), mask & (label >= 0)
+        none = jnp.zeros(self._classes, jnp.int32)
         return {
             "n": mask.sum(),
             "top1": (known & (rank < 1)).sum(),
             "top5": (known & (rank < 5)).sum(),
             "unlabelled": (mask & ~known).sum(),
-            "truth": jnp.zeros(self._classes, jnp.int32).at[truth].add(known),
+            "truth": none.at[truth].add(known),
+            "right": none.at[truth].add(known & (rank < 1)),
         }
 
     def add(self, total, sums):
@@ -72,6 +80,8 @@ class Accuracy(Metric):
         return super().add(total, {name: value.astype(np.int64) for name, value in sums.items()})
 
     def figures(self, total):
-        """Return ({"top1", "top5"}, {"chance"}) of the sums of a split."""
-        n = total["n"]
-        return {name: float(total[name] / n) for name in ("top1", "top5")}, {"chance": float(total["truth"].max() / n)}
+        """Return ({"top1", "top5", "mean_class_accuracy"}, {"chance"}) of the sums of a split."""
+        n, truth = total["n"], total["truth"]
+        figures = {name: float(total[name] / n) for name in ("top1", "top5")}
+        figures["mean_class_accuracy"] = float((total["right"] / np.maximum(truth, 1)).sum() / np.count_nonzero(truth))
+        return figures, {"chance": float(truth.max() / n)}

@@ -140,9 +140,9 @@ class Evaluator:
             "workers": settings.workers,
             "prefetch": settings.prefetch,
         }
-        if settings.get("device_cache"):
-            given["cache"] = device_cache.of(settings, config.image_size, source, split, mesh)
         spec = methods.batch_spec(config).evaluation()
+        if settings.get("device_cache") and spec.cacheable:
+            given["cache"] = device_cache.of(settings, config.image_size, source, split, mesh)
         return cls(metric, source, split, mesh, spec, **{**given, **fields})
 
     def __call__(self, variables):

@@ -92,6 +92,12 @@ def build(config, schedule=Schedule()):
     """
     encoder = build_encoder(config)
     check_size(config.image_size, config.encoder.name, encoder)
+    if encoder.takes_clips and not of(config).takes_clips:
+        able = ", ".join(name for name in names(of(config).TASK) if METHODS[name].takes_clips)
+        raise UserError(
+            f"config field objective={config.objective!r} is not accepted: encoder.name={config.encoder.name!r} takes clips, "
+            f"which {able or 'no method of this task'} can train on"
+        )
     if encoder.has_batch_norm:
         encoder = grouped(encoder, config.get("bn_groups", 1))
     return of(config).build(config, encoder, schedule)

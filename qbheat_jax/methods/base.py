@@ -2,7 +2,9 @@
 
 import dataclasses
 
+from qbheat_jax.data.specs.clips import ClipsSpec
 from qbheat_jax.data.specs.image import ImageSpec
+from qbheat_jax.models import registry
 
 # Tasks: which table of config fields a method belongs to, and so which command trains it. DETECT is that of all methods that
 # learn from annotations of places in an image, by default on a frozen encoder.
@@ -20,6 +22,12 @@ class Schedule:
 
     total_steps: int | None = None
     steps_per_epoch: float | None = None
+
+
+def crop_spec(config, placements=(0,)):
+    """Return the data spec of one random crop of every image, or of every clip where the encoder takes clips."""
+    spec = ClipsSpec if registry.takes_clips(config.encoder.name) else ImageSpec
+    return spec.of(config, placements)
 
 
 class Method:
@@ -47,6 +55,8 @@ class Method:
     sharded_like_params = ()
     # Name of the file in `eval/` whose metric measures it; of a method of DETECT.
     METRIC = ""
+    # Whether it can train an encoder that takes clips.
+    takes_clips = False
     # Whether it is trained on labels and has a `head` and `logits`.
     classifies = False
 
@@ -69,8 +79,8 @@ class Method:
 
     @classmethod
     def batch_spec(cls, config):
-        """Return the data spec of the training batches. The default: one random crop of every image."""
-        return ImageSpec.of(config)
+        """Return the data spec of the training batches. The default: one random crop of every image or clip."""
+        return crop_spec(config)
 
     def init(self, rng, batch):
         """Return the variables of a new run, see CONTRACT."""

@@ -49,6 +49,7 @@ class Supervised(base.Method):
         "head.classes": Field(0, "supervised: classes of the classifier; 0: those of the data", at_least(0)),
     }
     classifies = True
+    takes_clips = True
 
     @classmethod
     def build(cls, config, encoder, schedule):

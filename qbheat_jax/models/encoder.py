@@ -23,11 +23,13 @@ class Encoder(nn.Module):
     """Base class of encoders.
 
     An encoder maps images [B, H, W, 3] to (features [B, H / stride, W / stride, width], out), where `out` holds its
-    intermediates by name. A subclass defines `stride`, `width`, `drop_path` and `dtype`, and overrides what differs below.
+    intermediates by name. One that takes clips maps [B, 2, T, H, W, 3], with the axes (RGB, event) and time, instead. A
+    subclass defines `stride`, `width`, `drop_path` and `dtype`, and overrides what differs below.
 
     Attributes:
       splits_heads: whether attention heads are split over the mesh axis `model`.
       has_batch_norm: whether training updates batch statistics.
+      takes_clips: whether it takes clips, see `data.specs.clips.ClipsSpec`, instead of images.
       takes_keep: whether `__call__` takes `keep`, int32 [B, n], and encodes these cells alone.
       fold: method of (params, size) that returns a `Resized` for inference on square images of `size` pixels, with what
         depends on parameters alone computed. None where the encoder has no such form.
@@ -38,6 +40,7 @@ class Encoder(nn.Module):
 
     splits_heads = False
     has_batch_norm = True
+    takes_clips = False
     takes_keep = False
     fold = None
     layer_of = None

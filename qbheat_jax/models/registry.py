@@ -161,6 +161,11 @@ def released_pixels(name):
     return _entry(name).pixels
 
 
+def takes_clips(name):
+    """Return whether encoder `name` takes clips instead of images."""
+    return _entry(name).module.takes_clips
+
+
 def _entry(name):
     if name not in ENCODERS:
         raise unknown(f"encoder {name!r}", name, names())

@@ -81,6 +81,7 @@ class Subset(base.Source):
 
     def __init__(self, source, splits):
         self.source, self.random_access = source, source.random_access
+        self.clips, self.plain = source.clips, source.plain
         self._parts = {
             name: [(s, np.arange(source.splits[s]) if rows is None else np.asarray(rows)) for s, rows in parts]
             for name, parts in splits.items()
@@ -94,9 +95,16 @@ class Subset(base.Source):
         return " ".join([*(self.source.identity(own) for own, _ in parts), digest])
 
     def fetch(self, split, index):
+        return self.source.fetch(*self._place(split, index))
+
+    def clip(self, split, index):
+        return self.source.clip(*self._place(split, index))
+
+    def _place(self, split, index):
+        """Return (the other's split, its index) of example `index`."""
         for own, rows in self._parts[self.split(split)]:
             if index < len(rows):
-                return self.source.fetch(own, int(rows[index]))
+                return own, int(rows[index])
             index -= len(rows)
         raise IndexError(index)
 

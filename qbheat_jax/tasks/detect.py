@@ -102,7 +102,7 @@ def checked(config, source):
             f"data.source={source.spec!r} has {source.splits[split]} images in {split} to train on, fewer than "
             f"batch_size={config.batch_size}: give more images or a smaller batch_size"
         )
-    getattr(source, methods.batch_spec(config).annotation)(split, 0)  # raises where the source has none
+    methods.batch_spec(config).check(source, split)
     known, asked = len(source.class_names), config.detector.classes
     if asked not in (0, known):
         raise UserError(f"config field detector.classes={asked} is not accepted: {source.spec} has {known} classes")

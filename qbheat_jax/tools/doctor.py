@@ -1,5 +1,6 @@
 """Report this machine's devices and packages, or the contents of a data source."""
 
+import concurrent.futures
 import importlib.metadata
 import platform
 
@@ -7,10 +8,10 @@ import jax
 import numpy as np
 
 from qbheat_jax import __version__, data, paths
-from qbheat_jax.data import shrink
+from qbheat_jax.data import augment, decode, shrink
 
-# Number of images decoded per split, evenly spread.
-_SAMPLE = 200
+# Number of images or clips decoded per split, evenly spread, and frames of each clip and modality.
+_SAMPLE, _FRAMES = 200, 8
 
 # {package: its use here}. Those after the first row are optional extras.
 PACKAGES = {
@@ -51,6 +52,7 @@ def describe_data(spec, tfds_dir=""):
       UserError: The source cannot be opened.
     """
     source = data.open_source(spec, tfds_dir=tfds_dir)
+    what = "clips" if source.clips else "images"
     lines = [data.describe(source), *source.notes]
     for split, count in source.splits.items():
         labels = None if source.boxed else source.labels(split)
@@ -58,10 +60,27 @@ def describe_data(spec, tfds_dir=""):
             names, counts = source.class_names, np.bincount(labels[labels >= 0], minlength=len(source.class_names))
             few, many = int(counts.argmin()), int(counts.argmax())
             lines.append(
-                f"{split}: from {counts[few]:,} images of {names[few]!r} to {counts[many]:,} of {names[many]!r}"
+                f"{split}: from {counts[few]:,} {what} of {names[few]!r} to {counts[many]:,} of {names[many]!r}"
             )
         rows = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)).tolist()
-        bad = [one for one in shrink.read(source, split, rows, 64, 0) if one.image is None]
-        lines.append(f"{split}: {len(rows) - len(bad)} of {len(rows)} images in a sample can be decoded")
-        lines += [f"    {paths.printable(one.name)}: {one.reason}" for one in bad[:5]]
+        bad = (_bad_clips if source.clips else _bad_images)(source, split, rows)
+        lines.append(f"{split}: {len(rows) - len(bad)} of {len(rows)} {what} in a sample can be decoded")
+        lines += [f"    {paths.printable(name)}: {paths.printable(reason)}" for name, reason in bad[:5]]
     return "\n".join(lines)
+
+
+def _bad_images(source, split, rows):
+    """Return [(name, reason), ...] of the examples that cannot be decoded."""
+    return [(one.name, one.reason) for one in shrink.read(source, split, rows, 64, 0) if one.image is None]
+
+
+def _bad_clips(source, split, rows):
+    def reason(clip):
+        try:
+            clip.decode(augment.one_of_each_segment(clip.count, np.full(_FRAMES, 0.5)).tolist())
+        except decode.BadImage as error:
+            return str(error)
+
+    clips = [source.clip(split, row) for row in rows]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return [(clip.name, why) for clip, why in zip(clips, pool.map(reason, clips)) if why]

@@ -9,7 +9,7 @@ from qbheat_jax import config as config_lib
 from qbheat_jax import methods
 from qbheat_jax.config import POSITIVE, POSITIVE_FRACTION, SEED, Field, Table, at_least
 from qbheat_jax.data.fields import CACHE, DATA, FEW_SHOT, SPLIT
-from qbheat_jax.data.specs import image
+from qbheat_jax.data.specs import clips, image
 from qbheat_jax.methods import base
 from qbheat_jax.models.fields import ENCODER, PIXELS
 from qbheat_jax.train import fields
@@ -44,6 +44,7 @@ def pretrain():
             **SPLIT,
             "data.eval_split": Field("val", "the split whose loss is reported every eval_every steps; empty: none"),
             **image.FIELDS,
+            **clips.OWN,
             "image_size": Field(256, "pixels a side of the images trained on", POSITIVE),
             "batch_size": Field(1024, "examples a step, over all devices", POSITIVE),
             **fields.LENGTH,
@@ -80,6 +81,7 @@ def finetune():
             "batch_size": Field(256, "examples a step, over all devices", POSITIVE),
             **fields.LENGTH,
             **image.FIELDS,
+            **clips.OWN,
             **_without(fields.LOOP, "images_every"),
             **ENCODER,
             "encoder.name": _BROUGHT["encoder.name"],

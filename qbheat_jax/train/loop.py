@@ -52,7 +52,8 @@ def train(config, workdir, method, source, evaluators=(), start=None, lr_multipl
     sharding.check_heads(method, mesh)
 
     # Data
-    examples = source.splits[config.data.split]
+    spec, examples = method.batch_spec(config), source.splits[config.data.split]
+    spec.check(source, config.data.split)
     steps = optim.total_steps(config, examples)
     bad = data_lib.BadFiles(config.data.max_bad_fraction, examples)
 
@@ -62,7 +63,6 @@ def train(config, workdir, method, source, evaluators=(), start=None, lr_multipl
     optimizer = optim.adamw(config, schedule, lr_multipliers)
     saved = Checkpoints(workdir, config.keep)
     prepare_workdir(workdir, config, saved.config())
-    spec = method.batch_spec(config)
     shapes = spec.shapes(config.batch_size)
     state, shardings = state_lib.create(method, optimizer, shapes, key, mesh, config.ema)
     sharding.check_split(shardings, mesh)

@@ -1,4 +1,4 @@
-"""Open a source of images from its spec string."""
+"""Open a source of images or clips from its spec string."""
 
 import logging
 
@@ -11,8 +11,8 @@ _log = logging.getLogger("qbheat")
 _told = set()
 
 ACCEPTED = (
-    "'photos', 'tfds:NAME[/CONFIG]', 'folder:PATH', 'coco:IMAGES_DIR,ANNOTATIONS.json', 'scenes' or 'scenes:N', 'synthetic' "
-    "or 'synthetic:N'"
+    "'photos', 'tfds:NAME[/CONFIG]', 'folder:PATH', 'coco:IMAGES_DIR,ANNOTATIONS.json', 'scenes' or 'scenes:N', "
+    "'har:PATH[,STRIDE[,OFFSET]]', 'shapes' or 'shapes:N', 'synthetic' or 'synthetic:N'"
 )
 
 
@@ -51,6 +51,14 @@ def _opened(spec, image_size, tfds_dir):
         from qbheat_jax.data.sources.scenes import Scenes
 
         return Scenes(spec)
+    if kind == "shapes":
+        from qbheat_jax.data.sources.shapes import Shapes
+
+        return Shapes(spec)
+    if kind == "har":
+        from qbheat_jax.data.sources.har import Har
+
+        return Har(spec)
     if kind == "coco":
         from qbheat_jax.data.sources.coco import Coco
 
@@ -72,7 +80,7 @@ def _opened(spec, image_size, tfds_dir):
 
 
 def describe(source):
-    """Return one line for the log: the number of images of each split, and of classes.
+    """Return one line for the log: the number of images or clips of each split, and of classes.
 
     >>> describe(open_source("synthetic:80"))
     'synthetic:80: train 80, val 10, test 10 images; 10 classes'
@@ -80,4 +88,4 @@ def describe(source):
     splits = ", ".join(f"{split} {count:,}" for split, count in source.splits.items())
     kinds = "classes of boxes" if source.boxed else "classes"
     classes = f"{len(source.class_names)} {kinds}" if source.class_names else "no labels"
-    return f"{source.spec}: {splits} images; {classes}"
+    return f"{source.spec}: {splits} {'clips' if source.clips else 'images'}; {classes}"

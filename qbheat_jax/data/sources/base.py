@@ -22,9 +22,11 @@ class Source:
     # Whether the source has boxes. If so, `boxes` and `annotations` work, `class_names` are those of boxes, and whole images
     # have no label.
     boxed = False
+    # Whether examples are clips. If so, `clip` works, and `fetch` returns a clip's middle RGB frame.
+    clips = False
     # Sentences on the user's files that were skipped or repaired.
     notes = ()
-    # Whether boxed examples are so cheap that no thread needs to prepare them ahead.
+    # Whether annotated examples are so cheap that no thread needs to prepare them ahead.
     plain = False
 
     def __init__(self, spec, splits, class_names):
@@ -65,6 +67,14 @@ class Source:
           UserError: the source has no masks.
         """
         raise UserError(f"data.source='{self.spec}' has no masks: scenes has them")
+
+    def clip(self, split, index):
+        """Return the `Clip` of example `index` of a split. Reads no file.
+
+        Raises:
+          UserError: the source has no clips.
+        """
+        raise UserError(f"data.source='{self.spec}' has no clips: har:PATH and shapes have them")
 
     def annotations(self, split):
         """Return a split as a dict in COCO's format, the ground truth of detection; image i of it is example i."""

@@ -67,6 +67,16 @@ class ImageSpec:
         kept = {name: array for name, array in self.empty(0).items() if name not in UNTRAINED}
         return {name: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for name, x in kept.items()}
 
+    def check(self, source, split):
+        """Raise UserError where the source lacks what the batches hold."""
+        if self.annotation:
+            getattr(source, self.annotation)(split, 0)
+
+    def fetch(self, source, split, index):
+        """Return (data, label or annotation, name) of example `index` of a split, see `Source.fetch`."""
+        data, label, name = source.fetch(split, index)
+        return data, getattr(source, self.annotation)(split, index) if self.annotation else label, name
+
     def box(self, epoch, index, height, width, view=0):
         """Return (top, left, height, width) of the part of a height x width image that an example's crop shows."""
         if not self.train:
