@@ -93,7 +93,7 @@ def test_decay_is_for_matrices_not_for_biases_and_norms():
 
 def run(config, gradients, params=PARAMS, rate=0.1):
     """Parameters after each of the gradients."""
-    optimizer = optim.adamw(config, lambda step: rate)
+    optimizer = optim.optimizer(config, lambda step: rate)
     state, path = optimizer.init(params), []
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, params)

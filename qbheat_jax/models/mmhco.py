@@ -173,6 +173,16 @@ class MMHCO(VHeat):
     has_batch_norm = True
     takes_clips = True
     fold = None
+    own = r"freq_.*|layers_\d+_\d+/op/fusion/.*"
+
+    @nn.nowrap
+    def adopt(self, other, params):
+        """Begin with a vHeat of the same sizes, without its frequency embeddings, as the released program does."""
+        sizes = ("dims", "depths", "post_norm", "layer_scale", "mlp_ratio")
+        same = type(other) is VHeat and all(getattr(other, name) == getattr(self, name) for name in sizes)
+        if not same or other.folded or other.outnorm:
+            return None
+        return {name: leaf for name, leaf in params.items() if not name.startswith("freq_embed_")}
 
     @nn.nowrap
     def example_shape(self, side, frames=1):

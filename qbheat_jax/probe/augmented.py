@@ -1,7 +1,5 @@
 """Encode augmented training images batch by batch, anew in every epoch."""
 
-import dataclasses
-
 import numpy as np
 
 from qbheat_jax import data
@@ -44,9 +42,7 @@ class Augmented:
     def _open(self, seed, size):
         """Yield (features float32 [n, ...], labels int32 [n]) of readable images without end, n <= size."""
         config, taken = self._config, []
-        how = config.data
-        shown = {"crop_scale": how.crop_scale, "crop_ratio": how.crop_ratio, "flip": how.flip}
-        spec = dataclasses.replace(self._frozen.spec, seed=seed, train=True, **shown)
+        spec = self._frozen.spec.augmented(config.data, seed)
         batches = data.train_batches(
             self._source, spec, split=self._split, batch_size=size,
             workers=config.data.workers, prefetch=config.data.prefetch,

@@ -107,13 +107,14 @@ def dataset(
     size, classes = model.config.image_size, model.config.head.classes
     source = data.open_source(spec, image_size=size, tfds_dir=tfds_dir)
     split = _split(source) if split is None else source.split(split)
-    outputs = _outputs(source, split, model)
+    outputs, shown = _outputs(source, split, model), encoders.evaluation_spec(model.config, size)
+    shown.check(source, split)
     if workdir is not None:
         _make(workdir)
 
     evaluator = Evaluator(
         Accuracy(model.objective, source, split, classes, outputs), source, split, device_mesh.make_mesh({"data": -1}),
-        encoders.evaluation_spec(model.config, size), batch_size=batch_size, max_bad_fraction=max_bad_fraction,
+        shown, batch_size=batch_size, max_bad_fraction=max_bad_fraction,
     )  # fmt: skip
     evaluator(model.variables)
     measured = evaluator.measured

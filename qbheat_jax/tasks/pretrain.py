@@ -35,7 +35,7 @@ def run(config, workdir, traced=None):
       UserError: Config and data do not fit, before anything is compiled; or as `loop.train`.
     """
     config, objective, source = prepare(config)
-    start = pretrained.start(pretrained.matching_encoder(config))
+    start = pretrained.pretraining(config)
     if start is not None:
         start = objective.init_copies(start)
     evaluators = [validation(config, objective, source)] if config.data.eval_split in source.splits else []

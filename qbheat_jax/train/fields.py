@@ -19,7 +19,9 @@ LENGTH = {
 }
 LOOP = {
     "warmup": Field(0, "linear warm-up; then a cosine to 0", at_least(0), duration=True),
-    "weight_decay": Field(0.05, "AdamW's weight decay; biases and norms are not decayed", at_least(0)),
+    "optimizer": Field("adamw", "AdamW, or SGD with momentum and weight decay as PyTorch's", ("adamw", "sgd")),
+    "momentum": Field(0.9, "momentum of sgd", BELOW_ONE),
+    "weight_decay": Field(0.05, "weight decay; biases and norms are not decayed", at_least(0)),
     "adam_b1": Field(0.9, "AdamW's decay of the first moment", BELOW_ONE),
     "adam_b2": Field(0.95, "AdamW's decay of the second moment", BELOW_ONE),
     "clip_norm": Field(0.0, "largest norm of the gradient; 0: no clipping", at_least(0)),

@@ -86,7 +86,7 @@ def build(config, devices, room=math.inf, plain=False, lr_multipliers=None):
       devices: List of devices.
       room: Memory of each device in bytes.
       plain: Argument of `state.train_step`.
-      lr_multipliers: Argument of `optim.adamw`.
+      lr_multipliers: Argument of `optim.optimizer`.
 
     Returns:
       The `Step`.
@@ -109,7 +109,7 @@ def build(config, devices, room=math.inf, plain=False, lr_multipliers=None):
     _check_room(0, _local_bytes(batch), room)  # checked first, since a huge image also has a huge position code
     # The run's length does not change the step.
     schedule = optax.warmup_cosine_decay_schedule(0.0, optim.peak_learning_rate(config), 1, 2)
-    optimizer = optim.adamw(config, schedule, lr_multipliers)
+    optimizer = optim.optimizer(config, schedule, lr_multipliers)
     abstract = state.abstract(objective, optimizer, shapes, config.ema)
     shardings = sharding.shardings(abstract, mesh, like_params=objective.sharded_like_params)
     sharding.check_split(shardings, mesh)
