@@ -10,13 +10,15 @@ import pytest
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.heads import PooledHead
+from qbheat_jax.models.mmhco import ClipHead
 from qbheat_jax.models.mobile_former import VARIANTS, MobileFormerHead
 from qbheat_jax.ops.images import PIXELS
 from tests.conftest import TESTS_OWN
 
 MOBILE_FORMERS = [f"mobile_former_{v}" for v in VARIANTS]
+CLIPS = ["mmhco_nano", "mmhco_s"]
 OTHERS = ["efficientnet_lite0", "mobilenet_v2", "resnet18", "resnet50", "vit_b", "vit_s", "vit_ti"]
-NAMES = sorted([*MOBILE_FORMERS, *OTHERS])
+NAMES = sorted([*MOBILE_FORMERS, *OTHERS, *CLIPS])
 CHOICES = [(name, stride) for name in NAMES for stride in registry.ENCODERS[name].strides]
 
 
@@ -37,7 +39,9 @@ def test_names_are_sorted_and_complete():
 def test_every_encoder_keeps_the_contract(name, stride):
     encoder = registry.encoder(name, stride=stride, drop_path=0.1, dtype="bfloat16")
     assert (encoder.stride, encoder.drop_path, encoder.dtype) == (stride, 0.1, jnp.bfloat16)
-    images = jnp.zeros((1, 64, 128, 3))
+    images = jnp.zeros((1, 2, 3, 64, 128, 3) if name in CLIPS else (1, 64, 128, 3))
+    assert encoder.takes_clips == registry.takes_clips(name) == (name in CLIPS)
+    assert encoder.example_shape(64, frames=3) == ((2, 3, 64, 64, 3) if name in CLIPS else (64, 64, 3))
     (features, out), variables = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), images))
     assert features.shape == (1, 64 // stride, 128 // stride, encoder.width)
     assert features.dtype == jnp.bfloat16 and set(variables) <= {"params", "batch_stats"}
@@ -136,6 +140,7 @@ def test_heads_are_the_released_ones():
     assert head == MobileFormerHead(10, 1024, 4, 0.1, jnp.bfloat16)
     for name in (*OTHERS, "mobile_former_w720", "mobile_former_tiny"):  # the last two were released without
         assert registry.head(name, 10, dropout=0.1) == PooledHead(10, 0.1)
+    assert registry.head("mmhco_s", 10, dropout=0.1) == ClipHead(10, 0.1)
 
 
 @pytest.mark.parametrize(
