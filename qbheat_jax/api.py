@@ -20,6 +20,7 @@ from qbheat_jax import config as config_lib
 from qbheat_jax import methods, paths
 from qbheat_jax.data import labels
 from qbheat_jax.errors import UserError
+from qbheat_jax.models.encoder import Resized
 from qbheat_jax.ops import quarters
 from qbheat_jax.train import config_tables
 from qbheat_jax.train.checkpoint import Checkpoints
@@ -64,13 +65,26 @@ class Model:
 
     def sized(self, image_size: int) -> "Model":
         """Return the same model for square images of another size. Log what the encoder resampled for it."""
-        params = self.variables["params"]
-        encoder = self.encoder.resize(params["encoder"], image_size)
+        return self._changed(self.encoder.resize(self.variables["params"]["encoder"], image_size), image_size)
+
+    def folded(self, image_size: int = 0) -> "Model":
+        """Return the same model for inference on square images of one size, 0: the config's, with less to compute.
+
+        Raises:
+          UserError: The encoder has no such form.
+        """
+        size = image_size or self.config.image_size
+        if self.encoder.fold is None:
+            raise UserError(f"encoder {self.config.encoder.name} has no folded form")
+        methods.check_size(size, self.config.encoder.name, self.encoder)
+        return self._changed(self.encoder.fold(self.variables["params"]["encoder"], size), size)
+
+    def _changed(self, encoder: Resized, image_size: int) -> "Model":
         if encoder.notice:
             log.info("%s", encoder.notice)
         fields = {**config_lib.flatten(self.config.to_dict()), "image_size": image_size}
         fields |= {f"encoder.{name}": value for name, value in encoder.options.items()}
-        params = {**params, "encoder": encoder.params}
+        params = {**self.variables["params"], "encoder": encoder.params}
         return Model(config_tables.resolve(fields), {**self.variables, "params": params}, self.step, self.classes)
 
     def anywhere(self) -> "Model":

@@ -249,8 +249,9 @@ def export(arguments, overrides):
     from qbheat_jax import port
 
     _no_overrides("export", overrides)
-    port.export(arguments.source, arguments.to, image_size=arguments.image_size, overwrite=arguments.overwrite)
-    print(arguments.to)
+    a = arguments
+    port.export(a.source, a.to, image_size=a.image_size, fold=a.fold, overwrite=a.overwrite)
+    print(a.to)
 
 
 def classify(arguments, overrides):
@@ -548,6 +549,7 @@ def _parser():
     command.add_argument(
         "--image-size", type=int, default=0, metavar="N", help="pixels per side (default: the workdir's)"
     )
+    command.add_argument("--fold", action="store_true", help="fold the encoder for inference at that size (vheat only)")
     command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
 
     command = add(

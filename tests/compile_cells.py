@@ -30,6 +30,7 @@ from qbheat_jax.methods import base
 from qbheat_jax.models import detr_detector, layers, mobile_former, mobilenet, registry
 from qbheat_jax.models.mmhco import MMHCO, ClipHead
 from qbheat_jax.models.resnet import ResNet
+from qbheat_jax.models.vheat import VHeat
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.probe import encode, encoders, fit, knn
 from qbheat_jax.probe.fields import PROBE
@@ -51,6 +52,8 @@ _GROUPED = mobile_former.Variant(8, 3, 64, ((3, 3, 8, 1, 0), (1, 4, 24, 2, 4)), 
 _V2 = dataclasses.replace(mobilenet.VARIANTS["mobilenet_v2"], rows=((1, 32, 1, 1, 3), (6, 24, 1, 2, 3)))
 _LITE = dataclasses.replace(mobilenet.VARIANTS["efficientnet_lite0"], rows=((1, 32, 1, 1, 3), (6, 40, 1, 2, 5)))
 _NET_STRIDES = {4: {}, 2: {"last_stride": 1}}
+_HEAT = {"dims": (32, 64), "depths": (2, 1)}
+_HEAT_STRIDES = {8: {}, 4: {"last_stride": 1}, 2: {"stem_stride": 1}}
 _RESNET, _VIT = (registry.ENCODERS[name] for name in ("resnet50", "vit_ti"))
 
 ENCODERS = {
@@ -62,6 +65,10 @@ ENCODERS = {
     "resnet": registry.Entry(ResNet, {"blocks": (2, 1, 1, 1), "zero_init": False}, _RESNET.strides),
     "mmhco": registry.Entry(
         MMHCO, {"dims": (16, 32), "depths": (1, 1)}, {8: {}}, registry.ENCODERS["mmhco_nano"].options, head=ClipHead
+    ),
+    "vheat": registry.Entry(VHeat, _HEAT, _HEAT_STRIDES, registry._VHEAT),
+    "vheat_scaled": registry.Entry(
+        VHeat, {**_HEAT, "post_norm": True, "layer_scale": True}, _HEAT_STRIDES, registry._VHEAT
     ),
     "vit": registry.Entry(ViT, {"width": 192, "heads": 3, "depth": 2}, _VIT.strides, _VIT.options),
 }
@@ -127,6 +134,17 @@ OPTIONS = {
     ("resnet", "supervised"): {**_PARTS, "encoder.stride": 8, "clip_norm": 1.0},
     ("resnet", "finetune"): {"cutmix": 1.0, "encoder.drop_path": 0.0},
     ("resnet", "dense"): {"tune": True},
+    ("vheat", "moco"): {"encoder.embedding": "padded", "encoder.grid": 24},
+    ("vheat", "simmim"): {"encoder.stride": 4, "dtype": "float32"},
+    ("vheat", "supervised"): {**_PARTS, "encoder.drop_path": 0.1},
+    ("vheat", "finetune"): {"encoder.stride": 2, "mixup": 0.8},
+    ("vheat", "dense"): {"encoder.folded": True},
+    ("vheat", "detr"): {"encoder.folded": True},
+    ("vheat_scaled", "qbheat"): {"encoder.drop_path": 0.1},
+    ("vheat_scaled", "simmim"): _REMAT,
+    ("vheat_scaled", "supervised"): _PARTS,
+    ("vheat_scaled", "finetune"): {"cutmix": 1.0, "encoder.drop_path": 0.0},
+    ("vheat_scaled", "dense"): {**_TUNE, "encoder.outnorm": True},
     ("vit", "qbheat"): {"heat.propagator": "power", "heat.directions": "tied", "encoder.drop_path": 0.1},
     ("vit", "moco"): {**_TOKEN, "encoder.position": "learnt", "encoder.grid": 8},
     ("vit", "simmim"): {"remat": "dots_saveable", "encoder.stride": 8, "dtype": "float32"},
@@ -354,6 +372,7 @@ def _cells():
         ("mmhco", "qbheat"),
         ("mmhco", "supervised"),
         ("resnet_basic", "supervised"),
+        ("vheat", "qbheat"),
         ("vit", "mae"),
     ):
         add(f"{encoder}-{objective}", _train, encoder, objective, _SMALL, target=TPU)
@@ -375,7 +394,12 @@ CELLS = _cells()
 
 # Encoders of one family. Each method is compiled for every family in the test command, by its members in turn; the other
 # cells of methods are marked `matrix`, and run by `pytest -m matrix`.
-FAMILIES = (("former", "former_grouped"), ("mobilenet", "lite"), ("resnet_basic", "resnet"))
+FAMILIES = (
+    ("former", "former_grouped"),
+    ("mobilenet", "lite"),
+    ("resnet_basic", "resnet"),
+    ("vheat", "vheat_scaled"),
+)
 MATRIX = {
     f"{family[(n + 1 + k) % 2]}-{objective}-{GPU.partition(':')[0]}"
     for k, family in enumerate(FAMILIES)

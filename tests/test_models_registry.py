@@ -17,7 +17,8 @@ from tests.conftest import TESTS_OWN
 
 MOBILE_FORMERS = [f"mobile_former_{v}" for v in VARIANTS]
 CLIPS = ["mmhco_nano", "mmhco_s"]
-OTHERS = ["efficientnet_lite0", "mobilenet_v2", "resnet18", "resnet50", "vit_b", "vit_s", "vit_ti"]
+VHEATS = ["vheat_b", "vheat_b96", "vheat_nano", "vheat_s", "vheat_t"]
+OTHERS = ["efficientnet_lite0", "mobilenet_v2", "resnet18", "resnet50", *VHEATS, "vit_b", "vit_s", "vit_ti"]
 NAMES = sorted([*MOBILE_FORMERS, *OTHERS, *CLIPS])
 CHOICES = [(name, stride) for name in NAMES for stride in registry.ENCODERS[name].strides]
 
@@ -59,6 +60,8 @@ def test_every_encoder_keeps_the_contract(name, stride):
         ("resnet50", 32),
         ("mobilenet_v2", 32),
         ("efficientnet_lite0", 32),
+        ("vheat_t", 32),
+        ("vheat_nano", 8),
         ("vit_ti", 16),
         ("vit_b", 16),
     ],

@@ -82,7 +82,7 @@ ENCODERS = {
     # The paper's table has this width; it was not released, so norms and layer scale are assumed to be those of vheat_b.
     "vheat_b96": _vheat(depths=(4, 4, 20, 4), post_norm=True, layer_scale=True),
     # Ours, not the paper's: stride 8, for 64-pixel images on a CPU.
-    "vheat_nano": Entry(VHeat, {"dims": (48, 96), "depths": (2, 3)}, {8: {}, 4: {"last_stride": 1}}, _VHEAT),
+    "vheat_nano": Entry(VHeat, {"dims": (48, 96), "depths": (2, 2)}, {8: {}, 4: {"last_stride": 1}}, _VHEAT),
     "vit_ti": _vit(width=192, heads=3),
     "vit_s": _vit(width=384, heads=6),
     "vit_b": _vit(width=768, heads=12),

@@ -19,7 +19,7 @@ log = logging.getLogger("qbheat")
 ENDINGS = (".safetensors", ".npz", ".stablehlo")
 
 
-def export(directory, target, *, image_size=0, overwrite=False):
+def export(directory, target, *, image_size=0, fold=False, overwrite=False):
     """Write the encoder and classifier of a workdir to `target` atomically, and a model card beside it.
 
     By PyTorch's names every weight is the checkpoint's, bit for bit.
@@ -28,13 +28,14 @@ def export(directory, target, *, image_size=0, overwrite=False):
       directory: the workdir.
       target: a path that ends in one of ENDINGS.
       image_size: pixels a side; 0 for the workdir's.
+      fold: whether the encoder is folded for that size, see `api.Model.folded`.
       overwrite: whether an existing file is replaced.
 
     Returns:
       Dict of facts: "to", "encoder", "image_size", "tensors", "bytes", "sha256", "parameters", "card".
 
     Raises:
-      UserError: the ending is unknown, the file exists, or the disk refuses.
+      UserError: the ending is unknown, the file exists, the encoder cannot be folded, or the disk refuses.
     """
     target = pathlib.Path(target)
     if target.suffix not in ENDINGS:
@@ -46,6 +47,8 @@ def export(directory, target, *, image_size=0, overwrite=False):
     model = api.load(directory)
     if image_size and image_size != model.config.image_size:
         model = model.sized(image_size)
+    if fold:
+        model = model.folded()
     facts = {"to": str(target), "encoder": model.config.encoder.name, "image_size": model.config.image_size}
     if target.suffix == ".stablehlo":
         from qbheat_jax.port import stablehlo

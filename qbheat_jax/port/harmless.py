@@ -5,6 +5,7 @@ rebuilt from a plain type and bytes, because numpy would read object pointers fr
 """
 
 import argparse
+import collections
 import datetime
 import pathlib
 import types
@@ -20,6 +21,13 @@ class Array:
     def __setstate__(self, state):
         _, shape, dtype, by_columns, data = state
         self.array = np.frombuffer(data, _plain(dtype)).reshape(shape, order="F" if by_columns else "C")
+
+
+class Node:
+    """Stands for a yacs config node, a dict with attributes."""
+
+    def __new__(cls):
+        return collections.OrderedDict()  # the only dict that torch.load gives attributes
 
 
 def _array(*_):
@@ -56,6 +64,7 @@ _NAMES = {
     },
     **{f"datetime.{name}": getattr(datetime, name) for name in ("datetime", "date", "time", "timedelta", "timezone")},
     "numpy.ndarray": Array,
+    "yacs.config.CfgNode": Node,
     **{
         f"{module}.multiarray.{name}": function
         for module in ("numpy.core", "numpy._core")

@@ -96,13 +96,13 @@ def _parts(source):
 
 def _config(arch, options, classes, stride, image_size, pixels):
     """Return the workdir's config, for images of the size that the weights were made for."""
-    cell = registry.encoder(arch, stride=stride).stride
-    grid = options.get("encoder.grid", 0)
+    own = {name.removeprefix("encoder."): value for name, value in options.items()}
+    made_for = registry.encoder(arch, stride=stride, **own).image_size
     config = config_lib.resolve(
         {
             "encoder.name": arch,
             "encoder.stride": stride,
-            "image_size": grid * cell if grid else image_size or IMAGE_SIZE,
+            "image_size": made_for or image_size or IMAGE_SIZE,
             "pixels": pixels or registry.released_pixels(arch),
             "head.classes": classes,
             **options,
