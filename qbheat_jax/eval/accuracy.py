@@ -56,9 +56,7 @@ class Accuracy(Metric):
         self._outputs = np.arange(classes) if outputs is None else np.asarray(outputs)
 
     def sums(self, variables, batch):
-        """Return int32 counts: "n", "top1", "top5", "unlabelled" and each class's examples "truth" and right
-        ones "right" [classes].
-        """
+        """Return int32 counts: "n", "top1", "top5", "unlabelled"; "truth" and "right" [classes], by class."""
         logits = self._objective.logits(variables, self._objective.pixels.normalise(batch["image"]))
         label, mask = batch["label"], batch["mask"]
         truth = jnp.asarray(self._outputs)[jnp.maximum(label, 0)]

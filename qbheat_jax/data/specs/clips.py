@@ -9,7 +9,7 @@ from qbheat_jax.config import POSITIVE, Field, refuse
 from qbheat_jax.data import augment
 from qbheat_jax.data.clip import MODALITIES
 from qbheat_jax.data.specs.image import FIELDS as _IMAGE
-from qbheat_jax.data.specs.image import MEAN_GREY, ImageSpec
+from qbheat_jax.data.specs.image import ImageSpec, empty
 
 _SIDES = (lambda v: len(v) > 0 and all(0 < x <= 1 for x in v), "one or more numbers above 0, at most 1")
 
@@ -59,9 +59,9 @@ class ClipsSpec(ImageSpec):
         return clip, clip.label, clip.name
 
     def empty(self, count):
-        size = self.image_size
-        grey = np.broadcast_to(np.array(MEAN_GREY, np.uint8), (count, len(MODALITIES), self.frames, size, size, 3))
-        return {**super().empty(count), "image": np.array(grey)}
+        shape, size = (count, len(MODALITIES), self.frames), self.image_size
+        grey = empty(int(np.prod(shape)), size)["image"]
+        return {**super().empty(count), "image": grey.reshape(*shape, size, size, 3)}
 
     def numbers(self, epoch, index, count):
         """Return the numbers of an example's frames, int64 [T], of a clip of `count` frames."""
