@@ -6,8 +6,8 @@
 
 `--config.init ""` trains from random weights. For PokerEvent use `--config.data.source har:PokerEvent,1`.
 
-Expected: the paper reports 53.2 % top-1 on HARDVS 2.0 (arXiv 2504.05830). We have not run this. Its program keeps the checkpoint
-that is best on the test list; here the last one is measured. What differs besides:
+Expected: the paper reports 53.2 % top-1 on HARDVS 2.0 (arXiv 2504.05830). We have not run this. Its program keeps the
+checkpoint that is best on the test list; here the last one is measured. What differs besides:
 
 * The learning rate follows a cosine. The program divides it by ten at epoch 25 of 30.
 * All parameters train at one rate. The program gives the head 5 times the rate and freezes layer norms, layer scale and the
