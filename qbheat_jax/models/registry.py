@@ -71,7 +71,7 @@ ENCODERS = {
     **{f"mobile_former_{name}": _mobile_former(variant) for name, variant in mobile_former.VARIANTS.items()},
     "mmhco_s": _mmhco({32: {}, 16: {"last_stride": 1}}, depths=(2, 2, 18, 2), post_norm=True, layer_scale=True),
     # Ours, not the paper's: for small generated clips on a CPU.
-    "mmhco_nano": _mmhco({8: {}, 4: {"last_stride": 1}}, dims=(24, 48), depths=(1, 1)),
+    "mmhco_nano": _mmhco({8: {}, 4: {"last_stride": 1}}, dims=(32, 64), depths=(1, 1)),
     "mobilenet_v2": _mobilenet("mobilenet_v2"),
     "efficientnet_lite0": _mobilenet("efficientnet_lite0", pixels="lite"),
     "resnet18": _resnet(blocks=(2, 2, 2, 2), bottleneck=False),
