@@ -1,9 +1,10 @@
-"""The `shapes` source: clips of a moving shape and the event frames that a camera would record. It works offline.
+"""The `shapes` source: clips of moving shapes and the event frames that a camera would record. It works offline.
 
-The class is the direction of motion, one of eight. Nothing else depends on it: shape, size, colour, speed and background are
-drawn for each clip, and the shape leaves the image on one side and comes back on the other. A single RGB frame therefore
-shows nothing of the class. An event frame shows where the logarithm of brightness has changed by more than a threshold since
-the frame before: 255 where it rose, 0 where it fell, 128 elsewhere. Mirroring changes the class: set data.flip False.
+The class is the direction of motion, one of eight, in which all shapes of a clip move. Nothing else depends on it: shapes,
+places, sizes, colours, speed and background are drawn for each clip, and shapes leave the image on one side and come back on
+the other. A single RGB frame therefore shows nothing of the class. An event frame shows where the logarithm of brightness has
+changed by more than a threshold since the frame before: 255 where it rose, 0 where it fell, 128 elsewhere. Shapes are brighter
+than the background. Mirroring changes the class: set data.flip False.
 """
 
 import threading
@@ -23,11 +24,15 @@ QUIET, ROSE, FELL = 128, 255, 0
 _SPLITS = {"train": 1.0, "val": 1 / 4, "test": 1 / 4}
 # Part of the data set: other numbers give another data set.
 _SEED = 2504_05830
+_COUNT = 12  # shapes of a clip
+_CORNERS = (0, 3, 4)  # of a disc, a triangle and a square
+_FINE = 2  # shapes move by whole fine pixels, of which there are this many a pixel and side
 _TURN = np.pi / 24  # most by which a direction deviates from its class's
-_SPEEDS, _RADII = (1.5, 3.0), (5.0, 9.0)  # pixels a frame, pixels
-_DARK, _CONTRAST = (30.0, 110.0), (70.0, 140.0)  # grey levels of the background; how much brighter the shape is
-_THRESHOLD, _FALSE_EVENTS, _NOISE = 0.15, 0.004, 2.0
-_CORNERS = {"disc": 0, "triangle": 3, "square": 4}
+# Pixels a frame, and pixels. Shapes are small and fast, so that the place that they leave is beside the one where they arrive.
+_SPEEDS, _RADII = (2.5, 4.0), (3.0, 5.0)
+# Grey levels of the background, how much brighter the shapes are, and by how much a channel deviates.
+_DARK, _CONTRAST, _TINT = (30.0, 110.0), (70.0, 140.0), 15.0
+_THRESHOLD, _FALSE_EVENTS, _NOISE = 0.15, 0.002, 2.0
 
 
 class Shapes(base.ArraySource):
@@ -81,19 +86,17 @@ def frames(split, index):
     generator = augment.rng(_SEED, list(_SPLITS).index(split), index, "shapes")
     angle = 2 * np.pi * (index % len(CLASSES)) / len(CLASSES) + generator.uniform(-_TURN, _TURN)
     step = generator.uniform(*_SPEEDS) * np.array([np.sin(angle), np.cos(angle)])
-    corners = list(_CORNERS.values())[int(generator.integers(len(_CORNERS)))]
-    radius, turn = generator.uniform(*_RADII), generator.uniform(0, 2 * np.pi)
-    # One more frame before the first, which its events are the difference to.
-    centres = generator.uniform(0, SIZE, 2) + step * np.arange(-1, FRAMES)[:, None]
-    cover = _cover(centres, radius, corners, turn)[..., None]
-
-    shade = generator.uniform(*_DARK)
-    slope = generator.uniform(-0.5, 0.5, 2)
+    shade, slope = generator.uniform(*_DARK), generator.uniform(-0.5, 0.5, 2)
     rows, columns = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
-    tints = generator.uniform(-15, 15, (2, 3))
-    ground = (shade + slope[0] * rows + slope[1] * columns)[..., None] + tints[0]
-    colour = shade + generator.uniform(*_CONTRAST) + tints[1]
-    scene = np.clip(ground + cover * (colour - ground), 0, 255)
+    ground = (shade + slope[0] * rows + slope[1] * columns)[..., None] + generator.uniform(-_TINT, _TINT, 3)
+
+    layer = _layer(generator, shade)
+    # One more frame before the first, which its events are the difference to.
+    shifts = np.rint(_FINE * step * np.arange(-1, FRAMES)[:, None]).astype(int)
+    moved = np.stack([np.roll(layer, shift, (0, 1)) for shift in shifts])
+    parts = [moved[:, i::_FINE, j::_FINE] for i in range(_FINE) for j in range(_FINE)]
+    moved = sum(parts) / len(parts)
+    scene = np.clip(moved[..., :3] + (1 - moved[..., 3:]) * ground, 0, 255)
 
     change = np.diff(np.log(scene.mean(-1, keepdims=True) + 10.0), axis=0)
     events = np.select([change > _THRESHOLD, change < -_THRESHOLD], [ROSE, FELL], QUIET)
@@ -103,21 +106,23 @@ def frames(split, index):
     return rgb.astype(np.uint8), events.astype(np.uint8)
 
 
-def _cover(centres, radius, corners, turn):
-    """Return the share of each pixel that a shape covers, float [n, 48, 48], on a plane that wraps around.
+def _layer(generator, shade):
+    """Return the shapes of a clip on a plane that wraps around, in fine pixels: float [96, 96, 4].
 
-    Args:
-      centres: float [n, 2], rows and columns.
-      radius: of the disc, or of the circle around the polygon's corners.
-      corners: number of corners of a regular polygon; 0 for a disc.
-      turn: angle of the polygon.
+    The channels are the colour, 0 where there is no shape, and whether there is one.
     """
-    offsets = np.stack(np.mgrid[:SIZE, :SIZE], -1) - centres[:, None, None]
-    offsets = (offsets + SIZE / 2) % SIZE - SIZE / 2
-    if not corners:
-        outside = np.hypot(offsets[..., 0], offsets[..., 1]) - radius
-    else:
-        angles = turn + 2 * np.pi * np.arange(corners) / corners
-        sides = offsets @ np.stack([np.sin(angles), np.cos(angles)])
-        outside = sides.max(-1) - radius * np.cos(np.pi / corners)
-    return np.clip(0.5 - outside, 0, 1)
+    side = _FINE * SIZE
+    layer = np.zeros((side, side, 4))
+    for _ in range(_COUNT):
+        corners, radius = _CORNERS[int(generator.integers(len(_CORNERS)))], _FINE * generator.uniform(*_RADII)
+        centre, turn = generator.integers(0, side, 2), generator.uniform(0, 2 * np.pi)
+        down, right = (np.arange(side) - centre[:, None] + side // 2) % side - side // 2
+        if corners:
+            angles = turn + 2 * np.pi * np.arange(corners)[:, None] / corners
+            edges = (np.sin(angles) * down)[:, :, None] + (np.cos(angles) * right)[:, None]
+            inside = (edges < radius * np.cos(np.pi / corners)).all(0)
+        else:
+            inside = (down**2)[:, None] + right**2 < radius**2
+        colour = shade + generator.uniform(*_CONTRAST) + generator.uniform(-_TINT, _TINT, 3)
+        layer[inside] = (*colour.clip(0, 255), 1)
+    return layer
