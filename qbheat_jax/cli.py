@@ -287,7 +287,9 @@ def preflight(arguments, overrides):
 
     a = arguments
     save = a.json or (os.path.join(a.workdir, "preflight.json") if a.workdir else None)
-    result = preflight.run(a.config, overrides, a.topology, find_batch=a.find_batch, save=save)
+    result = preflight.run(
+        a.config, overrides, a.topology, find_batch=a.find_batch, inference=a.inference, save=save
+    )  # fmt: skip
     console.say(text(result))
     if result["error"]:
         raise UserError(f"{a.config} does not compile for {a.topology}: {result['error']}", exit_code=RUN_FAILED)
@@ -608,6 +610,9 @@ def _parser():
         help="target devices: v5e:4x4, v4:4x4x8, v5p:4x4x4, v6e:16x16, h100:8, a100:16, cpu:8, ...",
     )
     command.add_argument("--find-batch", action="store_true", help="search for the largest batch that fits")
+    command.add_argument(
+        "--inference", action="store_true", help="compile the forward pass on whole images instead of the train step"
+    )
     saved = command.add_mutually_exclusive_group()
     saved.add_argument("--json", metavar="FILE", help="write the result to FILE")
     saved.add_argument("--workdir", metavar="DIR", help="write the result to DIR/preflight.json")

@@ -20,7 +20,12 @@ CLIPS = ["mmhco_nano", "mmhco_s"]
 VHEATS = ["vheat_b", "vheat_b96", "vheat_nano", "vheat_s", "vheat_t"]
 OTHERS = ["efficientnet_lite0", "mobilenet_v2", "resnet18", "resnet50", *VHEATS, "vit_b", "vit_s", "vit_ti"]
 NAMES = sorted([*MOBILE_FORMERS, *OTHERS, *CLIPS])
-CHOICES = [(name, stride) for name in NAMES for stride in registry.ENCODERS[name].strides]
+LARGE = ("vheat_b", "vheat_b96", "vheat_s", "mmhco_s")  # of families whose other members are traced sooner
+CHOICES = [
+    pytest.param(name, stride, marks=[pytest.mark.slow] * (name in LARGE))
+    for name in NAMES
+    for stride in registry.ENCODERS[name].strides
+]
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import pytest
 
 from qbheat_jax import cli
 from qbheat_jax.errors import UserError
+from qbheat_jax.models import registry, vheat
 from qbheat_jax.tools import preflight
 from qbheat_jax.tools.preflight import (
     bounds,
@@ -42,14 +43,15 @@ def on(name, config):
 # --- Counts ----------------------------------------------------------------------------------------------------------
 
 
-def vit_matmul_flops(images, cells, pixels, width, depth, classes):
+def vit_matmul_flops(images, cells, pixels, width, depth, classes, inference=False):
     """Return the matmul FLOPs of a ViT classifier's training step: forward, and gradients of inputs and weights.
 
-    The images have no gradient, so the patch embedding counts twice and all else three times.
+    The images have no gradient, so the patch embedding counts twice and all else three times; at inference once.
     """
     patches = 2 * cells * pixels * width
     block = 2 * cells * width * (3 * width + width + 4 * width + 4 * width) + 2 * 2 * cells * cells * width
-    return images * (2 * patches + 3 * (depth * block + 2 * width * classes))
+    rest = depth * block + 2 * width * classes
+    return images * (patches + rest if inference else 2 * patches + 3 * rest)
 
 
 def test_matmul_flops_of_a_vit(small_config):
@@ -58,6 +60,30 @@ def test_matmul_flops_of_a_vit(small_config):
     counted = matmul_flops.by_type(step.trace().jaxpr)
     assert sum(counted.values()) == pytest.approx(vit_matmul_flops(16, 16, 8 * 8 * 3, 16, 1, 10), rel=0.02)
     assert counted["bfloat16"] > 0.9 * sum(counted.values())
+
+
+def test_inference_is_the_forward_pass_of_the_weights_alone(small_config):
+    config = small_config({**VIT, "objective": "supervised", "head.classes": 10})
+    step = compile.build(config, jax.devices()[:4], inference=True)
+    counted = sum(matmul_flops.by_type(step.trace().jaxpr).values())
+    assert counted == pytest.approx(vit_matmul_flops(16, 16, 8 * 8 * 3, 16, 1, 10, inference=True), rel=0.02)
+    assert step.parameters == compile.build(config, jax.devices()[:4]).parameters
+    assert step.min_traffic_bytes() == step.argument_bytes() == 4 * step.parameters + 4 * 32 * 32 * 3 + 4
+
+
+def test_inference_of_a_folded_encoder(small_config, monkeypatch):
+    entry = registry.Entry(vheat.VHeat, {"dims": (8, 16), "depths": (1, 1)}, {8: {}}, registry._VHEAT)
+    monkeypatch.setitem(registry.ENCODERS, "vheat_micro", entry)
+
+    def flops(**fields):
+        config = small_config({"encoder.name": "vheat_micro", "objective": "supervised", "head.classes": 10, **fields})
+        step = compile.build(config, jax.devices()[:4], inference=True)
+        return sum(matmul_flops.by_type(step.trace().jaxpr).values())
+
+    # to_k of 8 x 8 and 4 x 4 frequencies, once for all images
+    assert flops() - flops(**{"encoder.folded": True}) == 2 * (8**2 * 8**2 + 4**2 * 16**2)
+    with pytest.raises(UserError):
+        compile.build(small_config({"encoder.name": "vheat_micro", "encoder.folded": True}), jax.devices()[:4])
 
 
 def test_matmul_flops_count_each_iteration_of_a_loop():
@@ -369,6 +395,14 @@ def test_the_result_is_printed_and_written(small_config_file, tmp_path, capsys):
     written = json.loads((tmp_path / "w" / "preflight.json").read_text())
     out = capsys.readouterr().out
     assert written["topology"] == "cpu:8" and f"{written['parameters']:,}" in out
+
+
+def test_inference_is_printed_and_written(small_config_file, tmp_path, capsys):
+    argv = ["preflight", "--config", str(small_config_file), "--topology", "cpu:8", "--workdir", str(tmp_path / "w")]
+    assert cli.main([*argv, "--config.encoder.name", "pebble", "--inference"]) == 0
+    written = json.loads((tmp_path / "w" / "preflight.json").read_text())
+    assert written["program"] == "forward pass" and written["parameters"] == 8 * 8 * 3 * 16 + 2 * 16
+    assert "forward pass" in capsys.readouterr().out and written["compile_seconds"] > 0 and not written["error"]
 
 
 def test_a_warning_names_a_state_that_changes_its_types(small_config):

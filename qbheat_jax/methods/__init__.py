@@ -1,5 +1,7 @@
 """Training objectives: one file a method, one line of METHODS, built from a config by `build`. See `base.Method`."""
 
+import jax.numpy as jnp
+
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods.base import Schedule
 from qbheat_jax.methods.classifier import Classifier
@@ -101,6 +103,15 @@ def build(config, schedule=Schedule()):
     if encoder.has_batch_norm:
         encoder = grouped(encoder, config.get("bn_groups", 1))
     return of(config).build(config, encoder, schedule)
+
+
+def forward(method, variables, images):
+    """Return the logits float32 [B, classes] of images uint8 [B, H, W, 3], or their features float32 without a classifier."""
+    pixels = method.pixels.normalise(images)
+    if getattr(method, "head", None) is not None:
+        return method.logits(variables, pixels)
+    encoder = {collection: tree["encoder"] for collection, tree in variables.items() if "encoder" in tree}
+    return method.encoder.apply(encoder, pixels)[0].astype(jnp.float32)
 
 
 def check_size(size, name, encoder):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
+from qbheat_jax import methods
 from qbheat_jax.data.specs.clips import ClipsSpec
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -17,14 +18,11 @@ def serialise(model):
     Without a classifier it returns the feature map float32 [batch, S / stride, S / stride, C]. S is the config's image_size;
     the batch size is symbolic. `jax.export.deserialize(bytearray(data)).call(images)` runs it on any of PLATFORMS.
     """
-    objective, side = model.objective, model.config.image_size
+    side = model.config.image_size
     variables = jax.tree.map(jnp.asarray, model.variables)
 
     def call(images):
-        pixels = objective.pixels.normalise(images)
-        if getattr(objective, "head", None) is not None:
-            return objective.logits(variables, pixels)
-        return objective.encoder.apply(model.encoder_variables, pixels)[0].astype(jnp.float32)
+        return methods.forward(model.objective, variables, images)
 
     (batch,) = export.symbolic_shape("batch")
     frames = model.config.get("data", {}).get("frames", ClipsSpec.frames)

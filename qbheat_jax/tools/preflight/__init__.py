@@ -1,5 +1,6 @@
 """Preflight: compile a config's train step for a TPU or GPU topology ahead of time, and report memory and cost."""
 
+import functools
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ GIB = 2**30
 PREALLOCATED, LARGEST = 0.75, 0.95
 
 
-def run(path, overrides, topology_name, *, find_batch=False, save=None):
+def run(path, overrides, topology_name, *, find_batch=False, inference=False, save=None):
     """Check a config file on a topology.
 
     Args:
@@ -29,6 +30,7 @@ def run(path, overrides, topology_name, *, find_batch=False, save=None):
       overrides: [(key, text), ...] from the command line.
       topology_name: Name of a topology, such as "v5e:4x4".
       find_batch: Search for the largest batch that fits.
+      inference: Compile the forward pass on whole images instead of the train step: logits, or features without a classifier.
       save: Path of a JSON file for the result, or None.
 
     Returns:
@@ -43,7 +45,8 @@ def run(path, overrides, topology_name, *, find_batch=False, save=None):
     topology.prepare(target)
     devices = topology.devices(target)
     name = epath.Path(path).name
-    result = _search(config, target, devices, name) if find_batch else check(config, target, devices, name)
+    checked = functools.partial(check, target=target, devices=devices, name=name, inference=inference)
+    result = _search(config, target, devices, checked) if find_batch else checked(config)
     if save:
         with writing(save, RUN_FAILED):
             save = epath.Path(save)
@@ -52,14 +55,15 @@ def run(path, overrides, topology_name, *, find_batch=False, save=None):
     return result
 
 
-def check(config, target, devices, name="config"):
-    """Compile the step of one config and report its memory and cost.
+def check(config, target, devices, name="config", inference=False):
+    """Compile the step of one config, or its forward pass, and report its memory and cost.
 
     Args:
       config: A checked pre-training config.
       target: A `topology.Topology`.
       devices: Devices of `topology.devices`.
       name: Name of the config in the report.
+      inference: As of `run`. A step is then a forward pass.
 
     Returns:
       Dict of numbers and strings, None where unknown. Bytes and seconds are per device and step; FLOPs are per step of the
@@ -68,10 +72,10 @@ def check(config, target, devices, name="config"):
     Raises:
       UserError: Config and topology do not fit each other.
     """
-    step = build(config, target, devices)
+    step = build(config, target, devices, inference)
     if not target.gpu:
         return _check(step, target, devices, name, compile.compile)
-    with process.Compilation(config, target) as running:  # compiles while this process traces and counts
+    with process.Compilation(config, target, inference) as running:  # compiles while this process traces and counts
         return _check(step, target, devices, name, lambda _: running.result())
 
 
@@ -85,6 +89,7 @@ def _check(step, target, devices, name, compiler):
     total_matmul_flops = sum(flops_by_type.values())
     result = {
         "config": name,
+        "program": "forward pass" if step.inference else "train step",
         "topology": target.name,
         "chips": target.chips,
         "devices": len(devices),
@@ -208,29 +213,29 @@ def _hbm(target):
     return target.chip.hbm // target.chip.devices if target.chip else None
 
 
-def build(config, target, devices):
+def build(config, target, devices, inference=False):
     """Return the `compile.Step` of a config on a topology. Raise UserError, with the topology's name, if they conflict."""
     try:
-        return compile.build(config, devices, _hbm(target) or math.inf)
+        return compile.build(config, devices, _hbm(target) or math.inf, inference=inference)
     except UserError as error:
         raise UserError(f"--topology {target.name}: {error}") from error
 
 
 def _without_recomputing(step, traced, target, devices):
     """Return the trace on which model FLOPs are counted. It excludes rematerialisation, which is not the model's work."""
-    if step.config.remat == "none" and not target.chip:
+    if step.inference or (step.config.remat == "none" and not target.chip):
         return traced
     plain = config_lib.resolve({**config_lib.flatten(step.config.to_dict()), "remat": "none"}, PRETRAIN)
     return compile.build(plain, devices, plain=True).trace()
 
 
-def _search(config, target, devices, name):
+def _search(config, target, devices, check):
     tried, results = [], {}
 
     def fits(batch_size):
         changed = {**config_lib.flatten(config.to_dict()), "batch_size": batch_size}
         try:
-            found = check(config_lib.resolve(changed, PRETRAIN), target, devices, name)
+            found = check(config_lib.resolve(changed, PRETRAIN))
             row = {key: found[key] for key in ("batch_size", "fits", "reason", "compile_seconds")}
             row["reason"] = row["reason"] or found["error"]
         except UserError as error:

@@ -22,7 +22,8 @@ def main(folder):
     # jax cannot read cached programs back for devices that are not present.
     jax.config.update("jax_enable_compilation_cache", False)
     config = config_lib.from_json(request["config"], PRETRAIN)
-    done = _compile(compile.build(config, topology.devices(target)).trace())
+    step = compile.build(config, topology.devices(target), inference=request["inference"])
+    done = _compile(step.trace())
     (folder / process.ANSWER).write_text(json.dumps(dataclasses.asdict(done)))
 
 

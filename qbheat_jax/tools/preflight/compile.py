@@ -1,4 +1,4 @@
-"""Compile the train step ahead of time from shapes, without arrays and without the target's devices."""
+"""Compile the train step or the forward pass ahead of time from shapes, without arrays and the target's devices."""
 
 import dataclasses
 import logging
@@ -22,7 +22,7 @@ log = logging.getLogger("qbheat")
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A config's train step on a mesh, before tracing.
+    """A config's train step or forward pass on a mesh, before tracing.
 
     Attributes:
       config: The checked config.
@@ -31,6 +31,7 @@ class Step:
       function: The jitted step.
       state: Pytree of `jax.ShapeDtypeStruct` with shardings.
       batch: Dict of `jax.ShapeDtypeStruct` with shardings.
+      inference: Whether it is a forward pass.
     """
 
     config: Any
@@ -39,6 +40,7 @@ class Step:
     function: Any
     state: Any
     batch: Any
+    inference: bool = False
 
     @property
     def parameters(self):
@@ -61,8 +63,10 @@ class Step:
         """Return the least HBM traffic of a step per device, in bytes.
 
         The activations that the gradient needs, the state and the gradients are written once and read once. The batch is
-        only read.
+        only read. A forward pass only reads its weights and its batch.
         """
+        if self.inference:
+            return self.argument_bytes()
 
         def loss(params, batch_stats, batch):
             with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
@@ -78,7 +82,7 @@ def _local_bytes(tree):
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def build(config, devices, room=math.inf, plain=False, lr_multipliers=None):
+def build(config, devices, room=math.inf, plain=False, lr_multipliers=None, inference=False):
     """Build the `Step` of a config.
 
     Args:
@@ -87,6 +91,7 @@ def build(config, devices, room=math.inf, plain=False, lr_multipliers=None):
       room: Memory of each device in bytes.
       plain: Argument of `state.train_step`.
       lr_multipliers: Argument of `optim.optimizer`.
+      inference: Build the forward pass of `methods.forward` instead of the train step.
 
     Returns:
       The `Step`.
@@ -111,14 +116,32 @@ def build(config, devices, room=math.inf, plain=False, lr_multipliers=None):
     schedule = optax.warmup_cosine_decay_schedule(0.0, optim.peak_learning_rate(config), 1, 2)
     optimizer = optim.optimizer(config, schedule, lr_multipliers)
     abstract = state.abstract(objective, optimizer, shapes, config.ema)
+    if inference:
+        params = {part: tree for part, tree in abstract.params.items() if part in ("encoder", "head")}
+        abstract, batch = abstract.replace(params=params, opt_state={}, ema={}), {"image": batch["image"]}
     shardings = sharding.shardings(abstract, mesh, like_params=objective.sharded_like_params)
     sharding.check_split(shardings, mesh)
-    function = state.train_step(
-        objective, optimizer, rng.root(config.seed), shardings, mesh, config.ema, config.accumulate, plain
-    )
+    if inference:
+        function = _forward(objective, shardings, mesh)
+    else:
+        function = state.train_step(
+            objective, optimizer, rng.root(config.seed), shardings, mesh, config.ema, config.accumulate, plain
+        )
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     _check_room(_local_bytes(abstract), _local_bytes(batch), room)
-    return Step(config, objective, mesh, function, abstract, batch)
+    return Step(config, objective, mesh, function, abstract, batch, inference)
+
+
+def _forward(objective, shardings, mesh):
+    """Return the jitted `forward(state, batch)` -> logits or features, see `methods.forward`."""
+
+    def forward(state, batch):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            images = sharding.spread(batch, objective, mesh)["image"]
+            return methods.forward(objective, state.variables(), images)
+
+    batches = jax.sharding.NamedSharding(mesh, device_mesh.BATCH)
+    return jax.jit(forward, in_shardings=(shardings, batches), out_shardings=batches)
 
 
 def _check_room(state, batch, room):

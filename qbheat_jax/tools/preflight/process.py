@@ -31,10 +31,12 @@ class Compilation:
     Args:
       config: A checked config of a pre-training run.
       target: A `topology.Topology`.
+      inference: As of `compile.build`.
     """
 
-    def __init__(self, config, target):
-        self._request = json.dumps({"config": config_lib.to_json(config), "topology": target.name})
+    def __init__(self, config, target, inference=False):
+        request = {"config": config_lib.to_json(config), "topology": target.name, "inference": inference}
+        self._request = json.dumps(request)
 
     def __enter__(self):
         self._folder = tempfile.TemporaryDirectory(prefix="qbheat-preflight-")

@@ -14,9 +14,10 @@ def text(result):
 
 def _head(r):
     mesh = " x ".join(f"{axis} {n}" for axis, n in r["mesh"].items())
+    program = ", forward pass," if r["program"] == "forward pass" else ""
     devices = f"{r['chips']} chips" if r["hbm_bytes"] else f"{r['devices']} devices"
     return (
-        f"{r['config']} on {r['topology']}: {devices}, mesh {mesh}, batch {r['batch_size']} "
+        f"{r['config']}{program} on {r['topology']}: {devices}, mesh {mesh}, batch {r['batch_size']} "
         f"({r['images_per_device']} images per device)"
     )
 
@@ -50,12 +51,14 @@ def _work(r):
     yield _row("model FLOPs a step", f"{r['product_flops']:.4g} in matmuls and convolutions ({types})")
     yield _row("", f"{image:.4g} per image; {r['flops']:.4g} per step including elementwise arithmetic")
     if r["bytes_accessed"] is not None:
+        least = "the gradient's activations and the state, written once and read once"
+        if r["program"] == "forward pass":
+            least = "the weights and the images, read once"
         padding = f"; {_size(r['bytes_padding'])} more of tile padding" if r["bytes_padding"] else ""
         yield _row("HBM bytes a device", f"{_size(r['bytes_accessed'])} per step ({r['bytes_counted']}){padding}")
         yield _row(
             "",
-            f"{r['bytes_accessed'] / r['least_bytes']:.2f} times the least traffic, {_size(r['least_bytes'])}: the gradient's "
-            "activations and the state, written once and read once",
+            f"{r['bytes_accessed'] / r['least_bytes']:.2f} times the least traffic, {_size(r['least_bytes'])}: {least}",
         )
         largest = list(r["bytes_by_part"].items())[:6]
         yield _row("", ", ".join(f"{part} {n / r['bytes_accessed']:.0%}" for part, n in largest))

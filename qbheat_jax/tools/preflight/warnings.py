@@ -79,6 +79,8 @@ def _unsplit_parameters(step):
 
 def _recompiles(step, traced):
     """Warn of a state whose types change in a step, since the second step then compiles again."""
+    if step.inference:
+        return None
     differ = [
         name
         for (name, before), after in zip(pytree.names(step.state), jax.tree.leaves(traced.out_info[0]))
