@@ -26,5 +26,5 @@ def serialise(model):
 
     (batch,) = export.symbolic_shape("batch")
     frames = model.config.get("data", {}).get("frames", ClipsSpec.frames)
-    images = jax.ShapeDtypeStruct((batch, *objective.encoder.example_shape(side, frames)), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *model.encoder.example_shape(side, frames)), jnp.uint8)
     return bytes(export.export(jax.jit(call), platforms=PLATFORMS)(images).serialize())
