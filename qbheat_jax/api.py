@@ -102,6 +102,8 @@ class Model:
     def features(self, images: ArrayLike, *, normalized: bool = False) -> jax.Array:
         """Return feature maps float32 [B, H / stride, W / stride, C] of images uint8 [B, H, W, 3].
 
+        An encoder of clips takes uint8 [B, 2, T, H, W, 3] instead, RGB frames and event frames; so do the methods below.
+
         normalized: The images are normalised floats.
         """
         return self._features(self.encoder_variables, self._pixels(images, normalized))
@@ -144,7 +146,7 @@ class Model:
             raise UserError(
                 f"this {self.config.encoder.name} has no decoder of images: only a run of objective={able} reconstructs"
             )
-        images = _checked(images)
+        images = self._checked(images)
         if (quarter is not None) != (what == "quarters"):
             needed = (
                 "a placement of the visible quarter" if what == "quarters" else "no placement: it sees whole images"
@@ -160,7 +162,13 @@ class Model:
         return self._reconstruct(variables or self.variables, images, quarter, blend)
 
     def _pixels(self, images: ArrayLike, normalized: bool) -> jax.Array:
-        return jnp.asarray(images) if normalized else self.objective.pixels.normalise(_checked(images))
+        return jnp.asarray(images) if normalized else self.objective.pixels.normalise(self._checked(images))
+
+    def _checked(self, images: ArrayLike) -> jax.Array:
+        images, shape = jnp.asarray(images), "[B, 2, T, H, W, 3]" if self.encoder.takes_clips else "[B, H, W, 3]"
+        if images.ndim != shape.count(",") + 1 or images.shape[-1] != 3 or images.dtype != jnp.uint8:
+            raise UserError(f"images are {images.dtype}{list(images.shape)}: uint8 {shape} is needed")
+        return images
 
     @functools.cached_property
     def _features(self) -> Callable[..., jax.Array]:
@@ -173,13 +181,6 @@ class Model:
     @functools.cached_property
     def _reconstruct(self) -> Callable[..., jax.Array]:
         return jax.jit(self.objective.reconstruct)
-
-
-def _checked(images: ArrayLike) -> jax.Array:
-    images = jnp.asarray(images)
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != jnp.uint8:
-        raise UserError(f"images are {images.dtype}{list(images.shape)}: uint8 [B, H, W, 3] is needed")
-    return images
 
 
 def read_config(directory: str | os.PathLike[str]) -> ConfigDict:

@@ -114,23 +114,28 @@ def complete(config, table, own=()):
     return with_fields(config, fields, table), model
 
 
-def matching_encoder(config):
-    """Return the model whose encoder a pre-training begins with, None where `config.init` is empty or `random`.
+def pretraining(config):
+    """Return the variables that a pre-training begins with, as of `start`; None where `config.init` is empty or `random`.
+
+    They are those of the config's own encoder, or of another one that it `adopt`s.
 
     Raises:
-      UserError: Its encoder is not the config's; names the fields to set.
+      UserError: The encoder of init is neither; names the fields to set.
     """
     model = open_model(config.init, ("", RANDOM), FIELD)
     if model is None:
         return None
     trained, wanted = (config_lib.flatten(c.to_dict()) for c in (model.config, config))
+    encoder = methods.build_encoder(config)
+    adopted = encoder.adopt(model.encoder, model.encoder_variables["params"])
+    if adopted is not None and trained["pixels"] == wanted["pixels"]:
+        return {"params": {"encoder": adopted}, "batch_stats": {}, "own": f"encoder/({encoder.own})"}
     same = ("encoder.name", *(f"encoder.{name}" for name in OPTIONS if name not in ("grid", "embedding")), "pixels")
     differ = [name for name in same if trained[name] != wanted[name]]
     if differ:
         have = ", ".join(f"{name}={trained[name]!r} (not {wanted[name]!r})" for name in differ)
         raise UserError(f"config field init={config.init} has an encoder with {have}: set the config's to the same")
-    size = methods.build_encoder(config).image_size
-    return model if size is None else model.sized(size)
+    return start(model if encoder.image_size is None else model.sized(encoder.image_size))
 
 
 def start(model):

@@ -34,6 +34,23 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def filled(tree, defaults, pattern):
+    """Return a nested dict with those leaves of `defaults` that it lacks and whose whole name the pattern matches.
+
+    >>> filled({"a": {"x": 1}}, {"a": {"x": 2, "y": 3}, "b": {"y": 4}}, "a/.*")
+    {'a': {'x': 1, 'y': 3}}
+    """
+    found = {name: leaf for name, leaf in names(defaults) if re.fullmatch(pattern, name)} | dict(names(tree))
+    result = {}
+    for name, leaf in found.items():
+        *parents, last = name.split("/")
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return result
+
+
 def differences(expected, found):
     """Return a line for each leaf that is missing, extra or of another shape; [] if the pytrees agree."""
     want, have = dict(names(expected)), dict(names(found))

@@ -28,6 +28,7 @@ from qbheat_jax.eval.average_precision import AveragePrecision
 from qbheat_jax.eval.label_free import LabelFree
 from qbheat_jax.methods import base
 from qbheat_jax.models import detr_detector, layers, mobile_former, mobilenet, registry
+from qbheat_jax.models.mmhco import MMHCO, ClipHead
 from qbheat_jax.models.resnet import ResNet
 from qbheat_jax.models.vheat import VHeat
 from qbheat_jax.models.vit import ViT
@@ -63,6 +64,9 @@ ENCODERS = {
     "lite": registry.Entry(registry.MobileNet, {"variant": _LITE}, _NET_STRIDES),
     "resnet_basic": registry.Entry(ResNet, {"blocks": (1, 1, 1, 1), "bottleneck": False}, _RESNET.strides),
     "resnet": registry.Entry(ResNet, {"blocks": (2, 1, 1, 1), "zero_init": False}, _RESNET.strides),
+    "mmhco": registry.Entry(
+        MMHCO, {"dims": (16, 32), "depths": (1, 1)}, {8: {}}, registry.ENCODERS["mmhco_nano"].options, head=ClipHead
+    ),
     "vheat": registry.Entry(VHeat, _HEAT, _HEAT_STRIDES, registry._VHEAT),
     "vheat_scaled": registry.Entry(
         VHeat, {**_HEAT, "post_norm": True, "layer_scale": True}, _HEAT_STRIDES, registry._VHEAT
@@ -115,6 +119,9 @@ OPTIONS = {
     ("former_grouped", "finetune"): {**_GROUPS, "head.dropout": 0.1},
     ("former_grouped", "dense"): {"tune": True},
     ("former_grouped", "detr"): {"detr.anchors": False},
+    ("mmhco", "qbheat"): {**_REMAT, "encoder.routing": "soft", "encoder.fve_pool": "batch"},
+    ("mmhco", "supervised"): {"optimizer": "sgd", "encoder.drop_path": 0.1},
+    ("mmhco", "finetune"): {**_GROUPS, "mixup": 0.8, "cutmix": 1.0, "encoder.fve_mode": "noise"},
     ("mobilenet", "qbheat"): {"heat.propagator": "exp", "heat.directions": "tied"},
     ("mobilenet", "simmim"): _REMAT,
     ("mobilenet", "supervised"): _PARTS,
@@ -210,12 +217,15 @@ class _Shapes:
     def model(self):
         return api.Model(self.config, self.variables, 1)
 
+    def frozen(self, variables):
+        spec = encoders.evaluation_spec(self.config, self.config.image_size)
+        return encoders._encoder(self.objective.encoder, self.objective.pixels, variables, spec, "", "")
+
     def array(self, *shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self.whole)
 
     def images(self, *count):
-        size = self.config.image_size
-        return self.array(*(count or (self.config.batch_size,)), size, size, 3, dtype=jnp.uint8)
+        return self.array(*(count or (self.config.batch_size,)), *self.batch["image"].shape[1:], dtype=jnp.uint8)
 
     def put(self, tree):
         """Arrays or shapes -> shapes on the devices."""
@@ -241,7 +251,7 @@ def _init(devices, encoder):
     """The program that makes the parameters."""
     made = config(encoder, "qbheat")
     shapes = _Shapes(made, devices)
-    make = state.initialiser(shapes.objective, optim.adamw(made, lambda step: 1e-3), shapes.batch, made.ema)
+    make = state.initialiser(shapes.objective, optim.optimizer(made, lambda step: 1e-3), shapes.batch, made.ema)
     where = jax.tree.map(lambda x: x.sharding, shapes.state)
     key = jax.eval_shape(lambda: rng.root(0))
     yield jax.jit(make, out_shardings=where).lower(shapes.put(key))
@@ -263,7 +273,7 @@ def _evaluate(devices, encoder):
 def _analyse(devices, encoder):
     """What an analysis runs on the devices: maps, the learnt operator's steps and grids, reconstructions."""
     shapes = _Shapes(config(encoder, "qbheat", image_size=128), devices)
-    frozen = encoders._encoder(shapes.objective.encoder, shapes.objective.pixels, None, 128, "", encoder)
+    frozen = shapes.frozen(None)
     yield target_lib._encode.lower(frozen.features, shapes.encoder, shapes.images())
     decoder = shapes.objective.decoder
     heat, width = shapes.variables["params"]["decoder"]["heat"], shapes.objective.encoder.width
@@ -283,9 +293,9 @@ def _detect(devices, encoder, detector):
 
 def _probe(devices, encoder):
     """Features for a probe, whole and pooled; linear heads and a block over a grid of rates; neighbours."""
-    shapes = _Shapes(config(encoder, "simmim"), devices)
+    shapes = _Shapes(config(encoder, "supervised"), devices)
     about = {"data.source": "synthetic:8", "image_size": 128, "batch_size": 32, "encoder.name": encoder}
-    frozen = encoders._encoder(shapes.objective.encoder, shapes.objective.pixels, shapes.encoder, 128, "", encoder)
+    frozen = shapes.frozen(shapes.encoder)
     grid = {"learning_rates": (0.1, 1.0), "warmup_epochs": 1.0, "total_epochs": 4.0}
     dropped = {"head.heads": 4, "head.dropout": 0.1, "head.drop_path": 0.1}
     for fields in (
@@ -353,6 +363,13 @@ class Cell:
     target: str = GPU
 
 
+def _trains(objective, encoder):
+    """Whether an objective trains encoders of this class."""
+    if encoder.takes_clips:
+        return methods.METHODS[objective].takes_clips
+    return objective != "mae" or encoder.takes_keep
+
+
 def _cells():
     cells = {}
 
@@ -363,7 +380,7 @@ def _cells():
         add(f"strided_conv-{dtype}", _strided, dtype)
     for encoder, entry in ENCODERS.items():
         for objective in OBJECTIVES:
-            if objective != "mae" or entry.module is ViT:
+            if _trains(objective, entry.module):
                 add(f"{encoder}-{objective}", _train, encoder, objective, OPTIONS.get((encoder, objective), {}))
     for encoder, objective, options in (
         ("former", "qbheat", {}),
@@ -374,17 +391,20 @@ def _cells():
         ("vheat", "qbheat", {}),
         ("hcnet", "supervised", {}),
         ("hcnet_a", "simmim", {}),
+        ("mmhco", "qbheat", {}),
+        ("mmhco", "supervised", {}),
     ):
         add(f"{encoder}-{objective}", _train, encoder, objective, {**_SMALL, **options}, target=TPU)
     for encoder in ("former_grouped", "lite", "resnet_basic", "vit", "hcnet"):
         add(f"{encoder}-init", _init, encoder)
-    for encoder in ("former_grouped", "resnet_basic", "vit"):
+    for encoder in ("former_grouped", "mmhco", "resnet_basic", "vit"):
         add(f"{encoder}-classify", _classify, encoder)
     add("resnet-evaluate", _evaluate, "resnet")
     add("mobilenet-analyse", _analyse, "mobilenet")
     add("resnet-detect_dense", _detect, "resnet", "dense")
     add("vit-detect_detr", _detect, "vit", "detr")
-    add("vit-probe", _probe, "vit")
+    for encoder in ("mmhco", "vit"):
+        add(f"{encoder}-probe", _probe, encoder)
     add("mobilenet-device_cache", _cache, "mobilenet")
     return cells
 
@@ -400,7 +420,9 @@ FAMILIES = (
     ("vheat", "vheat_scaled"),
     ("hcnet", "hcnet_a"),
     ("vit",),
+    ("mmhco",),
 )
+_MATRIX_TPU = {"former-finola-v5e", "hcnet_a-simmim-v5e", "mmhco-supervised-v5e"}
 
 
 def _matrix():
@@ -410,7 +432,7 @@ def _matrix():
         for n, name in enumerate(names):
             if n == 0 or (n + k) % 2 == 0:
                 cells.remove(f"{family[(n + k) // 2 % len(family)]}-{name}")
-    return {f"{cell}-{GPU.partition(':')[0]}" for cell in cells}
+    return {f"{cell}-{GPU.partition(':')[0]}" for cell in cells} & set(CELLS) | _MATRIX_TPU
 
 
 MATRIX = _matrix()

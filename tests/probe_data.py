@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qbheat_jax import config as config_lib
+from qbheat_jax import data
 from qbheat_jax.data.sources.base import ArraySource
 from qbheat_jax.probe import encoders
 from qbheat_jax.probe.fields import PROBE
@@ -54,4 +55,5 @@ def tiny(seed=0, width=16):
         x = images.astype(jnp.float32).reshape(n, size, 8, size, 8, 3) / 255
         return jnp.tanh(x.transpose(0, 1, 3, 2, 4, 5).reshape(n, size, size, -1) @ variables["kernel"])
 
-    return encoders.FrozenEncoder(features, {"kernel": kernel}, 32, "blobs", {"encoder": "tiny", "step": None})
+    about = {"encoder": "tiny", "step": None}
+    return encoders.FrozenEncoder(features, {"kernel": kernel}, data.ImageSpec(32), "blobs", about)

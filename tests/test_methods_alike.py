@@ -35,7 +35,7 @@ def config_of(name, **fields):
 def train(config, mesh, steps=2):
     """-> (losses, state after so many steps of random batches)."""
     objective = methods.build(config)
-    optimizer = optim.adamw(config, optim.schedule(config, 6, 64))
+    optimizer = optim.optimizer(config, optim.schedule(config, 6, 64))
     key = rng.root(config.seed)
     shapes = methods.batch_spec(config).shapes(config.batch_size)
     current, shardings = state.create(objective, optimizer, shapes, key, mesh, config.ema)

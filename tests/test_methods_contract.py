@@ -132,7 +132,7 @@ def test_a_teacher_of_a_vit_is_split_over_heads_too(twins, monkeypatch):
     method = methods.build(config, optim.run_schedule(config, 64))
     mesh = device_mesh.make_mesh({"data": 2, "fsdp": 2, "model": 2})
     shapes = methods.batch_spec(config).shapes(16)
-    abstract = state.abstract(method, optim.adamw(config, lambda step: 1e-3), shapes)
+    abstract = state.abstract(method, optim.optimizer(config, lambda step: 1e-3), shapes)
     where = sharding.shardings(abstract, mesh, like_params=method.sharded_like_params)
     ours, teachers = (pytree.names(tree) for tree in (where.params["encoder"], where.batch_stats["teacher"]["params"]))
     assert [(name, s.spec) for name, s in ours] == [(name, s.spec) for name, s in teachers]

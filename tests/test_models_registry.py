@@ -15,12 +15,14 @@ from qbheat_jax.ops.images import PIXELS
 from tests.conftest import TESTS_OWN
 
 MOBILE_FORMERS = [f"mobile_former_{v}" for v in VARIANTS]
+CLIPS = ["mmhco_nano", "mmhco_s"]
 VHEATS = ["vheat_b", "vheat_b96", "vheat_nano", "vheat_s", "vheat_t"]
 HCNETS = ["hcnet_a_t", "hcnet_nano", "hcnet_t", "hcnet_t_551405"]
 RESNETS = ["resnet18", "resnet50"]
 OTHERS = ["efficientnet_lite0", "mobilenet_v2", *HCNETS, *RESNETS, *VHEATS, "vit_b", "vit_s", "vit_ti"]
-NAMES = sorted([*MOBILE_FORMERS, *OTHERS])
-LARGE = ("vheat_b", "vheat_b96", "vheat_s", "hcnet_a_t", "hcnet_t_551405")  # of families whose others are traced sooner
+NAMES = sorted([*MOBILE_FORMERS, *OTHERS, *CLIPS])
+# Of families whose other members are traced sooner.
+LARGE = ("vheat_b", "vheat_b96", "vheat_s", "hcnet_a_t", "hcnet_t_551405", "mmhco_s")
 CHOICES = [
     pytest.param(name, stride, marks=[pytest.mark.slow] * (name in LARGE))
     for name in NAMES
@@ -45,7 +47,9 @@ def test_names_are_sorted_and_complete():
 def test_every_encoder_keeps_the_contract(name, stride):
     encoder = registry.encoder(name, stride=stride, drop_path=0.1, dtype="bfloat16")
     assert (encoder.stride, encoder.drop_path, encoder.dtype) == (stride, 0.1, jnp.bfloat16)
-    images = jnp.zeros((1, 64, 128, 3))
+    images = jnp.zeros((1, 2, 3, 64, 128, 3) if name in CLIPS else (1, 64, 128, 3))
+    assert encoder.takes_clips == registry.takes_clips(name) == (name in CLIPS)
+    assert encoder.example_shape(64, frames=3) == ((2, 3, 64, 64, 3) if name in CLIPS else (64, 64, 3))
     (features, out), variables = jax.eval_shape(lambda: encoder.init_with_output(jax.random.key(0), images))
     assert features.shape == (1, 64 // stride, 128 // stride, encoder.width)
     assert features.dtype == jnp.bfloat16 and set(variables) <= {"params", "batch_stats"}
@@ -149,6 +153,7 @@ def test_heads_are_the_released_ones():
     for name in (*OTHERS, "mobile_former_w720", "mobile_former_tiny"):  # the last two were released without
         std = 0.02 if name in (*HCNETS, *VHEATS) else 0.01
         assert registry.head(name, 10, dropout=0.1) == PooledHead(10, 0.1, std)
+    assert registry.head("mmhco_s", 10, dropout=0.1) == ClipHead(10, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_factors_multiply_the_whole_update():
         fields = config(weight_decay=0.3, clip_norm=clip)
         updates = []
         for lr_multipliers in (None, lambda p: finetune.lr_multipliers(p, ViT(depth=1), 0.5)):
-            optimizer = optim.adamw(fields, optax.constant_schedule(0.01), lr_multipliers)
+            optimizer = optim.optimizer(fields, optax.constant_schedule(0.01), lr_multipliers)
             updates.append(optimizer.update(gradients, optimizer.init(params), params)[0])
         ratio = jax.tree.map(lambda a, b: float((b / a).mean()), *updates)
         assert ratio["encoder"]["class_token"]["w"] == pytest.approx(0.25)

@@ -26,7 +26,7 @@ def leaves(tree):
 @pytest.mark.parametrize("encoder", ["micro", "vit_micro", "resnet18"])
 def test_no_forward_pass_and_one_draw(encoder, small_config):
     config = small_config({"encoder.name": encoder, "image_size": 128})
-    optimizer = optim.adamw(config, lambda n: 1e-3)
+    optimizer = optim.optimizer(config, lambda n: 1e-3)
     make = state.initialiser(methods.build(config), optimizer, methods.batch_spec(config).shapes(config.batch_size))
     found = list(primitives(jax.make_jaxpr(make)(rng.root(0))))
     assert found.count("random_bits") == 1

@@ -116,13 +116,26 @@ def test_decay_is_for_matrices_not_for_biases_and_norms():
 
 def run(config, gradients, params=PARAMS, rate=0.1):
     """Parameters after each of the gradients."""
-    optimizer = optim.adamw(config, lambda step: rate)
+    optimizer = optim.optimizer(config, lambda step: rate)
     state, path = optimizer.init(params), []
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         path.append(params)
     return path
+
+
+def test_sgd_is_pytorchs():
+    config = resolve(optimizer="sgd", momentum=0.5, weight_decay=0.5)
+    ones = jax.tree.map(jnp.ones_like, PARAMS)
+    first, second = run(config, [ones, ones])
+    # By hand: m <- 0.5 m + (g + 0.5 w), w <- w - 0.1 m.
+    np.testing.assert_allclose(first["conv"]["kernel"], 1 - 0.1 * 1.5, rtol=1e-6)
+    np.testing.assert_allclose(second["conv"]["kernel"], 0.85 - 0.1 * (0.75 + 1 + 0.5 * 0.85), rtol=1e-6)
+    np.testing.assert_allclose(second["conv"]["bias"], 0.9 - 0.1 * 1.5, rtol=1e-6)
+    (clipped,) = run(resolve(optimizer="sgd", weight_decay=0.0, clip_norm=1.0), [ones])
+    norm = np.sqrt(sum(leaf.size for leaf in jax.tree.leaves(PARAMS)))
+    np.testing.assert_allclose(clipped["heat"]["x+"], 1 - 0.1 / norm, rtol=1e-6)
 
 
 def test_decay_shrinks_what_it_applies_to_alone():

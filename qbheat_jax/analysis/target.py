@@ -118,7 +118,10 @@ def _flat(function, maps):
 
 def open_target(init, config):
     """Return the `AnalysisTarget` of --init, a directory or `random`. `config` has the fields of `ANALYSE`."""
-    return AnalysisTarget(encoders.open_init(init, config, (RANDOM,)), config.batch_size)
+    frozen = encoders.open_init(init, config, (RANDOM,))
+    if frozen.encoder.takes_clips:
+        raise UserError(f"--init {init} is not accepted: it has an encoder of clips, and analyse takes one of images")
+    return AnalysisTarget(frozen, config.batch_size)
 
 
 def roles(source, count, seed):

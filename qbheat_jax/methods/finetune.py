@@ -32,5 +32,5 @@ class Finetune(Supervised):
         pixels = images_lib.PIXELS[config.pixels]
         return cls(
             encoder, grouped(head, config.bn_groups), pixels, config.label_smoothing,
-            mixing=Mixing(config.mixup, config.cutmix), **augmentations(config),
+            mixing=Mixing(config.mixup, config.cutmix), **augmentations(config, encoder),
         )  # fmt: skip

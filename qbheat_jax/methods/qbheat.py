@@ -19,15 +19,17 @@ from qbheat_jax.ops import images as images_lib
 
 
 def crop_visible(images, quarter):
-    """Return the visible quarter of every image: images [B, H, W, C], quarter int32 [B] -> [B, H/2, W/2, C].
+    """Return the visible quarter of every image: images [B, ..., H, W, C], quarter int32 [B] -> [B, ..., H/2, W/2, C].
 
-    Every image selects one of the few static slices. A dynamic slice an image would be a loop over images on a TPU.
+    All frames of a clip have the same quarter. Every image selects one of the few static slices. A dynamic slice an image would
+    be a loop over images on a TPU.
     """
     for axis in (0, 1):
-        length = images.shape[axis + 1]
+        place = images.ndim - 3 + axis
+        length = images.shape[place]
         starts, which = np.unique(quarters.starts(length, axis), return_inverse=True)
-        slices = [jax.lax.slice_in_dim(images, s, s + length // 2, axis=axis + 1) for s in starts]
-        own = jnp.asarray(which)[quarter][:, None, None, None]
+        slices = [jax.lax.slice_in_dim(images, s, s + length // 2, axis=place) for s in starts]
+        own = jnp.asarray(which)[quarter].reshape(-1, *[1] * (images.ndim - 1))
         images = slices[0]
         for n, other in enumerate(slices[1:], 1):
             images = jnp.where(own == n, other, images)
@@ -43,12 +45,13 @@ def _check_grid(config, encoder, placements):
 
 
 def _interpolated(patches, size):
-    """Return pixels [B, H, W, 3] of patches [B, h, w, size * size * 3], mean colours interpolated between the cells."""
-    batch, height, width, _ = patches.shape
-    cells = patches.reshape(batch, height, width, size * size, 3)
+    """Return pixels [B, H, W, C] of patches [B, h, w, size * size * C], mean colours interpolated between the cells."""
+    batch, height, width, numbers = patches.shape
+    channels = numbers // size**2
+    cells = patches.reshape(batch, height, width, size * size, channels)
     means = cells.mean(3)
     within = images_lib.from_patches((cells - means[..., None, :]).reshape(patches.shape), size)
-    return within + jax.image.resize(means, (batch, height * size, width * size, 3), "linear")
+    return within + jax.image.resize(means, (batch, height * size, width * size, channels), "linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ class QBHeat(base.Method):
 
     NAME = "qbheat"
     TITLE = "QB-Heat"
+    takes_clips = True
     STORY = (
         "The encoder sees one quarter of each image. Linear maps, which are the same at every position, "
         "extrapolate its features into the hidden quarters. A small decoder predicts the pixels. No labels are used."
@@ -141,12 +145,12 @@ class QBHeat(base.Method):
     def loss(self, params, state, batch, rng, train=True):
         """Return (mean `Target.error` over the cells that count, (state, {"variance"})).
 
-        batch: image uint8 [B, H, W, 3], quarter int32 [B], mask bool [B]. `variance` is the loss of the trivial predictor,
-        which predicts the mean target of the batch.
+        batch: image uint8 [B, H, W, 3] or clips, quarter int32 [B], mask bool [B]. `variance` is the loss of the trivial
+        predictor, which predicts the mean target of the batch.
         """
         images = self.pixels.normalise(batch["image"])
         predicted, _, state = self._forward(params, state, images, batch["quarter"], rng, train)
-        target = self.target(images)
+        target = self.target(self.encoder.picture(images))
         cells = jnp.ones(target.shape[:3], bool)
         if self.loss_on == "masked":
             cells = jnp.asarray(quarters.masked(*target.shape[1:3]))[batch["quarter"]]
@@ -163,16 +167,18 @@ class QBHeat(base.Method):
     def reconstruct(self, variables, images, quarter, blend=True):
         """Return images uint8 [B, H, W, 3] with the masked quarters predicted and the visible one kept.
 
+        Of clips it returns the encoder's `picture`, uint8 [B, H, W, 6].
         Normalised patches carry no slope between cells, so their mean colours are interpolated between the cells' centres.
 
         Args:
           variables: {"params", "batch_stats"}.
-          images: uint8 [B, H, W, 3].
+          images: uint8 [B, H, W, 3] or clips.
           quarter: int32 [B], the visible quarter.
           blend: Shift predictions to meet the visible pixels (`poisson.blend`); otherwise they are the decoder's.
         """
         size, pixels = self.encoder.stride, self.pixels.normalise(images)
         predicted, _, _ = self._forward(variables["params"], variables["batch_stats"], pixels, quarter)
+        pixels, images = self.encoder.picture(pixels), self.encoder.picture(images)
         patches = self.target.pixels(predicted, crop_visible(pixels, quarter))
         hidden = jnp.asarray(quarters.masked(*patches.shape[1:3]))[quarter][..., None]
         if self.target.norm_pix:
@@ -185,7 +191,8 @@ class QBHeat(base.Method):
         predicted = jax.lax.cond(
             blend, poisson.blend, lambda predicted, *_: predicted, predicted, pixels, ~hidden[..., 0]
         )
-        return jnp.where(hidden, self.pixels.unnormalise(predicted), images)
+        coloured = self.pixels.unnormalise(predicted.reshape(*predicted.shape[:3], -1, 3)).reshape(predicted.shape)
+        return jnp.where(hidden, coloured, images)
 
     def continued(self, variables, images, quarter):
         """Return the extrapolated feature grid float32 [B, h, w, C] of images uint8 [B, H, W, 3]."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qbheat_jax.config import BELOW_ONE, FRACTION, Field, at_least
+from qbheat_jax.config import BELOW_ONE, FRACTION, Field, at_least, refuse
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common.mixing import CUTMIX, MIXUP, Mixing
 from qbheat_jax.models import registry
@@ -31,8 +31,14 @@ def build_head(config):
     return grouped(head, config.get("bn_groups", 1))
 
 
-def augmentations(settings):
-    """Return the arguments of `Supervised` that the fields `rand_augment` and `erasing` of a section of a config stand for."""
+def augmentations(settings, encoder, section=""):
+    """Return the arguments of `Supervised` that the fields `rand_augment` and `erasing` of a section of a config stand for.
+
+    Raises UserError for an augmentation of images with an encoder of clips, whose event frames have no colours.
+    """
+    for name in ("colour_jitter", "rand_augment", "erasing"):
+        if encoder.takes_clips and settings.get(name):
+            refuse(section + name, settings[name], "0 with an encoder of clips")
     return {
         "rand_augment": RandAugment(settings.rand_augment) if settings.rand_augment else None,
         "erasing": Erasing(settings.erasing) if settings.erasing else None,
@@ -84,7 +90,8 @@ class Supervised(base.Method):
         jitter = colour.Jitter(*3 * (settings.colour_jitter,))
         mixing = Mixing(settings.mixup, settings.cutmix)
         head = build_head(config)
-        return cls(encoder, head, pixels, settings.label_smoothing, jitter, mixing, **augmentations(settings))
+        augmented = augmentations(settings, encoder, "supervised.")
+        return cls(encoder, head, pixels, settings.label_smoothing, jitter, mixing, **augmented)
 
     def init(self, rng, batch):
         """Return {"params": {"encoder", "head"}, "batch_stats": likewise, of the parts that have any}."""

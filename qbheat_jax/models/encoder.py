@@ -30,6 +30,7 @@ class Encoder(nn.Module):
       splits_heads: whether attention heads are split over the mesh axis `model`.
       has_batch_norm: whether training updates batch statistics.
       takes_clips: whether it takes clips, see `data.specs.clips.ClipsSpec`, instead of images.
+      own: regular expression of the names of parameters that it has besides those that it may `adopt`.
       takes_keep: whether `__call__` takes `keep`, int32 [B, n], and encodes these cells alone.
       fold: method of (params, size) that returns a `Resized` for inference on square images of `size` pixels, with what
         depends on parameters alone computed. None where the encoder has no such form.
@@ -42,6 +43,7 @@ class Encoder(nn.Module):
     has_batch_norm = True
     takes_clips = False
     takes_keep = False
+    own = ""
     fold = None
     layer_of = None
 
@@ -71,3 +73,28 @@ class Encoder(nn.Module):
         """Return a `Resized` for square images of `size` pixels. Encoders without size-dependent parameters keep theirs."""
         del size
         return Resized(params)
+
+    @nn.nowrap
+    def adopt(self, other, params):
+        """Return those of another encoder's parameters that this one begins with, by its own names; None if it cannot."""
+        del other, params
+        return None
+
+    @nn.nowrap
+    def example_shape(self, side, frames=1):
+        """Return the shape of one example with images of `side` pixels: (side, side, 3), or that of a clip of `frames`."""
+        del frames
+        return (side, side, 3)
+
+    @nn.nowrap
+    def picture(self, images):
+        """Return what a decoder of the features predicts, [B, H, W, picture_channels]: the images themselves.
+
+        It keeps the type, uint8 or float32.
+        """
+        return images
+
+    @property
+    def picture_channels(self):
+        """The channels of `picture`."""
+        return 3

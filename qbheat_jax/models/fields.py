@@ -1,6 +1,7 @@
 """Config fields of the encoder and of its pixels' normalisation."""
 
 from qbheat_jax.config import BELOW_ONE, Field, at_least
+from qbheat_jax.models import mmhco
 from qbheat_jax.ops import images
 
 ENCODER = {
@@ -19,6 +20,20 @@ ENCODER = {
     ),
     "encoder.folded": Field(False, "vheat: decay factors instead of embeddings, for inference on images of one size"),
     "encoder.outnorm": Field(False, "vheat: a layer norm for each stage's map, as in the release's detectors"),
+    "encoder.fve_mode": Field(
+        "feature",
+        "mmhco: what multiplies the frequency embeddings: mean features (feature), noise as in the released program, or "
+        "nothing (static)",
+        mmhco.FVE_MODES,
+    ),
+    "encoder.fve_pool": Field(
+        "sample", "mmhco, feature: mean features of each clip (sample), or of the batch as released", mmhco.FVE_POOLS
+    ),
+    "encoder.routing": Field(
+        "gumbel",
+        "mmhco: router; gumbel draws in training and takes the likeliest in evaluation, sampled draws in both as released",
+        mmhco.ROUTINGS,
+    ),
     "dtype": Field(
         "float32", "computation type; parameters, losses and norm statistics are float32", ("float32", "bfloat16")
     ),

@@ -165,7 +165,8 @@ class BatchNorm(nn.Module):
     """Batch norm over all axes but the last, x [..., C] -> [..., C] of `dtype`, over the global batch under `jax.jit`.
 
     Fields, names and values are those of flax.linen.BatchNorm. Its gradient keeps x alone, where flax's keeps x - mean too.
-    Running averages keep `momentum` (0.9 is PyTorch's 0.1) and take the rest from the mean and biased variance of the batch.
+    Running averages keep `momentum` (0.9 is PyTorch's 0.1) and take the rest from the mean and variance of the batch. That
+    variance is biased, or, if `unbiased`, PyTorch's unbiased one; the batch itself is normalised by the biased one.
     Parameters: scale, bias [C]; batch_stats: mean, var [C]; all float32.
     """
 
@@ -176,6 +177,7 @@ class BatchNorm(nn.Module):
     use_scale: bool = True
     use_bias: bool = True
     scale_init: Any = nn.initializers.ones
+    unbiased: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -190,7 +192,9 @@ class BatchNorm(nn.Module):
             mean = x.mean(axes)
             var = jnp.maximum((x * x).mean(axes) - mean * mean, 0.0)
             if not self.is_initializing():
-                for average, value in zip(averages, (mean, var)):
+                count = x.size // x.shape[-1]
+                kept = var * (count / max(1, count - 1)) if self.unbiased else var
+                for average, value in zip(averages, (mean, kept)):
                     average.value = self.momentum * average.value + (1.0 - self.momentum) * value
         gain = jax.lax.rsqrt(var + self.epsilon)
         if self.use_scale:

@@ -1,6 +1,7 @@
 """Registry of encoders and their released classifiers by name."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from qbheat_jax.errors import UserError, unknown
 from qbheat_jax.models import mobile_former, mobilenet
 from qbheat_jax.models.hcnet import HcNet
 from qbheat_jax.models.heads import PooledHead
+from qbheat_jax.models.mmhco import MMHCO, ClipHead
 from qbheat_jax.models.mobile_former import MobileFormer, MobileFormerHead
 from qbheat_jax.models.mobilenet import MobileNet
 from qbheat_jax.models.resnet import ResNet
@@ -28,7 +30,7 @@ class Entry:
       strides: {stride: the fields that make it}, the default first.
       options: further fields that a caller may set.
       pixels: the key of `images.PIXELS` that the released weights expect.
-      head_std: standard deviation of the initial weights of the classifier, where it is a `PooledHead`.
+      head: the classifier, made by (classes, dropout).
     """
 
     module: Any
@@ -36,7 +38,11 @@ class Entry:
     strides: dict
     options: tuple = ()
     pixels: str = "imagenet"
-    head_std: float = PooledHead.std
+    head: Any = PooledHead
+
+
+# The classifier of encoders whose release draws it with this deviation.
+_HEAD = functools.partial(PooledHead, std=0.02)
 
 
 def _mobile_former(variant):
@@ -58,18 +64,25 @@ def _vit(**fields):
 
 def _hcnet(strides=None, **fields):
     strides = strides or {32: {}, 16: {"last_stride": 1}, 8: {"stem_stride": 1}}
-    return Entry(HcNet, {"generation": "c", **fields}, strides, head_std=0.02)
+    return Entry(HcNet, {"generation": "c", **fields}, strides, head=_HEAD)
 
 
 _VHEAT = ("grid", "embedding", "folded", "outnorm")
 
 
 def _vheat(**fields):
-    return Entry(VHeat, fields, {32: {}, 16: {"last_stride": 1}, 8: {"stem_stride": 1}}, _VHEAT, head_std=0.02)
+    return Entry(VHeat, fields, {32: {}, 16: {"last_stride": 1}, 8: {"stem_stride": 1}}, _VHEAT, head=_HEAD)
+
+
+def _mmhco(strides, **fields):
+    return Entry(MMHCO, fields, strides, ("grid", "embedding", "fve_mode", "fve_pool", "routing"), head=ClipHead)
 
 
 ENCODERS = {
     **{f"mobile_former_{name}": _mobile_former(variant) for name, variant in mobile_former.VARIANTS.items()},
+    "mmhco_s": _mmhco({32: {}, 16: {"last_stride": 1}}, depths=(2, 2, 18, 2), post_norm=True, layer_scale=True),
+    # Ours, not the paper's: for small generated clips on a CPU.
+    "mmhco_nano": _mmhco({8: {}, 4: {"last_stride": 1}}, dims=(32, 64), depths=(1, 1)),
     "mobilenet_v2": _mobilenet("mobilenet_v2"),
     "efficientnet_lite0": _mobilenet("efficientnet_lite0", pixels="lite"),
     "hcnet_t": _hcnet(depths=(3, 8, 18, 3)),
@@ -90,7 +103,7 @@ ENCODERS = {
     "vheat_b96": _vheat(depths=(4, 4, 20, 4), post_norm=True, layer_scale=True),
     # Ours, not the paper's: stride 8, for 64-pixel images on a CPU.
     "vheat_nano": Entry(
-        VHeat, {"dims": (48, 96), "depths": (2, 2)}, {8: {}, 4: {"last_stride": 1}}, _VHEAT, head_std=0.02
+        VHeat, {"dims": (48, 96), "depths": (2, 2)}, {8: {}, 4: {"last_stride": 1}}, _VHEAT, head=_HEAD
     ),
     "vit_ti": _vit(width=192, heads=3),
     "vit_s": _vit(width=384, heads=6),
@@ -116,7 +129,7 @@ def encoder(name, stride=0, drop_path=0.0, dtype="float32", remat="none", **opti
       dtype: to compute in: "float32", "bfloat16" or the jnp type.
       remat: see layers.remat.
       **options: `zero_init` of ResNets; `class_token`, `position`, `grid` of ViTs; `grid`, `embedding`, `folded`, `outnorm` of
-        vHeats.
+        vHeats; `grid`, `embedding`, `fve_mode`, `fve_pool`, `routing` of MMHCOs.
 
     Raises:
       UserError: the name, the stride or an option is unknown.
@@ -141,7 +154,8 @@ def encoder(name, stride=0, drop_path=0.0, dtype="float32", remat="none", **opti
 def head(name, classes, dropout=0.0, dtype="float32"):
     """Return the released classifier of encoder `name`: a linen module (features, out, train) -> logits float32 [B, classes].
 
-    It is Mobile-Former's own where the release has one, otherwise `PooledHead`. `dropout` in [0, 1) precedes the last layer.
+    It is Mobile-Former's own where the release has one, otherwise that of the `Entry`. `dropout` in [0, 1) precedes the last
+    layer.
 
     Raises:
       UserError: an argument is not accepted.
@@ -162,7 +176,7 @@ def head(name, classes, dropout=0.0, dtype="float32"):
     if getattr(fields.get("variant"), "features", 0):
         variant = fields["variant"]
         return MobileFormerHead(classes, variant.features, variant.groups, dropout, dtype)
-    return PooledHead(classes, dropout, _entry(name).head_std)
+    return _entry(name).head(classes, dropout)
 
 
 def released_pixels(name):

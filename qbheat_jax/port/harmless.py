@@ -65,6 +65,7 @@ _NAMES = {
     **{f"datetime.{name}": getattr(datetime, name) for name in ("datetime", "date", "time", "timedelta", "timezone")},
     "numpy.ndarray": Array,
     "yacs.config.CfgNode": Node,
+    "mmengine.logging.history_buffer.HistoryBuffer": types.SimpleNamespace,
     **{
         f"{module}.multiarray.{name}": function
         for module in ("numpy.core", "numpy._core")

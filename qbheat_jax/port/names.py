@@ -14,7 +14,7 @@ import numpy as np
 # Leaves of a module: flax's name and PyTorch's.
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Names in PyTorch that flax does not need.
-_IGNORED = r"(.*\.)?num_batches_tracked"
+IGNORED = r"(.*\.)?num_batches_tracked"
 
 
 def _no_options(shapes):
@@ -44,7 +44,7 @@ class Table:
     fields: dict = dataclasses.field(default_factory=dict)
     options: Callable = _no_options
     dialects: dict = dataclasses.field(default_factory=dict)
-    ignored: str = _IGNORED
+    ignored: str = IGNORED
 
     def fits(self, entry):
         """Return whether the table is for this entry of the registry."""

@@ -26,10 +26,10 @@ def of(config):
 def _encoder(text):
     """Return (paths and shapes, shapes of the encoder's outputs) of a config as JSON."""
     encoder = methods.build(config_tables.from_json(text)).encoder
-    side = encoder.least_size  # no variable's shape depends on the input's
+    example = encoder.example_shape(encoder.least_size)  # no variable's shape depends on the input's
 
     def init():
-        return encoder.init_with_output(jax.random.key(0), jnp.zeros((1, side, side, 3)))
+        return encoder.init_with_output(jax.random.key(0), jnp.zeros((1, *example)))
 
     outputs, made = jax.eval_shape(init)
     return _paths(made, "encoder"), outputs

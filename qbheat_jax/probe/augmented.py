@@ -42,8 +42,7 @@ class Augmented:
     def _open(self, seed, size):
         """Yield (features float32 [n, ...], labels int32 [n]) of readable images without end, n <= size."""
         config, taken = self._config, []
-        how = config.data
-        spec = data.ImageSpec(self._frozen.image_size, seed, (0,), True, how.crop_scale, how.crop_ratio, how.flip)
+        spec = self._frozen.spec.augmented(config.data, seed)
         batches = data.train_batches(
             self._source, spec, split=self._split, batch_size=size,
             workers=config.data.workers, prefetch=config.data.prefetch,

@@ -27,21 +27,21 @@ class Encoding:
 
     Attributes:
       shape: of one image's features.
-      mapped: pmapped (variables, images uint8 [B, H, W, 3]) -> features float32 [B, *shape].
+      mapped: pmapped (variables, images uint8 [B, H, W, 3] or clips) -> features float32 [B, *shape].
       rates: {split: images/s} of the splits encoded.
     """
 
     def __init__(self, frozen, config, store, images):
         self._frozen, self._config, self._store = frozen, config, store
         self._pool = 0 if config.protocol in POOLED else config.head.pool
-        size = jax.ShapeDtypeStruct((1, frozen.image_size, frozen.image_size, 3), np.uint8)
-        grid = jax.eval_shape(frozen.features, frozen.variables, size).shape[1:3]
+        example = frozen.spec.shapes(1)["image"]
+        grid = jax.eval_shape(frozen.features, frozen.variables, example).shape[1:3]
         if self._pool and (grid[0] % self._pool or grid[1] % self._pool):
             raise UserError(
                 f"config field head.pool={self._pool} is not accepted: it takes a divisor of the map's "
                 f"{grid[0]} x {grid[1]} cells"
             )
-        self.shape = jax.eval_shape(self._cells, frozen.variables, size).shape[1:]
+        self.shape = jax.eval_shape(self._cells, frozen.variables, example).shape[1:]
         self.mapped, self.rates = pmap(self._cells), {}
         self._in_memory = images * np.prod(self.shape) * 4 <= config.cache_gib * 2**30
 
@@ -83,14 +83,14 @@ class Encoding:
 
     def batches(self, source, split):
         """Yield (features [n, ...], labels int32 [n], index int32 [n]) without unreadable images."""
-        config, taken = self._config, []
+        config, spec, taken = self._config, self._frozen.spec, []
         # On one device the batch may have any size.
         alone = device_mesh.make_mesh({"data": 1, "fsdp": 1}, jax.local_devices()[:1])
         batches = data.eval_batches(
-            source, data.ImageSpec(self._frozen.image_size, config.seed), split=split, batch_size=config.batch_size,
+            source, spec, split=split, batch_size=config.batch_size,
             workers=config.data.workers, prefetch=config.data.prefetch,
             bad=data.BadFiles(config.data.max_bad_fraction, source.splits[split]),
-            cache=device_cache.of(config.data, self._frozen.image_size, source, split, alone),
+            cache=device_cache.of(config.data, spec.image_size, source, split, alone) if spec.cacheable else None,
         )  # fmt: skip
 
         def inputs():

@@ -1,6 +1,7 @@
 """Frozen encoders for probes and analyses: of a run, untrained, or trivial features without an encoder."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from qbheat_jax import methods, pretrained, rng
+from qbheat_jax.data.specs.clips import ClipsSpec
+from qbheat_jax.data.specs.image import ImageSpec
+from qbheat_jax.models import registry
 from qbheat_jax.ops.images import Pixels
 from qbheat_jax.pretrained import NO_ENCODER, RANDOM
 
@@ -17,22 +21,27 @@ class FrozenEncoder:
     """An encoder that is not trained any more, as a function.
 
     Attributes:
-      features: Function of (variables, images uint8 [B, H, W, 3]) to a map float32 [B, h, w, C].
+      features: Function of (variables, images uint8 [B, H, W, 3] or clips) to a map float32 [B, h, w, C].
       variables: The encoder's.
-      image_size: Pixels a side of its images.
-      source: The spec of its images.
-      description: Dict for results: the encoder's name and step.
+      spec: The data spec of what it encodes, as evaluated.
+      source: The spec string of its images.
+      description: Dict for results: the encoder's name and step, and the frames of its clips.
       encoder: The module, None for trivial features.
       model: The `api.Model` it is of, None where there is none.
     """
 
     features: Callable
     variables: Any
-    image_size: int
+    spec: ImageSpec
     source: str
     description: dict
     encoder: Any = None
     model: Any = None
+
+    @property
+    def image_size(self):
+        """Pixels a side of its images."""
+        return self.spec.image_size
 
 
 def open_init(init, config, words=(RANDOM, *NO_ENCODER)):
@@ -45,28 +54,45 @@ def open_init(init, config, words=(RANDOM, *NO_ENCODER)):
     """
     found = pretrained.resolve(init, config, words)
     size, source = found.image_size, found.source
+    model = None if found.model is None else found.model.sized(size)
+    spec = evaluation_spec(config if model is None else model.config, size, config.seed)
     if init in NO_ENCODER:
-        features = {"pixels": pixels, "histogram": histogram}[init]
-        return FrozenEncoder(lambda _, images: features(images), {}, size, source, {"encoder": init})
-    if found.model is None:
+        features = functools.partial(_by_frame, {"pixels": pixels, "histogram": histogram}[init])
+        return FrozenEncoder(features, {}, spec, source, {"encoder": init})
+    if model is None:
         encoder = methods.build_encoder(config)
-        return _encoder(encoder, Pixels(), untrained(encoder, size, config.seed), size, source, config.encoder.name)
-    model = found.model.sized(size)
+        return _encoder(encoder, Pixels(), untrained(encoder, size, config.seed), spec, source, config.encoder.name)
     name, kept = model.config.encoder.name, model.objective.pixels
-    return _encoder(model.encoder, kept, model.encoder_variables, size, source, name, model)
+    return _encoder(model.encoder, kept, model.encoder_variables, spec, source, name, model)
+
+
+def evaluation_spec(config, image_size, seed=0):
+    """Return the data spec of the examples that a config's encoder is evaluated on; images where it names no encoder."""
+    if not (config.encoder.name and registry.takes_clips(config.encoder.name)):
+        return ImageSpec(image_size, seed)
+    return ClipsSpec(image_size, seed, frames=config.get("data", {}).get("frames", ClipsSpec.frames))
 
 
 def untrained(encoder, image_size, seed):
     """Return the initial variables of an encoder, drawn by the seed."""
-    return jax.jit(encoder.init)(rng.fold(rng.root(seed), "random"), jnp.zeros((1, image_size, image_size, 3)))
+    example = jnp.zeros((1, *encoder.example_shape(image_size)))
+    return jax.jit(encoder.init)(rng.fold(rng.root(seed), "random"), example)
 
 
-def _encoder(encoder, pixels, variables, image_size, source, name, model=None):
+def _encoder(encoder, pixels, variables, spec, source, name, model=None):
     def features(variables, images):
         return encoder.apply(variables, pixels.normalise(images))[0].astype(jnp.float32)
 
     about = {"encoder": name, "step": None if model is None else model.step}
-    return FrozenEncoder(features, variables, image_size, source, about, encoder, model)
+    if encoder.takes_clips:
+        about["frames"] = spec.frames
+    return FrozenEncoder(features, variables, spec, source, about, encoder, model)
+
+
+def _by_frame(features, _, images):
+    """Return trivial features float32 [B, 1, 1, C]; those of all frames of a clip, one after the other."""
+    found = features(images.reshape(-1, *images.shape[-3:]))
+    return found.reshape(images.shape[0], 1, 1, -1)
 
 
 def pixels(images):

@@ -1,5 +1,7 @@
 """Config fields of a probe, and what it shares with the run that it probes."""
 
+import dataclasses
+
 from qbheat_jax.config import (
     BELOW_ONE,
     COUNTS,
@@ -12,7 +14,7 @@ from qbheat_jax.config import (
     refuse,
 )
 from qbheat_jax.data.fields import DATA, FEW_SHOT
-from qbheat_jax.data.specs import image
+from qbheat_jax.data.specs import clips, image
 from qbheat_jax.models.fields import ENCODER
 
 # Votes are exp(-distance / temperature), distance at most 2: below this all of them could be 0 in float64.
@@ -57,6 +59,10 @@ PROBE = Table(
             False, "random crops and mirror images in every epoch, encoded as they come; without it features are cached"
         ),
         **image.FIELDS,
+        **clips.OWN,
+        "data.frames": dataclasses.replace(
+            clips.OWN["data.frames"], doc="clips of --init random: frames of each clip; a run brings its own"
+        ),
         "batch_size": Field(128, "examples a step of the head, and images encoded at once", POSITIVE),
         "total_epochs": Field(90.0, "passes over the training features", POSITIVE),
         "optimizer": Field(

@@ -57,9 +57,10 @@ def _context(run, model, images):
         shown, no_images = None, "none of its images could be read"
     groups, params, sizes = run.groups(), model.variables["params"], shown.sizes if shown else {}
     encoder = pytree.count(params["encoder"]) if params.get("encoder") else None
-    reconstructs = methods.of(run.config).reconstructs
+    clips = model.encoder.takes_clips
+    reconstructs = "" if clips else methods.of(run.config).reconstructs
     if shown is not None and not reconstructs:
-        no_images = f"{run.method} does not reconstruct images"
+        no_images = "clips are not shown" if clips else f"{run.method} does not reconstruct images"
     blocks = pictures(model, shown, run.config) if shown is not None and reconstructs == "quarters" else []
     decoded = whole_pictures(model, shown) if shown is not None and reconstructs == "images" else None
     validation = run.config.data.eval_split or "val"

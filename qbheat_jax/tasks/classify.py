@@ -14,6 +14,7 @@ from qbheat_jax.data.sources import files
 from qbheat_jax.errors import UserError, writing
 from qbheat_jax.eval.accuracy import Accuracy
 from qbheat_jax.eval.evaluate import Evaluator
+from qbheat_jax.probe import encoders
 from qbheat_jax.probe.features import slices
 
 log = logging.getLogger("qbheat")
@@ -40,6 +41,8 @@ def images(directory, paths, top=5, image_size=0):
     if not paths or top < 1:
         raise UserError(f"{len(paths)} images and top={top} are not accepted: at least one of each is needed")
     model = _open(directory, image_size)
+    if model.encoder.takes_clips:
+        raise UserError(f"--init {directory} classifies clips, not image files: pass --data, such as har:PATH")
     names = model.class_names or [f"class {k}" for k in range(model.config.head.classes)]
     spec = data.ImageSpec(model.config.image_size, 0, (0,), False)  # the central crop, as in evaluation
     bad, results = data.BadFiles(1.0, len(paths)), []
@@ -104,13 +107,14 @@ def dataset(
     size, classes = model.config.image_size, model.config.head.classes
     source = data.open_source(spec, image_size=size, tfds_dir=tfds_dir)
     split = _split(source) if split is None else source.split(split)
-    outputs = _outputs(source, split, model)
+    outputs, shown = _outputs(source, split, model), encoders.evaluation_spec(model.config, size)
+    shown.check(source, split)
     if workdir is not None:
         _make(workdir)
 
     evaluator = Evaluator(
         Accuracy(model.objective, source, split, classes, outputs), source, split, device_mesh.make_mesh({"data": -1}),
-        data.ImageSpec(size), batch_size=batch_size, max_bad_fraction=max_bad_fraction,
+        shown, batch_size=batch_size, max_bad_fraction=max_bad_fraction,
     )  # fmt: skip
     evaluator(model.variables)
     measured = evaluator.measured

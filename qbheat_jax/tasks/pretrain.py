@@ -8,6 +8,7 @@ from etils import epath
 
 from qbheat_jax import atomic, console, data, methods, pretrained
 from qbheat_jax import config as config_lib
+from qbheat_jax.config import refuse
 from qbheat_jax.data import labels
 from qbheat_jax.errors import UserError
 from qbheat_jax.eval.evaluate import Evaluator
@@ -34,7 +35,7 @@ def run(config, workdir, traced=None):
       UserError: Config and data do not fit, before anything is compiled; or as `loop.train`.
     """
     config, objective, source = prepare(config)
-    start = pretrained.start(pretrained.matching_encoder(config))
+    start = pretrained.pretraining(config)
     if start is not None:
         start = objective.init_copies(start)
     evaluators = [validation(config, objective, source)] if config.data.eval_split in source.splits else []
@@ -91,8 +92,11 @@ def with_classes(config, source):
 def pictures(config, objective, source):
     """Return the `ImageSummaries` that `loop.train` shows every `images_every` steps, or None where that is 0."""
     examples = source.splits[config.data.split]
-    if not optim.duration(config, "images_every", optim.total_steps(config, examples), examples):
+    every = optim.duration(config, "images_every", optim.total_steps(config, examples), examples)
+    if not every:
         return None
+    if objective.encoder.takes_clips:
+        refuse("images_every", every, f"0 with {config.encoder.name}, an encoder of clips")
     from qbheat_jax.analysis.image_summaries import ImageSummaries  # loads what other runs do without
 
     return ImageSummaries(config, objective)

@@ -53,6 +53,7 @@ def run(config, workdir, init, store=None):
         raise UserError(f"--init {init} has one feature vector an image, which only protocol='lin' and 'knn' can probe")
     source = data.open_source(frozen.source, image_size=frozen.image_size, tfds_dir=config.data.tfds_dir)
     test = splits.test_split(source)
+    frozen.spec.check(source, test)
     source.check_labels("train", test)
     if "val" in source.splits:
         source.check_labelled("val")

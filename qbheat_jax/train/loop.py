@@ -32,7 +32,7 @@ def train(config, workdir, method, source, evaluators=(), start=None, lr_multipl
       source: Data source, see `data.open_source`.
       evaluators: Functions of the variables that return {name: number}, run every `eval_every` steps and at the end.
       start: Variables {"params": {part: tree}, "batch_stats": ...} that a new run's parts start from; None: random.
-      lr_multipliers: As of `optim.adamw`.
+      lr_multipliers: As of `optim.optimizer`.
       pictures: Function of the variables that returns {name: uint8 [H, W, 3]} for TensorBoard, run every `images_every` steps
         and at the end.
       traced: (first, last) step of a `profile.Trace`; None: no trace.
@@ -60,7 +60,7 @@ def train(config, workdir, method, source, evaluators=(), start=None, lr_multipl
     # Model and shard: parameters are born sharded
     key = rng.root(config.seed)
     schedule = optim.schedule(config, steps, examples)
-    optimizer = optim.adamw(config, schedule, lr_multipliers)
+    optimizer = optim.optimizer(config, schedule, lr_multipliers)
     saved = Checkpoints(workdir, config.keep)
     prepare_workdir(workdir, config, saved.config())
     shapes = spec.shapes(config.batch_size)

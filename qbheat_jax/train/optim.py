@@ -98,8 +98,14 @@ def clip_by_global_norm(most):
     return optax.stateless(clip)
 
 
-def adamw(config, schedule, lr_multipliers=None):
-    """Return AdamW under a schedule as an optax transformation, with gradients clipped first where clip_norm is set.
+def sgd(config, schedule):
+    """Return SGD with momentum, whose weight decay is added to the gradient, as PyTorch's."""
+    decay = optax.add_decayed_weights(config.weight_decay, decay_mask)
+    return optax.chain(decay, optax.sgd(schedule, config.momentum))
+
+
+def optimizer(config, schedule, lr_multipliers=None):
+    """Return AdamW or SGD under a schedule as an optax transformation, with gradients clipped first where clip_norm is set.
 
     lr_multipliers: function from the tree of parameters to a tree of numbers that multiply their leaves' learning rates.
     """
@@ -111,6 +117,8 @@ def adamw(config, schedule, lr_multipliers=None):
         weight_decay=config.weight_decay,
         mask=decay_mask,
     )
+    if config.optimizer == "sgd":
+        optimizer = sgd(config, schedule)
     if lr_multipliers is not None:
         scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, lr_multipliers(updates)))
         optimizer = optax.chain(optimizer, scale)

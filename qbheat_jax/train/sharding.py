@@ -20,7 +20,7 @@ RULES = (
     (r"/block\d+/(attn/proj|fc2)/kernel$", PartitionSpec("model", "fsdp")),
     (r"batch_stats/", PartitionSpec()),  # a queue of negatives too: every example is compared with all of it
     (r"decoder/heat/", PartitionSpec()),  # propagators are powers of whole matrices
-    (r"(params|ema|mu|nu)/", "fsdp"),
+    (r"(params|ema|mu|nu|trace)/", "fsdp"),
     (r"", PartitionSpec()),
 )
 SMALLEST_SPLIT = 2**12  # numbers; gathering a smaller leaf costs more than keeping it whole

@@ -71,20 +71,25 @@ def initialiser(method, optimizer, batch, ema=0.0):
 def load_params(state, variables):
     """Return the state with the parts of {"params": {part: tree}, "batch_stats": ...} loaded, sharded as before.
 
+    Parameters whose name matches the pattern `variables["own"]`, if there is one, may be missing: they stay as they are.
+
     Raises UserError where a part's leaves or shapes differ from the state's.
     """
 
     def replaced(tree, parts, name):
+        if variables.get("own"):
+            parts = pytree.filled(parts, {part: tree[part] for part in parts}, variables["own"])
         wrong = pytree.differences({part: tree.get(part, {}) for part in parts}, parts)
         if wrong:
             raise UserError(
                 f"the weights to start from are of another model: {wrong[0]} of {name} ({len(wrong)} differ)"
             )
+
         # Copies of the caller's arrays, since the step donates the state.
-        new = jax.tree.map(
-            lambda old, x: jax.device_put(np.array(x, old.dtype), old.sharding), {p: tree[p] for p in parts}, parts
-        )
-        return {**tree, **new}
+        def placed(old, x):
+            return old if x is old else jax.device_put(np.array(x, old.dtype), old.sharding)
+
+        return {**tree, **jax.tree.map(placed, {p: tree[p] for p in parts}, parts)}
 
     params = replaced(state.params, variables["params"], "params")
     ema = replaced(state.ema, variables["params"], "ema") if state.ema else {}

@@ -1,7 +1,7 @@
 """Data spec of clips: some frames of every clip, RGB and events, all of them cropped and mirrored alike."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,6 +49,9 @@ class ClipsSpec(ImageSpec):
             refuse("data.device_cache", True, f"False with encoder.name={config.encoder.name!r}: clips are not cached")
         shown = {"flip": given.flip, "frames": given.frames, "scales": tuple(given.clip_scales)}
         return cls(config.image_size, config.seed, placements, True, **shown)
+
+    def augmented(self, shown, seed):
+        return replace(self, seed=seed, train=True, scales=tuple(shown.clip_scales), flip=shown.flip)
 
     def fetch(self, source, split, index):
         """Return (`Clip`, label, name) of an example. Nothing is read yet."""

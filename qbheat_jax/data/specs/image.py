@@ -60,6 +60,12 @@ class ImageSpec:
         """Return the spec of the same images as they are evaluated: not augmented."""
         return replace(self, train=False)
 
+    def augmented(self, shown, seed):
+        """Return the spec of the same examples, augmented by draws of `seed`. shown: fields of the section `data`."""
+        return replace(
+            self, seed=seed, train=True, crop_scale=shown.crop_scale, crop_ratio=shown.crop_ratio, flip=shown.flip
+        )
+
     def shapes(self, batch_size):
         """Return {name: ShapeDtypeStruct} of what a step takes of a global batch."""
         import jax  # not at the top: `data` imports without jax

@@ -14,7 +14,7 @@ CUTMIX = Field(0.0, "alpha of cutmix, a box of one image put into another; 0: no
 def mixup(images, targets, key, alpha):
     """Return weighted means of images and targets in pairs (Zhang et al., arXiv 1710.09412).
 
-    images [B, H, W, C], targets [B, classes] -> the same shapes. One weight a batch, from Beta(alpha, alpha); image i is
+    images [B, ..., H, W, C], targets [B, classes] -> the same shapes. One weight a batch, from Beta(alpha, alpha); image i is
     paired with image B - 1 - i.
     """
     weight = jax.random.beta(key, alpha, alpha)
@@ -29,9 +29,9 @@ def cutmix(images, targets, key, alpha):
     """Return images with a box pasted from their partner (Yun et al., arXiv 1905.04899); shapes and pairs as in `mixup`.
 
     One box a batch, with the image's aspect, a fraction 1 - w of its area with w from Beta(alpha, alpha), and any centre.
-    Targets are weighted by the area of the box within the image.
+    All frames of a clip have the same box. Targets are weighted by the area of the box within the image.
     """
-    height, width = images.shape[1:3]
+    height, width = images.shape[-3:-1]
     weight_key, *centres = jax.random.split(key, 3)
     side = jnp.sqrt(1.0 - jax.random.beta(weight_key, alpha, alpha))
 
@@ -40,7 +40,7 @@ def cutmix(images, targets, key, alpha):
 
     box = inside(height, centres[0])[:, None] & inside(width, centres[1])
     weight = 1.0 - box.mean()
-    images = jnp.where(box[None, :, :, None], images[::-1], images)
+    images = jnp.where(box[..., None], images[::-1], images)
     return images, weight * targets + (1.0 - weight) * targets[::-1]
 
 
@@ -58,7 +58,7 @@ class Mixing:
         return bool(self.mixup or self.cutmix)
 
     def __call__(self, images, targets, key, which):
-        """Return mixed images [B, H, W, C] and targets [B, classes]. which: key of the coin."""
+        """Return mixed images [B, ..., H, W, C] and targets [B, classes]. which: key of the coin."""
         if not self.cutmix:
             return mixup(images, targets, key, self.mixup)
         if not self.mixup:

@@ -62,7 +62,7 @@ def oriented_gradients(images, size):
 
 def build(config, encoder):
     """Return the `Target` of a config, in cells of the encoder's stride."""
-    return Target(encoder.stride, config.norm_pix, config.norm_pix_statistics, config.hog)
+    return Target(encoder.stride, config.norm_pix, config.norm_pix_statistics, config.hog, encoder.picture_channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,24 +74,26 @@ class Target:
       norm_pix: Normalise pixels within their patch.
       statistics: With norm_pix, weight of predicting each patch's mean and deviation; 0: do not.
       hog: Weight of predicting each patch's `oriented_gradients`; 0: do not.
+      channels: Of the images.
     """
 
     size: int
     norm_pix: bool = False
     statistics: float = 0.0
     hog: float = 0.0
+    channels: int = 3
 
     @property
     def widths(self):
         """Return {"pixels", "statistics", "hog"}: numbers that a cell predicts of each."""
         return {
-            "pixels": self.size**2 * 3,
+            "pixels": self.size**2 * self.channels,
             "statistics": 2 if self.norm_pix and self.statistics else 0,
-            "hog": 3 * BINS if self.hog else 0,
+            "hog": self.channels * BINS if self.hog else 0,
         }
 
     def __call__(self, images):
-        """Return the targets [B, H / size, W / size, sum of the widths] of normalised images float32 [B, H, W, 3]."""
+        """Return the targets [B, H / size, W / size, sum of the widths] of normalised images float32 [B, H, W, C]."""
         pixels = images_lib.to_patches(images, self.size)
         parts = [pixels]
         if self.norm_pix:
@@ -109,12 +111,12 @@ class Target:
         error = pixels.mean(-1)
         if self.widths["statistics"]:
             error = error + self.statistics * stats.mean(-1)
-        return error + self.hog * hog.sum(-1) / 3 if self.hog else error
+        return error + self.hog * hog.sum(-1) / self.channels if self.hog else error
 
     def pixels(self, predicted, visible):
-        """Return patches of pixels [B, h, w, size * size * 3] from predicted cells.
+        """Return patches of pixels [B, h, w, size * size * C] from predicted cells.
 
-        Normalised patches get the predicted mean and deviation, else those of the `visible` pixels [B, H, W, 3]; never those
+        Normalised patches get the predicted mean and deviation, else those of the `visible` pixels [B, H, W, C]; never those
         of the target.
         """
         patches, stats, _ = self._split(predicted)

@@ -100,6 +100,8 @@ def _check_encoders(o):
     if not o.encoders:
         raise UserError(f"--encoders is empty; it takes at least one of {', '.join(registry.names())}")
     for name in o.encoders:
+        if registry.takes_clips(name):
+            raise UserError(f"--encoders {name} is not accepted; it takes clips, and bench measures encoders of images")
         stride = registry.encoder(name).stride
         if o.size % stride:
             raise UserError(f"--size {o.size} is not accepted; {name} takes a multiple of its stride, {stride}")

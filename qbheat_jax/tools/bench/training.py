@@ -24,7 +24,7 @@ class Step:
     def __init__(self, config, objective):
         mesh = device_mesh.make_mesh({"data": 1}, jax.devices()[:1])
         key = rng.root(config.seed)
-        optimizer = optim.adamw(config, optim.schedule(config, config.total_steps, config.batch_size))
+        optimizer = optim.optimizer(config, optim.schedule(config, config.total_steps, config.batch_size))
         shapes = methods.batch_spec(config).shapes(config.batch_size)
         self.config, self.batch = config, noise(config)
         self._state, shardings = state_lib.create(objective, optimizer, shapes, key, mesh)

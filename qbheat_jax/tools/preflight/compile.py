@@ -90,7 +90,7 @@ def build(config, devices, room=math.inf, plain=False, lr_multipliers=None, infe
       devices: List of devices.
       room: Memory of each device in bytes.
       plain: Argument of `state.train_step`.
-      lr_multipliers: Argument of `optim.adamw`.
+      lr_multipliers: Argument of `optim.optimizer`.
       inference: Build the forward pass of `methods.forward` instead of the train step.
 
     Returns:
@@ -114,7 +114,7 @@ def build(config, devices, room=math.inf, plain=False, lr_multipliers=None, infe
     _check_room(0, _local_bytes(batch), room)  # checked first, since a huge image also has a huge position code
     # The run's length does not change the step.
     schedule = optax.warmup_cosine_decay_schedule(0.0, optim.peak_learning_rate(config), 1, 2)
-    optimizer = optim.adamw(config, schedule, lr_multipliers)
+    optimizer = optim.optimizer(config, schedule, lr_multipliers)
     abstract = state.abstract(objective, optimizer, shapes, config.ema)
     if inference:
         params = {part: tree for part, tree in abstract.params.items() if part in ("encoder", "head")}
