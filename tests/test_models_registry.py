@@ -10,6 +10,7 @@ import pytest
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.models.heads import PooledHead
+from qbheat_jax.models.mmhco import ClipHead
 from qbheat_jax.models.mobile_former import VARIANTS, MobileFormerHead
 from qbheat_jax.ops.images import PIXELS
 from tests.conftest import TESTS_OWN
