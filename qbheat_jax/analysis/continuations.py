@@ -48,8 +48,8 @@ def cosine(visible, target):
     errors = {d: np.zeros((len(TIMES), target["train"].shape[-1])) for d in np.unique(np.stack([*distance.values()]))}
     for k, time in enumerate(TIMES):
         for q, parts in visible.items():
-            made = mirror(_conduct(parts["train"], time), q)
-            error = np.square(made - target["train"]).sum(0, dtype=np.float64)
+            difference = mirror(_conduct(parts["train"], time), q) - target["train"]
+            error = np.einsum("nijk,nijk->ijk", difference, difference)
             for d, total in errors.items():
                 total[k] += error[distance[q] == d].sum(0)
     best = {d: total.argmin(0) if d else np.zeros(total.shape[1], int) for d, total in errors.items()}
