@@ -68,7 +68,7 @@ def test_every_known_activation_in_both_forms_and_in_bfloat16(name):
         if n < 3:
             close(kept[f"layers_{n}_{depth}"]["__call__"][0], known[f"down{n + 1}"], 2e-4)
     close(features.mean((1, 2)), known["pooled"], 5e-5)
-    close(logits_of(head, features), known["logits"], 1e-5)
+    close(logits_of(head, features), known["logits"], 1e-5 * np.abs(known["logits"]).max())
     close(logits_of(head, features_in_short), logits_of(head, features), 1e-6)
     assert {x.dtype for x in (low, *low_out.values())} == {jnp.dtype(jnp.bfloat16)}
     # After every branch a norm amplifies the rounding of these random weights; float32 cosines do not change that.
@@ -90,7 +90,7 @@ def test_padded_embeddings_for_larger_images():
         return at_trace_time, encoder.clone(**resized.options).apply({"params": larger}, images)[0]
 
     for features in forward(params, resized.params, known["input_96"]):
-        close(logits_of(head, features), known["padded_96.logits"], 1e-5)
+        close(logits_of(head, features), known["padded_96.logits"], 1e-5 * np.abs(known["padded_96.logits"]).max())
 
 
 def test_the_maps_of_the_released_detectors_at_any_size(monkeypatch):
