@@ -52,7 +52,7 @@ _GROUPED = mobile_former.Variant(8, 3, 64, ((3, 3, 8, 1, 0), (1, 4, 24, 2, 4)), 
 _V2 = dataclasses.replace(mobilenet.VARIANTS["mobilenet_v2"], rows=((1, 32, 1, 1, 3), (6, 24, 1, 2, 3)))
 _LITE = dataclasses.replace(mobilenet.VARIANTS["efficientnet_lite0"], rows=((1, 32, 1, 1, 3), (6, 40, 1, 2, 5)))
 _NET_STRIDES = {4: {}, 2: {"last_stride": 1}}
-_HEAT = {"dims": (32, 64), "depths": (2, 1)}
+_HEAT = {"dims": (32, 64), "depths": (1, 1)}
 _HEAT_STRIDES = {8: {}, 4: {"last_stride": 1}, 2: {"stem_stride": 1}}
 _RESNET, _VIT = (registry.ENCODERS[name] for name in ("resnet50", "vit_ti"))
 

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qbheat_jax import rng
 from qbheat_jax.errors import UserError
 from qbheat_jax.models import pyramid, registry, vheat
 from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.vheat import Heat2D, HeatBlock, VHeat
+from qbheat_jax.tools.preflight import compile as compile_lib
+from qbheat_jax.train import optim, state
 from tests import heat_nets
 
 NAMES = ("vheat_pre", "vheat_post", "vheat_post_noscale", "vheat_pre_scale")
@@ -64,13 +67,13 @@ def test_every_known_activation_in_both_forms_and_in_bfloat16(name):
         close(out_in_short[f"stage{n + 1}"], out[f"stage{n + 1}"], 1e-6)
         if n < 3:
             close(kept[f"layers_{n}_{depth}"]["__call__"][0], known[f"down{n + 1}"], 2e-4)
-    close(features.mean((1, 2)), known["pooled"], 1e-5)
-    close(logits_of(head, features), known["logits"], 1e-5)
+    close(features.mean((1, 2)), known["pooled"], 5e-5)
+    close(logits_of(head, features), known["logits"], 1e-5 * np.abs(known["logits"]).max())
     close(logits_of(head, features_in_short), logits_of(head, features), 1e-6)
     assert {x.dtype for x in (low, *low_out.values())} == {jnp.dtype(jnp.bfloat16)}
     # After every branch a norm amplifies the rounding of these random weights; float32 cosines do not change that.
-    error = 5e-2 if encoder.post_norm else 2.5e-2
-    close(logits_of(head, low), known["logits"], error * np.abs(known["logits"]).max())
+    error = np.square(logits_of(head, low) - known["logits"]).mean() ** 0.5 / known["logits"].std()
+    assert error < (8e-2 if encoder.post_norm else 3e-2)
 
 
 def test_padded_embeddings_for_larger_images():
@@ -87,7 +90,7 @@ def test_padded_embeddings_for_larger_images():
         return at_trace_time, encoder.clone(**resized.options).apply({"params": larger}, images)[0]
 
     for features in forward(params, resized.params, known["input_96"]):
-        close(logits_of(head, features), known["padded_96.logits"], 1e-5)
+        close(logits_of(head, features), known["padded_96.logits"], 1e-5 * np.abs(known["padded_96.logits"]).max())
 
 
 def test_the_maps_of_the_released_detectors_at_any_size(monkeypatch):
@@ -188,7 +191,7 @@ def test_any_size_any_sides_and_one_cell():
 
 def test_embeddings_follow_the_images_of_a_run():
     encoder = VHeat(**TINY)
-    assert (encoder.image_size, encoder.for_images(96).image_size) == (224, 96)
+    assert (encoder.image_size, encoder.for_images(96).image_size, encoder.one_size) == (224, 96, False)
     assert VHeat(**TINY, grid=8).for_images(96).image_size == 32  # an option is kept
     assert VHeat(**TINY, stem_stride=1).for_images(32).grid == 32
     params = drawn(encoder.for_images(96), 32)
@@ -214,7 +217,7 @@ def test_folding_for_another_size_than_the_embeddings(fields):
     params, images = drawn(encoder, 32), RANDOM.normal(size=(1, 64, 64, 3)).astype(np.float32)
     folded = encoder.fold(params, 64)
     short = encoder.clone(**folded.options)
-    assert short.image_size == short.least_size == 64
+    assert short.image_size == short.least_size == 64 and short.one_size
 
     @jax.jit
     def both(params, folded):
@@ -308,3 +311,32 @@ def test_layers_are_ordered_from_the_head():
         ("layers_1_2/norm/scale", 2), ("layers_3_0/norm1/bias", 1), ("outnorm3/scale", 0), ("norm/scale", 0),
     ]  # fmt: skip
     assert [(name, encoder.layer_of(name)) for name, _ in order] == order
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective, fields",
+    [
+        ("qbheat", {}),
+        ("moco", {"moco.queue": 64}),
+        ("simmim", {}),
+        ("supervised", {"head.classes": 4}),
+    ],
+)
+def test_every_parameter_learns_under_every_method(small_config, monkeypatch, objective, fields):
+    entry = registry.Entry(VHeat, {**TWO, "post_norm": True, "layer_scale": True}, {8: {}}, registry._VHEAT)
+    monkeypatch.setitem(registry.ENCODERS, "vheat_micro", entry)
+    config = small_config({"encoder.name": "vheat_micro", "objective": objective, "ema": 0.0, **fields})
+    step = compile_lib.build(config, jax.devices()[:1])
+    optimizer = optim.adamw(config, lambda step: 1e-3)
+    started, _ = state.create(step.objective, optimizer, step.batch, rng.root(0), step.mesh)
+    before = jax.tree.map(np.asarray, started.params["encoder"])
+    batch = {
+        name: jnp.asarray(RANDOM.integers(0, 2 if x.dtype == bool else 4 if name != "image" else 256, x.shape), x.dtype)
+        for name, x in step.batch.items()
+    }
+    for _ in range(3):
+        started, metrics = step.function(started, batch)
+    assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    moved = jax.tree.map(lambda a, b: bool((a != np.asarray(b)).any()), before, started.params["encoder"])
+    assert all(jax.tree.leaves(moved)), moved

@@ -45,7 +45,7 @@ class AnalysisTarget:
     def quarters_encode(self):
         """Whether the encoder takes quarters as well as whole images. A learnt position code takes one size only."""
         model = self.frozen.model
-        return model is None or model.encoder.image_size is None
+        return model is None or not model.encoder.one_size
 
     def untrained(self, seed):
         """Return the AnalysisTarget of the same encoder with random weights and without a heat operator."""

@@ -49,8 +49,13 @@ class Encoder(nn.Module):
 
     @property
     def image_size(self):
-        """The side in pixels of the images that the parameters are made for; None where they take any size."""
+        """The side in pixels of the images that the parameters are made for; None where none depends on it."""
         return None
+
+    @property
+    def one_size(self):
+        """Whether it takes images of `image_size` alone, and no quarters of them."""
+        return self.image_size is not None
 
     @property
     def least_size(self):

@@ -230,6 +230,10 @@ class VHeat(Encoder):
         return self._grid * self.stem_stride
 
     @property
+    def one_size(self):
+        return self.folded
+
+    @property
     def least_size(self):
         return self.image_size if self.folded else self.stride
 
