@@ -128,7 +128,7 @@ def test_the_fingerprint_is_of_all_that_features_depend_on(tmp_path):
     assert plain == fingerprint(learning_rates=(9.0,), seed=5, batch_size=7, protocol="knn", standardise=False)
     others = [
         fingerprint(other_weights),
-        fingerprint(dataclasses.replace(tiny(), image_size=16)),
+        fingerprint(dataclasses.replace(tiny(), spec=data.ImageSpec(16))),
         fingerprint(dataclasses.replace(tiny(), description={"encoder": "tiny", "step": 3})),
         fingerprint(source=Blobs((("train", 60), ("test", 9)))),
         fingerprint(split="test"),
