@@ -67,7 +67,8 @@ def test_a_training_file_there_and_back_and_folded(tmp_path):
     port.port(tmp_path / "folded.safetensors", "small_pre", tmp_path / "short", **CLASSES)
     short = qbheat_jax.load(tmp_path / "short")
     assert (short.config.image_size, short.config.encoder.folded) == (32, True)
-    np.testing.assert_allclose(logits(tmp_path / "short", known["input"]), ours, rtol=0, atol=1e-6)
+    error = 1e-6 * np.abs(ours).max()  # another program
+    np.testing.assert_allclose(logits(tmp_path / "short", known["input"]), ours, rtol=0, atol=error)
     port.export(tmp_path / "short", tmp_path / "again.safetensors")
     assert equal(load_file(tmp_path / "again.safetensors"), folded)
     with pytest.raises(UserError):
