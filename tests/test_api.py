@@ -115,7 +115,7 @@ def test_another_encoder_to_start_from_is_refused(classifier, small_config, tmp_
 
 def test_a_run_of_another_shape_to_start_from_is_refused(small_config, tmp_path, monkeypatch):
     wrong = {"params": {"encoder": {"tokens": np.zeros((1, 1), np.float32)}}}
-    monkeypatch.setattr(pretrained, "start", lambda model: wrong)
+    monkeypatch.setattr(pretrained, "pretraining", lambda config: wrong)
     with pytest.raises(UserError, match="the weights to start from are of another model: .* of params"):
         pretrain.run(small_config({"init": "random"}), tmp_path / "run")
 
