@@ -183,7 +183,7 @@ def test_mistakes_in_arguments(capsys, tmp_path, small_config_file):
         ("batch_size", "many", ("batch_size", "'many'")),
         ("image_size", 36, ("image_size=36", "pebble", "stride", "8")),
         ("image_size", 48, ("image_size=48", "middle")),
-        ("encoder.name", "mobile", ("'mobile'", "pebble")),
+        ("encoder.name", "mobile", ("'mobile'", "mobilenet_v2")),
         ("encoder.stride", 3, ("stride", "3")),
         ("mesh.data", 3, ("mesh.data=3", "mesh.fsdp=1", "mesh.model=1", "8 devices")),
         ("batch_size", 12, ("batch_size=12", "8 devices")),
