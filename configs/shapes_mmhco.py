@@ -20,7 +20,7 @@ def get_config():
     config.data.flip = False  # a mirrored motion has another direction
     config.image_size = 48
     config.batch_size = 16
-    config.total_steps = 1000
+    config.total_steps = 1500
     config.encoder = ConfigDict()
     config.encoder.name = "mmhco_nano"
     config.encoder.routing = "soft"  # it trains sooner than drawn candidates
@@ -29,5 +29,5 @@ def get_config():
     config.clip_norm = 1.0
     config.log_every = 20
     config.eval_every = 500
-    config.checkpoint_every = 1000
+    config.checkpoint_every = 1500
     return config

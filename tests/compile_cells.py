@@ -412,7 +412,7 @@ def _cells():
 CELLS = _cells()
 
 # Encoders of one family. The test command compiles `qbheat` for every family, each other method for every second one, by its
-# members in turn, MAE, and FINOLA with one encoder. The other cells are marked `matrix`, and run by `pytest -m matrix`.
+# members in turn, MAE, and FINOLA with one encoder. The other cells are marked `weekly`, and run by `pytest -m weekly`.
 FAMILIES = (
     ("former", "former_grouped"),
     ("mobilenet", "lite"),
@@ -422,21 +422,21 @@ FAMILIES = (
     ("vit",),
     ("mmhco",),
 )
-_MATRIX_TPU = {"former-finola-v5e", "hcnet_a-simmim-v5e", "mmhco-supervised-v5e"}
+_WEEKLY_TPU = {"former-finola-v5e", "hcnet_a-simmim-v5e", "mmhco-supervised-v5e"}
 
 
-def _matrix():
+def _weekly():
     names = [name for name in OBJECTIVES if name not in ("mae", "finola")]
     cells = {f"{encoder}-{name}" for encoder in ENCODERS for name in (*names, "finola")} - {"former-finola"}
     for k, family in enumerate(FAMILIES):
         for n, name in enumerate(names):
             if n == 0 or (n + k) % 2 == 0:
                 cells.remove(f"{family[(n + k) // 2 % len(family)]}-{name}")
-    return {f"{cell}-{GPU.partition(':')[0]}" for cell in cells} & set(CELLS) | _MATRIX_TPU
+    return {f"{cell}-{GPU.partition(':')[0]}" for cell in cells} & set(CELLS) | _WEEKLY_TPU
 
 
-MATRIX = _matrix()
-assert MATRIX <= set(CELLS) and {encoder for family in FAMILIES for encoder in family} == set(ENCODERS)
+WEEKLY = _weekly()
+assert WEEKLY <= set(CELLS) and {encoder for family in FAMILIES for encoder in family} == set(ENCODERS)
 
 # --- The process -----------------------------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ def compiler(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.matrix] * (name in compile_cells.MATRIX)) for name in compile_cells.CELLS],
+    [pytest.param(name, marks=[pytest.mark.weekly] * (name in compile_cells.WEEKLY)) for name in compile_cells.CELLS],
 )
 def test_compiles(compiler, name):
     missing = MISSING[compile_cells.CELLS[name].target]

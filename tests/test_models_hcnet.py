@@ -287,7 +287,7 @@ def test_112_pixels_at_stride_16_and_bfloat16_near_float32():
 
 @pytest.mark.parametrize(
     "objective",
-    ["qbheat", "simmim", *(pytest.param(name, marks=pytest.mark.slow) for name in ("moco", "supervised"))],
+    ["qbheat", *(pytest.param(name, marks=pytest.mark.weekly) for name in ("moco", "simmim", "supervised"))],
 )
 def test_every_method_trains_it(objective, small_config, monkeypatch, one_device):
     monkeypatch.setitem(registry.ENCODERS, "hcnet_micro", registry._hcnet({8: {}}, **LEAST))

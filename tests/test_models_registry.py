@@ -25,7 +25,7 @@ NAMES = sorted([*MOBILE_FORMERS, *OTHERS, *CLIPS])
 # Of families whose other members are traced sooner.
 LARGE = ("vheat_b", "vheat_b96", "vheat_s", "hcnet_a_t", "hcnet_t_551405", "mmhco_s")
 CHOICES = [
-    pytest.param(name, stride, marks=[pytest.mark.slow] * (name in LARGE))
+    pytest.param(name, stride, marks=[pytest.mark.weekly] * (name in LARGE))
     for name in NAMES
     for stride in registry.ENCODERS[name].strides
 ]

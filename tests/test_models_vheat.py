@@ -133,9 +133,9 @@ def test_detectors_get_each_stages_map():
     "name, parameters, tensors, folded, folded_tensors, at_512",
     [
         ("vheat_t", 30_853_480, 241, 29_558_056, 225, 32_467_584),
-        pytest.param("vheat_s", 52_220_392, 505, 50_054_056, 477, 53_834_496, marks=pytest.mark.slow),
-        pytest.param("vheat_b", 92_132_328, 505, 87_498_984, 477, 94_284_800, marks=pytest.mark.slow),
-        pytest.param("vheat_b96", 71_098_792, 665, 68_491_816, 629, None, marks=pytest.mark.slow),
+        pytest.param("vheat_s", 52_220_392, 505, 50_054_056, 477, 53_834_496, marks=pytest.mark.weekly),
+        pytest.param("vheat_b", 92_132_328, 505, 87_498_984, 477, 94_284_800, marks=pytest.mark.weekly),
+        pytest.param("vheat_b96", 71_098_792, 665, 68_491_816, 629, None, marks=pytest.mark.weekly),
     ],
 )
 def test_size_with_the_released_classifier(name, parameters, tensors, folded, folded_tensors, at_512):
@@ -313,14 +313,13 @@ def test_layers_are_ordered_from_the_head():
     assert [(name, encoder.layer_of(name)) for name, _ in order] == order
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective, fields",
     [
         ("qbheat", {}),
-        ("moco", {"moco.queue": 64}),
-        ("simmim", {}),
-        ("supervised", {"head.classes": 4}),
+        pytest.param("moco", {"moco.queue": 64}, marks=pytest.mark.weekly),
+        pytest.param("simmim", {}, marks=pytest.mark.weekly),
+        pytest.param("supervised", {"head.classes": 4}, marks=pytest.mark.weekly),
     ],
 )
 def test_every_parameter_learns_under_every_method(small_config, monkeypatch, objective, fields):

@@ -146,7 +146,7 @@ def test_a_batch_of_clips_is_mixed_in_pairs():
     np.testing.assert_allclose(weights, [[1 - share, share], [share, 1 - share]], atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_the_generated_clips_are_learnt_from_scratch(tmp_path):
     """The config's own command in a process without the flags of these tests, which slow down what runs long."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
