@@ -75,7 +75,12 @@ def make_model(config):
         pixels=images.Pixels(), operator=lambda params: (params["decoder"]["heat"], choice) if choice.names else None
     )
     return types.SimpleNamespace(
-        config=config, variables=variables, step=40, reconstruct=reconstruct, objective=objective
+        config=config,
+        variables=variables,
+        step=40,
+        reconstruct=reconstruct,
+        objective=objective,
+        encoder=types.SimpleNamespace(takes_clips=False),
     )
 
 
