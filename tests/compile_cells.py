@@ -411,8 +411,8 @@ def _cells():
 
 CELLS = _cells()
 
-# Encoders of one family. The test command compiles `qbheat` for every family, each other method for every second one, by its
-# members in turn, MAE, and FINOLA with one encoder. The other cells are marked `weekly`, and run by `pytest -m weekly`.
+# Encoders of one family. The test command compiles every third method for a family, by its members in turn, so each method
+# for two families or more; MAE, and FINOLA with one encoder. The other cells are `weekly`: run `pytest -m weekly`.
 FAMILIES = (
     ("former", "former_grouped"),
     ("mobilenet", "lite"),
@@ -422,7 +422,10 @@ FAMILIES = (
     ("vit",),
     ("mmhco",),
 )
-_WEEKLY_TPU = {"former-finola-v5e", "hcnet_a-simmim-v5e", "mmhco-supervised-v5e"}
+_WEEKLY = {"mmhco-probe-h100"} | {
+    f"{cell}-v5e"
+    for cell in ("former-finola", "hcnet-supervised", "hcnet_a-simmim", "mmhco-qbheat", "mmhco-supervised")
+}
 
 
 def _weekly():
@@ -430,9 +433,9 @@ def _weekly():
     cells = {f"{encoder}-{name}" for encoder in ENCODERS for name in (*names, "finola")} - {"former-finola"}
     for k, family in enumerate(FAMILIES):
         for n, name in enumerate(names):
-            if n == 0 or (n + k) % 2 == 0:
-                cells.remove(f"{family[(n + k) // 2 % len(family)]}-{name}")
-    return {f"{cell}-{GPU.partition(':')[0]}" for cell in cells} & set(CELLS) | _WEEKLY_TPU
+            if (n + k) % 3 == 0:
+                cells.remove(f"{family[(n + k) // 3 % len(family)]}-{name}")
+    return {f"{cell}-{GPU.partition(':')[0]}" for cell in cells} & set(CELLS) | _WEEKLY
 
 
 WEEKLY = _weekly()
