@@ -78,11 +78,11 @@ def test_mobile_former_gives_every_known_activation(small_net, tmp_path):
 torch = pytest.importorskip("torch")
 models = pytest.importorskip("torch_models", reason="needs torch")
 
-NETS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_lite0", "vit_b")
+NETS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_lite0", "vit_s")
 
 
 def peer(name):
-    learnt = {"class_token": True, "position": "learnt", "grid": 14} if name == "vit_b" else {}
+    learnt = {"class_token": True, "position": "learnt", "grid": 14} if name == "vit_s" else {}
     return peers.build(registry.encoder(name, **learnt))
 
 
