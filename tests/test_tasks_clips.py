@@ -16,6 +16,7 @@ from qbheat_jax import analysis, config, methods
 from qbheat_jax.analysis.fields import ANALYSE
 from qbheat_jax.data import open_source
 from qbheat_jax.errors import BAD_INPUT, UserError
+from qbheat_jax.methods.common.mixing import cutmix
 from qbheat_jax.methods.qbheat import crop_visible
 from qbheat_jax.models import registry
 from qbheat_jax.models.mmhco import MMHCO, ClipHead
@@ -128,6 +129,9 @@ def test_what_takes_images_alone_refuses_clips(supervised, quarters, tmp_path):
         "colour_jitter": lambda: methods.build(
             of(objective="supervised", supervised__colour_jitter=0.4, head__classes=8)
         ),
+        "rand_augment": lambda: methods.build(
+            of(objective="supervised", supervised__rand_augment=9.0, head__classes=8)
+        ),
     }
     for what, call in refusals.items():
         with pytest.raises(UserError) as caught:
@@ -137,8 +141,6 @@ def test_what_takes_images_alone_refuses_clips(supervised, quarters, tmp_path):
 
 
 def test_a_batch_of_clips_is_mixed_in_pairs():
-    from qbheat_jax.methods.finetune import cutmix
-
     clips = jnp.stack([jnp.zeros((2, 3, 8, 8, 3)), jnp.ones((2, 3, 8, 8, 3))])
     mixed, weights = cutmix(clips, jnp.eye(2), jax.random.key(1), 1.0)
     share = mixed[0].mean()
