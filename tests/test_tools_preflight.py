@@ -375,16 +375,15 @@ def test_find_batch_is_not_for_cpus(small_config_file, capsys):
     assert "--find-batch" in error and "cpu:8" in error and "v5e:4x4" in error
 
 
-def test_find_batch_reports_what_it_tried(small_config, monkeypatch):
+def test_find_batch_reports_what_it_tried(small_config):
     """A fixed limit replaces the compiler, so that only the search is tested."""
 
-    def check(config, *_):
+    def check(config):
         fits = config.batch_size <= 100
         reason = "" if fits else "too large"
         return {"batch_size": config.batch_size, "fits": fits, "reason": reason, "error": "", "compile_seconds": 1.0}
 
-    monkeypatch.setattr(preflight, "check", check)
-    got = preflight._search(small_config({"encoder.name": "pebble"}), V5E, jax.devices(), "small.py")
+    got = preflight._search(small_config({"encoder.name": "pebble"}), V5E, jax.devices(), check)
     assert 88 <= got["batch_size"] <= 100 and got["batch_size"] % 8 == 0
     assert [row["fits"] for row in got["search"] if row["batch_size"] > 100] and got["search"][0]["batch_size"] == 16
 

@@ -1,5 +1,6 @@
 """Preflight of GPUs: kernels and bytes against hand counts, and XLA's GPU compiler and its failures without a GPU."""
 
+import functools
 import json
 import os
 import re
@@ -267,7 +268,9 @@ memory = dict(argument=0, output=0, alias=0, temp=config["batch_size"] << 33, ge
 """
     child(code, before="")
     where = topology.parse("h100:8")
-    got = preflight._search(small_config({**CLASSIFIER, "batch_size": 8}), where, topology.devices(where), "small.py")
+    devices = topology.devices(where)
+    check = functools.partial(preflight.check, target=where, devices=devices)
+    got = preflight._search(small_config({**CLASSIFIER, "batch_size": 8}), where, devices, check)
     assert got["batch_size"] == 8 and got["fits"] is True
     assert [(row["batch_size"], row["fits"]) for row in got["search"]] == [(8, True), (16, False)]
 
