@@ -18,8 +18,9 @@ import numpy as np
 def dct_matrix(n):
     """Return the orthonormal DCT-II matrix, numpy float32 [n, n]: row k holds cosine k at the n cells.
 
-    >>> dct_matrix(2).round(4).tolist()
-    [[0.7071, 0.7071], [0.7071, -0.7071]]
+    >>> print(dct_matrix(2).round(4))
+    [[ 0.7071  0.7071]
+     [ 0.7071 -0.7071]]
     """
     frequency, cell = np.arange(n)[:, None], np.arange(n)
     matrix = np.sqrt(2.0 / n) * np.cos(np.pi * frequency * (cell + 0.5) / n)
