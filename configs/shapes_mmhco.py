@@ -19,15 +19,15 @@ def get_config():
     config.data.clip_scales = (1.0,)
     config.data.flip = False  # a mirrored motion has another direction
     config.image_size = 48
-    config.batch_size = 16
-    config.total_steps = 1500
+    config.batch_size = 32
+    config.total_steps = 900
     config.encoder = ConfigDict()
     config.encoder.name = "mmhco_nano"
     config.encoder.routing = "soft"  # it trains sooner than drawn candidates
-    config.learning_rate = 9.6e-2  # for 256 clips, so 6e-3 for the batch of 16
+    config.learning_rate = 4.8e-2  # for 256 clips, so 6e-3 for the batch of 32
     config.warmup = 10
     config.clip_norm = 1.0
     config.log_every = 20
-    config.eval_every = 500
-    config.checkpoint_every = 1500
+    config.eval_every = 300
+    config.checkpoint_every = 900
     return config
