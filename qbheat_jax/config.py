@@ -27,6 +27,8 @@ import numpy as np
 from qbheat_jax.errors import UserError, unknown
 
 UNITS = ("epochs", "examples", "percent")
+# What fields of each type take, in words.
+KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "a list of numbers"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,9 +277,7 @@ def _check(key, value, field):
         if not all(map(math.isfinite, numbers)):
             refuse(key, value, "numbers")
         value = tuple(numbers)
-    words = {int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "a list of numbers"}[
-        kind
-    ]
+    words = KINDS[kind]
     if type(value) is not kind or (kind is float and not math.isfinite(value)):
         refuse(key, value, words)
     if isinstance(field.accept, tuple) and callable(field.accept[0]):

@@ -3,7 +3,7 @@
 import re
 
 from qbheat_jax.analysis.fields import ANALYSE
-from qbheat_jax.config import UNITS
+from qbheat_jax.config import KINDS, UNITS
 from qbheat_jax.probe.fields import PROBE
 from qbheat_jax.train import config_tables
 
@@ -14,7 +14,6 @@ TABLES = {
     "probe": PROBE,
     "analyse": ANALYSE,
 }
-KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", tuple: "a list of numbers"}
 
 
 def on_page_markdown(markdown, **_):
