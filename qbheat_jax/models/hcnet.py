@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qbheat_jax.models.conv_stem import ConvStem, Downsampling
 from qbheat_jax.models.encoder import Encoder
 from qbheat_jax.models.kernels import depthwise_conv
 from qbheat_jax.models.layers import Conv, DropPath, check_size, drop_path_rates, gelu, remat, residual
@@ -112,38 +113,6 @@ class Block(nn.Module):
         return residual(x, DropPath(self.drop_path, name="drop_path2")(y, train))
 
 
-class Stem(nn.Module):
-    """Two 3x3 convolutions with group norms, an exact GELU between: images [B, H, W, 3] -> [B, H / stride, W / stride, C]."""
-
-    channels: int
-    stride: int = 4
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        strides = {4: (2, 2), 2: (2, 1), 1: (1, 1)}.get(self.stride)
-        if strides is None:
-            raise ValueError(f"stem_stride is {self.stride}; an HcNet stem has stride 1, 2 or 4")
-        for n, (channels, stride) in enumerate(zip((self.channels // 2, self.channels), strides), 1):
-            x = x if n == 1 else gelu(x)
-            x = Conv(channels, 3, stride, dtype=self.dtype, use_bias=True, torch_init=True, name=f"conv{n}")(x)
-            x = GroupNorm(dtype=self.dtype, name=f"norm{n}")(x)
-        return x
-
-
-class Downsampling(nn.Module):
-    """3x3 convolution and group norm: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), channels]."""
-
-    channels: int
-    stride: int = 2
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        x = Conv(self.channels, 3, self.stride, dtype=self.dtype, torch_init=True, name="conv")(x)
-        return GroupNorm(dtype=self.dtype, name="norm")(x)
-
-
 class HcNet(Encoder):
     """The encoder: images [B, H, W, 3] -> (features [B, H / stride, W / stride, width], out), the features after a last norm.
 
@@ -200,13 +169,13 @@ class HcNet(Encoder):
         check_size(images, self.stride)
         if self.generation not in ("a", "c"):
             raise ValueError(f"generation is {self.generation!r}; an HcNet's is 'a' or 'c'")
-        x = Stem(self.dims[0], self.stem_stride, self.dtype, name="stem")(images)
+        x = ConvStem(self.dims[0], GroupNorm, self.stem_stride, self.dtype, name="stem")(images)
         out = {"stem": x}
         block = remat(Block, self.remat)
         for stage, rates in enumerate(drop_path_rates(self.drop_path, self.depths)):
             if stage:
-                down = Downsampling(self.dims[stage], self._strides[stage - 1], self.dtype, name=f"down_{stage - 1}")
-                x = down(x)
+                stride, name = self._strides[stage - 1], f"down_{stage - 1}"
+                x = Downsampling(self.dims[stage], GroupNorm, stride, self.dtype, name=name)(x)
             for j, rate in enumerate(rates):
                 x = block(self.generation, rate, self.dtype, name=f"layers_{stage}_{j}")(x, train)
             out[f"stage{stage + 1}"] = x

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from qbheat_jax import rng
+from qbheat_jax.models.conv_stem import ConvStem, Downsampling
 from qbheat_jax.models.encoder import Resized
 from qbheat_jax.models.layers import BatchNorm, Conv, Dense, check_size, drop_path_rates, remat
-from qbheat_jax.models.vheat import Downsampling, Heat2D, HeatBlock, Stem, VHeat, conv, fit
+from qbheat_jax.models.vheat import NORM, STEM_NORM, Heat2D, HeatBlock, VHeat, fit
 from qbheat_jax.ops.heat_conduction import heat_conduction
 
 MODALITIES = ("rgb", "event")
@@ -141,7 +142,7 @@ class ChainStep(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        x = conv(self.channels, self.stride, jnp.float32, use_bias=False, name="conv")(x)
+        x = Conv(self.channels, 3, self.stride, torch_init=True, name="conv")(x)
         return BatchNorm(use_running_average=not train, unbiased=True, name="bn")(x)
 
 
@@ -230,7 +231,7 @@ class MMHCO(VHeat):
         def by_clip(x):
             return x.reshape(batch, 2, frames, *x.shape[1:])
 
-        x = Stem(self.dims[0], self.stem_stride, self.dtype, name="patch_embed")(images)
+        x = ConvStem(self.dims[0], STEM_NORM, self.stem_stride, self.dtype, name="patch_embed")(images)
         out, block, rates = (
             {"stem": by_clip(x)},
             remat(FusedBlock, self.remat, 2),
@@ -255,7 +256,7 @@ class MMHCO(VHeat):
             out[f"stage{n + 1}"] = by_clip(x)
             if n < len(self.dims) - 1:
                 stride = self.last_stride if n == len(self.dims) - 2 else 2
-                x = Downsampling(self.dims[n + 1], stride, self.dtype, name=f"layers_{n}_{self.depths[n]}")(x)
+                x = Downsampling(self.dims[n + 1], NORM, stride, self.dtype, name=f"layers_{n}_{self.depths[n]}")(x)
         x = by_clip(self._norm("norm")(x)).astype(jnp.float32)
         out["pooled"] = x.mean((3, 4)).reshape(batch, 2 * frames, -1).astype(self.dtype)
         return x.mean((1, 2)).astype(self.dtype), out

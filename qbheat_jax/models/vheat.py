@@ -7,6 +7,7 @@ Child modules have the release's names, each dot before a digit as an underscore
 `layers_I_J` is block J of stage I, and at J = the stage's depth the downsampling after it.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from qbheat_jax.errors import UserError
+from qbheat_jax.models.conv_stem import ConvStem, Downsampling
 from qbheat_jax.models.encoder import Encoder, Resized
 from qbheat_jax.models.layers import (
     Conv,
@@ -32,6 +34,7 @@ from qbheat_jax.ops.heat_conduction import decay, heat_conduction
 # Image size of the released weights, in pixels.
 _RELEASED = 224
 _normal = nn.initializers.normal(0.02)
+NORM, STEM_NORM = (functools.partial(LayerNorm, epsilon=epsilon) for epsilon in (1e-5, 1e-6))
 
 
 class Heat2D(nn.Module):
@@ -53,7 +56,7 @@ class Heat2D(nn.Module):
         channels, dtype = self.channels, self.dtype
         self.dwconv = Conv(channels, 3, groups=channels, dtype=dtype, use_bias=True, torch_init=True)
         self.linear = Dense(2 * channels, dtype=dtype, kernel_init=_normal)
-        self.out_norm = LayerNorm(epsilon=1e-5, dtype=dtype)
+        self.out_norm = NORM(dtype=dtype)
         self.out_linear = Dense(channels, dtype=dtype, kernel_init=_normal)
         if self.folded:
             self.k_exp = self.param("k_exp", nn.initializers.ones, (*self.folded, channels), jnp.float32)
@@ -120,48 +123,12 @@ class HeatBlock(nn.Module):
         return Heat2D(x.shape[-1], self.folded, self.dtype, name="op")(x, embedding)
 
     def _add(self, x, n, branch, train):
-        norm = LayerNorm(epsilon=1e-5, dtype=self.dtype, name=f"norm{n}")
+        norm = NORM(dtype=self.dtype, name=f"norm{n}")
         y = norm(branch(x)) if self.post_norm else branch(norm(x))
         if self.layer_scale:
             gain = self.param(f"gamma{n}", nn.initializers.constant(1e-5), (x.shape[-1],), jnp.float32)
             y = y * gain.astype(self.dtype)
         return residual(x, DropPath(self.drop_path)(y, train))
-
-
-class Stem(nn.Module):
-    """Two 3x3 convolutions with layer norms, an exact GELU between: images [B, H, W, 3] -> [B, H / stride, W / stride, C]."""
-
-    channels: int
-    stride: int = 4
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        strides = {4: (2, 2), 2: (2, 1), 1: (1, 1)}.get(self.stride)
-        if strides is None:
-            raise ValueError(f"stem_stride is {self.stride}; a vHeat stem has stride 1, 2 or 4")
-        for n, channels in enumerate((self.channels // 2, self.channels), 1):
-            x = conv(channels, strides[n - 1], self.dtype, name=f"conv{n}")(x if n == 1 else gelu(x))
-            x = LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{n}")(x)
-        return x
-
-
-class Downsampling(nn.Module):
-    """3x3 convolution and layer norm: [B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), channels]."""
-
-    channels: int
-    stride: int = 2
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        x = conv(self.channels, self.stride, self.dtype, use_bias=False, name="conv")(x)
-        return LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
-
-
-def conv(channels, stride, dtype, use_bias=True, name=None):
-    """Return a 3x3 convolution with PyTorch's initialisation."""
-    return Conv(channels, 3, stride, dtype=dtype, use_bias=use_bias, torch_init=True, name=name)
 
 
 def fit(table, size, how):
@@ -301,7 +268,7 @@ class VHeat(Encoder):
             raise UserError(
                 f"images of {height} x {width} pixels: this vHeat is folded for {self.image_size} x {self.image_size}"
             )
-        x = Stem(self.dims[0], self.stem_stride, self.dtype, name="patch_embed")(images)
+        x = ConvStem(self.dims[0], STEM_NORM, self.stem_stride, self.dtype, name="patch_embed")(images)
         out, block, rates = {"stem": x}, remat(HeatBlock, self.remat, 2), drop_path_rates(self.drop_path, self.depths)
         sides = self._sides(self.image_size)
         for n, channels in enumerate(self.dims):
@@ -325,11 +292,11 @@ class VHeat(Encoder):
                 out[f"stage{n + 1}"] = self._norm(f"outnorm{n}")(x)
             if not last:
                 stride = self.last_stride if n == len(self.dims) - 2 else 2
-                x = Downsampling(self.dims[n + 1], stride, self.dtype, name=f"layers_{n}_{self.depths[n]}")(x)
+                x = Downsampling(self.dims[n + 1], NORM, stride, self.dtype, name=f"layers_{n}_{self.depths[n]}")(x)
         return (out[f"stage{len(self.dims)}"] if self.outnorm else self._norm("norm")(x)), out
 
     def _norm(self, name):
-        return LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
+        return NORM(dtype=self.dtype, name=name)
 
     def _sides(self, size):
         """Return the cells a side of each stage's map for images of `size` pixels."""
