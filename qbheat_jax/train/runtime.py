@@ -10,7 +10,6 @@ import sys
 
 GOOGLE, NVIDIA, AMD = "0x1ae0", "0x10de", "0x1002"
 TUNABLES = "GLIBC_TUNABLES"
-MALLOC = {"hugetlb": 1, "mmap_threshold": 2**30, "trim_threshold": 2**32, "top_pad": 2**30}
 
 # Flags of XLA:GPU for the whole process.
 # * No Triton matmuls: timing their tiles takes most of the compilation, and tile propagation aborts the process for some
@@ -28,14 +27,26 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+MALLOC = {
+    "hugetlb": 1,
+    "mmap_threshold": 2**30,
+    "trim_threshold": 2**32,
+    "top_pad": 2**30,
+    "arena_max": max(2, cores()),
+}
+
+
 def tune_malloc():
     """Re-execute this process, under the same process id, with the malloc settings of `MALLOC`.
 
     XLA:CPU frees a step's arrays at its end and allocates them again in the next. By default glibc returns them to the kernel,
     which clears each page of 4 KiB anew. With huge pages (2 MiB on x86) and freed memory kept by the process (up to 4 GiB, and
     single arrays up to 1 GiB) the quickstart trains a fifth to a third faster. glibc (2.35 and newer) reads
-    GLIBC_TUNABLES at the start of a process alone, and mallopt(3) sets no huge pages. The number of heaps stays: with one, the
-    remains of compilation make steps take up to 1.6 times as long.
+    GLIBC_TUNABLES at the start of a process alone, and mallopt(3) sets no huge pages.
+
+    There is one heap for each core, where glibc allows eight: kept memory is lost to the other heaps, so that a long run grows
+    with their number. A single heap on two cores would make steps take up to 1.6 times as long, for it then holds the remains
+    of compilation too.
 
     Call this first in a program's entry point. It does nothing with an accelerator, with another C library, or where
     GLIBC_TUNABLES is set.
