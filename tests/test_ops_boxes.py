@@ -60,7 +60,7 @@ def test_suppression_is_that_of_a_plain_loop(count, candidates):
         boxes, scores = drawn(generator, 25, 20), generator.uniform(0.01, 1, (25, 3)).astype(np.float32)
         expected = plain_best(boxes, scores, count, candidates, 0.1)
         suppressed += expected != plain_best(boxes, scores, count, candidates, 1.0)
-        found, top, classes = geometry.best(jnp.asarray(boxes), jnp.asarray(scores), count, candidates, 0.1)
+        found, top, classes = geometry.top_detections(jnp.asarray(boxes), jnp.asarray(scores), count, candidates, 0.1)
         assert found.shape == (count, 4) and (np.asarray(top)[len(expected) :] == 0).all()
         for n, (score, place, kind) in enumerate(expected):
             np.testing.assert_allclose(top[n], score, rtol=1e-6)

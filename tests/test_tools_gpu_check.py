@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from qbheat_jax.tools.gpu_check import PARTS, TINY_ENCODER, crew, resume, text, values
+from qbheat_jax.tools.gpu_check import PARTS, TINY_ENCODER, pool, resume, text, values
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "launch" / "gpu_check.sh"
 
@@ -74,7 +74,7 @@ def shell(script):
 
 def crowd(folder, commands, seconds=20.0, parallel=4, timed=False):
     commands = {name: shell(script.replace("HERE", str(folder / name))) for name, script in commands.items()}
-    return crew.run(commands, folder, dict(os.environ), seconds, parallel, timed)
+    return pool.run(commands, folder, dict(os.environ), seconds, parallel, timed)
 
 
 DONE = """echo '{"problems": [], "x": 1}' > HERE/result.json; """

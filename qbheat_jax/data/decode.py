@@ -79,7 +79,7 @@ def decode(data, size=None):
     try:
         image.load()
         # Read the tag after loading: Pillow rotates some formats by itself on loading, and drops the tag.
-        turn = _TURNS.get(turned(image, size))
+        turn = _TURNS.get(applied_orientation(image, size))
         rgb = to_rgb(image)
         return np.array(rgb if turn is None else rgb.transpose(turn))
     except MemoryError:
@@ -119,7 +119,7 @@ def orientation(image):
     return value if value in _TURNS else 1
 
 
-def turned(image, size=None):
+def applied_orientation(image, size=None):
     """Return the EXIF orientation to apply to a PIL image, 1 (none) to 8.
 
     It is 1 if the boxes belong to the stored image: `size`, as in `decode`, is the stored image's size, and not the rotated

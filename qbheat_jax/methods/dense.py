@@ -86,7 +86,7 @@ class Dense(Detection):
         found = jnp.clip(found, 0, np.array([size[1], size[0]] * 2, np.float32))
 
         def one(boxes, scores):
-            return geometry.best(boxes, scores, self.count, self.candidates, self.overlap)
+            return geometry.top_detections(boxes, scores, self.count, self.candidates, self.overlap)
 
         return jax.vmap(one)(found, jax.nn.sigmoid(logits))
 

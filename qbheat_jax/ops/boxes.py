@@ -84,7 +84,7 @@ def suppress(boxes, scores, threshold):
     return jax.lax.fori_loop(0, len(scores), turn, jnp.ones(len(scores), bool))
 
 
-def best(boxes, scores, count, candidates, threshold):
+def top_detections(boxes, scores, count, candidates, threshold):
     """Return the best detections of one image, after non-maximum suppression within each class.
 
     Args:

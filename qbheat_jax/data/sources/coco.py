@@ -110,7 +110,7 @@ def _files(prefix, folder):
         raise UserError(
             f"{prefix}: its folder of images, {folder}, cannot be read: {error.strerror or error}"
         ) from error
-    return lambda name: name in names or ("/" in name and files.there(files.join(folder, name)))
+    return lambda name: name in names or ("/" in name and files.exists(files.join(folder, name)))
 
 
 def _turned_images(prefix, folder, images):
@@ -140,7 +140,7 @@ def _turned(path, size):
         if b"Exif" not in head and b"eXIf" not in head and not head.startswith((b"II*", b"MM\0*")):
             return None
         image = decode.open_header(files.read(path))
-        return None if decode.orientation(image) == 1 else decode.turned(image, size)
+        return None if decode.orientation(image) == 1 else decode.applied_orientation(image, size)
     except (OSError, decode.BadImage):  # counted when its pixels are read
         return None
 

@@ -81,7 +81,7 @@ def read(path, most=-1):
         os.close(handle)
 
 
-def there(path):
+def exists(path):
     """Return whether a path exists, or is a link, even a broken one."""
     return epath.Path(path).exists() if remote(path) else os.path.lexists(path)
 

@@ -122,7 +122,7 @@ class Har(base.Source):
 
     def _folders(self, folder):
         """Return the pair of folders of a list's DIR; None if there is no folder of RGB frames."""
-        return next((pair for pair in self._places(folder) if files.there(pair[0])), None)
+        return next((pair for pair in self._places(folder) if files.exists(pair[0])), None)
 
     def _check_folders(self, spec, split, clips):
         """Raise UserError if the list is not of this folder: no clip has a folder of RGB frames."""
@@ -137,7 +137,7 @@ class Har(base.Source):
 def _text(spec, file):
     """Return the text of a list, or None if there is no such file."""
     try:
-        return files.read(file).decode("utf-8-sig") if files.there(file) else None
+        return files.read(file).decode("utf-8-sig") if files.exists(file) else None
     except (OSError, ImportError, ValueError) as error:  # no permission; no bucket client or login; no text
         raise UserError(f"data.source='{spec}': {file} cannot be read: {error}") from error
 

@@ -11,7 +11,7 @@ import sys
 import time
 
 from qbheat_jax import __version__
-from qbheat_jax.tools.gpu_check import FULL, PARTS, TINY, crew, job, text
+from qbheat_jax.tools.gpu_check import FULL, PARTS, TINY, job, pool, text
 from qbheat_jax.train import runtime as runtime_lib
 
 # Time limit for the query of the machine, in which jax has to start.
@@ -160,7 +160,7 @@ def _part(name, seconds, result, out, environment, arguments):
 
     print(f"{name}: at most {seconds:.0f} s", file=sys.stderr)
     commands = {which: _command(name, which, out / name / which, arguments.tiny) for which in names}
-    entry["jobs"] = crew.run(commands, out / name, environment, seconds, parallel, part.timed, on_end)
+    entry["jobs"] = pool.run(commands, out / name, environment, seconds, parallel, part.timed, on_end)
     entry["seconds"] = time.monotonic() - began
     entry["passed"] = all(outcome["state"] == "passed" for outcome in entry["jobs"].values())
     _write(result, out)

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from qbheat_jax.tools.gpu_check import TINY_ENCODER, killed
+from qbheat_jax.tools.gpu_check import TINY_ENCODER, kill_after
 from qbheat_jax.tools.gpu_check.job import losses
 
 _SMALL = {"total_steps": 3, "log_every": 1, "checkpoint_every": 3, "data.eval_split": ""}
@@ -28,7 +28,7 @@ def run(job):
     arguments = [command, "--config", f"configs/{config}", "--workdir", str(workdir)]
     arguments += ["--init", "random"] if command == "detect" else []
     arguments += [item for name, value in fields.items() for item in (f"--config.{name}", str(value))]
-    code = subprocess.run([*killed.command(job.sizes), *arguments], stdout=subprocess.DEVNULL).returncode
+    code = subprocess.run([*kill_after.command(job.sizes), *arguments], stdout=subprocess.DEVNULL).returncode
     if code:
         job.result["problems"].append(f"exit code {code}, see its log")
         return

@@ -6,7 +6,7 @@ import statistics
 import jax
 
 from qbheat_jax.tools.bench import options, peers, timing
-from qbheat_jax.tools.gpu_check import made
+from qbheat_jax.tools.gpu_check import build
 from qbheat_jax.train import optim
 
 # Largest relative difference of the losses of equal weights and images; rounding in bfloat16 gives far less.
@@ -20,13 +20,13 @@ def run(job):
     bench_options = options.Options(batch=sizes.peer_batch, size=sizes.peer_pixels, dtype=sizes.dtype)
     config = options.supervised(bench_options, job.name)
     job.save(doing="compiling jax's step")
-    step = made.step(config)
+    step = build.step(config)
     step.send()
     losses = {"jax": step.wait()}
     job.save(
         batch=sizes.peer_batch, pixels=sizes.peer_pixels, dtype=sizes.dtype, compile_seconds=step.seconds["compile"]
     )
-    candidates = [timing.Candidate("jax", made.sent(step.send, step.wait))]
+    candidates = [timing.Candidate("jax", build.sent(step.send, step.wait))]
     for way in sizes.peer_ways:
         job.save(doing=f"compiling torch {way}")
         try:
@@ -35,7 +35,7 @@ def run(job):
             job.result["problems"].append(f"torch {way}: {type(error).__name__}: {str(error).strip()[:200]}")
             continue
         job.save(doing=f"timing torch {way}")
-        candidates.append(timing.Candidate(f"torch {way}", made.sent(send, wait)))
+        candidates.append(timing.Candidate(f"torch {way}", build.sent(send, wait)))
         losses[f"torch {way}"] = wait()
         with job.turn():
             timed = timing.alternate(candidates, sizes.rounds, sizes.peer_seconds)

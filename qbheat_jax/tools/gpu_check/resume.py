@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from qbheat_jax import pytree
-from qbheat_jax.tools.gpu_check import TINY_ENCODER, killed
+from qbheat_jax.tools.gpu_check import TINY_ENCODER, kill_after
 from qbheat_jax.tools.gpu_check.job import losses
 from qbheat_jax.train.checkpoint import Checkpoints
 
@@ -23,7 +23,7 @@ def run(job):
     The job "deterministic" sets `DETERMINISTIC` in XLA_FLAGS; the job "plain" does not.
     """
     jax.config.update("jax_platforms", "cpu")  # this process only reads checkpoints
-    plain, kills = killed.command(job.sizes), killed.command(job.sizes, job.sizes.resume_killed)
+    plain, kills = kill_after.command(job.sizes), kill_after.command(job.sizes, job.sizes.resume_killed)
     environment = dict(os.environ)
     if job.name == "deterministic":
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()

@@ -6,7 +6,7 @@ import statistics
 import jax
 
 from qbheat_jax.tools.bench import timing
-from qbheat_jax.tools.gpu_check import made
+from qbheat_jax.tools.gpu_check import build
 from qbheat_jax.tools.preflight import chips, matmul_flops
 from qbheat_jax.train import config_tables, profile
 
@@ -24,7 +24,7 @@ def run(job):
         fields |= {"decoder.width": 32, "decoder.depth": 1}
     config = config_tables.resolve(fields)
     job.save(doing="compiling the step")
-    step = made.step(config)
+    step = build.step(config)
     counts = matmul_flops.by_type(step.traced.jaxpr)
     job.save(
         doing="timing",
@@ -41,7 +41,7 @@ def run(job):
         loss = step.wait()
         if not math.isfinite(loss):
             job.result["problems"].append(f"the loss is {loss}")
-        candidate = timing.Candidate(job.name, made.sent(step.send, step.wait))
+        candidate = timing.Candidate(job.name, build.sent(step.send, step.wait))
         seconds = timing.alternate([candidate], sizes.rounds, sizes.seconds)[job.name]["seconds"]
         best = statistics.median(seconds)
         job.save(

@@ -9,7 +9,7 @@ import numpy as np
 
 from qbheat_jax import pytree
 from qbheat_jax.models import registry
-from qbheat_jax.tools.gpu_check import made
+from qbheat_jax.tools.gpu_check import build
 
 # Largest accepted errors, relative to the 2-norm. On a CPU, its own variants of the operations and those for accelerators
 # differ by at most 2.5e-6, 2.4e-4 and 4.9e-4 in float32; bfloat16 differs from float32 by 0.023, 0.13 and 0.30.
@@ -28,7 +28,7 @@ def run(job):
     images = draw.normal(size=(batch, pixels, pixels, 3)).astype(np.float32)
     encoder = registry.encoder(job.name)
     shapes = jax.eval_shape(functools.partial(encoder.init, train=True), jax.random.key(0), images)
-    variables = made.variables(shapes)
+    variables = build.variables(shapes)
     cells = pixels // encoder.stride
     toward = draw.normal(size=(batch, cells, cells, encoder.width)).astype(np.float32)
     inputs = (variables["params"], variables.get("batch_stats", {}), images, toward)

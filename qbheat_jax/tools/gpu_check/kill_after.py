@@ -1,6 +1,6 @@
 """Run the command line with the encoder of `--tiny` registered, and kill it with SIGKILL after a given step.
 
-Usage: `python -m qbheat_jax.tools.gpu_check.killed STEP pretrain ...`. With STEP 0 it is not killed.
+Usage: `python -m qbheat_jax.tools.gpu_check.kill_after STEP pretrain ...`. With STEP 0 it is not killed.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 def command(sizes, step=0):
     """Return the argv of the command line, to which a command's own arguments are added; `step`: kill it after that one."""
     own = step or sizes.tiny
-    return [sys.executable, "-m", *(["qbheat_jax.tools.gpu_check.killed", str(step)] if own else ["qbheat_jax"])]
+    return [sys.executable, "-m", *(["qbheat_jax.tools.gpu_check.kill_after", str(step)] if own else ["qbheat_jax"])]
 
 
 def main():
