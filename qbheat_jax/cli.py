@@ -220,7 +220,9 @@ def detect(arguments, overrides):
 def compare(arguments, overrides):
     """Run a comparison and print its table. Raise UserError with exit code 1 if a cell failed."""
     from qbheat_jax import compare
+    from qbheat_jax.train import distributed
 
+    distributed.start()
     result = compare.run(compare.read(arguments.config, overrides), arguments.workdir)
     console.say(compare.text(result))
     failed = [cell["path"] for cell in result["cells"] if cell["state"] == "failed"]

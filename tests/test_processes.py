@@ -200,6 +200,16 @@ def joined(monkeypatch):
     return calls
 
 
+def test_sigterm_ends_a_process_whatever_handler_the_devices_install(monkeypatch, joined):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        monkeypatch.setattr(jax, "devices", lambda: signal.signal(signal.SIGTERM, lambda *_: None))
+        distributed.start()
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_which_processes_there_are(monkeypatch, joined):
     distributed.start()
     distributed.start("host:1234", "1", "0")

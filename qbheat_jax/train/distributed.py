@@ -30,7 +30,9 @@ WAIT = 300.0
 
 
 def start(coordinator=None, processes=None, process=None, wait=None):
-    """Join the other processes of the run, before any array is made; do nothing for a single process.
+    """Join the other processes of the run, if there are any, before any array is made.
+
+    Until there is something to save, SIGTERM then ends the process.
 
     With coordinator "auto", jax finds all three values. It knows Slurm, Open MPI, GKE and the metadata of TPU VMs. If no
     value is given, this also happens where the environment indicates several processes.
@@ -52,9 +54,12 @@ def start(coordinator=None, processes=None, process=None, wait=None):
     elif any(value is not None for value in given.values()):
         (address, count, index), devices = _checked(**given), None
     else:
-        return
+        count = 1
     if count > 1:
         _join(address, count, index, devices, seconds)
+    # jax's coordination service and libtpu install handlers of their own; libtpu's, as it starts, prints a stack trace.
+    jax.devices()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def several(environment):
@@ -140,8 +145,6 @@ def _join(address, count, index, devices, seconds):
         jax.distributed.initialize(address, count, index, devices)
     except (RuntimeError, ValueError) as error:
         raise _unreachable(error, f"at {address} ") from error
-    # jax has installed a handler of its own. Until there is something to save, SIGTERM should end the process.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if jax.process_index():
         log.setLevel(logging.WARNING)  # only process 0 logs progress
     log.info("process %d of %d, %d devices in all", jax.process_index(), jax.process_count(), jax.device_count())
