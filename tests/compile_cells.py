@@ -6,6 +6,7 @@ An abort inside XLA ends this process and not its parent. KERNELS is a file, see
 
 import dataclasses
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -495,6 +496,8 @@ def main(kernels):
     # Here and not where they are defined: the tests that import this module know the registry as it is.
     registry.ENCODERS.update(ENCODERS)
     detr_detector.SIZES.update(_DETR_SIZES)
+    gc.freeze()  # as in conftest.py
+    gc.set_threshold(50_000, 10, 10)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     for line in sys.stdin:
