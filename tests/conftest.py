@@ -1,14 +1,15 @@
 """Eight virtual CPU devices for every test, small encoders, and configs built on the one that compiles soonest."""
 
+import gc
 import importlib.metadata
 import os
 from typing import Any
 
-# Most of the tests' time is compilation, which is twice as fast where LLVM does not optimise, and another quarter is saved
-# by XLA's older way to emit fusions, while it had that: a flag that it does not know ends the process.
+# Compilation is twice as fast where LLVM does not optimise. Another quarter is saved by XLA's older way to emit fusions, a
+# fifth by one module of LLVM a program. XLA ends the process at a flag that it does not know, so other versions have neither.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -82,6 +83,13 @@ SMALL = {
     "log_every": 2,
     "checkpoint_every": 2,
 }
+
+
+def pytest_collection_finish():
+    """Collect garbage less often: traces make objects by the million, and to search them is a quarter of their time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 def leave_one_device(patch):

@@ -38,6 +38,12 @@ def refused(*argv):
     return str(caught.value)
 
 
+def without_charts(monkeypatch):
+    """Leave out what is drawn for every encoder, where a test is about something else."""
+    for chart in ("dots", "against"):
+        monkeypatch.setattr(charts, chart, lambda *_: "")
+
+
 def forbidden(*_):
     raise AssertionError("a finished cell was run again")
 
@@ -164,8 +170,7 @@ def test_what_fails_is_shown_and_the_rest_goes_on(config_file, tmp_path, monkeyp
 
     monkeypatch.setattr(pretrain, "run", train)
     monkeypatch.setattr(probe, "run", look)
-    for chart in ("dots", "against"):  # drawn for every encoder of two comparisons, and not what this is about
-        monkeypatch.setattr(charts, chart, lambda *_: "")
+    without_charts(monkeypatch)
     command = ["compare", "--config", config_file, "--workdir", str(tmp_path)]
     assert cli.main(command) == 1
     captured = capsys.readouterr()
@@ -192,6 +197,7 @@ def test_what_fails_is_shown_and_the_rest_goes_on(config_file, tmp_path, monkeyp
 def test_a_warning_names_unequal_budgets(config_file, caplog, tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "run", lambda *_: 1 / 0)
     monkeypatch.setattr(probe, "run", lambda *_: 1 / 0)
+    without_charts(monkeypatch)
     plan = compare.read(config_file, [("methods.masked.total_epochs", "2")])
     result = compare.run(plan, tmp_path)
     (warning,) = result["warnings"]

@@ -14,6 +14,7 @@ from qbheat_jax import methods
 from qbheat_jax.models import kernels, layers
 from qbheat_jax.tools.bench import training
 from qbheat_jax.train import optim, runtime
+from tests import test_pods  # noqa: F401, registers resnet_micro
 
 
 def normal(seed, *shape):
@@ -168,7 +169,9 @@ def test_only_a_gpu_of_nvidias_changes_flags(vendor, changed, monkeypatch):
     assert bool(os.environ["XLA_FLAGS"]) == changed
 
 
-@pytest.mark.parametrize("encoder", ["micro", "vit_micro", "resnet18"])
+@pytest.mark.parametrize(
+    "encoder", ["micro", "vit_micro", "resnet_micro", pytest.param("resnet18", marks=pytest.mark.weekly)]
+)
 def test_a_whole_step_in_the_forms_of_cuda(encoder, small_config, monkeypatch):
     """Loss and gradients, float32, of a model in which every choice by platform falls on CUDA's form, cuDNN's apart."""
     config = small_config({"encoder.name": encoder, "quarter.placements": "corners", "image_size": 64, "batch_size": 4})

@@ -173,7 +173,8 @@ def test_the_loss_of_groups_is_the_mean_of_theirs():
 
     def loss(groups, begin, end):
         part = [jnp.asarray(x[:, :, begin:end], jnp.float32) for x in outputs]
-        return detr.Detr(None, model.DETR(3, groups=groups)).outputs_loss(part, boxes, classes, mask, (32, 32))
+        objective = detr.Detr(None, model.DETR(3, groups=groups))
+        return jax.jit(lambda part: objective.outputs_loss(part, boxes, classes, mask, (32, 32)))(part)
 
     (both, figures), (one, first), (other, second) = loss(2, 0, 8), loss(1, 0, 4), loss(1, 4, 8)
     np.testing.assert_allclose(both, (one + other) / 2, rtol=1e-5)

@@ -37,10 +37,10 @@ def random(*shape, seed=0):
 @pytest.mark.parametrize(
     "generation, depths, parameters, tensors",
     [
-        ("c", (3, 8, 18, 3), 27_988_200, 309),
-        ("c", (4, 4, 12, 4), 24_138_728, 237),
+        pytest.param("c", (3, 8, 18, 3), 27_988_200, 309, marks=pytest.mark.weekly),
+        pytest.param("c", (4, 4, 12, 4), 24_138_728, 237, marks=pytest.mark.weekly),
         ("c", (2, 2, 6, 2), 13_295_592, 129),
-        ("a", (3, 8, 18, 3), 27_775_400, 277),
+        pytest.param("a", (3, 8, 18, 3), 27_775_400, 277, marks=pytest.mark.weekly),
         ("a", (2, 2, 6, 2), 13_212_392, 117),
     ],
 )

@@ -1,4 +1,4 @@
-"""Mobile-Former: its sizes, shapes, and what training needs of it. Its activations are checked in test_port_parity.py."""
+"""Mobile-Former: its shapes, and what training needs of it. test_port_parity.py has activations, test_port_strict.py sizes."""
 
 import jax
 import jax.numpy as jnp
@@ -9,48 +9,23 @@ from qbheat_jax.models.layers import attend
 from qbheat_jax.models.mobile_former import (
     VARIANTS,
     MobileFormer,
-    MobileFormerHead,
     Variant,
     cells_attend,
     tokens_attend,
 )
 
 
-def count(variables):
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-
-
 def initial(module, *args):
     return jax.eval_shape(lambda: module.init(jax.random.key(0), *args))
 
 
-@pytest.mark.parametrize(
-    "name, parameters",
-    [
-        ("26m", 3_232_788),
-        ("52m", 3_469_092),
-        ("96m", 4_585_252),
-        ("151m", 7_595_828),
-        ("214m", 9_425_920),
-        ("294m", 11_422_648),
-        ("508m", 13_976_976),
-    ],
-)
-def test_size_of_the_released_variants_with_their_classifier(name, parameters):
-    variant = VARIANTS[name]
-    encoder, head = MobileFormer(variant), MobileFormerHead(1000, variant.features, variant.groups)
-    assert (encoder.stride, encoder.width) == (32, variant.blocks[-1][2])
-    features = jnp.zeros((1, 1, 1, encoder.width))
-    out = {"tokens": jnp.zeros((1, variant.tokens, variant.token_dim))}
-    assert count(initial(encoder, jnp.zeros((1, 32, 32, 3)))) + count(initial(head, features, out)) == parameters
-
-
-@pytest.mark.parametrize("name, parameters", [("w720", 5_011_240), ("w1440", 11_753_328), ("w2880", 25_377_312)])
-def test_size_of_the_reconstructed_encoders(name, parameters):
-    encoder = MobileFormer(VARIANTS[name])
-    assert (encoder.stride, encoder.width) == (16, int(name[1:]))
-    norm = 2 * encoder.width  # the count of the reconstruction leaves the last batch norm out
-    assert count(initial(encoder, jnp.zeros((1, 32, 32, 3)))) - norm == parameters
+def test_strides_and_widths():
+    for name in ("26m", "52m", "96m", "151m", "214m", "294m", "508m"):  # as released
+        encoder = MobileFormer(VARIANTS[name])
+        assert (encoder.stride, encoder.width) == (32, VARIANTS[name].blocks[-1][2])
+    for name in ("w720", "w1440", "w2880"):  # reconstructed
+        encoder = MobileFormer(VARIANTS[name])
+        assert (encoder.stride, encoder.width) == (16, int(name[1:]))
 
 
 def test_tiny_on_images_that_are_not_square():
@@ -62,7 +37,9 @@ def test_tiny_on_images_that_are_not_square():
     assert {f"features_{n}" for n in range(5)} | {f"tokens_{n}" for n in range(5)} | {"stem", "tokens"} == set(out)
 
 
-@pytest.mark.parametrize("name, stride", [("tiny", 4), ("w720", 8), ("52m", 16)])
+@pytest.mark.parametrize("name, stride", [
+    ("tiny", 4), pytest.param("w720", 8, marks=pytest.mark.weekly), pytest.param("52m", 16, marks=pytest.mark.weekly),
+])  # fmt: skip
 def test_half_the_stride_is_the_same_weights_on_twice_as_many_cells(name, stride):
     encoder, own = MobileFormer(VARIANTS[name], last_stride=1), MobileFormer(VARIANTS[name])
     images = jnp.zeros((1, 64, 96, 3))
@@ -104,7 +81,7 @@ def test_training_in_bfloat16_keeps_float32_parameters_and_a_finite_input_gradie
     assert all(jax.tree.leaves(moved))  # every batch norm has seen the batch
 
 
-@pytest.mark.parametrize("heads", [1, 2, 3])
+@pytest.mark.parametrize("heads", [1, 3])
 def test_attention_between_tokens_and_cells_is_plain_attention_with_its_gradients(heads):
     draw = np.random.default_rng(0).normal
     tokens, value, g_tokens = (draw(size=(2, 4, 12)).astype(np.float32) for _ in range(3))
@@ -114,16 +91,19 @@ def test_attention_between_tokens_and_cells_is_plain_attention_with_its_gradient
         y, vjp = jax.vjp(function, *inputs)
         return y, *vjp(cotangent)
 
-    pairs = (
-        (
-            outputs(lambda q, x: tokens_attend(q, x, heads), g_tokens, tokens, cells),
-            outputs(lambda q, x: attend(q, x, x, heads), g_tokens, tokens, cells),
-        ),
-        (
-            outputs(lambda x, k, v: cells_attend(x, k, v, heads), g_cells, cells, tokens, value),
-            outputs(lambda x, k, v: attend(x, k, v, heads), g_cells, cells, tokens, value),
-        ),
-    )
-    for ours, plain in pairs:
+    @jax.jit
+    def pairs(tokens, value, cells, g_tokens, g_cells):
+        return (
+            (
+                outputs(lambda q, x: tokens_attend(q, x, heads), g_tokens, tokens, cells),
+                outputs(lambda q, x: attend(q, x, x, heads), g_tokens, tokens, cells),
+            ),
+            (
+                outputs(lambda x, k, v: cells_attend(x, k, v, heads), g_cells, cells, tokens, value),
+                outputs(lambda x, k, v: attend(x, k, v, heads), g_cells, cells, tokens, value),
+            ),
+        )
+
+    for ours, plain in pairs(tokens, value, cells, g_tokens, g_cells):
         for a, b in zip(ours, plain, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -16,7 +16,9 @@ from qbheat_jax.tools.preflight import compile as compile_lib
 from qbheat_jax.train import optim, state
 from tests import heat_nets
 
-NAMES = ("vheat_pre", "vheat_post", "vheat_post_noscale", "vheat_pre_scale")
+NAMES = ("vheat_pre", "vheat_post")
+# The same branches in other pairs.
+PAIRS = tuple(pytest.param(name, marks=pytest.mark.weekly) for name in ("vheat_post_noscale", "vheat_pre_scale"))
 RANDOM = np.random.default_rng(0)
 TINY = {"dims": (8, 12, 16, 24), "depths": (1, 2, 1, 1), "layer_scale": True}
 TWO = {"dims": (8, 12), "depths": (1, 1)}  # stages: what compiles sooner
@@ -42,7 +44,7 @@ def logits_of(head, features):
     return PooledHead(10).apply({"params": head}, features, {})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *PAIRS])
 def test_every_known_activation_in_both_forms_and_in_bfloat16(name):
     encoder, params, head, known = net(name)
     size = encoder.image_size
@@ -93,10 +95,12 @@ def test_padded_embeddings_for_larger_images():
         close(logits_of(head, features), known["padded_96.logits"], 1e-5 * np.abs(known["padded_96.logits"]).max())
 
 
-def test_the_maps_of_the_released_detectors_at_any_size(monkeypatch):
+@pytest.mark.parametrize(
+    "sizes", [("96x64", "52x76"), pytest.param(("64x64", "40x48"), marks=pytest.mark.weekly)], ids="-".join
+)
+def test_the_maps_of_the_released_detectors_at_any_size(sizes, monkeypatch):
     encoder, params, _, known = net("vheat_dense", "backbone.", outnorm=True)
     monkeypatch.setattr(vheat, "check_size", lambda *_: None)  # the release has maps of half a cell more
-    sizes = ("64x64", "96x64", "40x48", "52x76")
 
     @jax.jit
     def forward(params, *images):

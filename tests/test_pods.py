@@ -58,6 +58,17 @@ def config_of(encoder, **fields):
     return config_tables.resolve({**SMALL, **own, **fields})
 
 
+def batch_of(config):
+    """Return random examples of a config, of which the first three do not count."""
+    generator = np.random.default_rng(0)
+    return {
+        "image": generator.integers(0, 256, (config.batch_size, config.image_size, config.image_size, 3), np.uint8),
+        "quarter": generator.choice([0, 2, 4, 6, 8], config.batch_size).astype(np.int32),
+        "label": np.zeros(config.batch_size, np.int32),
+        "mask": np.arange(config.batch_size) > 2,
+    }
+
+
 @functools.cache
 def born(encoder):
     """The state that every run of an encoder begins with, on one device: to make it anew on each mesh takes a while."""
@@ -69,30 +80,33 @@ def born(encoder):
 def parts_of(config, mesh):
     """(objective, state, the compiled step, a batch on the mesh)."""
     objective, key = methods.build(config), rng.root(config.seed)
-    shapes = methods.batch_spec(config).shapes(config.batch_size)
     shardings = sharding.shardings(born(config.encoder.name), mesh)
     # Through the host: a state that shared buffers with `born` would be donated with them.
     current = jax.device_put(jax.device_get(born(config.encoder.name)), shardings)
     step = state.train_step(objective, OPTIMIZER, key, shardings, mesh, 0.0, config.accumulate)
-    generator = np.random.default_rng(0)
-    batch = {
-        "image": generator.integers(0, 256, shapes["image"].shape, np.uint8),
-        "quarter": generator.choice([0, 2, 4, 6, 8], config.batch_size).astype(np.int32),
-        "label": np.zeros(config.batch_size, np.int32),
-        "mask": np.arange(config.batch_size) > 2,
-    }
-    batch = device_mesh.put_batch(batch, mesh)
+    batch = device_mesh.put_batch(batch_of(config), mesh)
     return objective, current, step.lower(current, batch).compile(QUICKLY), batch
 
 
-def trained(config, mesh, steps=2):
-    """-> (losses, the state after `steps` steps of the same batch)."""
+def watched(config, mesh, steps=2):
+    """-> (losses, the state after `steps` steps of the same batch), the text of the compiled step."""
     _, current, step, batch = parts_of(config, mesh)
     losses = []
     for _ in range(steps):
         current, metrics = step(current, batch)
         losses.append(float(metrics["loss"]))
-    return losses, current
+    return (losses, current), step.as_text()
+
+
+def trained(config, mesh):
+    """-> (losses, the state after two steps)."""
+    return watched(config, mesh)[0]
+
+
+@functools.cache
+def trained_alone(encoder):
+    """(losses, the state after two steps) of one device."""
+    return trained(config_of(encoder), mesh_of())
 
 
 def assert_same(got, expected, atol=2e-6):
@@ -110,16 +124,18 @@ def accelerators_depthwise_convolution():
         yield
 
 
-@pytest.fixture(scope="module", params=ENCODERS)
-def alone(request):
-    """(encoder, losses and state of one device)."""
-    return request.param, trained(config_of(request.param), mesh_of())
+def cases():
+    """Every mesh of a transformer; of the others, which no mesh splits along model, one. Their other meshes are `weekly`."""
+    often = {"vit_micro": MESHES, "resnet_micro": MESHES[1:2], "former_micro": MESHES[2:3]}
+    for encoder in ENCODERS:
+        for axes in MESHES:
+            yield pytest.param(encoder, axes, marks=[pytest.mark.weekly] * (axes not in often[encoder]))
 
 
-@pytest.mark.parametrize("axes", MESHES)
-def test_any_mesh_trains_as_one_device_does(alone, axes, monkeypatch):
+@pytest.mark.parametrize("encoder, axes", cases())
+def test_any_mesh_trains_as_one_device_does(encoder, axes, monkeypatch):
+    expected = trained_alone(encoder)
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 16)  # so that even these small nets are split
-    encoder, expected = alone
     got = trained(config_of(encoder), mesh_of(*axes))
     assert_same(got, expected)
     specs = {name: leaf.sharding.spec for name, leaf in pytree.names(got[1])}
@@ -136,21 +152,25 @@ def test_any_mesh_trains_as_one_device_does(alone, axes, monkeypatch):
             assert "model" not in specs[f"{block}{second}/bias"]
 
 
-def collectives(config, mesh):
-    """[(kind, numbers that come out)] of every collective in the compiled step, and the state it is of."""
-    _, current, step, _ = parts_of(config, mesh)
-    text = step.as_text()
+def collectives(text):
+    """[(kind, numbers that come out)] of every collective in the text of a compiled step."""
     pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
     found = []
     for shapes, kind in re.findall(pattern, text):
         sizes = [int(np.prod([int(n) for n in s.split(",") if n])) for s in re.findall(r"\w+\[([\d,]*)\]", shapes)]
         found.append((kind, sum(sizes)))
-    return found, current
+    return found
+
+
+def compiled(config, mesh):
+    """The collectives of the compiled step, and the state it is of."""
+    _, current, step, _ = parts_of(config, mesh)
+    return collectives(step.as_text()), current
 
 
 def test_parameters_are_gathered_one_at_a_time(monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 16)
-    found, current = collectives(config_of("vit_micro"), mesh_of(1, 8, 1))
+    found, current = compiled(config_of("vit_micro"), mesh_of(1, 8, 1))
     kernels = [leaf.size for name, leaf in pytree.names(current.params) if name.endswith("kernel")]
     gathered = [size for kind, size in found if kind == "all-gather"]
     assert max(gathered) == max(kernels) < pytree.count(current.params) / 3
@@ -161,7 +181,7 @@ def test_parameters_are_gathered_one_at_a_time(monkeypatch):
 
 def test_tensor_parallel_blocks_exchange_little():
     config = config_of("vit_micro", **{"batch_size": 32})
-    found, _ = collectives(config, mesh_of(1, 1, 2))
+    found, _ = compiled(config, mesh_of(1, 1, 2))
     sizes, cells = [size for _, size in found], {"encoder": 4, "decoder": 16}
     # After proj and fc2, and in the gradient before fc1, batch x cells x width; before query, key and value three at once,
     # which a TPU's compiler adds up first and a CPU's does not. Before the encoder's only block those are put off until the
@@ -174,11 +194,12 @@ def test_tensor_parallel_blocks_exchange_little():
 
 @pytest.mark.parametrize("axes", [(4, 2, 1), (2, 1, 2)])
 def test_attention_in_parts_is_that_of_the_whole_batch_and_moves_no_more(axes, monkeypatch):
-    config = config_of("vit_micro")
-    expected = trained(config, mesh_of()), sorted(collectives(config, mesh_of(*axes))[0])
+    config, alone = config_of("vit_micro"), trained_alone("vit_micro")
+    expected, _ = compiled(config, mesh_of(*axes))
     monkeypatch.setattr(layers, "_parts", lambda *_: 2)  # as on TPUs
-    assert_same(trained(config, mesh_of(*axes)), expected[0])
-    assert sorted(collectives(config, mesh_of(*axes))[0]) == expected[1]
+    got, text = watched(config, mesh_of(*axes))
+    assert_same(got, alone)
+    assert sorted(collectives(text)) == sorted(expected)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
@@ -201,13 +222,12 @@ def test_accumulation_updates_running_statistics_part_after_part():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), final.batch_stats, expected)
 
 
-def test_recomputation_changes_nothing(alone):
-    encoder, expected = alone
-    if encoder == "former_micro":
-        pytest.skip("a norm of tokens and one of a batch are enough; that its blocks are recomputed is seen below")
+@pytest.mark.parametrize("encoder", ["vit_micro", "resnet_micro"])
+def test_recomputation_changes_nothing(encoder):
+    """With a norm of tokens and with one of a batch. That the other encoders recompute their blocks is seen below."""
     config = config_of(encoder, remat="nothing_saveable")
-    assert_same(trained(config, mesh_of()), expected)
-    objective, current, _, batch = parts_of(config, mesh_of())
+    assert_same(trained(config, mesh_of()), trained_alone(encoder))
+    objective, current, batch = methods.build(config), born(encoder), batch_of(config)
     loss = jax.grad(lambda p: objective.loss(p, current.batch_stats, batch, jax.random.key(0))[0])
     assert str(jax.make_jaxpr(loss)(current.params)).count("policy=<function nothing_saveable") >= 2
 
@@ -246,7 +266,7 @@ def test_batch_norm_by_groups():
 
 def test_batch_norm_groups_need_no_communication_where_each_device_has_its_own():
     def reduced(groups):  # numbers summed over devices, by operation
-        found, current = collectives(config_of("pebble", bn_groups=groups), mesh_of(8))
+        found, current = compiled(config_of("pebble", bn_groups=groups), mesh_of(8))
         return [size for kind, size in found if kind == "all-reduce"], current
 
     global_sums, current = reduced(1)

@@ -31,6 +31,12 @@ RELEASED = {
     "vit_s": 22_050_664,
     "vit_b": 86_567_656,
 }
+# Encoders that were reconstructed, without a head. The count of the reconstruction leaves the last batch norm out.
+RECONSTRUCTED = {
+    "mobile_former_w720": 5_011_240 + 2 * 720,
+    "mobile_former_w1440": 11_753_328 + 2 * 1440,
+    "mobile_former_w2880": 25_377_312 + 2 * 2880,
+}
 VIT = {"encoder.class_token": True, "encoder.position": "learnt", "encoder.grid": 14}
 
 
@@ -65,7 +71,7 @@ def test_every_parameter_has_a_name_and_released_sizes_are_exact(arch):
     found = file_of(arch, classes=0 if arch not in RELEASED else 1000)
     averages = re.compile(r".*\.running_(mean|var)")
     count = sum(math.prod(shape) for name, shape in found.items() if not averages.fullmatch(name))
-    assert count == RELEASED.get(arch, count)
+    assert count == {**RELEASED, **RECONSTRUCTED}.get(arch, count)
     assert not any("/" in name or "encoder" in name for name in found)
     table = tables.of(arch)
     assert any(map(table.is_head, found)) == (arch in RELEASED)
@@ -97,14 +103,14 @@ def test_missing_extra_and_misshapen_names_are_listed_ten_of_them():
 @pytest.mark.parametrize(
     "file, arch",
     [
-        ("mobile_former_294m", "mobile_former_214m"),
+        pytest.param("mobile_former_294m", "mobile_former_214m", marks=pytest.mark.weekly),
         ("mobile_former_26m", "mobile_former_52m"),
-        ("mobile_former_52m", "mobile_former_26m"),
+        pytest.param("mobile_former_52m", "mobile_former_26m", marks=pytest.mark.weekly),
         ("resnet50", "resnet18"),
         ("vit_s", "vit_b"),
         ("efficientnet_lite0", "mobilenet_v2"),
         ("mobilenet_v2", "vit_ti"),
-        ("hcnet_a_t", "hcnet_t"),
+        pytest.param("hcnet_a_t", "hcnet_t", marks=pytest.mark.weekly),
         ("hcnet_t_551405", "hcnet_t"),
     ],
 )

@@ -132,7 +132,7 @@ def test_the_block_head_sees_where_a_cell_is():
     assert accuracy(r, trained(r, x, y), x, y)["top1"][0] > 0.95
 
 
-def test_only_the_head_is_trained(blobs, tmp_path, monkeypatch):
+def test_only_the_head_is_trained(blobs, tmp_path, monkeypatch, one_device):
     """The encoder's variables never enter the function that is differentiated: features are all that does."""
     seen = []
     original = jax.value_and_grad
@@ -148,7 +148,7 @@ def test_only_the_head_is_trained(blobs, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("protocol", ["lin", "tran-1"])
-def test_result_json_holds_the_contract(blobs, tmp_path, protocol):
+def test_result_json_holds_the_contract(blobs, tmp_path, protocol, one_device):
     result = probe.run(config(protocol=protocol), tmp_path, "random")
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert result["protocol"] == protocol and result["init"] == "random" and result["data"] == "blobs"
@@ -161,7 +161,7 @@ def test_result_json_holds_the_contract(blobs, tmp_path, protocol):
     assert lines[-1]["probe/holdout_top1"] == result["holdout_top1"]
 
 
-def test_trivial_features_solve_a_trivial_task(blobs, tmp_path):
+def test_trivial_features_solve_a_trivial_task(blobs, tmp_path, one_device):
     assert probe.run(config(), tmp_path / "h", "histogram")["top1"] == 1.0
     assert probe.run(config(), tmp_path / "p", "pixels")["top1"] == 1.0
 
@@ -226,7 +226,7 @@ PROTOCOLS = (
 
 
 @pytest.mark.parametrize("fields", PROTOCOLS)
-def test_test_labels_have_no_say(noisy, tmp_path, monkeypatch, fields):
+def test_test_labels_have_no_say(noisy, tmp_path, monkeypatch, fields, one_device):
     """Shuffled test labels change the final number and nothing else; they are not read before it is asked for."""
     fields = {"total_epochs": 2, **fields}
     honest = probe.run(config(**fields), tmp_path / "a", "tiny")
@@ -281,7 +281,14 @@ def test_sixteen_rates_at_once_agree_with_logistic_regression():
         assert abs(tested[np.argmax(held)] - expected) <= 0.01
 
 
-@pytest.mark.parametrize("fields", [{"protocol": "tran-4", "head__drop_path": 0.1}, {}, {"data__fraction": 0.5}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"protocol": "tran-4", "head__drop_path": 0.1},
+        pytest.param({}, marks=pytest.mark.weekly),
+        {"data__fraction": 0.5},
+    ],
+)
 def test_with_augmentation(noisy, tmp_path, fields):
     """From end to end: train and held-out images of one source, the head alone learns, nothing of train is cached."""
     fields = {"augment": True, "data__crop_scale": (0.5, 1.0), "total_epochs": 6, "optimizer": "adamw", **fields}
@@ -371,7 +378,7 @@ def test_data_without_labels_or_test_images(monkeypatch, tmp_path, source, messa
         probe.run(config(), tmp_path, "random")
 
 
-def test_a_probe_takes_the_run_it_is_given(small_config, tmp_path):
+def test_a_probe_takes_the_run_it_is_given(small_config, tmp_path, one_device):
     pretrain.run(small_config(total_steps=2), tmp_path / "run")
     given = {"data.source": "synthetic:64", "total_epochs": 1, "batch_size": 16, "encoder.name": "vit_b"}
     result = probe.run(config_lib.resolve(given, PROBE), tmp_path / "probe", tmp_path / "run")

@@ -86,7 +86,8 @@ def processes(tmp_path_factory):
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         environment = {
-            **os.environ, "PATH": f"{place}{os.pathsep}{os.environ['PATH']}", "XLA_FLAGS": "", "DEVICES": "4",
+            **os.environ, "PATH": f"{place}{os.pathsep}{os.environ['PATH']}", "DEVICES": "4",
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "LOGS": str(place / "logs"), "PORT": port, "HOLD": str(hold), "GO": str(place / "go"),
             "JAX_COMPILATION_CACHE_DIR": str(place / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }  # fmt: skip

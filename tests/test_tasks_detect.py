@@ -230,9 +230,8 @@ def born():
 def test_the_loss_by_hand(born):
     objective, variables = born
     batch = first_batch(4)
-    logits, found = objective._outputs(
-        variables["params"], variables["batch_stats"], objective.pixels.normalise(batch["image"])
-    )
+    params, stats, images = variables["params"], variables["batch_stats"], objective.pixels.normalise(batch["image"])
+    logits, found = jax.jit(objective._outputs)(params, stats, images)
     points, strides = pyramid.locations(SIZE, SIZE, (8, 16))
     quality, box, cells = np.zeros(logits.shape), 0.0, 0
     for k in range(4):
@@ -243,15 +242,16 @@ def test_the_loss_by_hand(born):
             box += 1 - float(geometry.giou(found[k, p], wanted))
             cells += 1
     expected = (np.asarray(detection.quality_focal(logits, quality)).sum() + 2 * box) / cells
-    loss, (_, metrics) = objective.loss(variables["params"], variables["batch_stats"], batch, None)
+    loss_of = jax.jit(lambda batch: objective.loss(params, stats, batch, None))
+    loss, (_, metrics) = loss_of(batch)
     assert float(loss) == pytest.approx(expected, rel=1e-5) and float(metrics["cells"]) == cells / 4
     # An image that does not count, whatever is in it, and images without any box.
     masked = {**batch, "mask": np.array([True, True, True, False])}
     other = {**masked, "image": np.where(np.arange(4)[:, None, None, None] < 3, batch["image"], 77).astype(np.uint8)}
-    losses = [objective.loss(variables["params"], variables["batch_stats"], b, None)[0] for b in (masked, other)]
+    losses = [loss_of(b)[0] for b in (masked, other)]
     assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-6)
     empty = {**batch, "classes": np.full_like(batch["classes"], -1)}
-    assert np.isfinite(objective.loss(variables["params"], variables["batch_stats"], empty, None)[0])
+    assert np.isfinite(loss_of(empty)[0])
 
 
 def test_no_gradient_reaches_a_frozen_encoder(born):
@@ -270,7 +270,8 @@ def test_a_pyramid_of_any_maps():
     found = pyramid.maps(features, out, 64, True)
     assert set(found) == {4, 16} and (found[4] == 1).all() and set(pyramid.maps(features, out, 64, False)) == {16}
     for strides in ((8, 16, 32), (4, 8), (32,)):
-        levels, _ = pyramid.Pyramid(strides, 8).init_with_output(jax.random.key(0), found)
+        make = pyramid.Pyramid(strides, 8).init_with_output
+        levels, _ = jax.eval_shape(make, jax.random.key(0), found)
         assert [x.shape for x in levels] == [(1, 64 // s, 64 // s, 8) for s in strides]
 
 
@@ -407,7 +408,7 @@ def test_sharded_is_unsharded_and_resumed_is_uninterrupted(tmp_path, monkeypatch
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
 
 
-def test_it_starts_from_the_encoder_of_a_workdir(trained, tmp_path):
+def test_it_starts_from_the_encoder_of_a_workdir(trained, tmp_path, one_device):
     given = dict(init=str(trained[0]), encoder__name="", image_size=0, total_steps=1, data__eval_split="")
     result = detect.run(config(**given), tmp_path)
     before, after = api.load(trained[0]), api.load(tmp_path)

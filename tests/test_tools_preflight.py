@@ -286,7 +286,7 @@ def test_a_part_is_named_by_its_modules():
 
 
 @needs_libtpu
-@pytest.mark.parametrize("encoder", ["vit_micro", "former_micro"])
+@pytest.mark.parametrize("encoder", ["vit_micro", pytest.param("former_micro", marks=pytest.mark.weekly)])
 def test_a_small_model_fits_a_tpu(small_config, encoder):
     got = on("v5e:2x2", small_config({"encoder.name": encoder, "dtype": "bfloat16", "batch_size": 64}))
     assert got["fits"] is True and got["reason"] == "" and got["devices"] == got["chips"] == 4
