@@ -16,7 +16,7 @@ from qbheat_jax.models.layers import Dense, gelu, torch_uniform
 from qbheat_jax.ops import images as images_lib
 from qbheat_jax.ops import spread
 
-PARTS = ("encoder", "head")
+PARTS = ("encoder", "projector")
 
 
 class Head(nn.Module):
@@ -65,12 +65,12 @@ def cross_entropy(student, teacher):
 class DINO(base.Method):
     """Self-distillation without labels.
 
-    The state has `teacher_encoder` and `teacher_head`, see `ema.followed`; `centre` float32 [K], a running mean of the
+    The state has `teacher_encoder` and `teacher_projector`, see `ema.followed`; `centre` float32 [K], a running mean of the
     teacher's logits; `steps` int32, the steps done.
 
     Args:
       encoder: Module of `models.registry`.
-      head: Head.
+      projector: Head.
       momentum: EMA momentum of the teacher at the start; it rises to 1 by a cosine.
       temperatures: Of the student, of the teacher at the start, of the teacher after the warm-up.
       warmup, frozen: Steps until the teacher has its last temperature, and in which the prototypes stay as they are.
@@ -81,7 +81,7 @@ class DINO(base.Method):
     """
 
     encoder: Any
-    head: Head
+    projector: Head
     momentum: float
     temperatures: tuple
     warmup: int
@@ -112,7 +112,7 @@ class DINO(base.Method):
         "dino.frozen_epochs": Field(1.0, "epochs at the start in which the prototypes are not trained", at_least(0)),
         "dino.centring": Field(0.9, "momentum of the mean that is taken from the teacher's logits", BELOW_ONE),
     }
-    sharded_like_params = ("teacher_encoder", "teacher_head")
+    sharded_like_params = ("teacher_encoder", "teacher_projector")
 
     @classmethod
     def check(cls, values):
@@ -148,13 +148,13 @@ class DINO(base.Method):
         return crops.CropsSpec.of(config, views=views.VIEWS)
 
     def init(self, rng, batch):
-        """Return {"params": {"encoder", "head"}, "batch_stats": state}; the teacher starts as a copy."""
+        """Return {"params": {"encoder", "projector"}, "batch_stats": state}; the teacher starts as a copy."""
         keys = jax.random.split(rng)
         images = self.pixels.normalise(batch["image"][:1])
         encoder = self.encoder.init(keys[0], images)
-        head = self.head.init(keys[1], encoding.pooled(*self.encoder.apply(encoder, images)))
-        variables = self.init_copies(encoding.collections({"encoder": encoder, "head": head}))
-        own = {"centre": jnp.zeros(self.head.prototypes), "steps": jnp.zeros((), jnp.int32)}
+        projector = self.projector.init(keys[1], encoding.pooled(*self.encoder.apply(encoder, images)))
+        variables = self.init_copies(encoding.collections({"encoder": encoder, "projector": projector}))
+        own = {"centre": jnp.zeros(self.projector.prototypes), "steps": jnp.zeros((), jnp.int32)}
         return {**variables, "batch_stats": {**variables["batch_stats"], **own}}
 
     def init_copies(self, variables):
@@ -179,8 +179,8 @@ class DINO(base.Method):
         temperature = first + (last - first) * jnp.clip(steps / max(1, self.warmup), float(not self.warmup), 1.0)
         teacher = jax.nn.softmax((given - state["centre"]) / temperature)
         features, state = views.encode(self.encoder, params, state, groups, keys[1], train)
-        head = {**params, "head": self._held(params["head"], steps)}
-        logits, state = views.project(self.head, head, state, features, train, "head")
+        held = {**params, "projector": self._held(params["projector"], steps)}
+        logits, state = views.project(self.projector, held, state, features, train)
         losses = cross_entropy(logits / self.temperatures[0], teacher)
         entropy = -(teacher * jnp.log(jnp.maximum(teacher, 1e-30))).sum(-1).mean(1)
         if train:
@@ -200,7 +200,7 @@ class DINO(base.Method):
     def _teacher(self, state, images):
         """Return the teacher's logits float32 [B, 2, K] of normalised views [B, 2, S, S, 3]."""
         features = encoding.pooled(*self.encoder.apply(state["teacher_encoder"], views.join(images)))
-        return views.apart(self.head.apply(state["teacher_head"], features), images.shape[1])
+        return views.apart(self.projector.apply(state["teacher_projector"], features), images.shape[1])
 
     def _held(self, head, steps):
         """Return the head's parameters, the prototypes without a gradient in the first steps."""

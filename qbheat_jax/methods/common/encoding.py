@@ -36,13 +36,13 @@ def at_size(encoder, params, size):
     return (encoder.clone(**resized.options) if resized.options else encoder), resized.params
 
 
-def project(projector, params, state, x, train, part="projector"):
-    """Return (outputs of a head of float32 [B, C], state); training updates its running statistics, if it has any."""
-    known = variables(params, state, part)
-    if not train or part not in state:
+def project(projector, params, state, x, train):
+    """Return (outputs of the method's projector for float32 [B, C], state); training updates its running statistics."""
+    known = variables(params, state, "projector")
+    if not train or "projector" not in state:
         return projector.apply(known, x), state
     outputs, updated = projector.apply(known, x, True, mutable=["batch_stats"])
-    return outputs, {**state, part: updated["batch_stats"]}
+    return outputs, {**state, "projector": updated["batch_stats"]}
 
 
 def collections(made):

@@ -89,9 +89,9 @@ def encode(encoder, params, state, groups, rng, train):
     return jnp.concatenate(features, 1), state
 
 
-def project(projector, params, state, features, train, part="projector"):
+def project(projector, params, state, features, train):
     """Return (projections float32 [B, V, D] of features [B, V, C], state)."""
-    z, state = encoding.project(projector, params, state, join(features), train, part)
+    z, state = encoding.project(projector, params, state, join(features), train)
     return apart(z, features.shape[1]), state
 
 
