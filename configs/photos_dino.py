@@ -3,7 +3,7 @@
     qbheat pretrain --config configs/photos_dino.py --workdir runs/photos_dino
 
 Momentum and head are those of a short run of a small encoder. Blur is scaled to 64 pixels, and colours are jittered half as
-much as in the paper. Results are in docs/results/objectives.md.
+much as in the paper.
 """
 
 from photos import get_config as base

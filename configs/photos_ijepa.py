@@ -2,8 +2,7 @@
 
     qbheat pretrain --config configs/photos_ijepa.py --workdir runs/photos_ijepa
 
-The encoder sees 26 of the 64 cells of an image. Momentum and predictor are those of a short run of a small encoder. Results
-are in docs/results/objectives.md.
+The encoder sees 26 of the 64 cells of an image. Momentum and predictor are those of a short run of a small encoder.
 """
 
 from photos import get_config as base

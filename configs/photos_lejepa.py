@@ -2,8 +2,7 @@
 
     qbheat pretrain --config configs/photos_lejepa.py --workdir runs/photos_lejepa
 
-Blur is scaled to 64 pixels, and colours are jittered half as much as in the authors' example. Results are in
-docs/results/objectives.md.
+Blur is scaled to 64 pixels, and colours are jittered half as much as in the authors' example.
 """
 
 from photos import get_config as base

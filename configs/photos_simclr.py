@@ -2,8 +2,8 @@
 
     qbheat pretrain --config configs/photos_simclr.py --workdir runs/photos_simclr
 
-It takes about four minutes on two CPU cores. Blur is scaled to 64 pixels, and colours are jittered half as much as in the
-paper: a label here is a photograph, which its colours tell. Results are in docs/results/objectives.md.
+Blur is scaled to 64 pixels, and colours are jittered half as much as in the
+paper: a label here is a photograph, which its colours tell.
 """
 
 from photos import get_config as base

@@ -3,7 +3,7 @@
     qbheat pretrain --config configs/photos_vicreg.py --workdir runs/photos_vicreg
 
 Blur is scaled to 64 pixels, and colours are jittered half as much as in the paper: a label here is a photograph, which its
-colours tell. Results are in docs/results/objectives.md.
+colours tell.
 """
 
 from photos import get_config as base

@@ -2,8 +2,8 @@
 
     qbheat compare --config configs/compare/photos_objectives.py --workdir runs/compare-objectives
 
-All train `mobile_former_tiny` but I-JEPA, whose encoder is `vit_nano`; "untrained" is `mobile_former_tiny`. Expected results
-are in docs/results/objectives.md. `--config.seeds "(0, 1)"` adds a seed.
+All train `mobile_former_tiny` but I-JEPA, whose encoder is `vit_nano`; "untrained" is `mobile_former_tiny`. The same command
+resumes a stopped comparison. `--config.seeds "(0, 1)"` adds a seed.
 """
 
 
