@@ -84,6 +84,7 @@ _DECODER = {"decoder.width": 128, "decoder.depth": 1, "decoder.heads": 4}
 _DENSE = {"dense.strides": (8, 16), "dense.width": 64, "dense.depth": 1}
 _DETR = {"detr.size": "base", "detr.queries": 32, "detr.groups": 2}
 _BOXES = {"detector.classes": 10, "data.max_boxes": 16}
+_LOCAL = {"data.local_crops": 2, "data.local_size": 64}
 _FINOLA = {"finola.width": 64, "finola.paths": 2, "finola.stride": 16, "finola.channels": 16}
 OBJECTIVES = {
     "qbheat": (config_tables.PRETRAIN, {**_DECODER, "image_size": 256}),  # its encoder sees crops of the others' size
@@ -95,6 +96,11 @@ OBJECTIVES = {
     "dense": (config_tables.DETECT, {**_BOXES, **_DENSE}),
     "detr": (config_tables.DETECT, {**_BOXES, **_DETR}),
     "finola": (config_tables.PRETRAIN, _FINOLA),
+    "simclr": (config_tables.PRETRAIN, {"simclr.hidden": 256}),
+    "vicreg": (config_tables.PRETRAIN, {"vicreg.width": 256}),
+    "lejepa": (config_tables.PRETRAIN, {**_LOCAL, "lejepa.hidden": 256, "lejepa.slices": 256}),
+    "dino": (config_tables.PRETRAIN, {**_LOCAL, "dino.hidden": 256, "dino.prototypes": 1024}),
+    "ijepa": (config_tables.PRETRAIN, _DECODER),
 }
 _DETR_SIZES = {"small": (64, 4, 1, 2), "base": (64, 4, 0, 1)}  # shrunken as the encoders are
 
@@ -162,6 +168,14 @@ OPTIONS = {
     ("vit", "finetune"): {"mixup": 0.8, "cutmix": 1.0},
     ("vit", "dense"): {"tune": True},
     ("vit", "detr"): {"detr.size": "small"},
+    ("vit", "dino"): {
+        **_TOKEN,
+        "encoder.position": "learnt",
+        "encoder.grid": 8,
+        "dino.gain": True,
+        "weight_decay_end": 0.4,
+    },
+    ("vit", "ijepa"): _REMAT,
     ("hcnet", "qbheat"): {"encoder.drop_path": 0.1},
     ("hcnet", "simmim"): {"dtype": "float32"},
     ("hcnet", "supervised"): _PARTS,
@@ -175,6 +189,7 @@ OPTIONS = {
 
 # The TPU's compiler takes ten times as long, the more the larger the arrays are.
 _SMALL = {"image_size": 32, "batch_size": 8}
+_SMALL_LOCAL = {**_LOCAL, "data.local_size": 16}
 
 
 def config(encoder, objective, **fields):
@@ -368,7 +383,7 @@ def _trains(objective, encoder):
     """Whether an objective trains encoders of this class."""
     if encoder.takes_clips:
         return methods.METHODS[objective].takes_clips
-    return objective != "mae" or encoder.takes_keep
+    return objective not in ("mae", "ijepa") or encoder.takes_keep
 
 
 def _cells():
@@ -394,6 +409,11 @@ def _cells():
         ("hcnet_a", "simmim", {}),
         ("mmhco", "qbheat", {}),
         ("mmhco", "supervised", {}),
+        ("mobilenet", "simclr", {}),
+        ("mobilenet", "vicreg", {}),
+        ("mobilenet", "lejepa", _SMALL_LOCAL),
+        ("vit", "dino", {**_SMALL_LOCAL, "encoder.position": "learnt", "encoder.grid": 2}),
+        ("vit", "ijepa", {"encoder.stride": 8}),
     ):
         add(f"{encoder}-{objective}", _train, encoder, objective, {**_SMALL, **options}, target=TPU)
     for encoder in ("former_grouped", "lite", "resnet_basic", "vit", "hcnet"):
@@ -423,7 +443,14 @@ FAMILIES = (
     ("mmhco",),
     ("vit",),
 )
+# Methods of several crops differ little between encoders: one cell each in the test command.
+_CROPS = ("simclr", "vicreg", "lejepa", "dino")
+_OFTEN = ("former_grouped-simclr", "mobilenet-vicreg", "resnet_basic-lejepa", "vit-dino")
 _WEEKLY_TPU = (
+    "mobilenet-simclr",
+    "mobilenet-vicreg",
+    "vit-ijepa",
+    "vit-dino",
     "former-finola",
     "vheat-qbheat",
     "hcnet-supervised",
@@ -435,12 +462,13 @@ _WEEKLY = {"mmhco-classify-h100", "mmhco-probe-h100", *(f"{cell}-v5e" for cell i
 
 
 def _weekly():
-    names = [name for name in OBJECTIVES if name not in ("mae", "finola")]
+    names = [name for name in OBJECTIVES if name not in ("mae", "finola", "ijepa", *_CROPS)]
     cells = {f"{encoder}-{name}" for encoder in ENCODERS for name in (*names, "finola")} - {"former-finola"}
     for k, family in enumerate(FAMILIES):
         for n, name in enumerate(names):
             if (n + k) % 4 == 0:
                 cells.remove(f"{family[(n + k) // 4 % len(family)]}-{name}")
+    cells |= {f"{encoder}-{name}" for encoder in ENCODERS for name in _CROPS} - {*_OFTEN}
     return {f"{cell}-{GPU.partition(':')[0]}" for cell in cells} & set(CELLS) | _WEEKLY
 
 

@@ -18,6 +18,17 @@ CASES = {
     "moco": {"encoder.name": "pebble", "moco.queue": 48, "moco.momentum": 0.9, "moco.width": 16, "moco.blur_share": 0.0},
     "mae": {"encoder.name": "vit_micro", "decoder.depth": 0},
     "simmim": {"encoder.name": "pebble", "simmim.mask_size": 8},
+    "simclr": {"encoder.name": "pebble", "simclr.hidden": 16, "simclr.width": 8, "views.blur": False, "views.jitter": 0.0},
+    "vicreg": {"encoder.name": "pebble", "vicreg.width": 16, "views.blur": False, "views.jitter": 0.0},
+    "lejepa": {
+        "encoder.name": "pebble", "lejepa.hidden": 16, "lejepa.width": 8, "lejepa.slices": 16, "data.local_crops": 2,
+        "data.local_size": 16, "views.blur": False, "views.jitter": 0.0,
+    },
+    "dino": {
+        "encoder.name": "pebble", "dino.prototypes": 16, "dino.hidden": 16, "dino.bottleneck": 8, "data.local_crops": 2,
+        "data.local_size": 16, "views.blur": False, "views.jitter": 0.0,
+    },
+    "ijepa": {"encoder.name": "vit_micro", "decoder.depth": 0},
     "finola": {
         "encoder.name": "pebble", "finola.width": 16, "finola.stride": 1, "finola.heads": 2, "finola.channels": 8,
     },
@@ -137,7 +148,7 @@ def test_the_run_is_a_model(whole):
 def test_the_run_has_a_report(whole):
     name, workdir, _ = whole
     text = report.write(workdir).read_text()
-    title = {"moco": "MoCo-v2", "mae": "MAE", "simmim": "SimMIM", "finola": "FINOLA", "supervised": "supervised"}[name]
+    title = methods.METHODS[name].TITLE
     assert f"<h1>{title} on synthetic:64</h1>" in text
     own = name == "finola"  # it reconstructs, and has A and B
     assert ("There are no pictures on this page" in text, "no heat operator" in text) == (not own, not own)
@@ -145,7 +156,9 @@ def test_the_run_has_a_report(whole):
     assert (workdir / "report" / "reconstructions.png").exists() == own
     assert ("No labels are used" in text) == (name != "supervised")
     assert ("Dashed: the loss of predicting the mean" in text) == (name in ("mae", "finola"))
-    assert [line["step"] for line in metrics.read(workdir) if "train/loss" in line] == [1, 2, 4]
+    lines = [line for line in metrics.read(workdir) if "train/loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 4] and "far features are spread" in text
+    assert all(line["train/feature_std"] > 0 and line["train/participation_ratio"] >= 1 for line in lines)
 
 
 def test_moco_starts_its_key_encoder_from_the_given_weights_too(whole, one_device, tmp_path):

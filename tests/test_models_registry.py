@@ -20,7 +20,7 @@ CLIPS = ["mmhco_nano", "mmhco_s"]
 VHEATS = ["vheat_b", "vheat_b96", "vheat_nano", "vheat_s", "vheat_t"]
 HCNETS = ["hcnet_a_t", "hcnet_nano", "hcnet_t", "hcnet_t_551405"]
 RESNETS = ["resnet18", "resnet50"]
-OTHERS = ["efficientnet_lite0", "mobilenet_v2", *HCNETS, *RESNETS, *VHEATS, "vit_b", "vit_s", "vit_ti"]
+OTHERS = ["efficientnet_lite0", "mobilenet_v2", *HCNETS, *RESNETS, *VHEATS, "vit_b", "vit_nano", "vit_s", "vit_ti"]
 NAMES = sorted([*MOBILE_FORMERS, *OTHERS, *CLIPS])
 # Members of families whose other members are traced sooner. test_port_strict.py builds each.
 LARGE = (

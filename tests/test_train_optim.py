@@ -194,3 +194,18 @@ def test_clip_norm_scales_a_huge_gradient_down_to_it():
     for a, b in zip(jax.tree.leaves(clipped), jax.tree.leaves(by_hand)):
         np.testing.assert_allclose(a, b, rtol=1e-5)
     assert max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(clipped[-1]), jax.tree.leaves(unclipped[-1]))) > 1e-3
+
+
+def test_weight_decay_follows_a_cosine():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    optimizer = optim.optimizer(resolve(weight_decay=0.1, weight_decay_end=0.4), lambda step: 0.5, steps=4)
+    state = optimizer.init(params)
+    for step in range(6):
+        updates, state = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        decay = 0.4 - 0.3 * (1 + np.cos(np.pi * min(step / 4, 1))) / 2
+        np.testing.assert_allclose(updates["kernel"], -0.5 * decay, rtol=1e-5)
+        assert not updates["bias"].any()
+    constant = optim.optimizer(resolve(weight_decay=0.1), lambda step: 0.5).init(params)  # checkpoints of older runs
+    assert jax.tree.structure(constant) == jax.tree.structure(
+        optax.adamw(lambda step: 0.5, mask=optim.decay_mask).init(params)
+    )

@@ -106,7 +106,8 @@ class PlainBatches(Batches):
 class NumpyBatches(Batches):
     """Batches of the `synthetic` source: noise by index, without augmentation, threads or tensorflow.
 
-    A further view is the same noise, shifted cyclically by its own random draw and mirrored as `spec.flip` sets.
+    A further view is the same noise, shifted cyclically by its own random draw and mirrored as `spec.flip` sets. Of a smaller
+    view it is the top left corner.
     """
 
     def _next(self):
@@ -116,12 +117,13 @@ class NumpyBatches(Batches):
         quarters = plan.spec.quarters(epochs, np.maximum(indices, 0))
         images, labels = plan.source.gather(np.maximum(indices, 0), size)
         if not real.all():
-            padding = empty(len(indices), size)
+            padding = empty(len(indices), {"image": size})
             images = np.where(real[:, None, None, None], images, padding["image"])
             labels = np.where(real, labels, padding["label"])
         crops = {"image": images}
         for view, name in enumerate(plan.spec.images[1:], 1):
-            crops[name] = _moved(plan.spec, images, epochs, np.maximum(indices, 0), view)
+            side = plan.spec.crop_of(view)[0]
+            crops[name] = _moved(plan.spec, images, epochs, np.maximum(indices, 0), view)[:, :side, :side]
         return {**crops, "quarter": quarters, "label": labels, "mask": real, "index": indices.astype(np.int32)}
 
 

@@ -121,7 +121,7 @@ class DeviceCache:
         for view, name in enumerate(spec.images):
             shown = (rows.astype(np.int32), *self._draw(spec, epochs, rows, view))
             shown = (device_mesh.put(x, self.mesh, batch_size) for x in shown)
-            batch[name] = _grey_where_masked(self.crop(*shown, spec.image_size), batch["mask"])
+            batch[name] = _grey_where_masked(self.crop(*shown, spec.crop_of(view)[0]), batch["mask"])
         return batch
 
     def crop(self, rows, boxes, flips, size):

@@ -84,26 +84,25 @@ def crops(data, spec, draws, mirrored):
       mirrored: bool [views].
 
     Returns:
-      bool [], then uint8 [S, S, 3] for each view.
+      bool [], then uint8 [S, S, 3] for each view, of its own size.
     """
-    views, size = len(spec.images), spec.image_size
-    grey = tf.constant(np.full((size, size, 3), MEAN_GREY, np.uint8))
+    sizes, scales = zip(*(spec.crop_of(view) for view in range(len(spec.images))))
 
     def box_of(shape, view):
         if spec.train:
-            return random_box(shape, draws[view], spec.crop_scale, spec.crop_ratio)
-        return centre_box(shape, size)
+            return random_box(shape, draws[view], scales[view], spec.crop_ratio)
+        return centre_box(shape, sizes[view])
 
     def none():
-        return tf.constant(False), *[grey] * views
+        return tf.constant(False), *(tf.constant(np.full((size, size, 3), MEAN_GREY, np.uint8)) for size in sizes)
 
     def some():
         shape = tf.image.extract_jpeg_shape(data)
         shape, colours = shape[:2], shape[2]
 
         def made():
-            boxes = [box_of(shape, view) for view in range(views)]
-            return tf.constant(True), *[crop(data, shape, box, size, mirrored[k]) for k, box in enumerate(boxes)]
+            boxes = [box_of(shape, view) for view in range(len(sizes))]
+            return tf.constant(True), *(crop(data, shape, box, sizes[k], mirrored[k]) for k, box in enumerate(boxes))
 
         small = tf.reduce_prod(tf.cast(shape, tf.int64)) <= decode.MAX_PIXELS
         return tf.cond(small & ((colours == 1) | (colours == 3)), made, none)

@@ -6,7 +6,6 @@ turned or damaged images, examples with boxes, sources of arrays.
 """
 
 import contextlib
-import functools
 import itertools
 import os
 import queue
@@ -301,11 +300,10 @@ class _Work:
     def _made(self, number, done, label, crops):
         spec, bad = self.plan.spec, self.plan.bad
         epochs, indices, fetch = self._examples(number)
-        window = functools.partial(jpeg.window, size=spec.image_size)
         if not done.any():
-            return image.build(spec, fetch, epochs, indices, bad, window)
+            return image.build(spec, fetch, epochs, indices, bad, jpeg.window)
         rows = np.flatnonzero(~done)
-        rest = image.build(spec, lambda k, i: fetch(rows[k], i), epochs[rows], indices[rows], bad, window)
+        rest = image.build(spec, lambda k, i: fetch(rows[k], i), epochs[rows], indices[rows], bad, jpeg.window)
         whole = {"quarter": spec.quarters(epochs, np.maximum(indices, 0)), "label": label, "mask": done}
         whole |= {"index": indices.astype(np.int32), **dict(zip(spec.images, crops))}
         out = {key: np.array(whole[key]) for key in self._blank}

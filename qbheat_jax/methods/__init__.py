@@ -7,13 +7,18 @@ from qbheat_jax.methods.base import Schedule
 from qbheat_jax.methods.classifier import Classifier
 from qbheat_jax.methods.dense import Dense
 from qbheat_jax.methods.detr import Detr
+from qbheat_jax.methods.dino import DINO
 from qbheat_jax.methods.finetune import Finetune
 from qbheat_jax.methods.finola import Finola
+from qbheat_jax.methods.ijepa import IJEPA
+from qbheat_jax.methods.lejepa import LeJEPA
 from qbheat_jax.methods.mae import MAE
 from qbheat_jax.methods.moco import MoCo
 from qbheat_jax.methods.qbheat import QBHeat
+from qbheat_jax.methods.simclr import SimCLR
 from qbheat_jax.methods.simmim import SimMIM
 from qbheat_jax.methods.supervised import Supervised
+from qbheat_jax.methods.vicreg import VICReg
 from qbheat_jax.models import registry
 from qbheat_jax.models.fields import OPTIONS
 from qbheat_jax.models.ghost_batch_norm import grouped
@@ -26,6 +31,11 @@ METHODS = {
         MAE,
         SimMIM,
         Finola,
+        SimCLR,
+        VICReg,
+        DINO,
+        IJEPA,
+        LeJEPA,
         Supervised,
         Finetune,
         Dense,

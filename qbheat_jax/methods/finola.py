@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from qbheat_jax.config import POSITIVE, Field, at_least, refuse
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
-from qbheat_jax.methods.common.encoding import encode
+from qbheat_jax.methods.common.encoding import encode, pooled
 from qbheat_jax.models.finola import FinolaDecoder
 from qbheat_jax.ops import images as images_lib
+from qbheat_jax.ops import spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +86,10 @@ class Finola(base.Method):
 
         batch: image uint8 [B, H, W, 3], mask bool [B]. metrics: `psnr` of the reconstructions, in dB, the mean over images;
         the same of two trivial predictors, `psnr_mean` of the mean image of the batch and `psnr_colour` of each image's own
-        mean colour; `variance`, the loss of the mean image.
+        mean colour; `variance`, the loss of the mean image; those of `spread.figures`.
         """
         images = self.pixels.normalise(batch["image"])
-        predicted, state = self._forward(params, state, images, rng, train)
+        predicted, vectors, state = self._forward(params, state, images, rng, train)
         weight = batch["mask"] / jnp.maximum(batch["mask"].sum(), 1)
 
         def mean(values):
@@ -103,6 +104,7 @@ class Finola(base.Method):
             "psnr_mean": mean(self._psnr(average, images)),
             "psnr_colour": mean(self._psnr(images.mean((1, 2), keepdims=True), images)),
             "variance": error(average),
+            **spread.figures(vectors, batch["mask"]),
         }
         return error(predicted), (state, metrics)
 
@@ -116,13 +118,12 @@ class Finola(base.Method):
     def reconstruct(self, variables, images):
         """Return images uint8 [B, H, W, 3], each decoded from its own vectors."""
         pixels = self.pixels.normalise(images)
-        predicted, _ = self._forward(variables["params"], variables["batch_stats"], pixels)
-        return self.pixels.unnormalise(predicted)
+        return self.pixels.unnormalise(self._forward(variables["params"], variables["batch_stats"], pixels)[0])
 
     def _forward(self, params, state, images, rng=None, train=False):
-        """Return (normalised pixels float32 [B, H, W, 3], state)."""
-        features, _, state = encode(self.encoder, params, state, images, rng, train)
-        return self.decoder.apply({"params": params["decoder"]}, features)[0], state
+        """Return (normalised pixels float32 [B, H, W, 3], pooled features float32 [B, C], state)."""
+        features, out, state = encode(self.encoder, params, state, images, rng, train)
+        return self.decoder.apply({"params": params["decoder"]}, features)[0], pooled(features, out), state
 
     def _psnr(self, predicted, images):
         """Return the peak signal-to-noise ratio in dB of normalised images, float32 [B]; see `images.psnr`."""

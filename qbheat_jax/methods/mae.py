@@ -11,10 +11,11 @@ from qbheat_jax.config import FRACTION, Field
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common import decoding, masks, targets
-from qbheat_jax.methods.common.encoding import encode
+from qbheat_jax.methods.common.encoding import encode, pooled
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, remat, sincos_2d
 from qbheat_jax.ops import images as images_lib
+from qbheat_jax.ops import spread
 
 
 class MaskDecoder(nn.Module):
@@ -92,7 +93,7 @@ class MAE(base.Method):
         if not encoder.takes_keep:
             raise UserError(
                 f"config field encoder.name={config.encoder.name!r} is not accepted with objective='mae', which leaves cells "
-                "out: it takes vit_ti, vit_s or vit_b (objective='simmim' masks images for any encoder)"
+                "out: it takes a ViT (objective='simmim' masks images for any encoder)"
             )
         ratio, cells = config.mae.mask_ratio, (config.image_size // encoder.stride) ** 2
         if not 0 < kept(cells, ratio) < cells:
@@ -114,7 +115,7 @@ class MAE(base.Method):
         return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}, "batch_stats": {}}
 
     def loss(self, params, state, batch, rng, train=True):
-        """Return (mean `Target.error` over the cells that count, (state, {"variance"})).
+        """Return (mean `Target.error` over the cells that count, (state, {"variance", and those of `spread.figures`})).
 
         batch: image uint8 [B, H, W, 3], mask bool [B]. The mask is drawn by `rng`; None draws the same every time.
         `variance` is the loss of predicting the mean cell of the batch.
@@ -128,7 +129,8 @@ class MAE(base.Method):
         cells = (hidden if self.loss_on == "masked" else jnp.ones_like(hidden)) & batch["mask"][:, None, None]
         wanted = self.target(images)
         loss = masks.mean_over(self.target.error(predicted, wanted), cells)
-        return loss, (state, {"variance": masks.variance(self.target, wanted, cells)})
+        figures = spread.figures(pooled(features, out), batch["mask"])
+        return loss, (state, {"variance": masks.variance(self.target, wanted, cells), **figures})
 
     def draw(self, rng, shape):
         """Return (grid, keep, ranks) for images of a shape.

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from qbheat_jax.config import BELOW_ONE, FRACTION, POSITIVE, RANGE, Field, refuse
 from qbheat_jax.data.specs.views import ViewsSpec
 from qbheat_jax.methods import base
-from qbheat_jax.methods.common import encoding
-from qbheat_jax.methods.common.ema import ema_update
-from qbheat_jax.methods.common.encoding import encode, pooled
+from qbheat_jax.methods.common import ema, encoding
+from qbheat_jax.methods.common.colours import Colours
+from qbheat_jax.methods.common.encoding import encode, l2_normalize, pooled
 from qbheat_jax.models.layers import BatchNorm
-from qbheat_jax.ops import colour
 from qbheat_jax.ops import images as images_lib
+from qbheat_jax.ops import spread
 
 
 class Projector(nn.Module):
@@ -35,43 +35,6 @@ class Projector(nn.Module):
             x = BatchNorm(use_running_average=not train, use_scale=False, use_bias=False, name="norm")(x)
         x = jax.nn.relu(nn.Dense(x.shape[-1], name="fc1")(x))
         return l2_normalize(nn.Dense(self.width, name="fc2")(x))
-
-
-def l2_normalize(x):
-    """Return [..., C] scaled to length 1."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
-
-
-@dataclasses.dataclass(frozen=True)
-class Colours:
-    """MoCo-v2's augmentation after crop and flip, in its order: colour jitter, grey, blur.
-
-    Args:
-      jitter, jitter_prob: Colour jitter and its probability.
-      grey_prob, blur_prob: Probabilities of grey and blur.
-      sigma: Range of the blur's standard deviation in pixels (0.1 to 2 for 224 x 224 images in the paper).
-    """
-
-    jitter: colour.Jitter = colour.Jitter(0.4, 0.4, 0.4, 0.1)
-    jitter_prob: float = 0.8
-    grey_prob: float = 0.2
-    blur_prob: float = 0.5
-    sigma: tuple = (0.1, 2.0)
-
-    def __call__(self, images, rng):
-        """Augment float32 [B, H, W, 3] on the 0..1 scale; every image has draws of its own."""
-        keys = jax.random.split(rng, 3)
-        images = colour.sometimes(self.jitter, images, keys[0], self.jitter_prob)
-        images = colour.sometimes(_to_grey, images, keys[1], self.grey_prob)
-        return colour.sometimes(self._blur, images, keys[2], self.blur_prob) if self.blur_prob else images
-
-    def _blur(self, images, rng):
-        low, high = self.sigma
-        return colour.blur(images, jax.random.uniform(rng, images.shape[:1], minval=low, maxval=high), high)
-
-
-def _to_grey(images, rng):
-    return jnp.broadcast_to(colour.grey(images), images.shape)
 
 
 def info_nce(query, key, queue, temperature):
@@ -199,14 +162,10 @@ class MoCo(base.Method):
 
     def init_copies(self, variables):
         """As `Method.init_copies`: the key encoder's parts are copies of the given ones."""
-        params, stats = variables["params"], dict(variables.get("batch_stats", {}))
-        for part in [part for part in ("encoder", "projector") if part in params]:
-            # A copy: the step donates the state, and no buffer may be donated twice.
-            stats[f"key_{part}"] = jax.tree.map(jnp.copy, encoding.variables(params, stats, part))
-        return {"params": params, "batch_stats": stats}
+        return ema.with_copies(variables, ("encoder", "projector"), "key_")
 
     def loss(self, params, state, batch, rng, train=True):
-        """Return (mean InfoNCE of the examples that count, (state, {"top1"})).
+        """Return (mean InfoNCE of the examples that count, (state, {"top1", and those of `spread.figures`})).
 
         batch: image, image2 uint8 [B, H, W, 3], mask bool [B]. Without `image2`, as in evaluation, both views are of the same
         crop and differ in colour alone. rng None draws the same colours every time. Only training enqueues keys. `top1` is the
@@ -220,21 +179,15 @@ class MoCo(base.Method):
             state = self._follow(params, state)
         key = jax.lax.stop_gradient(self._key(state, second))
         features, out, state = encode(self.encoder, params, state, first, keys[2], train)
-        query, state = self._query(params, state, pooled(features, out), train)
+        vectors = pooled(features, out)
+        query, state = encoding.project(self.projector, params, state, vectors, train)
         losses, nearest = info_nce(query, key, state["queue"], self.temperature)
         weight = batch["mask"].astype(jnp.float32) / jnp.maximum(batch["mask"].sum(), 1)
         if train:
             queue, pointer = enqueue(state["queue"], state["pointer"], key, batch["mask"])
             state = {**state, "queue": queue, "pointer": pointer, "steps": state["steps"] + 1}
-        return (losses * weight).sum(), (state, {"top1": (nearest * weight).sum()})
-
-    def _query(self, params, state, features, train):
-        """Return (queries float32 [B, width], state); training updates the projector's statistics."""
-        known = encoding.variables(params, state, "projector")
-        if not train or "projector" not in state:
-            return self.projector.apply(known, features), state
-        query, updated = self.projector.apply(known, features, True, mutable=["batch_stats"])
-        return query, {**state, "projector": updated["batch_stats"]}
+        figures = {"top1": (nearest * weight).sum(), **spread.figures(vectors, batch["mask"])}
+        return (losses * weight).sum(), (state, figures)
 
     def _view(self, images, rng):
         """Augment and normalise uint8 [B, H, W, 3]."""
@@ -247,7 +200,7 @@ class MoCo(base.Method):
         steps = state["steps"].astype(jnp.float32)
         momentum = jnp.minimum(self.momentum, (1 + steps) / (10 + steps))
         followed = {
-            f"key_{part}": ema_update(state[f"key_{part}"], encoding.variables(params, state, part), momentum)
+            f"key_{part}": ema.ema_update(state[f"key_{part}"], encoding.variables(params, state, part), momentum)
             for part in ("encoder", "projector")
         }
         return {**state, **followed}

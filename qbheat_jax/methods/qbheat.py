@@ -11,10 +11,10 @@ from qbheat_jax.config import Field, at_least, refuse
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common import decoding, targets
-from qbheat_jax.methods.common.encoding import encode
+from qbheat_jax.methods.common.encoding import encode, pooled
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.decoder import HeatDecoder
-from qbheat_jax.ops import heat, poisson, quarters
+from qbheat_jax.ops import heat, poisson, quarters, spread
 from qbheat_jax.ops import images as images_lib
 
 
@@ -143,13 +143,13 @@ class QBHeat(base.Method):
         return {"params": params, "batch_stats": stats}
 
     def loss(self, params, state, batch, rng, train=True):
-        """Return (mean `Target.error` over the cells that count, (state, {"variance"})).
+        """Return (mean `Target.error` over the cells that count, (state, {"variance", and those of `spread.figures`})).
 
         batch: image uint8 [B, H, W, 3] or clips, quarter int32 [B], mask bool [B]. `variance` is the loss of the trivial
         predictor, which predicts the mean target of the batch.
         """
         images = self.pixels.normalise(batch["image"])
-        predicted, _, state = self._forward(params, state, images, batch["quarter"], rng, train)
+        predicted, out, state = self._forward(params, state, images, batch["quarter"], rng, train)
         target = self.target(self.encoder.picture(images))
         cells = jnp.ones(target.shape[:3], bool)
         if self.loss_on == "masked":
@@ -159,7 +159,7 @@ class QBHeat(base.Method):
         loss = (self.target.error(predicted, target) * weight).sum()
         mean = (target * weight[..., None]).sum((0, 1, 2))
         variance = (self.target.error(mean, target) * weight).sum()
-        return loss, (state, {"variance": variance})
+        return loss, (state, {"variance": variance, **spread.figures(out["pooled"], batch["mask"])})
 
     def operator(self, params):
         return (params["decoder"]["heat"], self.decoder.heat) if self.decoder.heat.names else None
@@ -197,10 +197,13 @@ class QBHeat(base.Method):
     def continued(self, variables, images, quarter):
         """Return the extrapolated feature grid float32 [B, h, w, C] of images uint8 [B, H, W, 3]."""
         pixels = self.pixels.normalise(images)
-        return self._forward(variables["params"], variables["batch_stats"], pixels, quarter)[1]
+        return self._forward(variables["params"], variables["batch_stats"], pixels, quarter)[1]["grid"]
 
     def _forward(self, params, state, images, quarter, rng=None, train=False):
-        """Return (predicted cells [B, h, w, ...], extrapolated grid [B, h, w, C], state)."""
-        features, _, state = encode(self.encoder, params, state, crop_visible(images, quarter), rng, train)
-        predicted, out = self.decoder.apply({"params": params["decoder"]}, features, quarter)
-        return predicted, out["grid"], state
+        """Return (predicted cells [B, h, w, ...], out, state).
+
+        out: `grid` [B, h, w, C], the extrapolated features; `pooled` float32 [B, C], those of the visible quarter.
+        """
+        features, out, state = encode(self.encoder, params, state, crop_visible(images, quarter), rng, train)
+        predicted, decoded = self.decoder.apply({"params": params["decoder"]}, features, quarter)
+        return predicted, {"grid": decoded["grid"], "pooled": pooled(features, out)}, state

@@ -15,10 +15,11 @@ from qbheat_jax.config import POSITIVE, POSITIVE_FRACTION, Field
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common import masks, targets
-from qbheat_jax.methods.common.encoding import encode
+from qbheat_jax.methods.common.encoding import encode, pooled
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.layers import Dense
 from qbheat_jax.ops import images as images_lib
+from qbheat_jax.ops import spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,22 +95,23 @@ class SimMIM(base.Method):
         """Return (mean error over the cells that count, (state, metrics)).
 
         batch: image uint8 [B, H, W, 3], mask bool [B]. The mask is drawn by `rng`; None draws the same every time. metrics:
-        with error "target" `variance`, the loss of predicting the mean cell of the batch.
+        with error "target" `variance`, the loss of predicting the mean cell of the batch; those of `spread.figures`.
         """
         mask_rng, encoder_rng = (None, None) if rng is None else jax.random.split(rng)
         images = self.pixels.normalise(batch["image"])
         masked = self.masked(mask_rng, images.shape)
-        features, _, state = encode(
+        features, out, state = encode(
             self.encoder, params, state, self.replaced(params, images, masked), encoder_rng, train
         )
         predicted = self._predictor.apply({"params": params["predictor"]}, features)
+        figures = spread.figures(pooled(features, out), batch["mask"])
         cells = (masked if self.loss_on == "masked" else jnp.ones_like(masked)) & batch["mask"][:, None, None]
         if self.error == "l1":
             patches = images_lib.to_patches(images, self.encoder.stride)
-            return masks.mean_over(jnp.abs(predicted - patches).mean(-1), cells), (state, {})
+            return masks.mean_over(jnp.abs(predicted - patches).mean(-1), cells), (state, figures)
         wanted = self.target(images)
         loss = masks.mean_over(self.target.error(predicted, wanted), cells)
-        return loss, (state, {"variance": masks.variance(self.target, wanted, cells)})
+        return loss, (state, {"variance": masks.variance(self.target, wanted, cells), **figures})
 
     def masked(self, rng, shape):
         """Return the masked cells of images of a shape -> bool [B, H / stride, W / stride]."""

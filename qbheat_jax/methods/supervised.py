@@ -9,10 +9,11 @@ import optax
 
 from qbheat_jax.config import BELOW_ONE, FRACTION, Field, at_least, refuse
 from qbheat_jax.methods import base
+from qbheat_jax.methods.common.encoding import pooled
 from qbheat_jax.methods.common.mixing import CUTMIX, MIXUP, Mixing
 from qbheat_jax.models import registry
 from qbheat_jax.models.ghost_batch_norm import grouped
-from qbheat_jax.ops import colour
+from qbheat_jax.ops import colour, spread
 from qbheat_jax.ops import images as images_lib
 from qbheat_jax.ops.rand_augment import MOST, Erasing, RandAugment
 
@@ -107,7 +108,7 @@ class Supervised(base.Method):
         }
 
     def loss(self, params, state, batch, rng, train=True):
-        """Return (mean cross-entropy over the examples that count, (state, {"top1"})).
+        """Return (mean cross-entropy over the examples that count, (state, {"top1", and those of `spread.figures`})).
 
         batch: image uint8 [B, H, W, 3], label int32 [B], mask bool [B]. For mixed images `top1` counts the class with the
         larger weight, and both images of a pair must count.
@@ -121,10 +122,11 @@ class Supervised(base.Method):
         if mixing:
             images, targets = mixing(images, targets, mix_rng, which_rng)
             counts = counts & counts[::-1]
-        logits, state = self._forward(params, state, images, rng, train)
+        logits, vectors, state = self._forward(params, state, images, rng, train)
         weight = counts.astype(jnp.float32) / jnp.maximum(counts.sum(), 1)
         loss = (optax.softmax_cross_entropy(logits, targets) * weight).sum()
-        return loss, (state, {"top1": ((logits.argmax(-1) == targets.argmax(-1)) * weight).sum()})
+        top1 = ((logits.argmax(-1) == targets.argmax(-1)) * weight).sum()
+        return loss, (state, {"top1": top1, **spread.figures(vectors, batch["mask"])})
 
     def _augment(self, images, rng):
         """Return (normalised float32, the key that is left) of images uint8 [B, H, W, 3]."""
@@ -145,12 +147,14 @@ class Supervised(base.Method):
         return self._forward(variables["params"], variables.get("batch_stats", {}), images, None, False)[0]
 
     def _forward(self, params, state, images, rng, train):
+        """Return (logits float32 [B, classes], pooled features float32 [B, C], state)."""
+
         def variables(part):
             return {"params": params[part], **({"batch_stats": state[part]} if part in state else {})}
 
         if not train:
             features, out = self.encoder.apply(variables("encoder"), images)
-            return self.head.apply(variables("head"), features, out, False), state
+            return self.head.apply(variables("head"), features, out, False), pooled(features, out), state
         keys = jax.random.split(rng, 4)
         options = [
             dict(mutable=["batch_stats"], rngs=dict(zip(("dropout", "drop_path"), k))) for k in (keys[:2], keys[2:])
@@ -158,4 +162,5 @@ class Supervised(base.Method):
         (features, out), encoder = self.encoder.apply(variables("encoder"), images, True, **options[0])
         logits, head = self.head.apply(variables("head"), features, out, True, **options[1])
         updated = {"encoder": encoder, "head": head}
-        return logits, {part: tree["batch_stats"] for part, tree in updated.items() if "batch_stats" in tree}
+        state = {part: tree["batch_stats"] for part, tree in updated.items() if "batch_stats" in tree}
+        return logits, pooled(features, out), state

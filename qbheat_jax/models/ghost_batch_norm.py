@@ -26,6 +26,10 @@ class GhostBatchNorm:
     def __getattr__(self, name):
         return getattr(self.module, name)
 
+    def clone(self, **options):
+        """Return the same with other options of the module."""
+        return GhostBatchNorm(self.module.clone(**options), self.groups)
+
     def apply(self, variables, *inputs, rngs=None, mutable=False, **options):
         """Apply the module; group by group if `mutable`. `inputs` are then arrays [B, ...], or trees of them, and True."""
         if not mutable:

@@ -58,8 +58,11 @@ def _mobilenet(name, **fields):
     return Entry(MobileNet, {"variant": mobilenet.VARIANTS[name]}, {32: {}, 16: {"last_stride": 1}}, **fields)
 
 
+_VIT = ("class_token", "position", "grid")
+
+
 def _vit(**fields):
-    return Entry(ViT, fields, {16: {"patch": 16}, 8: {"patch": 8}}, ("class_token", "position", "grid"))
+    return Entry(ViT, fields, {16: {"patch": 16}, 8: {"patch": 8}}, _VIT)
 
 
 def _hcnet(strides=None, **fields):
@@ -105,6 +108,8 @@ ENCODERS = {
     "vheat_nano": Entry(
         VHeat, {"dims": (48, 96), "depths": (2, 2)}, {8: {}, 4: {"last_stride": 1}}, _VHEAT, head=_HEAD
     ),
+    # Ours, not the paper's: about as many parameters as `mobile_former_tiny`, for small images.
+    "vit_nano": Entry(ViT, {"width": 96, "heads": 3, "depth": 4}, {8: {"patch": 8}, 4: {"patch": 4}}, _VIT),
     "vit_ti": _vit(width=192, heads=3),
     "vit_s": _vit(width=384, heads=6),
     "vit_b": _vit(width=768, heads=12),
@@ -124,7 +129,7 @@ def encoder(name, stride=0, drop_path=0.0, dtype="float32", remat="none", **opti
       stride: pixels a cell, 0 for the default. ResNets offer 32, 16 (stage 4 does not stride) and 8 (a 3x3 stem without stride
         or pool, for small images). MobileNets offer 32 and 16, Mobile-Formers their own and half of it (the last strided
         stage does not stride). HcNets and vHeats offer 32, 16 and 8 in the same ways (`hcnet_nano` and `vheat_nano` 8 and 4).
-        ViTs offer patches of 16 and 8.
+        ViTs offer patches of 16 and 8, `vit_nano` of 8 and 4.
       drop_path: rate of stochastic depth, in [0, 1).
       dtype: to compute in: "float32", "bfloat16" or the jnp type.
       remat: see layers.remat.

@@ -75,6 +75,21 @@ def losses(train, val, variance, rate):
         return _inline(figure, "loss")
 
 
+def spread(std, ratio):
+    """Draw how far features are spread against the step: `feature_std` over `participation_ratio`, pairs (steps, values)."""
+    with _figure(3.6) as figure:
+        axes = figure.subplots(2, 1, sharex=True)
+        for part, values, colour, label in ((axes[0], std, _COOL, "deviation"), (axes[1], ratio, _WARM, "dimensions")):
+            part.plot(*values, color=colour)
+            part.set_ylim(bottom=0)
+            part.set_ylabel(label)
+            part.locator_params(axis="y", nbins=4)
+        axes[1].locator_params(axis="x", integer=True)
+        axes[1].set_xlabel("step")
+        figure.align_ylabels()
+        return _inline(figure, "spread")
+
+
 def accuracies(ours, random, chance, name, method="QB-Heat"):
     """Draw held-out accuracy against the epoch. `ours`, `random`: a pair (epochs, fractions) for each seed."""
     with _axes(3.1) as axes:

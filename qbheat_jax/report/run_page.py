@@ -77,6 +77,7 @@ def _context(run, model, images):
         "decoded": decoded,
         "first": [(block, block["cards"][i % len(block["cards"])]) for i, block in enumerate(blocks[:3])],
         "losses": loss_chart(run, validation),
+        "spread": spread_chart(run),
         "accuracies": probes.charts(groups, run.method),
         "tables": probes.tables(groups, run.method),
         "detections": probes.detections(run.groups("AP")),
@@ -172,6 +173,14 @@ def loss_chart(run, validation):
         "variance": run.last(f"{validation}/variance") if val[0] else run.last("train/variance"),
         "rate": bool(rate[0]),
     }
+
+
+def spread_chart(run):
+    """Return the chart and last figures of how far features are spread, or None where they were not logged."""
+    std, ratio = run.series("train/feature_std"), run.series("train/participation_ratio")
+    if not std[0]:
+        return None
+    return {"svg": charts.spread(std, ratio), "std": std[1][-1], "ratio": ratio[1][-1]}
 
 
 def headlines(run, tables, validation, blocks, decoded):

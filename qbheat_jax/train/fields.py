@@ -30,6 +30,9 @@ LOOP = {
     "optimizer": Field("adamw", "AdamW, or SGD with momentum and weight decay as PyTorch's", ("adamw", "sgd")),
     "momentum": Field(0.9, "momentum of sgd", BELOW_ONE),
     "weight_decay": Field(0.05, "weight decay; biases and norms are not decayed", at_least(0)),
+    "weight_decay_end": Field(
+        None, "weight decay at the end of the run, reached by a cosine; None: constant", at_least(0), float
+    ),
     "adam_b1": Field(0.9, "AdamW's decay of the first moment", BELOW_ONE),
     "adam_b2": Field(0.95, "AdamW's decay of the second moment", BELOW_ONE),
     "adam_eps": Field(1e-8, "AdamW's epsilon, added to the root of the second moment", POSITIVE),

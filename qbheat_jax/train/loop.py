@@ -60,7 +60,7 @@ def train(config, workdir, method, source, evaluators=(), start=None, lr_multipl
     # Model and shard: parameters are born sharded
     key = rng.root(config.seed)
     schedule = optim.schedule(config, steps, examples)
-    optimizer = optim.optimizer(config, schedule, lr_multipliers)
+    optimizer = optim.optimizer(config, schedule, lr_multipliers, steps)
     saved = Checkpoints(workdir, config.keep)
     prepare_workdir(workdir, config, saved.config())
     shapes = spec.shapes(config.batch_size)

@@ -98,27 +98,36 @@ def clip_by_global_norm(most):
     return optax.stateless(clip)
 
 
-def sgd(config, schedule):
+def weight_decay(config, steps):
+    """Return the weight decay, a number, or a schedule over the run's `steps` where `weight_decay_end` is set."""
+    start, end = config.weight_decay, config.get("weight_decay_end")
+    if end is None:
+        return start
+    return lambda step: end + (start - end) * (1.0 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1.0))) / 2.0
+
+
+def sgd(config, schedule, steps=1):
     """Return SGD with momentum, whose weight decay is added to the gradient, as PyTorch's."""
-    decay = optax.add_decayed_weights(config.weight_decay, decay_mask)
+    decay = optax.add_decayed_weights(weight_decay(config, steps), decay_mask)
     return optax.chain(decay, optax.sgd(schedule, config.momentum))
 
 
-def optimizer(config, schedule, lr_multipliers=None):
+def optimizer(config, schedule, lr_multipliers=None, steps=1):
     """Return AdamW or SGD under a schedule as an optax transformation, with gradients clipped first where clip_norm is set.
 
     lr_multipliers: function from the tree of parameters to a tree of numbers that multiply their leaves' learning rates.
+    steps: of the run, for the schedule of `weight_decay`.
     """
     optimizer = optax.adamw(
         schedule,
         b1=config.adam_b1,
         b2=config.adam_b2,
         eps=config.adam_eps,
-        weight_decay=config.weight_decay,
+        weight_decay=weight_decay(config, steps),
         mask=decay_mask,
     )
     if config.optimizer == "sgd":
-        optimizer = sgd(config, schedule)
+        optimizer = sgd(config, schedule, steps)
     if lr_multipliers is not None:
         scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: u * f, updates, lr_multipliers(updates)))
         optimizer = optax.chain(optimizer, scale)

@@ -47,7 +47,7 @@ class BoxesSpec(ImageSpec):
 
     def empty(self, count):
         return {
-            **empty(count, self.image_size),
+            **empty(count, {"image": self.image_size}),
             "boxes": np.zeros((count, self.count, 4), np.float32),
             "classes": np.full((count, self.count), -1, np.int32),
             "scale": np.ones((count, 2), np.float32),

@@ -60,7 +60,7 @@ class ClipsSpec(ImageSpec):
 
     def empty(self, count):
         shape, size = (count, len(MODALITIES), self.frames), self.image_size
-        grey = empty(int(np.prod(shape)), size)["image"]
+        grey = empty(int(np.prod(shape)), {"image": size})["image"]
         return {**super().empty(count), "image": grey.reshape(*shape, size, size, 3)}
 
     def numbers(self, epoch, index, count):

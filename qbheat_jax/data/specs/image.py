@@ -83,12 +83,18 @@ class ImageSpec:
         data, label, name = source.fetch(split, index)
         return data, getattr(source, self.annotation)(split, index) if self.annotation else label, name
 
+    def crop_of(self, view):
+        """Return (pixels a side, range of the share of the image's area) of one of the crops."""
+        del view
+        return self.image_size, self.crop_scale
+
     def box(self, epoch, index, height, width, view=0):
         """Return (top, left, height, width) of the part of a height x width image that an example's crop shows."""
+        size, scale = self.crop_of(view)
         if not self.train:
-            return augment.centre_box(height, width, self.image_size)
+            return augment.centre_box(height, width, size)
         generator = augment.rng(self.seed, epoch, index, augment.of_view("crop", view))
-        return augment.random_resized_crop_box(generator, height, width, self.crop_scale, self.crop_ratio)
+        return augment.random_resized_crop_box(generator, height, width, scale, self.crop_ratio)
 
     def draws(self, epochs, indices, view=0):
         """Return the random numbers float64 [c, 22] by which `box` chooses, of many examples (int64 [c], int64 [c])."""
@@ -107,18 +113,18 @@ class ImageSpec:
         def box_of(height, width):
             return self.box(epoch, index, height, width, view)
 
-        window_of, mirrored = None, bool(self.mirrored(epoch, index, view))
+        window_of, mirrored, size = None, bool(self.mirrored(epoch, index, view)), self.crop_of(view)[0]
         if isinstance(data, np.ndarray):
             data = as_rgb(data)
         elif jpeg_window is not None:
-            window_of = jpeg_window(data, box_of)
+            window_of = jpeg_window(data, box_of, size)
 
         def make():
             window = None if window_of is None else window_of()
             if window is not None:
-                return augment.resize(window, self.image_size, mirrored)
+                return augment.resize(window, size, mirrored)
             image = data if isinstance(data, np.ndarray) else decode.decode(data)
-            return augment.crop_resize(image, box_of(*image.shape[:2]), self.image_size, mirrored)
+            return augment.crop_resize(image, box_of(*image.shape[:2]), size, mirrored)
 
         return make
 
@@ -143,7 +149,7 @@ class ImageSpec:
 
     def empty(self, count):
         """Return a chunk of `count` padding examples to be filled in: every key of a batch, with its shape and dtype."""
-        return empty(count, self.image_size, self.images)
+        return empty(count, {name: self.crop_of(view)[0] for view, name in enumerate(self.images)})
 
     def quarters(self, epochs, indices):
         """Return the placements int32 [c] of examples (int64 [c], int64 [c]); outside training alike in every epoch."""
@@ -164,14 +170,14 @@ def as_rgb(array):
     return np.broadcast_to(array, (*array.shape[:2], 3))
 
 
-def empty(count, image_size, images=ImageSpec.images):
-    """Return a chunk of `count` padding examples to be filled in. images: names of its crops."""
-    row = np.tile(np.array(MEAN_GREY, np.uint8), image_size)
+def empty(count, sizes):
+    """Return a chunk of `count` padding examples to be filled in. sizes: {name of a crop: its pixels a side}."""
+    row = np.array(MEAN_GREY, np.uint8)
     return {
         # By rows, which numpy copies a hundred times as fast as pixels.
         **{
-            name: np.full((count, image_size, row.size), row).reshape(count, image_size, image_size, 3)
-            for name in images
+            name: np.full((count, size, 3 * size), np.tile(row, size)).reshape(count, size, size, 3)
+            for name, size in sizes.items()
         },
         "quarter": np.zeros(count, np.int32),
         "label": np.full(count, -1, np.int32),

@@ -16,4 +16,9 @@ class ViewsSpec(ImageSpec):
 
     @property
     def images(self):
-        return tuple(f"image{n}" if n > 1 else "image" for n in range(1, 1 + (self.views if self.train else 1)))
+        return tuple(f"image{n}" if n > 1 else "image" for n in range(1, 1 + (self.count if self.train else 1)))
+
+    @property
+    def count(self):
+        """The crops of a training image."""
+        return self.views

@@ -30,6 +30,38 @@ def encode(encoder, params, state, images, rng, train, **options):
     return features, out, state
 
 
+def at_size(encoder, params, size):
+    """Return (encoder, its parameters) for images of `size` pixels a side; gradients reach the given parameters."""
+    resized = encoder.resize(params, size)
+    return (encoder.clone(**resized.options) if resized.options else encoder), resized.params
+
+
+def project(projector, params, state, x, train):
+    """Return (outputs of the method's projector for float32 [B, C], state); training updates its running statistics."""
+    known = variables(params, state, "projector")
+    if not train or "projector" not in state:
+        return projector.apply(known, x), state
+    outputs, updated = projector.apply(known, x, True, mutable=["batch_stats"])
+    return outputs, {**state, "projector": updated["batch_stats"]}
+
+
+def collections(made):
+    """Return {"params": {part: tree}, "batch_stats": {part: tree}} of {part: variables}."""
+    return {
+        name: {part: tree[name] for part, tree in made.items() if name in tree} for name in ("params", "batch_stats")
+    }
+
+
 def pooled(features, out):
-    """Return one vector an image, float32 [B, C]: the class token where there is one, else the mean over the cells."""
-    return out["class_token"].astype(jnp.float32) if "class_token" in out else features.astype(jnp.float32).mean((1, 2))
+    """Return one vector an image, float32 [B, C]: the class token where there is one, else the mean over the cells.
+
+    features: [B, h, w, C], or [B, n, C] of some of the cells.
+    """
+    if "class_token" in out:
+        return out["class_token"].astype(jnp.float32)
+    return features.astype(jnp.float32).mean(tuple(range(1, features.ndim - 1)))
+
+
+def l2_normalize(x):
+    """Return [..., C] scaled to length 1."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-12))
