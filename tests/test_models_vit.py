@@ -172,7 +172,7 @@ def test_drop_path_grows_linearly():
     "fields, error, words",
     [
         ({"patch": 16}, ValueError, "images of 16 x 24 pixels .* must be multiples of 16"),
-        ({"position": "rotary"}, UserError, "position is 'rotary'; a ViT's position code is 'sincos' or 'learnt'"),
+        ({"position": "rotary"}, UserError, "position is 'rotary'; a ViT's is 'sincos', 'learnt', 'rope'"),
         ({"position": "learnt"}, UserError, r"grid is \(\); a learnt position code needs a grid"),
         ({"position": "learnt", "grid": (2, 2)}, UserError, r"grid is \(2, 2\); .* here \(2, 3\)"),
         ({"position": "learnt", "grid": 2}, UserError, r"grid is \(2, 2\); .* here \(2, 3\)"),

@@ -1,7 +1,10 @@
 """Run an encoder inside a method: its variables, random keys and running statistics."""
 
 import jax
-import jax.numpy as jnp
+
+from qbheat_jax.models.encoder import pooled
+
+__all__ = ["encode", "pooled", "variables"]
 
 
 def variables(params, state, part="encoder"):
@@ -28,8 +31,3 @@ def encode(encoder, params, state, images, rng, train, **options):
     if "encoder" in state:
         state = {**state, "encoder": updated["batch_stats"]}
     return features, out, state
-
-
-def pooled(features, out):
-    """Return one vector an image, float32 [B, C]: the class token where there is one, else the mean over the cells."""
-    return out["class_token"].astype(jnp.float32) if "class_token" in out else features.astype(jnp.float32).mean((1, 2))
