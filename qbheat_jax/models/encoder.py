@@ -32,8 +32,9 @@ class Encoder(nn.Module):
     """Base class of encoders.
 
     An encoder maps images [B, H, W, 3] to (features [B, H / stride, W / stride, width], out), where `out` holds its
-    intermediates by name. `out["pooled"]` [B, width], where it is, is what a classifier takes. One that takes clips maps [B, 2, T, H, W, 3], with the axes (RGB, event) and time, instead. A
-    subclass defines `stride`, `width`, `drop_path` and `dtype`, and overrides what differs below.
+    intermediates by name. `out["pooled"]` [B, width], where it is, is what a classifier takes. One that takes clips maps
+    [B, 2, T, H, W, 3], with the axes (RGB, event) and time, instead. A subclass defines `stride`, `width`, `drop_path` and
+    `dtype`, and overrides what differs below.
 
     Attributes:
       splits_heads: whether attention heads are split over the mesh axis `model`.

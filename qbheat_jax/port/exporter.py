@@ -101,7 +101,8 @@ def _without_head(model):
 def _folder(target, model, directory):
     """Write a folder of Hugging Face's layout, the weights last; return facts of it."""
     config = hf.config_of(model)
-    arrays = hf.arrays_of(torch_arrays(model, f"hf {config['model_type']}"), config)
+    dialect = f"hf {config['model_type'].removesuffix('_with_registers')}"
+    arrays = hf.arrays_of(torch_arrays(model, dialect), config)
     weights = target / hf.WEIGHTS[0]
     with writing(target, RUN_FAILED):
         target.mkdir(parents=True, exist_ok=True)

@@ -277,8 +277,8 @@ def arrays_of(arrays, config):
         arrays = {**arrays, "embeddings.mask_token": np.zeros((1, 1, width), np.float32)}
         arrays.setdefault("embeddings.register_tokens", np.zeros((1, 0, width), np.float32))
     if kind == "clip_vision_model":
-        flat = ("embeddings.class_embedding", "embeddings.position_embedding.weight")
-        return {name: array[0] if name in flat else array for name, array in arrays.items()}
+        shapes = {"embeddings.class_embedding": (width,), "embeddings.position_embedding.weight": (-1, width)}
+        return {name: array.reshape(shapes.get(name, array.shape)) for name, array in arrays.items()}
     if "id2label" in config:
         return {name if name.startswith("classifier.") else f"{kind}.{name}": a for name, a in arrays.items()}
     return arrays
