@@ -22,8 +22,9 @@ HUB = "hf:"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _CONFIGS = ("config.json", "preprocessor_config.json")
 # timm's names of sizes, which its config.json has as part of the architecture.
-_TIMM = re.compile(
-    r"(vit|convnext)_(tiny|small|base|large|huge|giant|small_plus|huge_plus)(_patch(?P<patch>\d+))?(_.*|$)"
+_TIMM = (
+    re.compile(r"(vit)_(tiny|small|base|large|huge|giant)(_plus)?_patch\d+(_.+|$)"),
+    re.compile(r"(convnext)_(tiny|small|base)()(_.+|$)"),
 )
 _SIZES = {"tiny": "ti", "small": "s", "base": "b", "large": "l", "huge": "h", "giant": "g"}
 
@@ -153,11 +154,12 @@ def _attributes(encoder, wanted):
 
 
 def _timm(architecture):
-    match = _TIMM.fullmatch(architecture.partition(".")[0])
+    """Return (arch, {}) of a timm model. The table reads its options from the file."""
     name = architecture.partition(".")[0]
-    if match:
-        size = _SIZES[match[2].partition("_")[0]]
-        name = f"{match[1]}_{size if match[1] == 'vit' else size[0]}" + ("_plus" if match[2].endswith("plus") else "")
+    for pattern in _TIMM:
+        if match := pattern.fullmatch(name):
+            size = _SIZES[match[2]] if match[1] == "vit" else match[2][0]
+            name = f"{match[1]}_{size}{match[3] or ''}"
     if name not in registry.ENCODERS:
         raise UserError(f"config.json has the architecture {architecture!r}, which has no encoder here: pass --arch")
     return name, {}
