@@ -327,3 +327,52 @@ def test_parity_with_transformers_both_ways(name, tmp_path, monkeypatch):
     if own in (None, hf_models.CASES[name][1].get("image_size")):
         state = back.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items() if key != UNUSED)
+
+
+def timm_models():
+    """{name: (a function that builds a small model of timm, fields of the registry's entry, side of the images)}."""
+    import timm.models.convnext
+    import timm.models.vision_transformer as vit
+
+    small = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": 24, "num_classes": 3}
+    return {
+        "augreg": (lambda: vit.VisionTransformer(**small), hf_models.FIELDS, 24),
+        "mae": (lambda: vit.VisionTransformer(**small, global_pool="avg"), hf_models.FIELDS, 24),
+        "dinov2": (lambda: vit.VisionTransformer(**small, init_values=1e-5), hf_models.FIELDS, 24),
+        "convnext": (
+            lambda: timm.models.convnext.ConvNeXt(dims=(8, 8, 16, 16), depths=(1, 1, 2, 1), num_classes=3),
+            hf_models.ENTRIES["convnext"],
+            64,
+        ),
+    }
+
+
+@pytest.mark.weekly
+@pytest.mark.parametrize("name", ["augreg", "mae", "dinov2", "convnext"])
+def test_parity_with_timm_and_back(name, tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    torch = pytest.importorskip("torch")
+    build, fields, side = timm_models()[name]
+    entry = registry.Entry(ConvNeXt, fields, {32: {}}) if name == "convnext" else registry._vit((8,), **fields)
+    monkeypatch.setitem(registry.ENCODERS, "tiny", entry)
+    model = hf_models.randomise(build(), torch.Generator().manual_seed(4))
+    torch.save(
+        {"state_dict": {f"model._orig_mod.{key}": value for key, value in model.state_dict().items()}},
+        tmp_path / "a.pth",
+    )
+    port.port(tmp_path / "a.pth", "tiny", tmp_path / "in", classes=3, image_size=side)
+    images = np.random.default_rng(2).normal(size=(2, side, side, 3)).astype(np.float32)
+    with torch.no_grad():
+        x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        features, logits = model.forward_features(x), model(x).numpy()
+    ours = qbheat_jax.load(tmp_path / "in")
+    if name == "convnext":
+        features = features.permute(0, 2, 3, 1)
+    else:
+        features = features[:, 1:].reshape(2, 3, 3, 16)
+    close(ours.features(images, normalized=True), features.numpy())
+    close(ours.logits(images, normalized=True), logits)
+    port.export(tmp_path / "in", tmp_path / "out.safetensors")
+    after = load_file(tmp_path / "out.safetensors")
+    assert after.keys() == model.state_dict().keys()
+    assert all(np.array_equal(after[key], value.numpy()) for key, value in model.state_dict().items())

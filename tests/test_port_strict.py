@@ -64,7 +64,18 @@ def said(found, arch, classes=1000, wrappers=(), **fields):
         return str(error)
 
 
-@pytest.mark.parametrize("arch", [name for name in registry.names() if name not in TESTS_OWN])
+# Of families whose other members are traced sooner.
+LARGE = ("convnext_b", "convnext_s", "vit_g", "vit_h", "vit_h_plus", "vit_l")
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param(name, marks=[pytest.mark.weekly] * (name in LARGE))
+        for name in registry.names()
+        if name not in TESTS_OWN
+    ],
+)
 def test_every_parameter_has_a_name_and_released_sizes_are_exact(arch):
     found = file_of(arch, classes=0 if arch not in RELEASED else 1000)
     averages = re.compile(r".*\.running_(mean|var)")

@@ -92,7 +92,7 @@ class MAE(base.Method):
         if not encoder.takes_keep:
             raise UserError(
                 f"config field encoder.name={config.encoder.name!r} is not accepted with objective='mae', which leaves cells "
-                "out: it takes vit_ti, vit_s or vit_b (objective='simmim' masks images for any encoder)"
+                "out: it takes a ViT, such as vit_s (objective='simmim' masks images for any encoder)"
             )
         ratio, cells = config.mae.mask_ratio, (config.image_size // encoder.stride) ** 2
         if not 0 < kept(cells, ratio) < cells:
