@@ -55,7 +55,11 @@ def test_every_parameter_has_its_place_in_the_order_of_layers():
     }  # fmt: skip
     assert {name: encoder.layer_of(name) for name in places} == places
     tops = {name.split("/")[0] for name in places}
-    assert set(shapes_of(encoder, jnp.zeros((1, 32, 32, 3)))["params"]) - tops == {"down_2", "down_2_norm", "down_3_norm"}
+    assert set(shapes_of(encoder, jnp.zeros((1, 32, 32, 3)))["params"]) - tops == {
+        "down_2",
+        "down_2_norm",
+        "down_3_norm",
+    }
 
 
 def test_rates_of_drop_path_and_what_the_classifier_takes():

@@ -4,6 +4,7 @@ import json
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -126,6 +127,32 @@ def test_parts_labels_and_pixels_are_read_beside_the_weights(case, tmp_path):
     port.export(tmp_path / "in", tmp_path / "out", layout="hf", head="drop", overwrite=True)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["ViTModel"]
     assert not any(key.startswith("classifier") for key in load_file(tmp_path / "out" / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "case, own",
+    [
+        ("dinov2_registers", {"register_tokens", "blocks.1.mlp.w12.weight", "blocks.0.ls1.gamma"}),
+        (
+            "dinov3_gated",
+            {"storage_tokens", "blocks.1.mlp.w2.bias", "blocks.1.attn.qkv.bias_mask", "rope_embed.periods"},
+        ),
+    ],
+    indirect=["case"],
+)
+def test_a_model_in_the_names_of_its_release_and_back(case, own, tmp_path):
+    _, arch, _, _, known, _ = case
+    first = qbheat_jax.load(ported(case, tmp_path))
+    port.export(tmp_path / "in", tmp_path / "release.safetensors")
+    held = load_file(tmp_path / "release.safetensors")
+    assert own <= held.keys() and held["blocks.0.attn.qkv.weight"].shape == (48, 16)
+    assert held.get("rope_embed.periods", np.zeros(2)).shape == (2,)
+    save_file({f"teacher.backbone.{name}": array for name, array in held.items()}, tmp_path / "teacher.safetensors")
+    port.port(tmp_path / "teacher.safetensors", arch, tmp_path / "again", head="drop")
+    again = qbheat_jax.load(tmp_path / "again")
+    jax.tree.map(np.testing.assert_array_equal, first.variables["params"], again.variables["params"])
+    for name in ("position", "registers", "mlp", "norm_eps", "stride", "class_token"):
+        assert first.config.encoder[name] == again.config.encoder[name]
 
 
 # --- What config.json describes --------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def locate(source):
     path = pathlib.Path(source)
     if path.is_dir() and (path / "config.json").exists():
         return _weights_of(path, source), _read(path / "config.json")
-    return path, _read(path.with_name("config.json"))
+    return path, _read(path.parent / "config.json")
 
 
 def _weights_of(folder, source):
