@@ -38,6 +38,8 @@ EXTRAS = {
     # XLA's GPU compiler without CUDA's libraries (400 MB), for preflight where there is no GPU.
     "gpu-compiler": ["jax[cuda13-local]>=0.10,<0.13"],
     "torch": ["torch>=2.6,<3"],
+    # Models on Hugging Face's hub: `port --from hf:ORG/NAME` and `push`.
+    "hf": ["huggingface_hub>=0.34,<3"],
     "detect": ["faster-coco-eval>=1.6,<2"],
     # The photographs of the quickstart, and the report page.
     "photos": ["scikit-image>=0.25,<0.27", "scikit-learn>=1.6,<2"],
@@ -65,7 +67,9 @@ EXTRAS["test"] = [
     *EXTRAS["report"],
 ]
 # An installation takes one kind of accelerator, so `all` leaves out tpu, cuda12, cuda13 and gpu-compiler.
-EXTRAS["all"] = sorted({need for name in ("torch", "detect", "photos", "report", "test") for need in EXTRAS[name]})
+EXTRAS["all"] = sorted(
+    {need for name in ("torch", "hf", "detect", "photos", "report", "test") for need in EXTRAS[name]}
+)
 # The compilers of TPUs (213 MB) and GPUs (400 MB), whose verdicts are tested on CPUs: on Linux on x86-64 alone.
 EXTRAS["test"] += [
     f"{need}; sys_platform == 'linux' and platform_machine == 'x86_64'"

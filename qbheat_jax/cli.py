@@ -247,13 +247,23 @@ def port(arguments, overrides):
 
 
 def export(arguments, overrides):
-    """Export a workdir to a file, and print its path."""
+    """Export a workdir to a file or a folder, and print its path."""
     from qbheat_jax import port
 
     _no_overrides("export", overrides)
     a = arguments
-    port.export(a.source, a.to, image_size=a.image_size, fold=a.fold, overwrite=a.overwrite)
+    port.export(
+        a.source, a.to, image_size=a.image_size, fold=a.fold, head=a.head, layout=a.layout, overwrite=a.overwrite
+    )
     print(a.to)
+
+
+def push(arguments, overrides):
+    """Upload an exported folder to the Hugging Face hub, and print its address."""
+    from qbheat_jax.port import hf
+
+    _no_overrides("push", overrides)
+    print(hf.push(arguments.source, arguments.repo, private=arguments.private))
 
 
 def classify(arguments, overrides):
@@ -502,17 +512,23 @@ def _parser():
 
         Example:
           qbheat port --arch efficientnet_lite0 --from lite0.safetensors --to ported/lite0
+          qbheat port --from hf:facebook/dinov2-small --to ported/dinov2 --head drop
 
         Writes a workdir with config.json and the weights. Prints its path.
         """,
     )
-    command.add_argument("--arch", required=True, metavar="NAME", help="encoder, such as resnet50")
+    command.add_argument(
+        "--arch",
+        metavar="NAME",
+        help="encoder, such as resnet50 (default: what config.json beside the weights describes)",
+    )
     command.add_argument(
         "--from",
         required=True,
         metavar="FILE",
         dest="source",
-        help=".safetensors, .npz, .pth, .pt or .bin file, or the .index.json of a sharded checkpoint",
+        help=".safetensors, .npz, .pth, .pt or .bin file, the .index.json of a sharded checkpoint, a folder of Hugging "
+        "Face's layout, or hf:ORG/NAME of one on its hub",
     )
     command.add_argument("--to", required=True, metavar="DIR", help="new or empty directory")
     command.add_argument("--key", metavar="KEY", help="dict of the file to read, such as state_dict_ema")
@@ -523,38 +539,63 @@ def _parser():
         "--head", default="keep", metavar="keep|drop", help="keep or drop the classifier (default: keep)"
     )
     command.add_argument(
-        "--classes", type=int, default=1000, metavar="N", help="classes of the classifier (default: 1000)"
+        "--classes", type=int, metavar="N", help="classes of the classifier (default: config.json's, or 1000)"
     )
     command.add_argument(
-        "--stride", type=int, default=0, metavar="N", help="pixels per cell (default: the encoder's own)"
+        "--stride",
+        type=int,
+        default=0,
+        metavar="N",
+        help="pixels per cell (default: the encoder's own, or a ViT's file's)",
     )
     command.add_argument(
         "--image-size", type=int, default=0, metavar="N", help="pixels per side (default: the training size)"
     )
     command.add_argument(
-        "--pixels", default="", metavar="NAME", help="normalisation in training: imagenet, half or lite"
+        "--pixels", default="", metavar="NAME", help="normalisation in training: imagenet, half, lite or clip"
     )
 
     command = add(
         export,
         "Export a workdir's weights under PyTorch's names, or its program.",
         """
-        Example:
+        Examples:
           qbheat export --from runs/photos --to photos.safetensors
+          qbheat export --from ported/dinov2 --to exported/dinov2 --layout hf
 
         Writes FILE and prints its path. The ending of FILE selects the format: .safetensors or .npz for weights,
-        .stablehlo for a program.
+        .stablehlo for a program. With --layout hf FILE is a folder that Hugging Face's transformers loads.
         """,
     )
     command.add_argument(
         "--from", required=True, metavar="DIR", dest="source", help="DIR of a run or ported checkpoint"
     )
-    command.add_argument("--to", required=True, metavar="FILE", help=".safetensors, .npz or .stablehlo file")
+    command.add_argument(
+        "--to", required=True, metavar="FILE", help=".safetensors, .npz or .stablehlo file, or a folder with --layout"
+    )
+    command.add_argument("--layout", default="", metavar="hf", help="write a folder of Hugging Face's layout")
+    command.add_argument(
+        "--head", default="keep", metavar="keep|drop", help="keep or drop the classifier (default: keep)"
+    )
     command.add_argument(
         "--image-size", type=int, default=0, metavar="N", help="pixels per side (default: the workdir's)"
     )
     command.add_argument("--fold", action="store_true", help="fold the encoder for inference at that size (vheat only)")
     command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+
+    command = add(
+        push,
+        "Upload a folder of export --layout hf to the Hugging Face hub.",
+        """
+        Example:
+          qbheat push --from exported/dinov2 --to ORG/NAME
+
+        Prints the model's address. huggingface_hub's own login (hf auth login) says who may write there.
+        """,
+    )
+    command.add_argument("--from", required=True, metavar="DIR", dest="source", help="folder of export --layout hf")
+    command.add_argument("--to", required=True, metavar="ORG/NAME", dest="repo", help="model on the hub")
+    command.add_argument("--private", action="store_true", help="make a new model private")
 
     command = add(
         classify,

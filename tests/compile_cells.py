@@ -56,6 +56,8 @@ _NET_STRIDES = {4: {}, 2: {"last_stride": 1}}
 _HEAT = {"dims": (32, 64), "depths": (1, 1)}
 _HEAT_STRIDES = {8: {}, 4: {"last_stride": 1}, 2: {"stem_stride": 1}}
 _HCNET, _HCNET_STRIDES = {"dims": (64, 128), "depths": (1, 1)}, {8: {}, 4: {"last_stride": 1}}
+_CONVNEXT = {"dims": (16, 32, 64, 96), "depths": (1, 1, 2, 1)}
+_DINOV3 = {"class_token": True, "position": "rope", "registers": 4, "layer_scale": 1e-5, "mlp": "swiglu"}
 _RESNET, _VIT = (registry.ENCODERS[name] for name in ("resnet50", "vit_ti"))
 
 ENCODERS = {
@@ -73,6 +75,8 @@ ENCODERS = {
         VHeat, {**_HEAT, "post_norm": True, "layer_scale": True}, _HEAT_STRIDES, registry._VHEAT
     ),
     "vit": registry.Entry(ViT, {"width": 192, "heads": 3, "depth": 2}, _VIT.strides, _VIT.options),
+    "vit_rope": registry.Entry(ViT, {"width": 192, "heads": 3, "depth": 2, **_DINOV3}, _VIT.strides, _VIT.options),
+    "convnext": registry._convnext(**_CONVNEXT),
     "hcnet": registry._hcnet(_HCNET_STRIDES, **_HCNET),
     "hcnet_a": registry._hcnet(_HCNET_STRIDES, **_HCNET, generation="a"),
 }
@@ -176,6 +180,17 @@ OPTIONS = {
         "weight_decay_end": 0.4,
     },
     ("vit", "ijepa"): _REMAT,
+    ("vit_rope", "qbheat"): {"encoder.drop_path": 0.1},
+    ("vit_rope", "simmim"): {"dtype": "float32"},
+    ("vit_rope", "mae"): _REMAT,
+    ("vit_rope", "supervised"): {**_PARTS, "encoder.fc_norm": True},
+    ("vit_rope", "finetune"): {"encoder.pre_norm": True},
+    ("vit_rope", "dense"): {"tune": True},
+    ("convnext", "qbheat"): {"encoder.drop_path": 0.1},
+    ("convnext", "moco"): {"encoder.stride": 16},
+    ("convnext", "simmim"): {"dtype": "float32"},
+    ("convnext", "supervised"): {**_PARTS, **_REMAT},
+    ("convnext", "dense"): _TUNE,
     ("hcnet", "qbheat"): {"encoder.drop_path": 0.1},
     ("hcnet", "simmim"): {"dtype": "float32"},
     ("hcnet", "supervised"): _PARTS,
@@ -404,6 +419,8 @@ def _cells():
         ("lite", "finetune", {}),
         ("resnet_basic", "supervised", _RECIPE),
         ("vit", "mae", {}),
+        ("vit_rope", "mae", {}),
+        ("convnext", "simmim", {}),
         ("vheat", "qbheat", {}),
         ("hcnet", "supervised", {}),
         ("hcnet_a", "simmim", {}),
@@ -441,7 +458,8 @@ FAMILIES = (
     ("vheat", "vheat_scaled"),
     ("hcnet", "hcnet_a"),
     ("mmhco",),
-    ("vit",),
+    ("vit", "vit_rope"),
+    ("convnext",),
 )
 # Methods of several crops differ little between encoders: one cell each in the test command.
 _CROPS = ("simclr", "vicreg", "lejepa", "dino")
@@ -451,6 +469,8 @@ _WEEKLY_TPU = (
     "mobilenet-vicreg",
     "vit-ijepa",
     "vit-dino",
+    "vit_rope-mae",
+    "convnext-simmim",
     "former-finola",
     "vheat-qbheat",
     "hcnet-supervised",
@@ -458,7 +478,7 @@ _WEEKLY_TPU = (
     "mmhco-qbheat",
     "mmhco-supervised",
 )
-_WEEKLY = {"mmhco-classify-h100", "mmhco-probe-h100", *(f"{cell}-v5e" for cell in _WEEKLY_TPU)}
+_WEEKLY = {"mmhco-classify-h100", "mmhco-probe-h100", "vit_rope-mae-h100", *(f"{cell}-v5e" for cell in _WEEKLY_TPU)}
 
 
 def _weekly():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qbheat_jax.errors import UserError
+from qbheat_jax.models import layers
 from qbheat_jax.models.layers import sincos_2d
 from qbheat_jax.models.vit import ViT, resample
 
@@ -111,6 +112,10 @@ def test_resample_is_torchs_bicubic_with_antialiasing(old, new, extra):
     cells = torch.nn.functional.interpolate(cells, new, mode="bicubic", align_corners=False, antialias=True)
     ours = np.asarray(resample(table, old, new))
     assert ours.shape == (1, extra + new[0] * new[1], 6) and ours.dtype == np.float32
+    plain = np.asarray(resample(table, old, new, "bicubic"))
+    whole = torch.tensor(table[:, extra:].reshape(1, *old, 6).transpose(0, 3, 1, 2))
+    whole = torch.nn.functional.interpolate(whole, new, mode="bicubic", align_corners=False)
+    np.testing.assert_allclose(plain[:, extra:], whole.permute(0, 2, 3, 1).reshape(1, -1, 6), rtol=0, atol=1e-5)
     np.testing.assert_array_equal(ours[:, :extra], table[:, :extra])
     expected = cells.numpy().transpose(0, 2, 3, 1).reshape(1, -1, 6)
     np.testing.assert_allclose(ours[:, extra:], expected, rtol=0, atol=1e-5)
@@ -168,14 +173,93 @@ def test_drop_path_grows_linearly():
     np.testing.assert_allclose(rates, [0, 0, 0.1, 0.1, 0.2, 0.2])
 
 
+OPTIONS = {"registers": 2, "class_token": True, "position": "rope", "layer_scale": 0.5, "mlp": "swiglu"}
+
+
+def test_rotary_angles_are_of_the_cells_centres():
+    angles = layers.rotary_2d(2, 4, 8, 100.0)
+    assert angles.shape == (2, 4, 4) and angles.dtype == np.float32
+    frequencies = 2 * np.pi * np.array([1, 0.1])  # 100 ** (-i / 2)
+    np.testing.assert_allclose(angles[1, 0], [*(0.5 * frequencies), *(-0.75 * frequencies)], rtol=1e-5)
+    np.testing.assert_allclose(angles[::-1, ::-1], -angles, rtol=1e-5, atol=1e-6)
+
+
+def test_rotations_turn_pairs_of_channels_and_keep_their_length():
+    x = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
+    angles = np.random.default_rng(1).uniform(-3, 3, (3, 4)).astype(np.float32)
+    turned = np.asarray(layers.rotate(x, 2, angles)).reshape(2, 3, 2, 2, 4)
+    pairs = x.reshape(2, 3, 2, 2, 4)
+    numbers = (pairs[..., 0, :] + 1j * pairs[..., 1, :]) * np.exp(1j * angles)[:, None]
+    np.testing.assert_allclose(turned, np.stack([numbers.real, numbers.imag], -2), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(layers.rotate(x, 2, np.zeros((3, 4), np.float32)), x)
+
+
+@pytest.fixture(scope="module")
+def rotary():
+    """(encoder with all options of DINOv3, its variables, images, jitted apply of (variables, keep or None))."""
+    encoder = ViT(**SMALL, depth=2, **OPTIONS)
+    images = np.random.default_rng(1).normal(size=(2, 16, 24, 3)).astype(np.float32)
+    variables = variables_of(encoder, images)
+    return encoder, variables, images, jax.jit(lambda variables, keep: encoder.apply(variables, images, keep=keep))
+
+
+def test_parameters_of_the_options(rotary):
+    encoder, variables, _, _ = rotary
+    params = variables["params"]
+    assert params["registers"].shape == (1, 2, 16) and "pos_embed" not in params
+    block = params["block0"]
+    assert {name for name in block} == {"norm1", "attn", "norm2", "w12", "w3", "gamma1", "gamma2"}
+    assert block["w12"]["kernel"].shape == (16, 96) and block["w3"]["kernel"].shape == (48, 16)
+    start = encoder.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]["block1"]["gamma2"]
+    np.testing.assert_array_equal(start, np.full(16, 0.5, np.float32))
+    assert encoder.layer_of("registers") == 3 and encoder.layer_of("block1/gamma2") == 1
+    assert encoder.image_size is None and encoder.resize(params, 64).params is params
+
+
+def test_a_subset_of_all_cells_keeps_their_rotary_places(rotary):
+    _, variables, _, apply = rotary
+    features, _ = apply(variables, None)
+    order = np.array([[3, 0, 5, 1, 4, 2], [0, 1, 2, 3, 4, 5]])
+    kept, _ = apply(variables, order)
+    flat = np.asarray(features).reshape(2, 6, 16)
+    np.testing.assert_allclose(kept, np.take_along_axis(flat, order[..., None], 1), rtol=1e-3, atol=1e-4)
+
+
+def test_the_bias_of_rotated_keys_is_masked(rotary):
+    _, variables, _, apply = rotary
+    bias = variables["params"]["block0"]["attn"]["qkv"]["bias"]
+    features = apply(variables, None)[0]
+    for part, same in ((0, False), (1, True), (2, False)):
+        changed = jax.tree.map(np.copy, variables)
+        changed["params"]["block0"]["attn"]["qkv"]["bias"] = bias + np.repeat(np.eye(3, dtype=np.float32)[part], 16)
+        assert np.array_equal(apply(changed, None)[0], features) == same
+
+
+def test_fc_norm_is_of_the_mean_over_the_cells():
+    encoder = ViT(**SMALL, depth=1, class_token=True, fc_norm=True, norm_eps=1e-3)
+    images = np.random.default_rng(1).normal(size=(2, 16, 24, 3)).astype(np.float32)
+    variables = variables_of(encoder, images)
+    features, out = jax.jit(lambda x: encoder.apply(variables, x))(images)
+    np.testing.assert_array_equal(features, out["block0"])
+    x, p = np.asarray(features).mean((1, 2)), variables["params"]["norm"]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-3)
+    np.testing.assert_allclose(out["pooled"], x * p["scale"] + p["bias"], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "fields, error, words",
     [
         ({"patch": 16}, ValueError, "images of 16 x 24 pixels .* must be multiples of 16"),
-        ({"position": "rotary"}, UserError, "position is 'rotary'; a ViT's position code is 'sincos' or 'learnt'"),
+        ({"position": "rotary"}, UserError, "position is 'rotary'; a ViT's is 'sincos', 'learnt', 'rope'"),
         ({"position": "learnt"}, UserError, r"grid is \(\); a learnt position code needs a grid"),
         ({"position": "learnt", "grid": (2, 2)}, UserError, r"grid is \(2, 2\); .* here \(2, 3\)"),
         ({"position": "learnt", "grid": 2}, UserError, r"grid is \(2, 2\); .* here \(2, 3\)"),
+        ({"mlp": "relu"}, UserError, "mlp is 'relu'; a ViT's is 'gelu', 'quick_gelu', 'swiglu'"),
+        ({"interpolation": "nearest"}, UserError, "interpolation is 'nearest'"),
+        ({"registers": -1}, UserError, "registers is -1"),
+        ({"layer_scale": -1.0}, UserError, "layer_scale is -1.0"),
+        ({"position": "rope", "width": 12}, UserError, "a head has 6 channels; .* multiple of 4"),
+        ({"position": "rope", "rope_theta": 0.0}, UserError, "rope_theta is 0.0"),
     ],
 )
 def test_refusals(fields, error, words):

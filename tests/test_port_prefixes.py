@@ -24,6 +24,7 @@ def value(held):
 
 
 HEADS = {"projector.0.weight": np.ones((2, 2), np.float32), "head.last_layer.weight_g": np.ones(2, np.float32)}
+HEADS["dino_head.mlp.0.weight"] = np.ones((2, 2), np.float32)
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,8 @@ def test_the_ratio_to_the_fastest_peer():
         (["forward", "--size", "100", "--encoders", "resnet50"], "--size 100 .*resnet50 .*32"),
         (["forward", "--dtype", "float16"], "--dtype float16 .*float32 or bfloat16"),
         (["forward", "--peers", "fast"], "--peers fast .*none.*eager"),
+        (["forward", "--encoders", "convnext_t"], "--encoders convnext_t .*--peers none"),
+        (["forward", "--encoders", "vit_g", "--size", "28"], "--encoders vit_g .*--peers none"),
         (["step", "--pretrain-size", "224", "--encoders", "vit_s"], "--pretrain-size 224: .*4 cells"),
         (["step", "--batch", "1", "--size", "32", "--encoders", "resnet50"], "--batch 1 .*at least 2"),
         (["heat", "--cells", "12"], "--cells 12 .*multiple of 8"),

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 
 class Resized(NamedTuple):
@@ -19,12 +20,24 @@ class Resized(NamedTuple):
     notice: str = ""
 
 
+def pooled(features, out):
+    """Return one vector an image, float32 [B, C]: `pooled` or else the class token of `out`, or the mean over the cells.
+
+    features: [B, h, w, C], or [B, n, C] of some of the cells.
+    """
+    for name in ("pooled", "class_token"):
+        if name in out:
+            return out[name].astype(jnp.float32)
+    return features.astype(jnp.float32).mean(tuple(range(1, features.ndim - 1)))
+
+
 class Encoder(nn.Module):
     """Base class of encoders.
 
     An encoder maps images [B, H, W, 3] to (features [B, H / stride, W / stride, width], out), where `out` holds its
-    intermediates by name. One that takes clips maps [B, 2, T, H, W, 3], with the axes (RGB, event) and time, instead. A
-    subclass defines `stride`, `width`, `drop_path` and `dtype`, and overrides what differs below.
+    intermediates by name. `out["pooled"]` [B, width], where it is, is what a classifier takes. One that takes clips maps
+    [B, 2, T, H, W, 3], with the axes (RGB, event) and time, instead. A subclass defines `stride`, `width`, `drop_path` and
+    `dtype`, and overrides what differs below.
 
     Attributes:
       splits_heads: whether attention heads are split over the mesh axis `model`.

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from qbheat_jax.models.encoder import pooled
 from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, sincos_2d
 
 
@@ -21,8 +22,7 @@ class LinearHead(nn.Module):
 class PooledHead(nn.Module):
     """The classifier of most releases: an encoder's (features [B, h, w, C], out) -> logits float32 [B, classes].
 
-    A linear map, after dropout, of `out["class_token"]` [B, C] if present, otherwise of the mean over the cells. `std` is the
-    standard deviation of its initial weights.
+    A linear map, after dropout, of `encoder.pooled`. `std` is the standard deviation of its initial weights.
     """
 
     classes: int
@@ -31,8 +31,7 @@ class PooledHead(nn.Module):
 
     @nn.compact
     def __call__(self, features, out, train=False):
-        pooled = out["class_token"] if "class_token" in out else features.astype(jnp.float32).mean((1, 2))
-        x = nn.Dropout(self.dropout)(pooled.astype(jnp.float32), deterministic=not train)
+        x = nn.Dropout(self.dropout)(pooled(features, out), deterministic=not train)
         return nn.Dense(self.classes, kernel_init=nn.initializers.normal(self.std), name="classifier")(x)
 
 

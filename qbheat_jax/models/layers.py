@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qbheat_jax.errors import UserError
 from qbheat_jax.models.kernels import attention, conv, depthwise_conv, dynamic_relu, matmul_2d, strided
 
 
@@ -377,18 +378,23 @@ def _parts(batch, queries, keys, heads):
 class Projections(nn.Module):
     """Project x [B, N, C] to query, key and value, each [B, N, C]. Parameters: kernel [C, 3 C], bias [3 C].
 
+    Without `key_bias` the bias of the keys is masked: it has no effect and no gradient.
+
     The values are those of one Dense layer with 3 C outputs, which CUDA runs. Elsewhere the weights are split first: splitting
     the outputs and joining their gradients costs a TPU more traffic than reading x three times. Where heads are split over
     devices (sharding.RULES), weights then move between devices instead of activations.
     """
 
     dtype: Any = jnp.float32
+    key_bias: bool = True
 
     @nn.compact
     def __call__(self, x):
         channels = x.shape[-1]
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), (channels, 3 * channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (3 * channels,), jnp.float32)
+        if not self.key_bias:
+            bias = bias * np.repeat(np.float32([1.0, 0.0, 1.0]), channels)
         inputs = (x.astype(self.dtype), kernel.astype(self.dtype), bias.astype(self.dtype))
         forms = {} if _splits_heads() else {"cuda": self._together}
         return jax.lax.platform_dependent(*inputs, **forms, default=self._apart)
@@ -408,22 +414,77 @@ def _splits_heads():
     return dict(jax.sharding.get_abstract_mesh().shape).get("model", 1) > 1
 
 
+def rotary_2d(height, width, channels, theta):
+    """Return the angles of axial rotary position codes, float32 [height, width, channels / 2], channels a multiple of 4.
+
+    A cell's place is that of its centre, from -1 to 1 along each side of the map. The first half of the angles are of its row
+    and the others of its column, 2 pi times the place over theta ** (i / (channels / 4)). Source: DINOv3, arXiv 2508.10104.
+
+    Raises:
+      UserError: no such code exists for these channels or this theta.
+    """
+    if channels % 4 or theta <= 0:
+        raise UserError(
+            f"rope_theta is {theta} and a head has {channels} channels; a rotary position code needs a positive theta and a "
+            "multiple of 4 channels a head"
+        )
+    frequencies = 2.0 * np.pi * theta ** (-np.arange(channels // 4) / (channels // 4))
+    rows, columns = ((2 * np.arange(n) + 1) / n - 1 for n in (height, width))
+    shape = (height, width, channels // 4)
+    rows = np.broadcast_to(rows[:, None, None] * frequencies, shape)
+    columns = np.broadcast_to(columns[None, :, None] * frequencies, shape)
+    return np.concatenate([rows, columns], -1).astype(np.float32)
+
+
+def rotate(x, heads, angles):
+    """Rotate channel i of each head with channel i + D / 2 by an angle, D the channels of a head, computed in float32.
+
+    x [B, N, C], angles float32 [N, D / 2] or [B, N, D / 2] -> [B, N, C], the type of x.
+    """
+    halves = x.astype(jnp.float32).reshape(*x.shape[:-1], heads, 2, angles.shape[-1])
+    first, second = halves[..., 0, :], halves[..., 1, :]
+    cos, sin = (function(angles)[..., None, :] for function in (jnp.cos, jnp.sin))
+    halves = jnp.stack([first * cos - second * sin, second * cos + first * sin], -2)
+    return halves.reshape(x.shape).astype(x.dtype)
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with one biased projection for query, key, value. x [B, N, C] -> [B, N, C]."""
+    """Multi-head self-attention with one biased projection for query, key, value. x [B, N, C] -> [B, N, C].
+
+    `angles`, as of `rotate`, rotate queries and keys. `key_bias`: see `Projections`.
+    """
 
     heads: int
     dtype: Any = jnp.float32
+    key_bias: bool = True
 
     @nn.compact
-    def __call__(self, x):
-        y = attend(*Projections(self.dtype, name="qkv")(x), self.heads)
+    def __call__(self, x, angles=None):
+        query, key, value = Projections(self.dtype, self.key_bias, name="qkv")(x)
+        if angles is not None:
+            query, key = (rotate(y, self.heads, angles) for y in (query, key))
+        y = attend(query, key, value, self.heads)
         return Dense(x.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="proj")(y)
 
 
+# What lies between the two linear layers of a transformer block's MLP.
+MLPS = ("gelu", "quick_gelu", "swiglu")
+
+
 class TransformerBlock(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + MLP(norm(x)) with exact GELU. x [B, N, C] -> [B, N, C].
+    """Pre-norm block: x + attention(norm(x)), then x + MLP(norm(x)). x [B, N, C] -> [B, N, C].
 
     Source: ViT, arXiv 2010.11929 equations 2 and 3; layer norm eps 1e-6 as in the ViT and MAE releases.
+
+    `angles`, as of `rotate`, rotate queries and keys.
+
+    Attributes:
+      mlp: one of MLPS: linear, exact GELU, linear; with CLIP's x * sigmoid(1.702 x) in the place of GELU; or w3(silu(a) * b)
+        with (a, b) the halves of w12 (arXiv 2002.05202). The gated one has two thirds of the hidden channels, rounded up to a
+        multiple of 8.
+      layer_scale: initial gain of each channel of a branch, learnt (arXiv 2103.17239); 0 for none.
+      epsilon: of the layer norms.
+      key_bias: see `Projections`.
     """
 
     heads: int
@@ -431,23 +492,48 @@ class TransformerBlock(nn.Module):
     dropout: float = 0.0
     drop_path: float = 0.0
     dtype: Any = jnp.float32
+    mlp: str = "gelu"
+    layer_scale: float = 0.0
+    epsilon: float = 1e-6
+    key_bias: bool = True
 
     @nn.compact
-    def __call__(self, x, train):
-        init = nn.initializers.xavier_uniform()
-        norm = dict(epsilon=1e-6, dtype=self.dtype)
+    def __call__(self, x, train, angles=None):
+        norm = dict(epsilon=self.epsilon, dtype=self.dtype)
 
-        def drop(branch, name):
+        def drop(branch, number):
+            if self.layer_scale:
+                init = nn.initializers.constant(self.layer_scale)
+                gain = self.param(f"gamma{number}", init, (x.shape[-1],), jnp.float32)
+                branch = branch * gain.astype(self.dtype)
             branch = nn.Dropout(self.dropout)(branch, deterministic=not train)
-            return DropPath(self.drop_path, name=name)(branch, train)
+            return DropPath(self.drop_path, name=f"drop_path{number}")(branch, train)
 
-        y = SelfAttention(self.heads, self.dtype, name="attn")(LayerNorm(**norm, name="norm1")(x))
-        x = residual(x, drop(y, "drop_path1"))
-        y = Dense(int(x.shape[-1] * self.mlp_ratio), dtype=self.dtype, kernel_init=init, name="fc1")(
-            LayerNorm(**norm, name="norm2")(x)
-        )
-        y = Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="fc2")(gelu(y))
-        return residual(x, drop(y, "drop_path2"))
+        attention = SelfAttention(self.heads, self.dtype, self.key_bias, name="attn")
+        x = residual(x, drop(attention(LayerNorm(**norm, name="norm1")(x), angles), 1))
+        return residual(x, drop(self._mlp(LayerNorm(**norm, name="norm2")(x)), 2))
+
+    def _mlp(self, x):
+        width = x.shape[-1]
+        hidden = int(width * self.mlp_ratio)
+
+        def linear(features, name):
+            return Dense(features, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+
+        if self.mlp == "swiglu":
+            gate, y = jnp.split(linear(2 * gated_width(hidden), "w12")(x), 2, -1)
+            return linear(width, "w3")(jax.nn.silu(gate) * y)
+        y = linear(hidden, "fc1")(x)
+        return linear(width, "fc2")(y * jax.nn.sigmoid(1.702 * y) if self.mlp == "quick_gelu" else gelu(y))
+
+
+def gated_width(hidden):
+    """Return the hidden channels of a gated MLP in the place of a plain one with `hidden`.
+
+    >>> gated_width(4 * 1536)
+    4096
+    """
+    return (int(hidden * 2 / 3) + 7) // 8 * 8
 
 
 def sincos_2d(height, width, channels):

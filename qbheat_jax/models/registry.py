@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from qbheat_jax.errors import UserError, unknown
 from qbheat_jax.models import mobile_former, mobilenet
+from qbheat_jax.models.convnext import ConvNeXt
 from qbheat_jax.models.hcnet import HcNet
 from qbheat_jax.models.heads import PooledHead
 from qbheat_jax.models.mmhco import MMHCO, ClipHead
@@ -58,11 +59,18 @@ def _mobilenet(name, **fields):
     return Entry(MobileNet, {"variant": mobilenet.VARIANTS[name]}, {32: {}, 16: {"last_stride": 1}}, **fields)
 
 
-_VIT = ("class_token", "position", "grid")
+_VIT = (
+    *("class_token", "position", "grid", "interpolation", "registers", "mlp", "layer_scale", "rope_theta"),
+    *("norm_eps", "pre_norm", "fc_norm"),
+)
 
 
-def _vit(**fields):
-    return Entry(ViT, fields, {16: {"patch": 16}, 8: {"patch": 8}}, _VIT)
+def _vit(patches=(16, 8, 14), **fields):
+    return Entry(ViT, fields, {patch: {"patch": patch} for patch in patches}, _VIT)
+
+
+def _convnext(**fields):
+    return Entry(ConvNeXt, fields, {32: {}, 16: {"last_stride": 1}}, head=_HEAD)
 
 
 def _hcnet(strides=None, **fields):
@@ -83,6 +91,9 @@ def _mmhco(strides, **fields):
 
 ENCODERS = {
     **{f"mobile_former_{name}": _mobile_former(variant) for name, variant in mobile_former.VARIANTS.items()},
+    "convnext_t": _convnext(depths=(3, 3, 9, 3)),
+    "convnext_s": _convnext(depths=(3, 3, 27, 3)),
+    "convnext_b": _convnext(dims=(128, 256, 512, 1024), depths=(3, 3, 27, 3)),
     "mmhco_s": _mmhco({32: {}, 16: {"last_stride": 1}}, depths=(2, 2, 18, 2), post_norm=True, layer_scale=True),
     # Ours, not the paper's: for small generated clips on a CPU.
     "mmhco_nano": _mmhco({8: {}, 4: {"last_stride": 1}}, dims=(32, 64), depths=(1, 1)),
@@ -113,6 +124,12 @@ ENCODERS = {
     "vit_ti": _vit(width=192, heads=3),
     "vit_s": _vit(width=384, heads=6),
     "vit_b": _vit(width=768, heads=12),
+    "vit_l": _vit(width=1024, heads=16, depth=24),
+    "vit_h": _vit((14, 16), width=1280, heads=16, depth=32),
+    "vit_g": _vit((14, 16), width=1536, heads=24, depth=40, mlp="swiglu"),  # DINOv2's
+    # DINOv3's, with a gated MLP.
+    "vit_s_plus": _vit(width=384, heads=6, mlp="swiglu", mlp_ratio=6.0),
+    "vit_h_plus": _vit(width=1280, heads=20, depth=32, mlp="swiglu", mlp_ratio=6.0),
 }
 
 
@@ -127,14 +144,14 @@ def encoder(name, stride=0, drop_path=0.0, dtype="float32", remat="none", **opti
     Args:
       name: one of `names()`.
       stride: pixels a cell, 0 for the default. ResNets offer 32, 16 (stage 4 does not stride) and 8 (a 3x3 stem without stride
-        or pool, for small images). MobileNets offer 32 and 16, Mobile-Formers their own and half of it (the last strided
-        stage does not stride). HcNets and vHeats offer 32, 16 and 8 in the same ways (`hcnet_nano` and `vheat_nano` 8 and 4).
-        ViTs offer patches of 16 and 8, `vit_nano` of 8 and 4.
+        or pool, for small images). ConvNeXts and MobileNets offer 32 and 16, Mobile-Formers their own and half of it (the last
+        strided stage does not stride). HcNets and vHeats offer 32, 16 and 8 in the same ways (`hcnet_nano` and `vheat_nano` 8
+        and 4). ViTs offer patches of 16, 8 and 14, `vit_h` and `vit_g` of 14 and 16, `vit_nano` of 8 and 4.
       drop_path: rate of stochastic depth, in [0, 1).
       dtype: to compute in: "float32", "bfloat16" or the jnp type.
       remat: see layers.remat.
-      **options: `zero_init` of ResNets; `class_token`, `position`, `grid` of ViTs; `grid`, `embedding`, `folded`, `outnorm` of
-        vHeats; `grid`, `embedding`, `fve_mode`, `fve_pool`, `routing` of MMHCOs.
+      **options: `zero_init` of ResNets; attributes of `ViT`, such as `class_token`, `position`, `grid`; `grid`, `embedding`,
+        `folded`, `outnorm` of vHeats; `grid`, `embedding`, `fve_mode`, `fve_pool`, `routing` of MMHCOs.
 
     Raises:
       UserError: the name, the stride or an option is unknown.

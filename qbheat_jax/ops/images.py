@@ -26,11 +26,13 @@ class Pixels:
         return jnp.clip(jnp.round(scaled), 0, 255).astype(jnp.uint8)
 
 
-# Conventions of published weights: torchvision's and MAE's; timm's augreg ViTs'; EfficientNet-Lite's (x - 127) / 128.
+# Conventions of published weights: torchvision's, MAE's and DINO's; timm's augreg ViTs'; EfficientNet-Lite's (x - 127) / 128;
+# CLIP's.
 PIXELS = {
     "imagenet": Pixels(),
     "half": Pixels((0.5,) * 3, (0.5,) * 3),
     "lite": Pixels((127 / 255,) * 3, (128 / 255,) * 3),
+    "clip": Pixels((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 
 

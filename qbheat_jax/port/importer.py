@@ -15,7 +15,7 @@ from qbheat_jax.data import labels
 from qbheat_jax.errors import RUN_FAILED, UserError, writing
 from qbheat_jax.models import registry
 from qbheat_jax.ops.images import PIXELS
-from qbheat_jax.port import card, files, names, shards, strict, tables, wrappers
+from qbheat_jax.port import card, files, hf, names, shards, strict, tables, wrappers
 from qbheat_jax.train.checkpoint import Checkpoints
 from qbheat_jax.train.config_tables import CLASSIFIER
 
@@ -25,20 +25,21 @@ log = logging.getLogger("qbheat")
 IMAGE_SIZE = 224
 
 
-def port(source, arch, workdir, *, key=None, prefix=None, head="keep", classes=1000, stride=0, image_size=0, pixels=""):
+def port(source, arch, workdir, *, key=None, prefix=None, head="keep", classes=None, stride=0, image_size=0, pixels=""):
     """Make a workdir that every command takes from a file of weights. Nothing in the file is run.
 
     Args:
-      source: .safetensors, .npz, PyTorch's .pth, .pt, .bin, or the index of a checkpoint in parts.
-      arch: an encoder of the registry.
+      source: .safetensors, .npz, PyTorch's .pth, .pt, .bin, or the index of a checkpoint in parts; a folder of Hugging Face's
+        layout, or hf:ORG/NAME of one on its hub.
+      arch: an encoder of the registry; None for that which config.json beside the weights describes.
       workdir: a new or empty directory, or one that holds this port.
       key: the dict inside the file to take, where it holds several.
       prefix: of the names to take, where the file has an unknown prefix, or two encoders.
       head: "keep" takes the classifier, "drop" leaves it.
-      classes: of the classifier.
+      classes: of the classifier; None for config.json's, or else 1,000.
       stride: as in `registry.encoder`.
       image_size: pixels a side; 0 for the size the weights were made for. Size-dependent parameters are resampled.
-      pixels: one of images.PIXELS; "" for the architecture's usual one.
+      pixels: one of images.PIXELS; "" for the one told beside the weights, or else the architecture's usual one.
 
     Returns:
       The content of WORKDIR/provenance.json.
@@ -46,18 +47,25 @@ def port(source, arch, workdir, *, key=None, prefix=None, head="keep", classes=1
     Raises:
       UserError: the file cannot be read or does not fit, in which case nothing is written; or the workdir is not free.
     """
-    table = tables.of(arch)
     for name, value, accepted in (("head", head, ("keep", "drop")), ("pixels", pixels, ("", *PIXELS))):
         if value not in accepted:
             raise UserError(f"--{name} {value}: it takes {', '.join(filter(None, accepted))}")
     workdir = epath.Path(workdir)
     _check_free(workdir)
+    given, (source, told) = source, hf.locate(source)
+    arch, described = _described(arch, told)
+    table = tables.of(arch)
+    pixels = pixels or hf.pixels(source, told)
+    outputs = hf.classes(told)
+    classes = (len(outputs) or 1000) if classes is None else classes
     tree, kind = files.read(source)
     held = wrappers.unwrap(tree, source, key, prefix, arch)
     for notice in held.notices:
         log.info("%s", notice)
     found = {name: tuple(array.shape) for name, array in held.arrays.items()}
-    config = _config(arch, table.options(found), classes if head == "keep" else 0, stride, image_size, pixels)
+    config = _config(
+        arch, {**table.options(found), **described}, classes if head == "keep" else 0, stride, image_size, pixels
+    )
     plan = strict.plan(found, config, table)
     strict.check(plan, found, config, table, source, held.wrappers)
     leaves, stored_as = _converted(plan, held.arrays, source)
@@ -66,6 +74,7 @@ def port(source, arch, workdir, *, key=None, prefix=None, head="keep", classes=1
         config, leaves, resampled = _resampled(config, leaves, image_size)
     provenance = {
         "source": os.path.basename(source),
+        **({"hub": str(given)} if str(given).startswith(hf.HUB) else {}),
         "sha256": files.sha256(source),
         "bytes": os.path.getsize(source),
         **_parts(source),
@@ -77,15 +86,31 @@ def port(source, arch, workdir, *, key=None, prefix=None, head="keep", classes=1
         "config": config_lib.flatten(config.to_dict()),
         "names": plan.dialect or "usual",
         "resampled": resampled,
-        "renamed": {plan.wanted[path]: path for path in sorted(plan.wanted)},
+        "renamed": {name: path for path in sorted(plan.wanted) for name in names.parts(plan.wanted[path])},
         "ignored": list(plan.ignored),
         "dropped": [*held.dropped, *plan.dropped],
         "versions": _versions(kind),
     }
     provenance = json.loads(json.dumps(provenance))  # as it is read back
     _report(provenance)
-    _write(workdir, config, leaves, provenance)
+    _write(workdir, config, leaves, provenance, outputs if len(outputs) == config.head.classes else [])
     return provenance
+
+
+def _described(arch, told):
+    """Return (arch, {config field: value}) of the user's --arch and of a config.json beside the weights, {} for none."""
+    if not arch and not told:
+        known = ", ".join(name for name in registry.names())
+        raise UserError(f"--arch is missing, and no config.json beside the weights describes them: it takes {known}")
+    if not arch:
+        arch, options = hf.describe(told)
+        log.info("config.json describes %s", arch)
+        return arch, options
+    try:
+        described, options = hf.describe(told) if told else ("", {})
+    except UserError:  # the user's word is enough
+        return arch, {}
+    return arch, options if described == arch else {}
 
 
 def _parts(source):
@@ -97,6 +122,8 @@ def _parts(source):
 def _config(arch, options, classes, stride, image_size, pixels):
     """Return the workdir's config, for images of the size that the weights were made for."""
     own = {name.removeprefix("encoder."): value for name, value in options.items()}
+    patch = own.pop("stride", 0)
+    stride = stride or (0 if patch == registry.encoder(arch).stride else patch)
     made_for = registry.encoder(arch, stride=stride, **own).image_size
     config = config_lib.resolve(
         {
@@ -105,7 +132,7 @@ def _config(arch, options, classes, stride, image_size, pixels):
             "image_size": made_for or image_size or IMAGE_SIZE,
             "pixels": pixels or registry.released_pixels(arch),
             "head.classes": classes,
-            **options,
+            **{name: value for name, value in options.items() if name != "encoder.stride"},
         },
         CLASSIFIER,
     )
@@ -117,16 +144,18 @@ def _converted(plan, arrays, source):
     """Return ({path: float32 array in flax's layout}, the stored types)."""
     leaves, types = {}, {}
     for path, name in plan.wanted.items():
-        array = arrays[name]
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise UserError(
-                f"{os.path.basename(source)}: {name} is stored as {array.dtype}, not as floating-point numbers"
-            )
-        types.setdefault(array.dtype.name, name)
-        leaf = np.ascontiguousarray(names.from_torch(path, array).astype(np.float32))
-        if not np.isfinite(leaf).all():
-            raise UserError(f"{os.path.basename(source)}: {name} holds numbers that are not finite")
-        leaves[path] = leaf
+        for part in names.parts(name):
+            array = arrays[part]
+            if not jnp.issubdtype(array.dtype, jnp.floating):
+                raise UserError(
+                    f"{os.path.basename(source)}: {part} is stored as {array.dtype}, not as floating-point numbers"
+                )
+            types.setdefault(array.dtype.name, part)
+        leaf = names.put_together(path, arrays, name, plan.shapes[path])
+        leaves[path] = np.ascontiguousarray(leaf.astype(np.float32))
+        if not np.isfinite(leaves[path]).all():
+            named = " or ".join(names.parts(name))
+            raise UserError(f"{os.path.basename(source)}: {named} holds numbers that are not finite")
     if set(types) != {"float32"}:
         rounded = "rounded to" if "float64" in types else "kept exactly, as"
         log.info("weights stored as %s are %s float32", ", ".join(sorted(types)), rounded)
@@ -180,7 +209,7 @@ def _check_free(workdir):
         raise UserError(f"--to {workdir} already holds something: name a new or empty directory")
 
 
-def _write(workdir, config, leaves, provenance):
+def _write(workdir, config, leaves, provenance, outputs):
     with writing(f"--to {workdir}", RUN_FAILED):
         if _begun(workdir, provenance):
             log.info("%s holds this port already", workdir)
@@ -198,8 +227,8 @@ def _write(workdir, config, leaves, provenance):
             checkpoints.wait()
         finally:
             checkpoints.close()
-        if config.head.classes:
-            labels.write(workdir, config.head.classes)
+        if config.head.classes and not labels.write(workdir, config.head.classes) and outputs:
+            labels.save(workdir, [(name, name) for name in outputs])
         model = api.Model(config, variables, 0)
         card.write(workdir / "README.md", card.text(config.encoder.name, model, _origin(provenance), _usage(workdir)))
         atomic.write(workdir / "config.json", text)

@@ -22,8 +22,8 @@ def find(shapes, arch=None):
       shapes: {name: shape} of the file.
       arch: the architecture. If None, or if it is not found, all of the registry are tried.
     """
-    signs = [_signs(name) for name in ([arch] if arch else registry.names())]
-    found = [prefix for one in signs if one for prefix in _below(shapes, one)]
+    signs = [one for name in ([arch] if arch else registry.names()) for one in _signs(name)]
+    found = [prefix for one in signs for prefix in _below(shapes, one)]
     if not found and arch:
         return find(shapes)
     return list(dict.fromkeys(found))
@@ -51,9 +51,10 @@ def below(arrays, prefix):
 
 def _signs(arch):
     try:
-        return tables.of(arch).signs(registry.encoder(arch))
+        table, encoder = tables.of(arch), registry.encoder(arch)
     except UserError:  # an encoder without a table
-        return {}
+        return ()
+    return (table.signs(encoder), *table.dialect_signs(encoder))
 
 
 def _below(shapes, signs):

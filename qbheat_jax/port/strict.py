@@ -44,7 +44,8 @@ class Plan:
     """How a file's names map to a model.
 
     Attributes:
-      wanted: {path: PyTorch's name}.
+      wanted: {path: PyTorch's name, or names of its parts}, see `Table.torch_names`.
+      shapes: {path: shape}.
       dialect: as in `Table.dialect_of`.
       differences: Differences.
       ignored: names that flax does not need.
@@ -52,6 +53,7 @@ class Plan:
     """
 
     wanted: dict
+    shapes: dict
     dialect: str
     differences: Differences
     ignored: tuple
@@ -63,7 +65,9 @@ def plan(found, config, table):
     wanted_shapes = shapes.of(config)
     dialect = table.dialect_of(wanted_shapes, found)
     wanted = table.torch_names(wanted_shapes, dialect)
-    shape_of = {wanted[path]: names.torch_shape(path, shape) for path, shape in wanted_shapes.items()}
+    shape_of = {}
+    for path, shape in wanted_shapes.items():
+        shape_of |= names.torch_shapes(path, shape, wanted[path])
     ignored = tuple(name for name in found if table.is_ignored(name))
     dropped = (
         () if config.head.classes else tuple(name for name in found if table.is_head(name) and name not in ignored)
@@ -72,9 +76,9 @@ def plan(found, config, table):
     differences = Differences(
         {name: shape for name, shape in shape_of.items() if name not in given},
         {name: shape for name, shape in given.items() if name not in shape_of},
-        {n: (given[n], shape) for n, shape in shape_of.items() if n in given and given[n] != shape},
+        {n: (given[n], s) for n, s in shape_of.items() if n in given and not names.same_shape(given[n], s)},
     )
-    return Plan(wanted, dialect, differences, ignored, dropped)
+    return Plan(wanted, wanted_shapes, dialect, differences, ignored, dropped)
 
 
 def check(plan, found, config, table, source, wrappers):
@@ -128,8 +132,9 @@ def _other_architecture(ours, found, config, table):
         signs = other.signs(registry.encoder(arch))
         if any(found.get(name) != shape for name, shape in signs.items()):
             continue
-        for stride in registry.ENCODERS[arch].strides:
-            fields = {"encoder.name": arch, "encoder.stride": stride, "image_size": stride, **options}
+        strides = registry.ENCODERS[arch].strides
+        for stride in {options["encoder.stride"]} & set(strides) if "encoder.stride" in options else strides:
+            fields = {**options, "encoder.name": arch, "encoder.stride": stride, "image_size": stride}
             candidate = config_lib.resolve({**fields, "head.classes": 0}, CLASSIFIER)
             count = len(plan(found, candidate, other).differences)
             if count < least and count <= NEAR * len(found):
@@ -144,7 +149,7 @@ def _other_architecture(ours, found, config, table):
 
 def _prefix(plan, found):
     """Name a prefix that all names share and that hides some wanted names; "" where there is none."""
-    wanted = set(plan.wanted.values())
+    wanted = {name for named in plan.wanted.values() for name in names.parts(named)}
     prefix = os.path.commonprefix(list(found)).rpartition(".")[0]
     if prefix and wanted & {name.removeprefix(f"{prefix}.") for name in found}:
         return f"every name in it begins with {prefix}.: pass --prefix {prefix}."

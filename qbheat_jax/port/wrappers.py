@@ -15,6 +15,9 @@ from qbheat_jax.port import prefixes
 KEYS = ("state_dict", "model", "state_dict_ema", "model_ema", "model_state_dict", "model_state", "net", "network")
 # Prefixes that module wrappers add to every name (DataParallel, torch.compile, Lightning, FSDP).
 PREFIXES = ("module.", "_orig_mod.", "model.", "_fsdp_wrapped_module.")
+# The name that Hugging Face's models give the encoder beside a head or, in CLIP, beside the text tower.
+_BASE = re.compile(r"(vit|dinov2|dinov2_with_registers|convnext|vision_model)\.")
+_BESIDE_BASE = re.compile(r"(classifier|text_model|\w+_projection)\.|logit_scale")
 # Parts that wrappers of submodules insert into names.
 _INNER = re.compile(r"(?<=\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -33,10 +36,12 @@ class Method:
 
 
 # Heads of SwAV, SimCLR, Barlow Twins, BYOL, DINO and others.
-_HEADS = r"(projector|predictor|projection_head|prediction_head|prototypes|head\.mlp|head\.last_layer)"
+_HEADS = (
+    r"(projector|predictor|projection_head|prediction_head|prototypes|head\.mlp|head\.last_layer|dino_head|ibot_head)"
+)
 METHODS = (
     Method("MoCo", r"encoder_q\..+", "encoder_q.", r"encoder_k\..+|queue|queue_ptr"),
-    Method("MAE", r"mask_token|decoder_blocks\..+", "", r"mask_token|decoder_.+"),
+    Method("MAE", r"decoder_blocks\..+", "", r"mask_token|decoder_.+"),
     Method("the pre-training method", rf"{_HEADS}\..+", "", rf"{_HEADS}\..+"),
 )
 
@@ -155,6 +160,10 @@ def _outermost(arrays, source, asked, arch):
             return _Layer(prefix, *prefixes.below(arrays, prefix))
     if inner := sorted({match for name in arrays for match in _INNER.findall(name)}):
         return _Layer(" and ".join(f"{name}." for name in inner), {_INNER.sub("", n): a for n, a in arrays.items()})
+    bases = {match[0] if match else "" for match in map(_BASE.match, arrays)}
+    if len(bases - {""}) == 1 and all(_BASE.match(name) or _BESIDE_BASE.match(name) for name in arrays):
+        (base,) = bases - {""}
+        return _Layer(base, {name.removeprefix(base): array for name, array in arrays.items()})
     methods = [m for m in METHODS if any(re.fullmatch(m.sign, name) for name in arrays)]
     for method in methods:
         if method.prefix:

@@ -15,9 +15,9 @@ from qbheat_jax.errors import UserError
 RULES = (
     # Tensor parallelism (Megatron-LM, arXiv 1909.08053). Each device computes its part of qkv and fc1 and what follows, so a
     # block exchanges activations twice: after proj and after fc2.
-    (r"/block\d+/(attn/qkv|fc1)/kernel$", PartitionSpec("fsdp", "model")),
-    (r"/block\d+/(attn/qkv|fc1)/bias$", PartitionSpec("model")),
-    (r"/block\d+/(attn/proj|fc2)/kernel$", PartitionSpec("model", "fsdp")),
+    (r"/block\d+/(attn/qkv|fc1|w12)/kernel$", PartitionSpec("fsdp", "model")),
+    (r"/block\d+/(attn/qkv|fc1|w12)/bias$", PartitionSpec("model")),
+    (r"/block\d+/(attn/proj|fc2|w3)/kernel$", PartitionSpec("model", "fsdp")),
     (r"batch_stats/", PartitionSpec()),  # a queue of negatives too: every example is compared with all of it
     (r"decoder/heat/", PartitionSpec()),  # propagators are powers of whole matrices
     (r"(params|ema|mu|nu|trace)/", "fsdp"),

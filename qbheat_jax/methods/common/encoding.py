@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from qbheat_jax.models.encoder import pooled as pooled
+
 
 def variables(params, state, part="encoder"):
     """Return the variables that `apply` takes for one part of a method's parameters and state."""
@@ -50,16 +52,6 @@ def collections(made):
     return {
         name: {part: tree[name] for part, tree in made.items() if name in tree} for name in ("params", "batch_stats")
     }
-
-
-def pooled(features, out):
-    """Return one vector an image, float32 [B, C]: the class token where there is one, else the mean over the cells.
-
-    features: [B, h, w, C], or [B, n, C] of some of the cells.
-    """
-    if "class_token" in out:
-        return out["class_token"].astype(jnp.float32)
-    return features.astype(jnp.float32).mean(tuple(range(1, features.ndim - 1)))
 
 
 def l2_normalize(x):

@@ -102,7 +102,10 @@ def _check_encoders(o):
     for name in o.encoders:
         if registry.takes_clips(name):
             raise UserError(f"--encoders {name} is not accepted; it takes clips, and bench measures encoders of images")
-        stride = registry.encoder(name).stride
+        encoder = registry.encoder(name)
+        stride = encoder.stride
+        if o.peers and not peers.exists(encoder):
+            raise UserError(f"--encoders {name} is not accepted with --peers; it has no counterpart: pass --peers none")
         if o.size % stride:
             raise UserError(f"--size {o.size} is not accepted; {name} takes a multiple of its stride, {stride}")
         if "step" in o.parts:

@@ -9,6 +9,7 @@ import numpy as np
 
 from qbheat_jax import pytree
 from qbheat_jax.errors import UserError
+from qbheat_jax.models.convnext import ConvNeXt
 from qbheat_jax.models.hcnet import HcNet
 from qbheat_jax.models.mobile_former import MobileFormer
 from qbheat_jax.models.mobilenet import VARIANTS
@@ -33,11 +34,16 @@ def need():
     return torch
 
 
+def exists(encoder):
+    """Return whether an encoder of `models.registry` has a counterpart here."""
+    return not isinstance(encoder, ConvNeXt) and getattr(encoder, "mlp", "gelu") == "gelu"
+
+
 def build(encoder, classes=1000):
     """Return the PyTorch counterpart of an encoder, with a linear classifier.
 
     Args:
-      encoder: Encoder of `models.registry` with its default stride.
+      encoder: Encoder of `models.registry` with its default stride, one that `exists`.
       classes: Number of classes.
 
     Returns:
