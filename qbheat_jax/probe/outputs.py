@@ -1,9 +1,6 @@
 """Results of probes as files, lines and tables."""
 
-import io
 import json
-
-from PIL import Image
 
 from qbheat_jax import atomic
 from qbheat_jax import config as config_lib
@@ -44,10 +41,7 @@ def pictures(workdir, masks):
     with writing(f"--workdir {workdir}"):
         for index, mask in masks.items():
             folder.mkdir(parents=True, exist_ok=True)
-            picture, buffer = Image.fromarray(mask), io.BytesIO()
-            picture.putpalette(palette.colours(256).tobytes())
-            picture.save(buffer, "PNG", optimize=True)
-            atomic.write(folder / f"{index}.png", buffer.getvalue())
+            atomic.write(folder / f"{index}.png", palette.png(mask))
 
 
 def line(result):
