@@ -7,7 +7,7 @@ For other images:
 
     --config.data.source masks:PATH --config.image_size 512
 
-A classifier of every cell is trained, eight learning rates at once, and held-out images choose the best. Its scores are
+A classifier of every cell is trained, six learning rates at once, and held-out images choose the best. Its scores are
 scaled up to the masks. `--init random` has the quickstart's encoder.
 """
 
@@ -25,6 +25,6 @@ def get_config():
     config.batch_size = 32
     config.total_epochs = 20.0
     config.optimizer = "adamw"
-    config.learning_rates = tuple(0.001 * 2.0**k for k in range(8))
+    config.learning_rates = tuple(0.008 * 2.0**k for k in range(6))
     config.weight_decays = (1e-4,)
     return config

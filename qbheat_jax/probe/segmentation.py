@@ -206,14 +206,14 @@ def _scaled(size, devices):
 
 
 def best_classes(scores, size):
-    """Return the class of the best score of every pixel, scores scaled up bilinearly; IGNORED where one is NaN.
+    """Return the class of the best score of every pixel, scores scaled up bilinearly; IGNORED in maps with NaN.
 
     scores: float [B, G, h, w, classes] -> uint8 [B, G, size, size]. One map after the other, to bound the memory.
     """
 
     def one(scores):
         large = jax.image.resize(scores, (size, size, scores.shape[-1]), "bilinear")
-        return jnp.where(jnp.isnan(large).any(-1), IGNORED, large.argmax(-1)).astype(jnp.uint8)
+        return jnp.where(jnp.isnan(scores).any(), IGNORED, large.argmax(-1)).astype(jnp.uint8)
 
     maps = jax.lax.map(one, scores.reshape(-1, *scores.shape[2:]))
     return maps.reshape(*scores.shape[:2], size, size)
