@@ -13,6 +13,7 @@ from qbheat_jax.data.sources.masks import VOC
 from qbheat_jax.data.specs import image as image_lib
 from qbheat_jax.data.specs.masks import IGNORED, MasksSpec
 from qbheat_jax.errors import RUN_FAILED, UserError
+from qbheat_jax.tools import doctor
 
 SIZE = (8, 12)
 
@@ -98,6 +99,14 @@ def test_voc(tmp_path):
     assert label == -1 and name.endswith("c.jpg") and decode.decode(content).shape == (*SIZE, 3)
     assert ["1 images" in source.notes[0], "2 images" in source.notes[1]] == [True, True] and "b.jpg" in source.notes[0]
     assert "21 classes of pixels" in data.describe(source)
+
+
+def test_doctor_reads_the_masks_of_a_sample(tmp_path):
+    voc(tmp_path)
+    save(tmp_path / "SegmentationClass" / "b.png", bad_mask("value"))
+    report = doctor.describe_data(f"masks:{tmp_path}")
+    assert "train: 2 of 3 images" in report and "val: 2 of 2 images" in report
+    assert str(tmp_path / "SegmentationClass" / "b.png") in report and "37" in report
 
 
 def test_ade20k_has_no_background(tmp_path):
