@@ -423,7 +423,7 @@ def _parser():
           qbheat probe --config configs/lin.py configs/knn.py --init runs/mine random --workdir runs/mine/probe
 
         Writes result.json, config.json and metrics.jsonl to the workdir, or to DIR/PROTOCOL-INIT for several probes.
-        Prints a table of accuracies.
+        Segmentation (seg-lin, seg-knn) also writes predictions/. Prints a table of accuracies or mean IoU.
         {overriding}
         """,
     )
