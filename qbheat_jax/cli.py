@@ -151,7 +151,7 @@ def probe(arguments, overrides):
     """Probe every init with every config. A single result goes to WORKDIR; several go to WORKDIR/PROTOCOL-INIT."""
     from qbheat_jax import config
     from qbheat_jax.pretrained import NO_ENCODER
-    from qbheat_jax.probe.encode import POOLED
+    from qbheat_jax.probe.encode import POOLED, TRIVIAL
     from qbheat_jax.probe.fields import PROBE
     from qbheat_jax.tasks import probe
 
@@ -159,12 +159,11 @@ def probe(arguments, overrides):
     pairs = [
         (c, init)
         for c, init in itertools.product(configs, arguments.init)
-        if c.protocol in POOLED or init not in NO_ENCODER
+        if c.protocol in TRIVIAL or init not in NO_ENCODER
     ]
     if not pairs:
         raise UserError(
-            f"--init {' '.join(arguments.init)} has one feature vector per image and needs a --config with protocol='lin' or "
-            "'knn'"
+            f"--init {' '.join(arguments.init)} has no encoder and needs a --config with protocol={', '.join(TRIVIAL)}"
         )
     runs = [init for init in arguments.init if init != "random" and init not in NO_ENCODER]
     names = {init: init if init not in runs else "run" for init in arguments.init}
@@ -436,7 +435,7 @@ def _parser():
           qbheat probe --config configs/lin.py configs/knn.py --init runs/mine random --workdir runs/mine/probe
 
         Writes result.json, config.json and metrics.jsonl to the workdir, or to DIR/PROTOCOL-INIT for several probes.
-        Prints a table of accuracies.
+        Segmentation (seg-lin, seg-knn) also writes predictions/. Prints a table of accuracies or mean IoU.
         {overriding}
         """,
     )

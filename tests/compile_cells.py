@@ -33,7 +33,7 @@ from qbheat_jax.models.mmhco import MMHCO, ClipHead
 from qbheat_jax.models.resnet import ResNet
 from qbheat_jax.models.vheat import VHeat
 from qbheat_jax.models.vit import ViT
-from qbheat_jax.probe import encode, encoders, fit, knn
+from qbheat_jax.probe import encode, encoders, fit, knn, segmentation
 from qbheat_jax.probe.fields import PROBE
 from qbheat_jax.report import tiles
 from qbheat_jax.tasks import detect, finetune
@@ -349,6 +349,26 @@ def _probe(devices, encoder):
     yield knn.searcher(264).lower(bank, shapes.array(1, 32, 96))
 
 
+def _segment(devices, encoder):
+    """The train step of a grid of cell classifiers, and the masks that they and neighbours predict."""
+    shapes = _Shapes(config(encoder, "supervised"), devices)
+    about = {"data.source": "scenes:8", "image_size": 128, "batch_size": 32, "encoder.name": encoder}
+    grid = {"learning_rates": (0.1, 1.0), "weight_decays": (1e-4,), "total_epochs": 4.0}
+    made = config_lib.resolve({**about, "protocol": "seg-lin", "optimizer": "adamw", **grid}, PROBE)
+    encoding = encode.Encoding(shapes.frozen(shapes.encoder), made, None, 8)
+    recipe = probe_lib._recipe(made, 11, encoding.shape[-1])
+    (params, opt_state), train = fit._trainer(recipe, encoding.shape, 8, 2, rng.root(0))
+    count, cells = 64, encoding.shape[:2]
+    yield train.lower(
+        shapes.put((params, opt_state)), shapes.array(count, *encoding.shape),
+        shapes.array(count, *cells, 11, dtype=jnp.uint16), shapes.array(count),
+        shapes.array(2, 32, dtype=jnp.int32), shapes.array(2, dtype=jnp.int32),
+    )  # fmt: skip
+    predict = segmentation._predictor(recipe.head, 128, tuple(devices))
+    yield predict.lower(shapes.copies(shapes.put(params)), shapes.array(1, 32, *encoding.shape))
+    yield segmentation._scaled(128, tuple(devices)).lower({}, shapes.array(1, 32, 1, *cells, 11))
+
+
 def _cache(devices, encoder):
     """Images kept on the devices: their crops; and the sums by which a checkpoint is checked."""
     shapes = _Shapes(config(encoder, "simmim"), devices)
@@ -443,6 +463,8 @@ def _cells():
     add("vit-detect_detr", _detect, "vit", "detr")
     for encoder in ("mmhco", "vit"):
         add(f"{encoder}-probe", _probe, encoder)
+    for target in (GPU, TPU):
+        add("vit-segment", _segment, "vit", target=target)
     add("mobilenet-device_cache", _cache, "mobilenet")
     return cells
 

@@ -17,7 +17,7 @@ from qbheat_jax.train import optim
 from qbheat_jax.train.config_tables import DETECT, FINETUNE, PRETRAIN
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted([*(ROOT / "configs").glob("*.py"), *(ROOT / "configs" / "detect").glob("*.py")])
+FILES = sorted(path for folder in (".", "detect", "segment") for path in (ROOT / "configs" / folder).glob("*.py"))
 TABLES = {"pretrain": PRETRAIN, "probe": PROBE, "finetune": FINETUNE, "detect": DETECT}
 IMAGENET = 1_281_167
 

@@ -78,11 +78,11 @@ def test_an_encoder_a_method_and_a_data_set_are_a_file_and_a_line_each(small_con
     assert json.loads(python(tmp_path, "qbheat_jax", *command))["step"] == 2
 
 
-def test_a_dense_probe_is_six_files_whose_test_passes(tmp_path):
+def test_a_dense_probe_is_five_files_whose_test_passes(tmp_path):
     files = steps("Add a probe")
-    assert len(files) == 6
+    assert len(files) == 5
     copy(tmp_path, *(path for path in files if path != "qbheat_jax/methods/__init__.py"))
-    name_method(tmp_path, "from qbheat_jax.methods.segment import Segment", "Detr")
+    name_method(tmp_path, "from qbheat_jax.methods.foreground import Foreground", "Detr")
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
-    said = python(tmp_path, "pytest", "-q", "-p", "no:cacheprovider", "tests/test_methods_segment.py")
+    said = python(tmp_path, "pytest", "-q", "-p", "no:cacheprovider", "tests/test_methods_foreground.py")
     assert "2 passed" in said

@@ -80,7 +80,7 @@ def test_scripts_exist():
 def test_files_named_in_the_text_exist(path):
     for text in re.findall(r"`((?:configs|qbheat_jax|tests|docs|launch)/[\w/.-]+\.\w+)`", path.read_text()):
         new = path.name == "CONTRIBUTING.md" and re.search(
-            r"cobble|twins|stripes|NAME|masks|miou|segment|encoder\.py|base\.py|evaluate\.py", text
+            r"cobble|twins|stripes|NAME|foreground|encoder\.py|base\.py|evaluate\.py", text
         )
         assert new or (ROOT / text).exists(), text
 

@@ -27,7 +27,10 @@ SCREENS = {"phone": PHONE, "desk": DESK}
 SCHEMES = ("light", "dark")
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 # Complete pages, and those of workdirs in which hardly anything is there yet.
-PAGES = ("run", "run-begun", "analysis", "detection", "detection-without-images", "comparison", "comparison-begun")
+PAGES = (
+    "run", "run-begun", "analysis", "detection", "detection-without-images", "segmentation", "comparison",
+    "comparison-begun",
+)  # fmt: skip
 
 
 # --- The pages and the browser ---------------------------------------------------------------------------------------
@@ -41,6 +44,7 @@ def written(tmp_path_factory):
     shutil.copytree(place["analysis"], place["run"], dirs_exist_ok=True)
     workdirs.add_results(place["run"])
     workdirs.add_detectors(place["run"])
+    workdirs.segmentation(place["run"] / "probe" / "seg-lin")
     workdirs.write_config(place["run-begun"], **{"quarter.placements": "all9"})
     pages = {"analysis": place["analysis"] / "analysis" / "index.html"}
     for name in ("run", "run-begun"):
@@ -49,6 +53,8 @@ def written(tmp_path_factory):
     for name, source in (("detection", "scenes:64"), ("detection-without-images", "coco:/no/such/folder")):
         workdirs.detector(place[name], source)
         pages[name] = report.write(place[name])
+    workdirs.segmentation(place["segmentation"])
+    pages["segmentation"] = report.write(place["segmentation"])
     plan = compare.read(workdirs.comparison_config(place["comparison"]))
     workdirs.compared(plan, place["comparison"])
     failures = {"masked/seed-0": "the loss is nan at step 2"}

@@ -8,9 +8,11 @@ import numpy as np
 
 from qbheat_jax import cli, data, methods, report, rng
 from qbheat_jax import config as config_lib
-from qbheat_jax.eval import average_precision
+from qbheat_jax.data import palette
+from qbheat_jax.eval import average_precision, miou
 from qbheat_jax.ops import images, quarters
 from qbheat_jax.ops.heat import Heat
+from qbheat_jax.probe.fields import PROBE
 from qbheat_jax.train import config_tables
 from qbheat_jax.train.checkpoint import Checkpoints
 
@@ -180,6 +182,32 @@ def detector(workdir, source="scenes:64"):
         {"step": s, f"{config.data.eval_split}/AP": s / 100, f"{config.data.eval_split}/AP50": s / 60} for s in (20, 40)
     ]
     write_lines(workdir / "metrics.jsonl", lines)
+
+
+# --- A segmentation --------------------------------------------------------------------------------------------------
+
+
+def segmentation(workdir, source="scenes:64"):
+    """Makes the workdir of a segmentation probe that finds every mask one pixel too far down."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    config = config_lib.resolve({"protocol": "seg-lin", "data.source": source, "image_size": 64}, PROBE)
+    (workdir / "config.json").write_text(config_lib.to_json(config))
+    scenes, spec, total = data.open_source("scenes:64"), data.MasksSpec(64), 0
+    (workdir / "predictions").mkdir()
+    for index in range(scenes.splits["test"]):
+        batch, (image, mask, _) = spec.empty(1), spec.fetch(scenes, "test", index)
+        spec.prepare(batch, 0, image, mask, 0, index)()
+        found = np.roll(batch["target"][0], 1, 0)
+        total = total + miou.pairs(batch["target"][0], found, len(scenes.mask_names))
+        (workdir / "predictions" / f"{index}.png").write_bytes(palette.png(found))
+    constant = miou.figures(miou.constant(total.sum(1), 0), scenes.mask_names)
+    result = {
+        **miou.figures(total, scenes.mask_names), "metrics": list(miou.QUOTED), "protocol": "seg-lin", "init": "random",
+        "encoder": "pebble", "data": source, "split": "test", "n": 8, "n_train": 72, "n_holdout": 8, "seed": 0,
+        "hparams": {"optimizer": "adamw", "learning_rate": 0.016}, "constant": {"class": "background", **constant},
+        "holdout_mIoU": 0.5, "seconds": 12.0, "command": f"qbheat probe --workdir {workdir.resolve()}",
+    }  # fmt: skip
+    write_json(workdir / "result.json", result)
 
 
 # --- A comparison ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ The config is a Python file whose `get_config()` returns a dict with these keys:
                 Default: all three.
 
 Probes use the data and the image size of `pretrain` in place of those in their own files; `probe` overrides both.
-Detectors use the data of their own files.
+Detectors and segmentations use the data of their own files, whose images have boxes or masks.
 """
 
 import ast
@@ -27,8 +27,8 @@ from qbheat_jax import data, device_mesh, errors
 from qbheat_jax.errors import UserError
 from qbheat_jax.pretrained import NO_ENCODER
 from qbheat_jax.probe import splits
-from qbheat_jax.probe.encode import POOLED
-from qbheat_jax.probe.fields import PROBE, SHARED
+from qbheat_jax.probe.encode import TRIVIAL
+from qbheat_jax.probe.fields import PROBE, SEGMENTS, SHARED
 from qbheat_jax.tasks import detect, pretrain
 from qbheat_jax.train import config_tables, optim, sharding
 from qbheat_jax.train.config_tables import DETECT, PRETRAIN
@@ -134,7 +134,7 @@ class Plan:
         place = f"{method.name}/seed-{seed}"
         cells = [Cell(method, seed, "", place, _seeded(method.config, seed, PRETRAIN))] if method.config else []
         for name, config in self.probes.items():
-            if method.name not in NO_ENCODER or config.get("protocol") in POOLED:
+            if method.name not in NO_ENCODER or config.get("protocol") in TRIVIAL:
                 cells.append(Cell(method, seed, name, f"{place}/probe/{name}", _seeded(config, seed, table_of(config))))
         return cells
 
@@ -199,10 +199,19 @@ def _method(name, own, base, shared, folder):
 def _probe(fields, shared, own):
     if table_of(config_lib.flatten(fields)) is DETECT:
         return _detector(fields, shared)
+    fields = config_lib.flatten(fields)
+    segments = fields.get("protocol") in SEGMENTS
+    if segments:  # the data are the file's; the untrained encoder is that of `pretrain`
+        fields = {"image_size": shared["image_size"], **fields}
+        shared = {key: value for key, value in shared.items() if key.startswith("encoder.")}
     shared = {key: value for key, value in shared.items() if key in PROBE}
     config = config_lib.resolve(_merged(_merged(fields, shared, PROBE), own, PROBE), PROBE)
     source = data.open_source(config.data.source, image_size=config.image_size, tfds_dir=config.data.tfds_dir)
-    source.check_labels("train", splits.test_split(source))
+    test = splits.test_split(source)
+    if segments:
+        data.MasksSpec(config.image_size).check(source, test)
+    else:
+        source.check_labels("train", test)
     return config
 
 

@@ -11,9 +11,13 @@ import jax
 
 import qbheat_jax
 from qbheat_jax import atomic, console
+from qbheat_jax import eval as eval_lib
+from qbheat_jax import methods as method_lib
 from qbheat_jax.compare import cells
 from qbheat_jax.compare import plan as plan_lib
 from qbheat_jax.errors import writing
+from qbheat_jax.eval import metric_of, miou
+from qbheat_jax.probe.fields import SEGMENTS
 from qbheat_jax.report.text import NONE, number
 from qbheat_jax.train import metrics
 from qbheat_jax.train.config_tables import DETECT
@@ -32,7 +36,7 @@ def gather(plan, workdir, failures):
     Returns:
       The dict in result.json. Missing values are None. `cells` has one entry per cell. `methods` maps each name, in the
       order of the table, to a dict with
-        probes: {name: {"mean", "std" (sample), "seeds": {seed: top-1, or a detector's AP}, "failed": [seed]}};
+        probes: {name: {"mean", "std" (sample), "seeds": {seed: the headline, such as top-1}, "failed": [seed]}};
         ahead_of_random: the same for the difference from the untrained encoder, seed by seed, without "failed";
         examples, epochs: length of pre-training;
         seconds, images_per_second: means over the seeds;
@@ -52,6 +56,7 @@ def gather(plan, workdir, failures):
         "seeds": list(plan.seeds),
         "probes": {name: config.get("protocol") or config.objective for name, config in plan.probes.items()},
         "detectors": _detectors(plan),
+        "headlines": {name: _headline(config) for name, config in plan.probes.items()},
         "figures": _figures_in_words(plan, found),
         "finished": all(cell["state"] == "done" for cell in found),
         "warnings": warnings(plan),
@@ -65,17 +70,32 @@ def _detectors(plan):
     return {name: config.data.source for name, config in plan.probes.items() if plan_lib.table_of(config) is DETECT}
 
 
+def _headline(config):
+    """Return the name of the figure that a probe's results quote first."""
+    if plan_lib.table_of(config) is DETECT:
+        return metric_of(method_lib.of(config)).headline
+    return miou.QUOTED[0] if config.protocol in SEGMENTS else "top-1"
+
+
+def _dense(plan):
+    """Return {name: data source} of the probes that have data of their own, the detectors last."""
+    own = {n: c.data.source for n, c in plan.probes.items() if c.get("protocol") in SEGMENTS}
+    return {**own, **_detectors(plan)}
+
+
 def _data(plan):
     """Return the data source of the probes, which is that of pre-training by default."""
-    probed = [config for config in plan.probes.values() if plan_lib.table_of(config) is not DETECT]
+    probed = [config for name, config in plan.probes.items() if name not in _dense(plan)]
     trained = [method.config for method in plan.methods if method.config is not None]
     return (probed or trained)[0].data.source
 
 
 def _figures_in_words(plan, found):
     """Return a phrase that names the metrics in the probes' columns."""
-    tested = " and ".join(sorted({cell["split"] for cell in found if "split" in cell})) or "test"
-    parts = [f"AP of {name} on {source}" for name, source in _detectors(plan).items()]
+    dense = _dense(plan)
+    own = {cell["split"] for cell in found if "split" in cell and cell["probe"] not in dense}
+    tested = " and ".join(sorted(own)) or "test"
+    parts = [f"{_headline(plan.probes[name])} of {name} on {source}" for name, source in dense.items()]
     if len(parts) < len(plan.probes):
         parts.insert(0, f"Top-1 on {tested} images of {_data(plan)}")
     return ", ".join(parts)
@@ -111,9 +131,12 @@ def _cell(cell, found, workdir, failures):
             return {**entry, "state": "failed", "reason": failures[cell.path]}
         return {**entry, "state": "not run" if cell.encoder in failures else "waiting"}
     if cell.probe:
-        figures = ("AP", "AP50", "AP75", "n", "seconds") if cell.detects else ("top1", "top5", "n", "chance", "seconds")
-        split = {} if cell.detects else {"split": found.get("split", "test")}
-        return {**entry, "state": "done", **{key: found[key] for key in figures}, **split}
+        quoted = eval_lib.quoted(found)
+        figures = {key: found.get(key) for key in (*quoted, "n", "seconds")}
+        if not cell.detects:
+            figures["split"] = found.get("split", "test")
+        more = {key: found[key] for key in ("chance", "constant") if key in found}
+        return {**entry, "state": "done", "headline": quoted[0], **figures, **more}
     # A resumed run only reports the time since its last start, so the total is estimated from its speed.
     run, rate = found["steps_run"], found["images_per_second"]
     seconds = cell.method.examples / rate if run else None
@@ -156,7 +179,7 @@ def _probes(found):
         if cell["probe"]:
             values, lost = probes.setdefault(cell["probe"], ({}, []))
             if cell["state"] == "done":
-                values[str(cell["seed"])] = cell["AP"] if "AP" in cell else cell["top1"]
+                values[str(cell["seed"])] = cell[cell["headline"]]
             elif cell["state"] != "waiting":
                 lost.append(str(cell["seed"]))
     return {name: {**_spread(values), "failed": lost} for name, (values, lost) in probes.items()}

@@ -90,6 +90,32 @@ def decode(data, size=None):
         raise BadImage(_reason(error)) from error
 
 
+def decode_numbers(data):
+    """Decode an index PNG, of a palette or grey with up to 16 bits, to the numbers that it stores.
+
+    Args:
+      data: bytes of the file.
+
+    Returns:
+      int32 [H, W].
+
+    Raises:
+      BadImage: the data are no PNG, corrupt, or have several channels.
+    """
+    image = open_header(data)
+    if image.format != "PNG" or image.mode not in ("1", "L", "P", "I", "I;16"):
+        raise BadImage(f"a mask is a PNG of one channel, not a {image.format} of mode {image.mode}")
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise BadImage(_reason(error)) from error
+    numbers, depth = np.asarray(image).astype(np.int32), data[24]
+    # Pillow scales grey of 2 and 4 bits up to 255.
+    return numbers * (2**depth - 1) // 255 if image.mode == "L" and depth < 8 else numbers
+
+
 def open_header(data):
     """Return a PIL image of which only the header (size, mode, format) has been read. Raise `BadImage` for other bytes."""
     if not data:

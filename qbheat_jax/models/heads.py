@@ -10,7 +10,7 @@ from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, sincos_
 
 
 class LinearHead(nn.Module):
-    """Pooled features [B, C] -> logits float32 [B, classes] (`lin`)."""
+    """Features [..., C] -> logits float32 [..., classes], of pooled features (`lin`) or of every cell (`seg-lin`)."""
 
     classes: int
 

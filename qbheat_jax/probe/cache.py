@@ -19,7 +19,7 @@ import numpy as np
 import qbheat_jax
 from qbheat_jax import paths, pytree
 from qbheat_jax.errors import RUN_FAILED, UserError, writing
-from qbheat_jax.probe.features import Features
+from qbheat_jax.probe.features import Features, as_labels
 
 log = logging.getLogger("qbheat")
 
@@ -51,7 +51,7 @@ class FeatureCache:
           about: key of the cache; has "split".
           n: largest number of examples.
           shape: of one example's features.
-          make: function that yields (features float32 [b, ...], labels int32 [b], index int [b]).
+          make: function that yields (features float32 [b, ...], labels int32 [b] or masks uint8 [b, S, S], index int [b]).
           in_memory: whether to keep new features in memory instead of files.
           cache_gib: most memory that the cached splits may take.
 
@@ -130,7 +130,7 @@ def _write(place, about, n, shape, make):
             file.truncate(end)  # unreadable images leave unused rows
             file.flush()
             os.fsync(file.fileno())
-        np.save(part / "labels.npy", np.concatenate(labels).astype(np.int32))
+        np.save(part / "labels.npy", as_labels(np.concatenate(labels)))
         np.save(part / "index.npy", np.concatenate(index).astype(np.int64))
         (part / "about.json").write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
         if place.exists():  # damaged, or written by another process meanwhile

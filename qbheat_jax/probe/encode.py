@@ -10,10 +10,13 @@ from qbheat_jax import data, device_mesh
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import UserError
 from qbheat_jax.probe import cache
+from qbheat_jax.probe.fields import SEGMENTS
 from qbheat_jax.probe.pmap import pmap, pmap_batches
 
 # Protocols that use the mean over the cells; the others use the cells.
 POOLED = ("lin", "knn")
+# Protocols that also take features without an encoder.
+TRIVIAL = (*POOLED, *SEGMENTS)
 
 
 class Encoding:
@@ -33,6 +36,7 @@ class Encoding:
 
     def __init__(self, frozen, config, store, images):
         self._frozen, self._config, self._store = frozen, config, store
+        self._labelled = frozen.spec.answer == "label"
         self._pool = 0 if config.protocol in POOLED else config.head.pool
         example = frozen.spec.shapes(1)["image"]
         grid = jax.eval_shape(frozen.features, frozen.variables, example).shape[1:3]
@@ -52,7 +56,7 @@ class Encoding:
         return nn.avg_pool(maps, (self._pool, self._pool), (self._pool, self._pool))
 
     def __call__(self, source, split):
-        """Return (Features, index int64 [N]) of the readable images of a split, in its order.
+        """Return (Features, index int64 [N]) of the readable images of a split, in its order. Labels are the spec's `answer`.
 
         Raises:
           UserError: an image has no label.
@@ -66,6 +70,7 @@ class Encoding:
             "split": split,
             "image_size": frozen.image_size,
             "pool": self._pool,
+            **({} if self._labelled else {"answer": frozen.spec.answer}),
         }
         # If another probe left the cells in memory, take their mean instead of encoding.
         cells = None if self._pool else self._store.lookup(about, ignore="pool")
@@ -78,11 +83,12 @@ class Encoding:
             self.rates[split] = len(features) / (time.perf_counter() - start)
         if not len(features):
             raise UserError(f"data.source={source.spec!r} split {split!r} has no image that can be read")
-        source.check_labelled(split, features.labels)
+        if self._labelled:
+            source.check_labelled(split, features.labels)
         return features, index
 
     def batches(self, source, split):
-        """Yield (features [n, ...], labels int32 [n], index int32 [n]) without unreadable images."""
+        """Yield (features [n, ...], labels [n, ...], index int32 [n]) without unreadable images."""
         config, spec, taken = self._config, self._frozen.spec, []
         # On one device the batch may have any size.
         alone = device_mesh.make_mesh({"data": 1, "fsdp": 1}, jax.local_devices()[:1])
@@ -95,7 +101,7 @@ class Encoding:
 
         def inputs():
             for batch in map(jax.device_get, batches):
-                taken.append([batch[key][batch["mask"]] for key in ("label", "index")])
+                taken.append([batch[key][batch["mask"]] for key in (spec.answer, "index")])
                 yield batch["image"], batch["mask"]
 
         for x in pmap_batches(self.mapped, self._frozen.variables, inputs()):

@@ -11,9 +11,15 @@ import jax.numpy as jnp
 from qbheat_jax import methods, pretrained, rng
 from qbheat_jax.data.specs.clips import ClipsSpec
 from qbheat_jax.data.specs.image import ImageSpec
+from qbheat_jax.data.specs.masks import MasksSpec
+from qbheat_jax.errors import UserError
 from qbheat_jax.models import registry
 from qbheat_jax.ops.images import Pixels
 from qbheat_jax.pretrained import NO_ENCODER, RANDOM
+from qbheat_jax.probe.fields import SEGMENTS
+
+# Pixels a side of the cells of trivial features, for segmentation.
+CELL = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +62,12 @@ def open_init(init, config, words=(RANDOM, *NO_ENCODER)):
     size, source = found.image_size, found.source
     model = None if found.model is None else found.model.sized(size)
     spec = evaluation_spec(config if model is None else model.config, size, config.seed)
+    segments = config.get("protocol") in SEGMENTS
+    if segments:
+        spec = _masks(init, spec)
     if init in NO_ENCODER:
-        features = functools.partial(_by_frame, {"pixels": pixels, "histogram": histogram}[init])
+        each = _by_cell if segments else _by_frame
+        features = functools.partial(each, {"pixels": pixels, "histogram": histogram}[init])
         return FrozenEncoder(features, {}, spec, source, {"encoder": init})
     if model is None:
         encoder = methods.build_encoder(config)
@@ -71,6 +81,17 @@ def evaluation_spec(config, image_size, seed=0):
     if not (config.encoder.name and registry.takes_clips(config.encoder.name)):
         return ImageSpec(image_size, seed)
     return ClipsSpec(image_size, seed, frames=config.get("data", {}).get("frames", ClipsSpec.frames))
+
+
+def _masks(init, spec):
+    """Return the data spec of images with masks of a spec's size. Raise UserError where it cannot be."""
+    if isinstance(spec, ClipsSpec):
+        raise UserError(f"--init {init} has an encoder of clips, and segmentation takes images")
+    if init in NO_ENCODER and spec.image_size % CELL:
+        raise UserError(
+            f"config field image_size={spec.image_size} is not accepted: --init {init} takes a multiple of {CELL}"
+        )
+    return MasksSpec(spec.image_size, spec.seed)
 
 
 def untrained(encoder, image_size, seed):
@@ -93,6 +114,13 @@ def _by_frame(features, _, images):
     """Return trivial features float32 [B, 1, 1, C]; those of all frames of a clip, one after the other."""
     found = features(images.reshape(-1, *images.shape[-3:]))
     return found.reshape(images.shape[0], 1, 1, -1)
+
+
+def _by_cell(features, _, images):
+    """Return trivial features float32 [B, H / CELL, W / CELL, C], those of every cell by itself."""
+    count, height, width = len(images), images.shape[1] // CELL, images.shape[2] // CELL
+    cells = images.reshape(count, height, CELL, width, CELL, 3).swapaxes(2, 3)
+    return features(cells.reshape(-1, CELL, CELL, 3)).reshape(count, height, width, -1)
 
 
 def pixels(images):

@@ -12,12 +12,12 @@ _BLOCK = 1 << 24
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """N labelled examples: features float32 [N, ...], labels int32 [N].
+    """N labelled examples: features float32 [N, ...], labels int32 [N]; for segmentation labels [N, ...] of any integer type.
 
     Attributes:
       parts: arrays [n, ...], in memory or memory-mapped, that act as one concatenated array.
       rows: int64 [N], the rows of that array.
-      labels: int32 [N].
+      labels: int32 [N]; for segmentation masks uint8 [N, S, S], or counts uint16 [N, h, w, classes].
       mean, scale: float64 [C] or None; `take` returns (x - mean) * scale.
     """
 
@@ -30,7 +30,7 @@ class Features:
     @classmethod
     def of(cls, array, labels):
         """Return the Features of all rows of one array [N, ...]."""
-        return cls((array,), np.arange(len(array)), np.asarray(labels, np.int32))
+        return cls((array,), np.arange(len(array)), as_labels(labels))
 
     def __len__(self):
         return len(self.rows)
@@ -81,7 +81,7 @@ class Features:
     def epoch(self, seed, number, size, steps):
         """Yield one epoch in blocks of k training steps.
 
-        A block is (x float32 [n, ...], labels int32 [n], weights float32 [n], rows int [k, size]). The batch of step j
+        A block is (x float32 [n, ...], labels [n, ...], weights float32 [n], rows int [k, size]). The batch of step j
         is x[rows[j]]. `weights` are 1. Features in memory are one block, moved to the device once; those in files are
         read 64 MiB at a time.
 
@@ -104,6 +104,12 @@ class Features:
     def _resident(self):
         everything = self.take(np.arange(len(self)))
         return jnp.asarray(everything), jnp.asarray(self.labels), jnp.ones(len(self), jnp.float32)
+
+
+def as_labels(labels):
+    """Return labels of images, one number each, as int32 [N]; masks [N, S, S] keep their type."""
+    labels = np.asarray(labels)
+    return labels.astype(np.int32) if labels.ndim == 1 else labels
 
 
 def blocks(n, shape, size=None):

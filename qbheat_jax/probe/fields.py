@@ -20,18 +20,27 @@ from qbheat_jax.models.fields import ENCODER
 # Votes are exp(-distance / temperature), distance at most 2: below this all of them could be 0 in float64.
 _TEMPERATURES = (lambda v: len(v) > 0 and min(v) >= 0.003, "one or more numbers, each at least 0.003")
 
+# Protocols of segmentation: they learn masks from the cells.
+SEGMENTS = ("seg-lin", "seg-knn")
+
 # The fields by which a run and a probe of it name the same images and the same encoder.
 SHARED = (*DATA, *ENCODER, "image_size")
 
 
 def check(values):
     """Raise UserError where protocol, optimizer and augmentation do not go together."""
-    if values["protocol"] == "knn":
-        if values["augment"]:
-            refuse("augment", True, "False with protocol='knn', which compares images without augmentation")
-    elif values["optimizer"] == "ridge":
-        if values["protocol"] != "lin":
-            refuse("optimizer", "ridge", f"sgd, lars or adamw where protocol is {values['protocol']!r}")
+    protocol = values["protocol"]
+    if protocol in ("knn", *SEGMENTS) and values["augment"]:
+        refuse("augment", True, f"False with protocol={protocol!r}, which takes images without augmentation")
+    if protocol in SEGMENTS and values["data.fraction"] < 1:
+        refuse(
+            "data.fraction", values["data.fraction"], f"1 with protocol={protocol!r}: images with masks have no class"
+        )
+    if protocol in ("knn", "seg-knn"):
+        return
+    if values["optimizer"] == "ridge":
+        if protocol != "lin":
+            refuse("optimizer", "ridge", f"sgd, lars or adamw where protocol is {protocol!r}")
         if values["augment"]:
             refuse("augment", True, "False with optimizer='ridge', which needs all features at once")
         if min(values["weight_decays"]) <= 0:
@@ -43,8 +52,9 @@ PROBE = Table(
         "seed": Field(0, "root of every random number of the probe", SEED),
         "protocol": Field(
             "lin",
-            "lin: a linear classifier on pooled features; tran-N: N transformer blocks before it; knn: neighbours' votes",
-            ("lin", "knn", *(f"tran-{n}" for n in range(1, 13))),
+            "lin: a linear classifier on pooled features; tran-N: N transformer blocks before it; knn: neighbours' votes; "
+            "seg-lin, seg-knn: segmentation by a linear classifier of every cell, and by the votes of the nearest cells",
+            ("lin", "knn", *(f"tran-{n}" for n in range(1, 13)), *SEGMENTS),
         ),
         **DATA,
         **ENCODER,
@@ -87,6 +97,9 @@ PROBE = Table(
         ),
         "knn.temperatures": Field(
             (0.02, 0.07, 0.2), "votes weigh exp(similarity / temperature); the best is chosen", _TEMPERATURES
+        ),
+        "knn.bank": Field(
+            1 << 16, "seg-knn: training cells that may be neighbours, drawn by the seed where there are more", POSITIVE
         ),
         "cache_gib": Field(
             8.0,

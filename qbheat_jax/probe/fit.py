@@ -1,7 +1,8 @@
-"""Train heads on features, one head for each hyper-parameter setting, all as one batch."""
+"""Train heads on features, one head for each hyper-parameter setting, all as one batch; choose the best one."""
 
 import dataclasses
 import functools
+import logging
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from qbheat_jax.eval import accuracy
 from qbheat_jax.probe.features import slices
 from qbheat_jax.probe.pmap import pmap, pmap_batches
 from qbheat_jax.train.optim import decay_mask
+
+log = logging.getLogger("qbheat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Recipe:
     warmup_epochs: float
     batch_size: int
     label_smoothing: float
+
+    def target(self, labels):
+        """Return (target probabilities float32 [..., classes], weight of each loss float32 [...]) of labels int32 [...]."""
+        target = optax.smooth_labels(jax.nn.one_hot(labels, self.classes), self.label_smoothing)
+        return target, jnp.ones(labels.shape)
 
     def _optimizer(self, learning_rate, weight_decay, steps, steps_an_epoch):
         peak = learning_rate * self.batch_size / 256
@@ -85,6 +93,40 @@ def fit(recipe, examples, seed, each_epoch=None):
     return state[0]
 
 
+def choose(recipe, examples, seed, score, figure, always=True):
+    """Train the heads of a grid and return the one with the best score.
+
+    Args:
+      recipe, examples, seed: as of `fit`.
+      score: function of params [G, ...] to the scores float [G] on held-out examples; higher is better.
+      figure: the score's name in metrics.
+      always: whether to score after every epoch, for the curve; otherwise only the trained heads.
+
+    Returns:
+      ((learning rate, weight decay), params [1, ...], its score, list of metric lines).
+    """
+    epochs = []
+
+    def note(epoch, params, losses):
+        epochs.append([epoch, losses, score(params) if always else None])
+
+    params = fit(recipe, examples, seed, note)
+    last = epochs[-1][2] if epochs and always else score(params)
+    if epochs:
+        epochs[-1][2] = last
+    best = int(np.argmax(last))
+    rates = recipe.learning_rates
+    if len(set(rates)) > 2 and rates[best] in (min(rates), max(rates)):
+        log.warning("the best learning rate, %g, is at the edge of those tried: try others beyond it", rates[best])
+    curve = []
+    for epoch, losses, scores in epochs:
+        curve.append({"step": epoch, "probe/loss": float(losses[best])})
+        if scores is not None:
+            curve[-1][f"probe/holdout_{figure}"] = float(scores[best])
+    chosen = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
+    return (rates[best], recipe.weight_decays[best]), chosen, float(last[best]), curve
+
+
 def _trainer(recipe, shape, steps, per_epoch, key):
     """Return (state, train) of a grid of heads.
 
@@ -101,7 +143,8 @@ def _trainer(recipe, shape, steps, per_epoch, key):
     def loss(params, x, y, weight, key):
         dropout, drop_path = jax.random.split(key)
         logits = recipe.head.apply({"params": params}, x, True, rngs={"dropout": dropout, "drop_path": drop_path})
-        target = optax.smooth_labels(jax.nn.one_hot(y, recipe.classes), recipe.label_smoothing)
+        target, own = recipe.target(y)
+        weight = own * weight.reshape(-1, *[1] * (own.ndim - 1))
         return (optax.softmax_cross_entropy(logits, target) * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
     def one(rate, decay, params, opt_state, *batch):

@@ -4,7 +4,10 @@ import json
 
 from qbheat_jax import atomic
 from qbheat_jax import config as config_lib
+from qbheat_jax import eval as eval_lib
+from qbheat_jax.data import palette
 from qbheat_jax.errors import writing
+from qbheat_jax.eval import miou
 from qbheat_jax.train import metrics
 
 
@@ -32,26 +35,58 @@ def write(workdir, config, result, curve):
         atomic.write(workdir / "result.json", json.dumps(result, indent=2) + "\n")
 
 
+def pictures(workdir, masks):
+    """Write WORKDIR/predictions/INDEX.png, index PNGs in the colours of `data.palette`. masks: {index: uint8 [S, S]}."""
+    folder = workdir / "predictions"
+    with writing(f"--workdir {workdir}"):
+        for index, mask in masks.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic.write(folder / f"{index}.png", palette.png(mask))
+
+
 def line(result):
     """Return one result as one line."""
+    figures = ", ".join(f"{_figure(name)} {_number(result[name])}" for name in eval_lib.quoted(result))
     return (
-        f"{_protocol(result)} of {result['init']}: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f} on "
-        f"{result['n']} {_split(result)} images ({result['seconds']:.0f} s)"
+        f"{_protocol(result)} of {result['init']}: {figures} on {result['n']} {_split(result)} images "
+        f"({result['seconds']:.0f} s)"
     )
 
 
 def table(results):
-    """Return results as a Markdown table, whose last row is the accuracy of always naming the commonest class."""
-    rows = [("protocol", "init", "top-1", "top-5", "held-out", "images", "chosen", "seed")]
+    """Return results as Markdown tables, one for the accuracies and one for segmentation.
+
+    The last row of a table is the constant prediction: the commonest class of all.
+    """
+    kinds = dict.fromkeys(eval_lib.quoted(r) for r in results)
+    return "\n\n".join(_table(kind, [r for r in results if eval_lib.quoted(r) == kind]) for kind in kinds)
+
+
+def _table(quoted, results):
+    rows = [("protocol", "init", *map(_figure, quoted), "held-out", "images", "chosen", "seed")]
     for r in results:
-        held_out = f"{r['holdout_top1']:.3f}" if r.get("holdout_top1") is not None else "-"
-        figures = (f"{r['top1']:.3f}", f"{r['top5']:.3f}", held_out, _images(r))
+        held_out = _number(r.get(f"holdout_{quoted[0]}"))
+        figures = (*(_number(r[name]) for name in quoted), held_out, _images(r))
         rows.append((_protocol(r), r["init"], *figures, _chosen(r["hparams"]), str(r["seed"])))
-    chance = f"{results[0]['chance']:.3f}"
-    rows.append(("-", "always the commonest class", chance, "-", "-", _images(results[0]), "-", "-"))
+    first = results[0]
+    constant = first.get("constant") or {"top1": first["chance"]}
+    figures = (_number(constant.get(name)) for name in quoted)
+    rows.append(("-", "always the commonest class", *figures, "-", _images(first), "-", "-"))
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, tuple("-" * width for width in widths))
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in rows)
+
+
+# Names of figures that are not their key.
+_NAMES = {"top1": "top-1", "top5": "top-5", miou.QUOTED[1]: "pixel accuracy"}
+
+
+def _figure(name):
+    return _NAMES.get(name, name)
+
+
+def _number(value):
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _split(result):

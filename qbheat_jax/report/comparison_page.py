@@ -63,7 +63,7 @@ def _headline(result, probe, name):
 
 
 def _figure(result, probe):
-    return "AP" if probe in result["detectors"] else "top-1"
+    return result["headlines"][probe]
 
 
 def _kind(method):

@@ -33,16 +33,16 @@ def timing(run):
             data = f" on {group.data}" if len({g.data for g in run.groups()}) > 1 else ""
             many = f", mean of {count}" if count > 1 else ""
             rows.append((f"Probe {group.protocol}{data}, {group.features}{many}", text_lib.duration(seconds)))
-    for group in run.groups("AP"):
-        rows.append(
-            (f"Detector {group.protocol} on {group.data}, {group.features}", text_lib.duration(group.mean("seconds")))
-        )
+    for what, figure in (("Segmentation", "mIoU"), ("Detector", "AP")):
+        for group in run.groups(figure):
+            label = f"{what} {group.protocol} on {group.data}, {group.features}"
+            rows.append((label, text_lib.duration(group.mean("seconds"))))
     return rows
 
 
 def commands(run):
     """Return the commands that repeat the run, in order."""
-    groups = [*run.groups(), *run.groups("AP")]
+    groups = [*run.groups(), *run.groups("mIoU"), *run.groups("AP")]
     recorded = [run.summary.get("command"), *(p.result.get("command") for g in groups for p in g.probes)]
     report = shlex.join(["qbheat", "report", "--workdir", run.shown])
     return [*dict.fromkeys(load_run.typed(text, run.path) for text in recorded if text), report]

@@ -89,7 +89,7 @@ class Run:
         return next((line[name] for line in reversed(self.lines) if name in line), None)
 
     def groups(self, figure="top1"):
-        """Return the Groups of probes (by figure "top1") or detectors ("AP"), in the order shown."""
+        """Return the Groups of probes (by figure "top1"), segmentations ("mIoU") or detectors ("AP"), in the order shown."""
         found = {}
         for probe in (p for p in self.probes if isinstance(p.result.get(figure), (int, float))):
             key = (probe.protocol, str(probe.result.get("data", "")), probe.features)
@@ -139,7 +139,7 @@ def _probes(path, config):
         if folder.parts[:1] == ("report",) or not isinstance(result, dict):
             continue
         if isinstance(result.get("protocol"), str) and any(
-            isinstance(result.get(k), (int, float)) for k in ("top1", "AP")
+            isinstance(result.get(k), (int, float)) for k in ("top1", "mIoU", "AP")
         ):
             features = _features(str(result.get("init", "")), path, methods.of(config).TITLE)
             probes.append(Probe(str(folder), _protocol(result), features, result, metrics.read(file.parent)))

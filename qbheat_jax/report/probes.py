@@ -51,14 +51,17 @@ def tables(groups, method):
     return made
 
 
-def detections(groups):
-    """Return one row for each detector, data set and encoder, with means over the seeds."""
+def dense(groups, names):
+    """Return one row for each dense probe, data set and encoder, with means over the seeds.
+
+    names: of the figures shown, such as AP and AP50; the first ranks the encoders.
+    """
     rows = []
     for group in groups:
-        alike = [g.mean("AP") for g in groups if (g.protocol, g.data) == (group.protocol, group.data)]
-        figures = {name: (group.mean(name), group.spread(name)) for name in ("AP", "AP50", "AP75")}
+        alike = [g.mean(names[0]) for g in groups if (g.protocol, g.data) == (group.protocol, group.data)]
+        figures = {name: (group.mean(name), group.spread(name)) for name in names}
         seeds = ", ".join(dict.fromkeys(str(p.result.get("seed", text.NONE)) for p in group.probes))
-        best = len(alike) > 1 and group.mean("AP") == max(alike)
+        best = len(alike) > 1 and group.mean(names[0]) == max(alike)
         rows.append({"group": group, "figures": figures, "seeds": seeds, "best": best})
     return rows
 

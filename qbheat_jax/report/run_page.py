@@ -5,6 +5,7 @@ import statistics
 
 from qbheat_jax import atomic, methods, pytree
 from qbheat_jax.errors import UserError, writing
+from qbheat_jax.eval import miou
 from qbheat_jax.ops import quarters
 from qbheat_jax.report import analysis_page, charts, environment, load_run, operator_text, probes, sample, tiles
 from qbheat_jax.report import text as text_lib
@@ -80,7 +81,8 @@ def _context(run, model, images):
         "spread": spread_chart(run),
         "accuracies": probes.charts(groups, run.method),
         "tables": probes.tables(groups, run.method),
-        "detections": probes.detections(run.groups("AP")),
+        "segmentations": probes.dense(run.groups("mIoU"), miou.QUOTED),
+        "detections": probes.dense(run.groups("AP"), ("AP", "AP50", "AP75")),
         "operator": operator_text.describe(model.objective.operator(params)),
         "analysis": analysis_page.read(run.path / analysis_page.FOLDER),
         "timing": environment.timing(run),

@@ -15,6 +15,8 @@ PROTOCOLS = {
     "tran-1": "one transformer block and a linear classifier on the frozen encoder's feature map",
     "tran-4": "four transformer blocks and a linear classifier on the frozen encoder's feature map",
     "knn": "votes of the nearest training images by the frozen encoder's pooled features",
+    "seg-lin": "linear classifier of every cell of the frozen encoder's map, scaled up to the pixels",
+    "seg-knn": "votes of the nearest training cells by the frozen encoder's map, scaled up to the pixels",
     **{name: methods.METHODS[name].STORY for task in (base.DETECT, base.FINETUNE) for name in methods.names(task)},
 }
 

@@ -63,6 +63,7 @@ def run(config, workdir):
             "init": config.init,
             "data": source.spec,
             **(found.figures if found else {}),
+            "metrics": list(metric_of(objective).quoted),
             "per_class": found.details["per_class"] if found else {},
             "n": found.n if found else 0,
             "seed": config.seed,

@@ -1,7 +1,6 @@
 """Probe frozen features: train heads on them, choose one on held-out images, and test it once."""
 
 import dataclasses
-import logging
 import time
 
 import jax
@@ -10,26 +9,29 @@ from etils import epath
 
 from qbheat_jax import console, data, pretrained
 from qbheat_jax.errors import UserError
-from qbheat_jax.eval import accuracy
+from qbheat_jax.eval import accuracy, miou
 from qbheat_jax.models.heads import BlockHead, LinearHead
-from qbheat_jax.probe import encoders, fit, knn, splits
+from qbheat_jax.probe import encoders, fit, knn, segmentation, splits
 from qbheat_jax.probe.augmented import Augmented
 from qbheat_jax.probe.cache import FeatureCache
-from qbheat_jax.probe.encode import POOLED, Encoding
+from qbheat_jax.probe.encode import TRIVIAL, Encoding
 from qbheat_jax.probe.features import standard
-from qbheat_jax.probe.outputs import line, name, table, write
+from qbheat_jax.probe.fields import SEGMENTS
+from qbheat_jax.probe.outputs import line, name, pictures, table, write
 from qbheat_jax.train import lock
 
 __all__ = ["FeatureCache", "line", "name", "run", "table"]
 
-log = logging.getLogger("qbheat")
+# Test images whose predicted masks are kept, drawn by the seed.
+_SHOWN = 12
 
 
 def run(config, workdir, init, store=None):
     """Probe one init by the config's protocol.
 
     Hyper-parameters are chosen on images that are neither trained on nor tested on. The test split is read once, at the
-    end. Write WORKDIR/result.json, config.json and metrics.jsonl, the chosen head epoch by epoch.
+    end. Write WORKDIR/result.json, config.json and metrics.jsonl, the chosen head epoch by epoch. Segmentation also writes
+    WORKDIR/predictions/INDEX.png, the predicted masks of some test images.
 
     Args:
       config: Of `probe.fields.PROBE`.
@@ -49,16 +51,18 @@ def run(config, workdir, init, store=None):
             f"a probe runs in one process, on all devices of one machine; {jax.process_count()} were started"
         )
     frozen = encoders.open_init(init, config)
-    if config.protocol not in POOLED and init in pretrained.NO_ENCODER:
+    if config.protocol not in TRIVIAL and init in pretrained.NO_ENCODER:
         raise UserError(f"--init {init} has one feature vector an image, which only protocol='lin' and 'knn' can probe")
     source = data.open_source(frozen.source, image_size=frozen.image_size, tfds_dir=config.data.tfds_dir)
     test = splits.test_split(source)
     frozen.spec.check(source, test)
-    source.check_labels("train", test)
-    if "val" in source.splits:
-        source.check_labelled("val")
+    if config.protocol not in SEGMENTS:
+        source.check_labels("train", test)
+        if "val" in source.splits:
+            source.check_labelled("val")
     with lock.held(workdir):
-        figures, rates, curve = _probed(config, frozen, source, test, store or FeatureCache(workdir / "features"))
+        probed = _segmented if config.protocol in SEGMENTS else _probed
+        figures, rates, curve, masks = probed(config, frozen, source, test, store or FeatureCache(workdir / "features"))
         result = {
             "protocol": config.protocol,
             "init": str(init),
@@ -69,37 +73,76 @@ def run(config, workdir, init, store=None):
             "encode_images_per_second": rates,
             "command": console.command(),
         }
+        pictures(workdir, masks)
         write(workdir, config, result, curve)
     return result
 
 
 def _probed(config, frozen, source, test, store):
-    """Return (the result's figures, images encoded a second by split, the chosen head's curve)."""
+    """Return (the result's figures, images encoded a second by split, the chosen head's curve, no masks)."""
     classes = len(source.class_names)
-    cached = [s for s in source.splits if s in ("train", "val", test) and not (s == "train" and config.augment)]
-    encoding = Encoding(frozen, config, store, sum(source.splits[s] for s in cached))
+    encoding = _encoding(config, frozen, source, test, store)
     recipe = None if config.protocol == "knn" else _recipe(config, classes, encoding.shape[-1])
     examples = (_augmented if config.augment else _cached)(encoding, frozen, source, test, config)
     method = _Heads(recipe, config, examples) if recipe else _Neighbours(config, classes, examples)
-    features, _ = encoding(source, test)
-    if config.standardise:
-        features = features.standardised(*examples.standard)
+    features, _ = _tested(encoding, source, test, config, examples)
     rank = method.ranks(features)
 
     figures = {
         **{key: float(value) for key, value in accuracy.top(rank).items()},
+        "metrics": ["top1", "top5"],
+        **_about(config, test, features, classes, examples, method),
+        "chance": float(np.bincount(features.labels).max() / len(features)),
+        "holdout_top1": method.holdout_top1,
+    }
+    return figures, encoding.rates, method.curve, {}
+
+
+def _segmented(config, frozen, source, test, store):
+    """As `_probed`, by masks. The masks are {index of an example in its split: predicted mask uint8 [S, S]}."""
+    names = frozen.spec.classes(source)
+    encoding = _encoding(config, frozen, source, test, store)
+    examples = _cached(encoding, frozen, source, test, config)
+    if config.protocol == "seg-lin":
+        method = segmentation.Heads(_recipe(config, len(names), encoding.shape[-1]), config, examples)
+    else:
+        method = segmentation.Neighbours(len(names), config, examples)
+    features, index = _tested(encoding, source, test, config, examples)
+    figures = {
+        **segmentation.measure(method, features, names),
+        "metrics": list(miou.QUOTED),
+        **_about(config, test, features, len(names), examples, method),
+        "constant": segmentation.constant(examples.train.labels, features.labels, names),
+        "holdout_mIoU": method.holdout,
+    }
+    rows = np.random.default_rng(config.seed).permutation(len(features))[:_SHOWN]
+    shown = np.concatenate([*method.predict(features.subset(rows))])[:, 0]
+    return figures, encoding.rates, method.curve, {int(index[row]): mask for row, mask in zip(rows, shown)}
+
+
+def _encoding(config, frozen, source, test, store):
+    cached = [s for s in source.splits if s in ("train", "val", test) and not (s == "train" and config.augment)]
+    return Encoding(frozen, config, store, sum(source.splits[s] for s in cached))
+
+
+def _tested(encoding, source, test, config, examples):
+    """Return (features of the test images, standardised as those of `examples`, their index in the split)."""
+    features, index = encoding(source, test)
+    return (features.standardised(*examples.standard) if config.standardise else features), index
+
+
+def _about(config, test, features, classes, examples, method):
+    """Return the fields that every result has."""
+    return {
         "n": len(features),
         "split": test,
         "seed": config.seed,
         "fraction": config.data.fraction,
         "classes": classes,
-        "chance": float(np.bincount(features.labels).max() / len(features)),
-        "holdout_top1": method.holdout_top1,
         "n_train": len(examples.both if config.refit else examples.train),
         "n_holdout": len(examples.holdout),
         "hparams": method.hparams,
     }
-    return figures, encoding.rates, method.curve
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +176,10 @@ def _rows(source, test, config, labels=None):
 def _cached(encoding, frozen, source, test, config):
     """Return `_Examples` whose images are encoded once, without augmentation."""
     features, index = encoding(source, "train")
-    labels = np.full(source.splits["train"], -1, np.int32)
-    labels[index] = features.labels
+    labels = None
+    if config.data.fraction < 1:
+        labels = np.full(source.splits["train"], -1, np.int32)
+        labels[index] = features.labels
     rows, (split, held) = _rows(source, test, config, labels)
     train = features.subset(np.isin(index, rows))
     if split != "train":
@@ -167,7 +212,12 @@ class _Heads:
     """`lin` and `tran-N`: the head of a grid that is best on held-out images; `refit` trains it again on all images."""
 
     def __init__(self, recipe, config, examples):
-        (rate, decay), chosen, self.holdout_top1, self.curve = _choose(recipe, examples, config.seed)
+        def top1(params):
+            return accuracy.top(fit.ranks(recipe, params, examples.holdout))["top1"]
+
+        (rate, decay), chosen, self.holdout_top1, self.curve = fit.choose(
+            recipe, examples.train, config.seed, top1, "top1"
+        )
         self.hparams = {"optimizer": config.optimizer, "weight_decay": decay}
         if config.optimizer != "ridge":
             self.hparams |= {"learning_rate": rate, "epochs": config.total_epochs, "augment": config.augment}
@@ -212,7 +262,7 @@ class _Neighbours:
 def _recipe(config, classes, channels):
     rates = config.learning_rates if config.optimizer != "ridge" else (0.0,)  # closed form, without a rate
     grid = [(rate, decay) for rate in rates for decay in config.weight_decays]
-    if config.protocol == "lin":
+    if config.protocol in ("lin", "seg-lin"):
         head = LinearHead(classes)
     else:
         width = config.head.width or channels
@@ -224,7 +274,7 @@ def _recipe(config, classes, channels):
         head = BlockHead(
             classes, blocks, config.head.width, config.head.heads, config.head.dropout, config.head.drop_path
         )
-    return fit.Recipe(
+    return (segmentation.CellRecipe if config.protocol in SEGMENTS else fit.Recipe)(
         head=head,
         classes=classes,
         learning_rates=tuple(rate for rate, _ in grid),
@@ -236,29 +286,3 @@ def _recipe(config, classes, channels):
         batch_size=config.batch_size,
         label_smoothing=config.label_smoothing,
     )
-
-
-def _choose(recipe, examples, seed):
-    """Return the best head's ((learning rate, weight decay), params [1, ...], held-out top-1, list of metric lines)."""
-    epochs = []
-
-    def top1(params):
-        return accuracy.top(fit.ranks(recipe, params, examples.holdout))["top1"]
-
-    params = fit.fit(
-        recipe,
-        examples.train,
-        seed,
-        lambda epoch, params, losses: epochs.append((epoch, losses, top1(params))),
-    )
-    last = epochs[-1][2] if epochs else top1(params)
-    best = int(np.argmax(last))
-    rates = recipe.learning_rates
-    if len(set(rates)) > 2 and rates[best] in (min(rates), max(rates)):
-        log.warning("the best learning rate, %g, is at the edge of those tried: try others beyond it", rates[best])
-    curve = [
-        {"step": epoch, "probe/loss": float(losses[best]), "probe/holdout_top1": float(holdout[best])}
-        for epoch, losses, holdout in epochs
-    ]
-    chosen = jax.tree.map(lambda leaf: leaf[best : best + 1], params)
-    return (rates[best], recipe.weight_decays[best]), chosen, float(last[best]), curve

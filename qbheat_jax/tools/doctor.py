@@ -63,8 +63,9 @@ def describe_data(spec, tfds_dir=""):
                 f"{split}: from {counts[few]:,} {what} of {names[few]!r} to {counts[many]:,} of {names[many]!r}"
             )
         rows = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int)).tolist()
-        bad = (_bad_clips if source.clips else _bad_images)(source, split, rows)
-        lines.append(f"{split}: {len(rows) - len(bad)} of {len(rows)} {what} in a sample can be decoded")
+        read = _bad_clips if source.clips else _bad_masks if source.mask_names else _bad_images
+        bad, masks = read(source, split, rows), " with their masks" if source.mask_names else ""
+        lines.append(f"{split}: {len(rows) - len(bad)} of {len(rows)} {what}{masks} in a sample can be decoded")
         lines += [f"    {paths.printable(name)}: {paths.printable(reason)}" for name, reason in bad[:5]]
     return "\n".join(lines)
 
@@ -72,6 +73,20 @@ def describe_data(spec, tfds_dir=""):
 def _bad_images(source, split, rows):
     """Return [(name, reason), ...] of the examples that cannot be decoded."""
     return [(one.name, one.reason) for one in shrink.read(source, split, rows, 64, 0) if one.image is None]
+
+
+def _bad_masks(source, split, rows):
+    """As `_bad_images`, of images and masks."""
+    spec, found = data.MasksSpec(64), []
+    for row in rows:
+        name = f"{split}[{row}]"
+        try:
+            content, mask, name = spec.fetch(source, split, row)
+            spec.prepare(spec.empty(1), 0, content, mask, 0, row)()
+        except (OSError, decode.BadImage) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            found.append((getattr(error, "filename", None) or name, reason))
+    return found
 
 
 def _bad_clips(source, split, rows):

@@ -11,7 +11,7 @@ _log = logging.getLogger("qbheat")
 _told: set[str] = set()
 
 ACCEPTED = (
-    "'photos', 'tfds:NAME[/CONFIG]', 'folder:PATH', 'coco:IMAGES_DIR,ANNOTATIONS.json', 'scenes' or 'scenes:N', "
+    "'photos', 'tfds:NAME[/CONFIG]', 'folder:PATH', 'coco:IMAGES_DIR,ANNOTATIONS.json', 'masks:PATH', 'scenes' or 'scenes:N', "
     "'har:PATH[,STRIDE[,OFFSET]]', 'shapes' or 'shapes:N', 'synthetic' or 'synthetic:N'"
 )
 
@@ -63,6 +63,10 @@ def _opened(spec, image_size, tfds_dir):
         from qbheat_jax.data.sources.coco import Coco
 
         return Coco(spec)
+    if kind == "masks":
+        from qbheat_jax.data.sources.masks import Masks
+
+        return Masks(spec)
     if kind == "folder":
         from qbheat_jax.data.sources.folder import Folder
 
@@ -88,4 +92,6 @@ def describe(source):
     splits = ", ".join(f"{split} {count:,}" for split, count in source.splits.items())
     kinds = "classes of boxes" if source.boxed else "classes"
     classes = f"{len(source.class_names)} {kinds}" if source.class_names else "no labels"
+    if source.mask_names:
+        classes = f"{len(source.mask_names)} classes of pixels" + (f", {classes}" if source.class_names else "")
     return f"{source.spec}: {splits} {'clips' if source.clips else 'images'}; {classes}"

@@ -22,6 +22,8 @@ class Source:
     # Whether the source has boxes. If so, `boxes` and `annotations` work, `class_names` are those of boxes, and whole images
     # have no label.
     boxed = False
+    # Names of the classes of masks, a list of str, if the source has masks. Value k of a mask has name k.
+    mask_names = None
     # Whether examples are clips. If so, `clip` works, and `fetch` returns a clip's middle RGB frame.
     clips = False
     # Sentences on the user's files that were skipped or repaired.
@@ -61,12 +63,12 @@ class Source:
         raise self._no_boxes()
 
     def masks(self, split, index):
-        """Return uint8 [H, W] of example `index` of a split: 0 for background, 1 + class, 255 for pixels that do not count.
+        """Return uint8 [H, W] of example `index` of a split: numbers in `mask_names`, 255 for pixels that do not count.
 
         Raises:
           UserError: the source has no masks.
         """
-        raise UserError(f"data.source='{self.spec}' has no masks: scenes has them")
+        raise UserError(f"data.source='{self.spec}' has no masks: masks:PATH and scenes have them")
 
     def clip(self, split, index):
         """Return the `Clip` of example `index` of a split. Reads no file.

@@ -17,8 +17,9 @@ from qbheat_jax.data import decode
 from qbheat_jax.data.sources import base, files
 from qbheat_jax.errors import UserError
 
+# Names of splits; the groups are train, val and test.
+SPLIT_NAME = re.compile(r"(train|training)|(val|valid|validation)|(test|testing)", re.IGNORECASE)
 # COCO's folder names end in a year.
-_SPLIT = re.compile(r"(train|training)|(val|valid|validation)|(test|testing)", re.IGNORECASE)
 _YEAR = re.compile(r"[-_]?20\d\d$")
 # Folders that look like a split with a nonstandard name.
 _LIKE_SPLIT = re.compile(r"(train|val|valid|validation|test|dev|eval|holdout)(ing)?([-_ .\d].*|set|data|images)?", re.I)
@@ -150,7 +151,7 @@ class _Listing:
         """Return {split: folder name} of the folders that are splits."""
         named = {}
         for name in folders:
-            match = _SPLIT.fullmatch(_YEAR.sub("", name))
+            match = SPLIT_NAME.fullmatch(_YEAR.sub("", name))
             split = match and ("train", "val", "test")[match.lastindex - 1]
             if split in named:
                 raise UserError(

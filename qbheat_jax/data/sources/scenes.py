@@ -43,6 +43,7 @@ class Scenes(base.ArraySource):
             raise UserError(f"data.source='{spec}' is not accepted: it takes 'scenes' or 'scenes:N' with N >= 8 scenes")
         n = int(count) if colon else 2048
         super().__init__(spec, {s: int(n * fraction) for s, fraction in _SPLITS.items()}, [str(d) for d in range(10)])
+        self.mask_names = ["background", *self.class_names]
         self._made, self._lock = {}, threading.Lock()
 
     def images(self, split):

@@ -47,6 +47,8 @@ class ImageSpec:
     images = ("image",)
     # Name of the source's method that gives an example's annotation, such as "boxes"; empty: its label is all.
     annotation = ""
+    # Entry of a batch that a probe learns.
+    answer = "label"
     # Whether `device_cache` can make these batches.
     cacheable = True
 
@@ -77,6 +79,10 @@ class ImageSpec:
         """Raise UserError where the source lacks what the batches hold."""
         if self.annotation:
             getattr(source, self.annotation)(split, 0)
+
+    def classes(self, source):
+        """Return the names of the classes of what a probe learns, or None."""
+        return source.class_names
 
     def fetch(self, source, split, index):
         """Return (data, label or annotation, name) of example `index` of a split, see `Source.fetch`."""
