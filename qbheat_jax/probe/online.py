@@ -122,7 +122,8 @@ def accuracies(features, labels, probes):
     names, labels = np.unique(labels, return_inverse=True)
     if len(names) < 2 or len(labels) < 2 * FOLDS or not np.isfinite(features).all():
         return {}
-    part, found = np.arange(len(labels)) % FOLDS, {}
+    part, found = np.empty(len(labels), int), {}
+    part[np.argsort(labels, kind="stable")] = np.arange(len(labels)) % FOLDS  # each class in all parts
     for name in filter(None, probes):
         right = 0
         for k in range(FOLDS):
