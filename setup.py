@@ -43,7 +43,9 @@ EXTRAS = {
     "detect": ["faster-coco-eval>=1.6,<2"],
     # The photographs of the quickstart, and the report page.
     "photos": ["scikit-image>=0.25,<0.27", "scikit-learn>=1.6,<2"],
-    "report": ["matplotlib>=3.10,<4", "jinja2>=3.1,<4"],
+    "report": ["matplotlib>=3.10,<4", "jinja2>=3.1,<4", "scikit-learn>=1.6,<2"],
+    # Features as .parquet.
+    "embed": ["pyarrow>=17,<28"],
 }
 EXTRAS["test"] = [
     "pytest>=8.3,<10",
@@ -65,10 +67,11 @@ EXTRAS["test"] = [
     *EXTRAS["detect"],
     *EXTRAS["photos"],
     *EXTRAS["report"],
+    *EXTRAS["embed"],
 ]
 # An installation takes one kind of accelerator, so `all` leaves out tpu, cuda12, cuda13 and gpu-compiler.
 EXTRAS["all"] = sorted(
-    {need for name in ("torch", "hf", "detect", "photos", "report", "test") for need in EXTRAS[name]}
+    {need for name in ("torch", "hf", "detect", "photos", "report", "embed", "test") for need in EXTRAS[name]}
 )
 # The compilers of TPUs (213 MB) and GPUs (400 MB), whose verdicts are tested on CPUs: on Linux on x86-64 alone.
 EXTRAS["test"] += [

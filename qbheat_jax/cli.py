@@ -286,6 +286,31 @@ def classify(arguments, overrides):
     console.say(json.dumps(result))
 
 
+def embed(arguments, overrides):
+    """Write features of image files or a data source to a file, and print a summary."""
+    from qbheat_jax.tasks import embed
+
+    _no_overrides("embed", overrides)
+    a = arguments
+    result = embed.run(
+        a.init, a.to, a.images, a.data or "", a.split or "", a.cells, a.dtype, a.batch_size, a.image_size, a.tfds_dir,
+        a.max_bad_fraction, a.overwrite,
+    )  # fmt: skip
+    console.say(json.dumps(result))
+
+
+def neighbours(arguments, overrides):
+    """Find the images that are most similar to some queries, write a page of them, and print them as JSON."""
+    from qbheat_jax.tasks import neighbours
+
+    _no_overrides("neighbours", overrides)
+    a = arguments
+    result = neighbours.run(
+        a.init, a.images, a.among, a.to, a.top, a.split or "", a.batch_size, a.image_size, a.tfds_dir
+    )  # fmt: skip
+    console.say(json.dumps(result))
+
+
 def _no_overrides(command, overrides):
     if overrides:
         raise UserError(f"--config.{overrides[0][0]} is not accepted: {command} takes no config overrides")
@@ -376,6 +401,14 @@ def _add_processes(command):
     command.add_argument(
         "--wait", metavar="SECONDS", help="time that the processes wait for each other at the start (default: 300)"
     )
+
+
+def _add_encoding(command):
+    command.add_argument(
+        "--image-size", type=int, default=0, metavar="N", help="pixels per side (default: the model's)"
+    )
+    command.add_argument("--batch-size", type=int, default=128, metavar="N", help="images per batch (default: 128)")
+    command.add_argument("--tfds-dir", default="", metavar="DIR", help="data directory of tensorflow-datasets")
 
 
 def _parser():
@@ -630,6 +663,56 @@ def _parser():
         metavar="X",
         help="largest accepted fraction of unreadable images (default: 0.01)",
     )
+
+    command = add(
+        embed,
+        "Write the features of images to a file.",
+        """
+        Examples:
+          qbheat embed --init runs/mine --to mine.npz a.jpg b.png
+          qbheat embed --init runs/mine --to mine.parquet --data folder:images --split train
+
+        FILE has a row for each image that could be read: its features, name and label. A stopped command goes on where
+        it was when it is run again. Prints a summary as JSON.
+        """,
+    )
+    command.add_argument("--init", required=True, metavar="DIR", help="DIR of a run or ported checkpoint")
+    command.add_argument("images", nargs="*", metavar="IMAGE", help="image files")
+    command.add_argument("--data", metavar="SPEC", help="source, such as folder:PATH, in place of IMAGE files")
+    command.add_argument("--split", metavar="NAME", help="split of --data (default: the only one)")
+    command.add_argument("--to", required=True, metavar="FILE", help=".npz, .parquet or .safetensors file")
+    command.add_argument("--cells", action="store_true", help="features of every cell (default: their mean)")
+    command.add_argument("--dtype", default="float32", metavar="T", help="float32 or float16 (default: float32)")
+    command.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    _add_encoding(command)
+    command.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="largest accepted fraction of unreadable images (default: 1)",
+    )
+
+    command = add(
+        neighbours,
+        "Find the nearest images by cosine similarity of features, and write a page.",
+        """
+        Examples:
+          qbheat neighbours --init runs/mine query.jpg --among folder:images --split train
+          qbheat neighbours --init runs/mine query.jpg --among mine.npz --to nearest.html
+
+        Writes the page and prints the neighbours as JSON. FILE is one of `qbheat embed`, by the same weights.
+        """,
+    )
+    command.add_argument("--init", required=True, metavar="DIR", help="DIR of a run or ported checkpoint")
+    command.add_argument("images", nargs="+", metavar="QUERY", help="image files")
+    command.add_argument(
+        "--among", required=True, metavar="FILE|SPEC", help="file of `qbheat embed`, or a source such as folder:PATH"
+    )
+    command.add_argument("--split", metavar="NAME", help="split of the source (default: the only one)")
+    command.add_argument("--to", default="neighbours.html", metavar="PAGE", help="page (default: neighbours.html)")
+    command.add_argument("--top", type=int, default=8, metavar="N", help="neighbours of each query (default: 8)")
+    _add_encoding(command)
 
     command = add(
         preflight,

@@ -82,6 +82,7 @@ SMALL = {
     "warmup": 1,
     "log_every": 2,
     "checkpoint_every": 2,
+    "monitors.images": 0,  # another program to compile, which tests/test_probe_online.py looks at
 }
 
 

@@ -11,13 +11,16 @@ import sys
 import jax
 import numpy as np
 
+from qbheat_jax import config as config_lib
 from qbheat_jax import data, methods
 from qbheat_jax.eval.accuracy import Accuracy
 from qbheat_jax.eval.average_precision import AveragePrecision
 from qbheat_jax.eval.evaluate import Evaluator
 from qbheat_jax.eval.label_free import LabelFree
+from qbheat_jax.probe import online
 from qbheat_jax.tasks import detect, finetune
 from qbheat_jax.train import config_tables, distributed
+from qbheat_jax.train.config_tables import PRETRAIN
 from tests import conftest
 from tests import test_tasks_detect as detection
 from tests import test_tasks_finetune as finetuning
@@ -25,7 +28,7 @@ from tests.probe_data import Blobs
 
 # Large enough that the detector's kernels are split over fsdp.
 DETECTOR = {"dense__width": 32, "mesh__fsdp": 2}
-METRICS = ("accuracy", "average_precision", "label_free")
+METRICS = ("accuracy", "average_precision", "label_free", "online")
 
 
 def evaluator(name, fsdp=1, batch_size=16, cached=False):
@@ -46,7 +49,7 @@ def evaluator(name, fsdp=1, batch_size=16, cached=False):
         fields = {"mesh.fsdp": fsdp, "batch_size": batch_size, "decoder.width": 32, "data.device_cache": cached}
         config = config_tables.resolve({**conftest.SMALL, **fields})
         objective = methods.build(config)
-        metric = LabelFree(objective)
+        metric = LabelFree(objective) if name == "label_free" else None
     batch = {
         "image": np.zeros((2, 32, 32, 3), np.uint8),
         "quarter": np.zeros(2, np.int32),
@@ -54,6 +57,11 @@ def evaluator(name, fsdp=1, batch_size=16, cached=False):
         "mask": np.ones(2, bool),
     }
     variables = jax.device_get(jax.jit(objective.init)(jax.random.key(0), batch))
+    if metric is None:
+        fields = {"monitors.images": 75, "monitors.views": 2, "monitors.probes": "knn,lin"}
+        return online.of_run(
+            config_lib.resolve({**config_lib.flatten(config), **fields}, PRETRAIN), objective, source
+        ), variables
     return Evaluator.of_run(metric, source, split, config), variables
 
 

@@ -41,6 +41,7 @@ def config(**fields):
         "learning_rates": (0.03, 1.0),
         "head.width": 16,
         "head.heads": 2,
+        "monitors.images": 0,
     }
     given.update({name.replace("__", "."): value for name, value in fields.items()})
     return config_lib.resolve(given, PROBE)

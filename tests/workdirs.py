@@ -29,10 +29,11 @@ ANALYSED = {
 BASE = {
     "data": {"source": "synthetic:64", "eval_split": ""}, "image_size": 32, "batch_size": 16, "total_steps": 2,
     "encoder": {"name": "pebble"}, "decoder": {"width": 16, "depth": 0, "heads": 2}, "learning_rate": 0.01,
-    "log_every": 1, "checkpoint_every": 2,
+    "log_every": 1, "checkpoint_every": 2, "monitors": {"images": 0},
 }  # fmt: skip
-LIN = {"protocol": "lin", "optimizer": "ridge", "weight_decays": (0.01, 1.0), "data": {"source": "photos"}}
-KNN = {"protocol": "knn", "knn": {"neighbours": (1, 5), "temperatures": (0.1,)}}
+MONITORS = {"monitors": {"images": 0}}
+LIN = {"protocol": "lin", "optimizer": "ridge", "weight_decays": (0.01, 1.0), "data": {"source": "photos"}, **MONITORS}
+KNN = {"protocol": "knn", **MONITORS, "knn": {"neighbours": (1, 5), "temperatures": (0.1,)}}
 COMPARISON = {
     "seeds": (0, 1),
     "pretrain": "base.py",
@@ -103,7 +104,18 @@ def add_results(workdir):
         {"step": s, "train/loss": 1 / s, "train/variance": 1.0, "train/learning_rate": 1e-3, "train/data_wait": 0.0421,
          "train/images_per_second": 567.0} for s in (1, 20, 40)
     ]  # fmt: skip
-    write_lines(workdir / "metrics.jsonl", [*train, {"step": 40, "val/loss": 0.2468, "val/variance": 0.987}])
+    online = [
+        {
+            "step": s,
+            "online/rankme": 9.0 + s,
+            "online/lidar": 7.25,
+            "online/alpha_req": 1.5,
+            "online/knn": 0.5 + s / 100,
+        }
+        for s in (20, 40)
+    ]
+    lines = [*train, *online, {"step": 40, "val/loss": 0.2468, "val/variance": 0.987}]
+    write_lines(workdir / "metrics.jsonl", lines)
     command = f"qbheat pretrain --config configs/photos.py --workdir {workdir.resolve()}"
     write_json(workdir / "summary.json", {"step": 40, "seconds": 201.0, "images_per_second": 432.1, "command": command})
     add_probe(workdir, "lin", "lin", str(workdir), 0.8123)
@@ -226,6 +238,8 @@ def compared(plan, workdir):
         folder = workdir / cell.path
         if cell.probe:
             result = {"top1": 0.4 + n / 50, "top5": 0.9, "n": 100, "chance": 0.1, "seconds": 1.0, "seed": cell.seed}
+            # Rises from encoder to encoder as the top-1 does.
+            result |= {"rankme": 5.0 + n // 3, "lidar": 3.0 - n // 3, "alpha_req": 1.0}
             write_json(folder / "result.json", {**result, "protocol": cell.config.protocol})
         else:
             (folder / "checkpoints" / str(cell.method.steps)).mkdir(parents=True)

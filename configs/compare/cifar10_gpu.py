@@ -1,4 +1,4 @@
-"""QB-Heat, MoCo-v2, SimMIM and untrained on CIFAR-10 for 100 epochs, on one GPU: what configs/compare/cifar10.py has no time for.
+"""QB-Heat, MoCo-v2, SimMIM and untrained on CIFAR-10 for 100 epochs, for one GPU.
 
     bash launch/evidence_gpu.sh FOLDER
 

@@ -1,6 +1,7 @@
 """Collect the results of a comparison from its cells, and format them as JSON, Markdown and plain text."""
 
 import datetime
+import itertools
 import json
 import logging
 import os
@@ -16,7 +17,8 @@ from qbheat_jax import methods as method_lib
 from qbheat_jax.compare import cells
 from qbheat_jax.compare import plan as plan_lib
 from qbheat_jax.errors import writing
-from qbheat_jax.eval import metric_of, miou
+from qbheat_jax.eval import metric_of, miou, monitors
+from qbheat_jax.pretrained import NO_ENCODER
 from qbheat_jax.probe.fields import SEGMENTS
 from qbheat_jax.report.text import NONE, number
 from qbheat_jax.train import metrics
@@ -41,7 +43,9 @@ def gather(plan, workdir, failures):
         examples, epochs: length of pre-training;
         seconds, images_per_second: means over the seeds;
         gflops_per_image, and pflops of the whole pre-training;
+        label_free: {monitor: {"mean", "std", "seeds"}} of the encoders that were probed;
         failed: entries of the failed cells.
+      `rank_correlations` maps each probe to {monitor: {"spearman", "n": encoders}}, over all encoders of all seeds.
     """
     found = [_cell(cell, cells.result(cell, workdir), workdir, failures) for cell in plan.cells()]
     random = _probes([c for c in found if c["method"] == "random"])
@@ -58,6 +62,7 @@ def gather(plan, workdir, failures):
         "detectors": _detectors(plan),
         "headlines": {name: _headline(config) for name, config in plan.probes.items()},
         "figures": _figures_in_words(plan, found),
+        "rank_correlations": _correlations(plan, methods),
         "finished": all(cell["state"] == "done" for cell in found),
         "warnings": warnings(plan),
         "methods": methods,
@@ -136,7 +141,8 @@ def _cell(cell, found, workdir, failures):
         if not cell.detects:
             figures["split"] = found.get("split", "test")
         more = {key: found[key] for key in ("chance", "constant") if key in found}
-        return {**entry, "state": "done", "headline": quoted[0], **figures, **more}
+        free = {key: found[key] for key in monitors.TITLES if found.get(key) is not None}
+        return {**entry, "state": "done", "headline": quoted[0], **figures, **more, **free}
     # A resumed run only reports the time since its last start, so the total is estimated from its speed.
     run, rate = found["steps_run"], found["images_per_second"]
     seconds = cell.method.examples / rate if run else None
@@ -164,6 +170,7 @@ def _method(method, found, random):
         "examples": method.examples,
         "epochs": method.epochs,
         "probes": probes,
+        "label_free": _label_free(found),
         "ahead_of_random": _ahead(probes, random) if method.config is not None else {},
         "seconds": _mean(cell["seconds"] for cell in runs),
         "images_per_second": _mean(cell["images_per_second"] for cell in runs),
@@ -183,6 +190,32 @@ def _probes(found):
             elif cell["state"] != "waiting":
                 lost.append(str(cell["seed"]))
     return {name: {**_spread(values), "failed": lost} for name, (values, lost) in probes.items()}
+
+
+def _label_free(found):
+    """Return {monitor: spread over the seeds}. All probes of an encoder have the same figures."""
+    values = {name: {str(c["seed"]): c[name] for c in found if name in c} for name in monitors.TITLES}
+    return {name: _spread(seeds) for name, seeds in values.items() if seeds}
+
+
+# Encoders that a rank correlation is of at least.
+_ENCODERS = 4
+
+
+def _correlations(plan, methods):
+    """Return {probe: {monitor: {"spearman", "n"}}} over the encoders that have both, {} of fewer than four."""
+    found = {}
+    encoders = [m for name, m in methods.items() if name not in NO_ENCODER]
+    for probe, monitor in itertools.product(plan.probes, monitors.TITLES):
+        pairs = []
+        for m in encoders:
+            free, seeds = (
+                m[key].get(name, {}).get("seeds", {}) for key, name in (("label_free", monitor), ("probes", probe))
+            )
+            pairs += [(free[seed], seeds[seed]) for seed in seeds if seed in free]
+        if len(pairs) >= _ENCODERS:
+            found.setdefault(probe, {})[monitor] = {"spearman": monitors.spearman(*zip(*pairs)), "n": len(pairs)}
+    return found
 
 
 def _ahead(probes, random):
@@ -239,6 +272,11 @@ def _page(result, table, bold):
     ahead = _ahead_rows(result)
     if len(ahead) > 1:
         parts += ["Difference from the untrained encoder, paired by seed:", table(ahead)]
+    free = _label_free_rows(result)
+    if len(free) > 1:
+        parts += ["Label-free monitors of the encoders, on training images:", table(free)]
+    if result["rank_correlations"]:
+        parts += ["Spearman's rank correlation of the monitors with the probes:", table(_correlation_rows(result))]
     parts += [f"Warning: {line}." for line in result["warnings"]]
     parts += [f"Failed: {cell['path']}: {cell['reason']}" for cell in failed(result)]
     return "\n\n".join(parts)
@@ -281,6 +319,30 @@ def _ahead_rows(result):
         if any(entry["seeds"] for entry in method["ahead_of_random"].values()):
             rows.append((name, *(_each(method["ahead_of_random"][probe]) for probe in result["probes"])))
     return rows
+
+
+def _label_free_rows(result):
+    rows = [("method", *monitors.TITLES.values())]
+    for name, method in result["methods"].items():
+        entries = [method["label_free"].get(key) for key in monitors.TITLES]
+        if any(entries):
+            rows.append((name, *(_number(entry) for entry in entries)))
+    return rows
+
+
+def _correlation_rows(result):
+    rows = [("probe", *monitors.TITLES.values(), "encoders")]
+    for probe, found in result["rank_correlations"].items():
+        values = [found.get(key, {}).get("spearman") for key in monitors.TITLES]
+        count = max(entry["n"] for entry in found.values())
+        rows.append((probe, *("-" if value is None else f"{value:+.2f}" for value in values), str(count)))
+    return rows
+
+
+def _number(entry):
+    if not entry or entry["mean"] is None:
+        return "-"
+    return number(entry["mean"]) + (f" ± {number(entry['std'])}" if entry["std"] is not None else "")
 
 
 def _score(entry):

@@ -42,7 +42,7 @@ class FeatureCache:
     """
 
     def __init__(self, directory):
-        self._directory, self._memory = str(directory), collections.OrderedDict()
+        self._directory, self._memory, self._figures = str(directory), collections.OrderedDict(), {}
 
     def get(self, about, n, shape, make, *, in_memory, cache_gib):
         """Return the features of a split from memory or files, or encode them and keep them.
@@ -71,6 +71,13 @@ class FeatureCache:
         while len(self._memory) > 1 and self._bytes() > cache_gib * 2**30:
             self._memory.popitem(last=False)
         return *entry, True
+
+    def figures(self, about, make):
+        """Return what `make()` returned for this `about`, a JSON dict; it is called once and its result kept in memory."""
+        key = json.dumps(about, sort_keys=True)
+        if key not in self._figures:
+            self._figures[key] = make()
+        return self._figures[key]
 
     def lookup(self, about, ignore):
         """Return (Features, index) in memory whose `about` equals this one in all keys but `ignore`, or None."""

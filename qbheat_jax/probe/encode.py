@@ -30,6 +30,7 @@ class Encoding:
 
     Attributes:
       shape: of one image's features.
+      batch_size: images at once.
       mapped: pmapped (variables, images uint8 [B, H, W, 3] or clips) -> features float32 [B, *shape].
       rates: {split: images/s} of the splits encoded.
     """
@@ -45,6 +46,7 @@ class Encoding:
                 f"config field head.pool={self._pool} is not accepted: it takes a divisor of the map's "
                 f"{grid[0]} x {grid[1]} cells"
             )
+        self.batch_size = config.batch_size
         self.shape = jax.eval_shape(self._cells, frozen.variables, example).shape[1:]
         self.mapped, self.rates = pmap(self._cells), {}
         self._in_memory = images * np.prod(self.shape) * 4 <= config.cache_gib * 2**30

@@ -108,6 +108,9 @@ class Subset(base.Source):
             index -= len(rows)
         raise IndexError(index)
 
+    def name(self, split, index):
+        return self.source.name(*self._place(split, index))
+
     def paths(self, split):
         known = [(self.source.paths(own), rows) for own, rows in self._parts[self.split(split)]]
         return None if any(k is None for k, _ in known) else [k[row] for k, rows in known for row in rows]
@@ -124,9 +127,13 @@ class Subset(base.Source):
             wanted = np.zeros(self.source.splits[own], bool)
             wanted[rows] = True
             everything = dict(seed=seed, epoch=epoch, shuffle=shuffle, first=0, keep=(0, 1, np.arange(1)))
+            left = len(rows)
             for item in self.source.stream(own, **everything):
                 if not wanted[item[3]]:
                     continue
+                left -= 1
                 if place >= first and mine[(place + shift) % period]:
                     yield item
                 place += 1
+                if not left:
+                    break

@@ -202,13 +202,50 @@ def growth(curves, name):
 
 def precisions(series):
     """Draw AP against the step. series: {name: (steps, values)}."""
+    return by_step(series, "precisions", "average precision")
+
+
+def by_step(series, name, label):
+    """Draw up to three figures, none negative, against the step. series: {name: (steps, values)}."""
     with _axes(3.1) as axes:
-        for (name, points), colour in zip(series.items(), (_WARM, _COOL, _GREY)):
-            axes.plot(*points, color=colour, marker="o", markersize=4, label=name)
-        axes.set_ylim(bottom=0)
+        for (title, points), colour in zip(series.items(), (_WARM, _COOL, _GREY)):
+            axes.plot(*points, color=colour, marker="o", markersize=4, label=title)
+        axes.set_ylim(0, 1.08 * max(max(values) for _, values in series.values()) or 1.0)
         axes.locator_params(axis="x", integer=True)
         _legend(axes)
-        return _inline(axes.figure, "precisions", "step", "average precision")
+        return _inline(axes.figure, name, "step", label)
+
+
+# Colours of classes that stand out on light and on dark paper.
+_HUES = (
+    "#3f7fd0", "#d0731f", "#3d9950", "#d2504f", "#9271cf", "#a0745f", "#cf65a5", "#868686", "#8f8f2e", "#2f97a5",
+)  # fmt: skip
+
+
+def feature_map(groups, rest):
+    """Draw places in the plane by class.
+
+    Args:
+      groups: (class name, places [n, 2]) of at most twenty classes.
+      rest: Places [n, 2] of all other classes, in grey.
+    """
+    lines = -(-(len(groups) + bool(len(rest))) // 3)
+    with _axes(4.2 + 0.19 * lines) as axes:
+        if len(rest):
+            axes.scatter(*rest.T, s=10, color=_GREY, alpha=0.35, linewidths=0, label="other classes")
+        for k, (name, places) in enumerate(groups):
+            hue, hollow = _HUES[k % len(_HUES)], k >= len(_HUES)
+            axes.scatter(
+                *places.T, s=20 if hollow else 13, marker="^" if hollow else "o", edgecolors=hue, linewidths=0.9,
+                facecolors="none" if hollow else hue, alpha=0.9, label=name if len(name) < 22 else f"{name[:20]}\u2026",
+            )  # fmt: skip
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.figure.legend(
+            loc="outside lower left", ncols=3, fontsize=9, handletextpad=0.2, columnspacing=0.8, borderpad=0
+        )
+        return _inline(axes.figure, "features")
 
 
 def recalls(curves):

@@ -1,6 +1,7 @@
 """The page of a comparison: write one self-contained HTML file from the result of `qbheat compare`."""
 
 from qbheat_jax import methods
+from qbheat_jax.eval import monitors
 from qbheat_jax.report import charts, environment, load_run, text
 from qbheat_jax.report.template import save, template
 
@@ -20,6 +21,8 @@ def context(result):
         "lengths": sorted({(m["examples"], m["epochs"]) for m in result["methods"].values() if m["trained"]}),
         "labels": {name: _label(name) for name in result["methods"]},
         "best": best,
+        "titles": monitors.TITLES,
+        "monitors": {name: m for name, m in result["methods"].items() if m["label_free"]},
         "headlines": [_headline(result, probe, name) for probe, name in best.items() if name],
         "charts": [_charts(result, probe, str(i)) for i, probe in enumerate(result["probes"]) if _drawn(result, probe)],
         "about": {probe: text.PROTOCOLS.get(protocol, "") for probe, protocol in result["probes"].items()},

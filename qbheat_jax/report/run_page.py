@@ -7,7 +7,17 @@ from qbheat_jax import atomic, methods, pytree
 from qbheat_jax.errors import UserError, writing
 from qbheat_jax.eval import miou
 from qbheat_jax.ops import quarters
-from qbheat_jax.report import analysis_page, charts, environment, load_run, operator_text, probes, sample, tiles
+from qbheat_jax.report import (
+    analysis_page,
+    charts,
+    environment,
+    feature_map,
+    load_run,
+    operator_text,
+    probes,
+    sample,
+    tiles,
+)
 from qbheat_jax.report import text as text_lib
 from qbheat_jax.report.template import template
 
@@ -65,6 +75,7 @@ def _context(run, model, images):
     blocks = pictures(model, shown, run.config) if shown is not None and reconstructs == "quarters" else []
     decoded = whole_pictures(model, shown) if shown is not None and reconstructs == "images" else None
     validation = run.config.data.eval_split or "val"
+    features, no_features = _feature_map(run.config, model) if images is None else (None, "")
     context = {
         "run": run,
         "config": run.config,
@@ -79,10 +90,13 @@ def _context(run, model, images):
         "first": [(block, block["cards"][i % len(block["cards"])]) for i, block in enumerate(blocks[:3])],
         "losses": loss_chart(run, validation),
         "spread": spread_chart(run),
+        "monitors": monitor_charts(run),
         "accuracies": probes.charts(groups, run.method),
         "tables": probes.tables(groups, run.method),
         "segmentations": probes.dense(run.groups("mIoU"), miou.QUOTED),
         "detections": probes.dense(run.groups("AP"), ("AP", "AP50", "AP75")),
+        "features": features,
+        "no_features": no_features,
         "operator": operator_text.describe(model.objective.operator(params)),
         "analysis": analysis_page.read(run.path / analysis_page.FOLDER),
         "timing": environment.timing(run),
@@ -183,6 +197,31 @@ def spread_chart(run):
     if not std[0]:
         return None
     return {"svg": charts.spread(std, ratio), "std": std[1][-1], "ratio": ratio[1][-1]}
+
+
+def monitor_charts(run):
+    """Return [(title, svg, last values in words)] of the monitors and online probes that were logged."""
+    kinds = (
+        ("Effective ranks", "effective rank", {"RankMe": "rankme", "LiDAR": "lidar"}, 1.0, "{:.1f}"),
+        ("Decay of the spectrum", "exponent", {"\u03b1-ReQ": "alpha_req"}, 1.0, "{:.2f}"),
+        ("Online probes", "top-1, %", {"k-NN": "knn", "linear": "lin"}, 100.0, "{:.1f}\u202f%"),
+    )
+    made = []
+    for title, label, names, scale, form in kinds:
+        series = {name: run.series(f"online/{key}") for name, key in names.items()}
+        series = {name: (steps, [scale * v for v in values]) for name, (steps, values) in series.items() if steps}
+        if series:
+            last = ", ".join(f"{name} {form.format(values[-1])}" for name, (_, values) in series.items())
+            made.append((title, charts.by_step(series, f"monitor-{len(made)}", label), last))
+    return made
+
+
+def _feature_map(config, model):
+    """Return (`feature_map.draw` or None, the reason why there is none)."""
+    try:
+        return (None if model.encoder.takes_clips else feature_map.draw(config, model)), ""
+    except UserError as error:
+        return None, str(error)
 
 
 def headlines(run, tables, validation, blocks, decoded):

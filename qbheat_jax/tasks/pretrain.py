@@ -13,6 +13,7 @@ from qbheat_jax.data import labels
 from qbheat_jax.errors import UserError
 from qbheat_jax.eval.evaluate import Evaluator
 from qbheat_jax.eval.label_free import LabelFree
+from qbheat_jax.probe import online
 from qbheat_jax.tasks import results
 from qbheat_jax.train import lock, loop, optim
 from qbheat_jax.train.config_tables import PRETRAIN
@@ -39,6 +40,7 @@ def run(config, workdir, traced=None):
     if start is not None:
         start = objective.init_copies(start)
     evaluators = [validation(config, objective, source)] if config.data.eval_split in source.splits else []
+    evaluators += filter(None, [online.of_run(config, objective, source)])
     watched = pictures(config, objective, source)
     with lock.held(workdir):
         summary = loop.train(config, workdir, objective, source, evaluators, start, pictures=watched, traced=traced)

@@ -11,9 +11,9 @@ from qbheat_jax import console, data, pretrained
 from qbheat_jax.errors import UserError
 from qbheat_jax.eval import accuracy, miou
 from qbheat_jax.models.heads import BlockHead, LinearHead
-from qbheat_jax.probe import encoders, fit, knn, segmentation, splits
+from qbheat_jax.probe import encoders, fit, knn, online, segmentation, splits
 from qbheat_jax.probe.augmented import Augmented
-from qbheat_jax.probe.cache import FeatureCache
+from qbheat_jax.probe.cache import FeatureCache, weights_digest
 from qbheat_jax.probe.encode import TRIVIAL, Encoding
 from qbheat_jax.probe.features import standard
 from qbheat_jax.probe.fields import SEGMENTS
@@ -62,12 +62,14 @@ def run(config, workdir, init, store=None):
             source.check_labelled("val")
     with lock.held(workdir):
         probed = _segmented if config.protocol in SEGMENTS else _probed
-        figures, rates, curve, masks = probed(config, frozen, source, test, store or FeatureCache(workdir / "features"))
+        store = store or FeatureCache(workdir / "features")
+        figures, rates, curve, masks = probed(config, frozen, source, test, store)
         result = {
             "protocol": config.protocol,
             "init": str(init),
             "data": source.spec,
             **figures,
+            **_monitors(config, frozen, source, store),
             **frozen.description,
             "seconds": time.perf_counter() - started,
             "encode_images_per_second": rates,
@@ -76,6 +78,22 @@ def run(config, workdir, init, store=None):
         pictures(workdir, masks)
         write(workdir, config, result, curve)
     return result
+
+
+def _monitors(config, frozen, source, store):
+    """Return the label-free monitors on a sample of train, the same for all probes of an encoder that share a store."""
+    if not config.monitors.images:
+        return {}
+    about = {
+        "weights": weights_digest(frozen.variables),
+        "encoder": frozen.description,
+        "data": source.identity("train"),
+        "image_size": frozen.image_size,
+        "seed": config.seed,
+        "monitors": config.monitors.to_dict(),
+        "crops": [config.data.crop_scale, config.data.crop_ratio, config.data.flip],
+    }
+    return store.figures(about, lambda: online.of_encoder(config, frozen, source, "train"))
 
 
 def _probed(config, frozen, source, test, store):

@@ -53,6 +53,8 @@ def pretrain():
             **methods.fields(base.PRETRAIN),
             **fields.learning_rate(1.5e-4),
             **fields.LOOP,
+            **fields.MONITORS,
+            **fields.ONLINE,
         },
         fields.check,
         methods.check,

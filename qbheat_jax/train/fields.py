@@ -75,6 +75,29 @@ LOOP = {
     "keep": Field(3, "checkpoints kept", POSITIVE, resumable=True),
 }
 
+MONITORS = {
+    "monitors.images": Field(
+        512,
+        "training images in the sample that label-free monitors and online probes are measured on; 0: none of them",
+        at_least(0),
+        resumable=True,
+    ),
+    "monitors.views": Field(
+        8,
+        "views of each image that LiDAR compares; there are as many views as images in the sample; 0: no LiDAR",
+        (lambda v: v == 0 or v >= 2, "a number that is at least 2, or 0"),
+        resumable=True,
+    ),
+}
+ONLINE = {
+    "monitors.probes": Field(
+        "knn",
+        "probes measured every eval_every steps where the training images have labels; empty: none",
+        ("", "knn", "lin", "knn,lin"),
+        resumable=True,
+    )
+}
+
 
 def learning_rate(default):
     """Return the field `learning_rate` with a task's own default."""

@@ -103,6 +103,7 @@ def train(config, workdir, method, source, evaluators=(), start=None, lr_multipl
         figures = {name: value for e in evaluators for name, value in e(state.variables()).items()}
         log.info("step %d: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in figures.items()))
         writer.write(step, figures)
+        progress.note(figures)
         return figures
 
     try:

@@ -14,6 +14,9 @@ from qbheat_jax import atomic, paths
 
 log = logging.getLogger("qbheat")
 
+# Figures of an evaluation that the progress line shows, and their names there.
+NOTED = {"online/rankme": "RankMe", "online/lidar": "LiDAR", "online/knn": "k-NN", "online/lin": "linear"}
+
 
 class Writer:
     """Append {"step": ..., "train/loss": ...} lines to WORKDIR/metrics.jsonl and to TensorBoard.
@@ -99,7 +102,7 @@ class Progress:
         self._bar = None
         if jax.process_index() == 0 and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
-        self._waited = 0.0
+        self._waited, self._note = 0.0, ""
         self._start, self._step, self._time = start, start, time.perf_counter()
 
     @contextlib.contextmanager
@@ -109,6 +112,11 @@ class Progress:
         yield
         if not busy():
             self._waited += time.perf_counter() - start
+
+    def note(self, figures):
+        """Show the monitors of the last evaluation, of {name: number}, in all reports to come."""
+        shown = (f"{NOTED[name]} {value:.3g}" for name, value in figures.items() if name in NOTED)
+        self._note = "".join(f", {text}" for text in shown)
 
     def advance(self, step):
         """Move the progress bar to `step`."""
@@ -131,6 +139,7 @@ class Progress:
         figures = {"images_per_second": rate * self.batch_size, "data_wait": min(self._waited / seconds, 1.0)}
         text = (
             f"loss {loss:.4f}, {figures['images_per_second']:.0f} images/s, waiting for data {figures['data_wait']:.0%}"
+            f"{self._note}"
         )
         if self._bar is not None:
             self._bar.set_postfix_str(text)

@@ -50,6 +50,10 @@ class Source:
         """Return example `index` of a split: (encoded bytes or uint8 [H, W, 3], int label, str name for messages)."""
         raise NotImplementedError
 
+    def name(self, split, index):
+        """Return the name of example `index` of a split, without reading it: a file's path, else the split and the index."""
+        return f"{self.spec} {self.split(split)}[{index}]"
+
     def paths(self, split):
         """Return the paths of a split's examples (list of str) where each is a file on this machine, otherwise None."""
         return None

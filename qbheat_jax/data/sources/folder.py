@@ -70,6 +70,9 @@ class Folder(base.Source):
             digest.update(os.fsencode(path) + b" " + files.fingerprint(path) + b"\n")
         return f"{super().identity(split)} {digest.hexdigest()}"
 
+    def name(self, split, index):
+        return self._files[self.split(split)][index]
+
     def paths(self, split):
         return None if paths.remote(self.path) else self._files[self.split(split)]
 
