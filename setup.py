@@ -42,6 +42,9 @@ EXTRAS = {
     # The photographs of the quickstart, and the report page.
     "photos": ["scikit-image>=0.25,<0.27", "scikit-learn>=1.6,<2"],
     "report": ["matplotlib>=3.10,<4", "jinja2>=3.1,<4"],
+    # Loggers. mlflow-skinny is MLflow without its server; an installed mlflow serves as well.
+    "wandb": ["wandb>=0.21,<1"],
+    "mlflow": ["mlflow-skinny>=3.1,<4"],
 }
 EXTRAS["test"] = [
     "pytest>=8.3,<10",

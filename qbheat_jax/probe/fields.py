@@ -16,6 +16,7 @@ from qbheat_jax.config import (
 from qbheat_jax.data.fields import DATA, FEW_SHOT
 from qbheat_jax.data.specs import clips, image
 from qbheat_jax.models.fields import ENCODER
+from qbheat_jax.train.fields import LOGGERS
 
 # Votes are exp(-distance / temperature), distance at most 2: below this all of them could be 0 in float64.
 _TEMPERATURES = (lambda v: len(v) > 0 and min(v) >= 0.003, "one or more numbers, each at least 0.003")
@@ -93,6 +94,7 @@ PROBE = Table(
             "features larger than this are kept in memory-mapped files; standardising takes as much memory again",
             POSITIVE,
         ),
+        **LOGGERS,
     },
     check,
 )
