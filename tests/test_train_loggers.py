@@ -30,6 +30,12 @@ def interrupted(workdir, names, config=None):
         writer.close(failed=not first)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """However slow this machine is, what a logger was told arrives."""
+    monkeypatch.setattr(loggers, "PATIENCE", 600.0)
+
+
 class Recorder(loggers.Logger):
     """Keeps its calls, and raises at the call named `fails`."""
 
@@ -37,6 +43,7 @@ class Recorder(loggers.Logger):
 
     def __init__(self, run):
         self._call("start", run)
+        run.keep("recorder", "1234")
 
     def write(self, step, values):
         self._call("write", step, values)
@@ -132,6 +139,15 @@ def test_what_a_server_has_is_not_sent_again(tmp_path, recorder):
     again = [] if kind.remote else LINES[3:]
     assert sent == [*LINES, *again, (4, {"train/loss": 0.25})]
     assert [call[1] for call in kind.calls if call[0] == "close"] == [True, False]
+
+
+def test_a_server_that_is_new_to_a_resumed_run_gets_all_of_it(tmp_path, recorder):
+    interrupted(tmp_path, "csv")
+    kind = recorder()
+    writer = metrics.Writer(tmp_path, 2, "recorder")
+    writer.write(*LINES[3])
+    writer.close()
+    assert [call[1:] for call in kind.calls if call[0] == "write"] == [LINES[3]]
 
 
 def test_csv_has_a_row_a_line_and_a_column_a_metric(tmp_path):

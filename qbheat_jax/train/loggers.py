@@ -70,11 +70,12 @@ class Loggers:
 
     def __init__(self, text, workdir, config=None, lines=(), first_step=0):
         self._live = {}
-        # An interrupted run wrote these after its last checkpoint. A remote logger cannot take them back, so they are not
-        # sent again.
+        # An interrupted run wrote these after its last checkpoint. A remote logger that had them cannot take them back, so
+        # they are not sent again.
         self._sent = {(line["step"], name) for line in lines if line["step"] >= first_step for name in line}
         kept = [line for line in lines if line["step"] <= first_step]
         run = Run(epath.Path(workdir), config_lib.flatten(config) if config else {}, kept, bool(first_step))
+        self._resumed = {name for name in names(text) if LOGGERS[name].remote and run.id(name)}
         for name in names(text):
             kind = LOGGERS[name]
             with self._dropping(name):
@@ -84,7 +85,7 @@ class Loggers:
         """Write {name: float} of a step."""
         new = {name: value for name, value in values.items() if (step, name) not in self._sent}
         for name, logger in list(self._live.items()):
-            shown = new if LOGGERS[name].remote else values
+            shown = new if name in self._resumed else values
             with self._dropping(name):
                 if shown:
                     logger.write(step, shown)
