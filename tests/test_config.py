@@ -26,7 +26,11 @@ def kind(field):
     return field.type or type(field.default)
 
 
-CHOICES = [(t, k) for t, k in FIELDS if kind(TABLES[t][0][k]) is str and TABLES[t][0][k].accept]
+CHOICES = [
+    (t, k)
+    for t, k in FIELDS
+    if kind(TABLES[t][0][k]) is str and TABLES[t][0][k].accept and not callable(TABLES[t][0][k].accept[0])
+]
 
 
 def refusal(function, *args):

@@ -9,7 +9,7 @@ import playwright.sync_api
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from qbheat_jax import compare, report
+from qbheat_jax import cli, compare, report
 from qbheat_jax.compare import table
 from qbheat_jax.report import comparison_page
 from qbheat_jax.train import config_tables
@@ -29,7 +29,7 @@ WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 # Complete pages, and those of workdirs in which hardly anything is there yet.
 PAGES = (
     "run", "run-begun", "analysis", "detection", "detection-without-images", "segmentation", "comparison",
-    "comparison-begun",
+    "comparison-begun", "runs",
 )  # fmt: skip
 
 
@@ -60,6 +60,8 @@ def written(tmp_path_factory):
     failures = {"masked/seed-0": "the loss is nan at step 2"}
     for name, failed in (("comparison", {}), ("comparison-begun", failures)):
         pages[name] = comparison_page.write(table.gather(plan, place[name], failed), place[name])
+    pages["runs"] = workdirs.several(place["runs"]) / "index.html"
+    assert cli.main(["runs", str(place["runs"]), "--page", str(pages["runs"])]) == 0
     return pages
 
 

@@ -247,3 +247,33 @@ def compared(plan, workdir):
             write_json(
                 folder / "summary.json", {**summary, "images_per_second": 8.0 / (1 + n), "gflops_per_image": 0.5 + n}
             )
+
+
+# --- Several runs ----------------------------------------------------------------------------------------------------
+
+
+def several(folder):
+    """Makes a directory of runs in every state, with probes and detectors, and of folders that are none. Returns it."""
+    for n, name in enumerate(("first", "second", "deep/third", "fourth")):
+        run = folder / name
+        run.mkdir(parents=True)
+        (run / "config.json").write_text(config_lib.to_json(make_config(**{"seed": n, "data.source": "photos"})))
+        lines = [
+            {"step": s, "train/loss": (n + 1) / s, "train/learning_rate": 1e-3 / (n + 1), "val/loss": (n + 1.2) / s}
+            for s in range(4, 41 - 8 * (name != "first"), 4)
+        ]  # fmt: skip
+        write_lines(run / "metrics.jsonl", lines)
+        (run / "checkpoints" / "4").mkdir(parents=True)
+    add_results(folder / "first")
+    write_json(folder / "first" / "summary.json", {"step": 40})
+    for name, init, top1 in (("a", "second", 0.7), ("b", "second", 0.8), ("c", "deep/third", 0.9)):
+        result = {"protocol": "tran-1", "init": str(folder / init), "data": "photos", "top1": top1}
+        write_json(folder / "probes" / name / "result.json", result)
+        write_json(folder / "probes" / name / "config.json", {"protocol": "tran-1"})
+    ended = {"second": {"ended": "failed", "reason": "the loss is nan at step 33"}, "deep/third": {}}
+    for name, content in ended.items():
+        write_json(folder / name / ".lock", {"pid": 1, "host": "here", "since": "now", **content})
+    for name, text in (("torn", '{"seed": 0, "data'), ("foreign", '{"model_type": "vit"}'), ("list", "[1]")):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(text)
+    return folder

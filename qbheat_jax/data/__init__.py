@@ -8,8 +8,8 @@ A batch is a dict of numpy arrays, this process's share of a global batch. A dat
     mask     bool [B]    False for padding and for images that could not be decoded
     index    int32 [B]   number of the example in its split, -1 for padding
 
-`ViewsSpec` adds image2, image3, ...; those of `CropsSpec` may be smaller. `BoxesSpec` adds boxes, classes and scale, `MasksSpec`
-target. Images of `ClipsSpec` are uint8 [B, 2, T, S, S, 3], with the axes (RGB, event) and time. With a
+`ViewsSpec` adds image2, image3, ...; those of `CropsSpec` may be smaller. `BoxesSpec` adds boxes, classes and scale.
+`MasksSpec` adds target. Images of `ClipsSpec` are uint8 [B, 2, T, S, S, 3], with the axes (RGB, event) and time. With a
 `device_cache.DeviceCache` the iterator returns global batches instead, as arrays on the cache's mesh, and needs no tensorflow.
 """
 

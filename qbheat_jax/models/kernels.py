@@ -492,7 +492,7 @@ def max_pool(x):
 
     The gradient goes to the first maximum of a window. The CPU has its own form of it, many times faster than XLA:CPU's.
     """
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def _max_pool_forward(x):

@@ -1,4 +1,4 @@
-"""Export a workdir to one file: .safetensors and .npz by PyTorch's names, or .stablehlo, a program."""
+"""Export a workdir to one file: .safetensors and .npz by PyTorch's names, or .stablehlo and .onnx, programs."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from qbheat_jax.train.config_tables import CLASSIFIER
 
 log = logging.getLogger("qbheat")
 
-ENDINGS = (".safetensors", ".npz", ".stablehlo")
+ENDINGS = (".safetensors", ".npz", ".stablehlo", ".onnx")
 
 
 def export(directory, target, *, image_size=0, fold=False, head="keep", layout="", overwrite=False):
@@ -60,6 +60,10 @@ def export(directory, target, *, image_size=0, fold=False, head="keep", layout="
         from qbheat_jax.port import stablehlo
 
         data = stablehlo.serialise(model)
+    elif target.suffix == ".onnx":
+        from qbheat_jax.port import onnx
+
+        data = onnx.serialise(model)
     else:
         arrays = torch_arrays(model)
         facts["tensors"] = len(arrays)
@@ -203,8 +207,14 @@ def _origin(directory):
 def _usage(target, model):
     name, config = target.name, model.config
     classes = card.classes(config)
+    side, kind = config.image_size, "logits" if classes else "features"
+    if target.suffix == ".onnx":
+        return (
+            f"Takes uint8 RGB images [batch, {side}, {side}, 3] and normalises them itself; any batch size:\n\n```python\n"
+            f"import onnxruntime\n\nmodel = onnxruntime.InferenceSession({name!r})\n"
+            f'({kind},) = model.run(None, {{"images": images}})\n```'
+        )
     if target.suffix == ".stablehlo":
-        side, kind = config.image_size, "logits" if classes else "features"
         return (
             f"Takes uint8 RGB images [batch, {side}, {side}, 3] and normalises them itself; any batch size, on CPU, CUDA "
             f"and TPU:\n\n```python\nfrom jax import export\n\nmodel = export.deserialize(bytearray(open({name!r}, 'rb')"

@@ -16,7 +16,7 @@ from qbheat_jax.config import (
 from qbheat_jax.data.fields import DATA, FEW_SHOT
 from qbheat_jax.data.specs import clips, image
 from qbheat_jax.models.fields import ENCODER
-from qbheat_jax.train.fields import MONITORS
+from qbheat_jax.train.fields import LOGGERS, MONITORS
 
 # Votes are exp(-distance / temperature), distance at most 2: below this all of them could be 0 in float64.
 _TEMPERATURES = (lambda v: len(v) > 0 and min(v) >= 0.003, "one or more numbers, each at least 0.003")
@@ -108,6 +108,7 @@ PROBE = Table(
             POSITIVE,
         ),
         **MONITORS,
+        **LOGGERS,
     },
     check,
 )

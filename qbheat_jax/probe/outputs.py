@@ -28,7 +28,7 @@ def write(workdir, config, result, curve):
     with writing(f"--workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         atomic.write(workdir / "config.json", config_lib.to_json(config))
-        writer = metrics.Writer(workdir)
+        writer = metrics.Writer(workdir, loggers=config.loggers, config=config)
         for line in curve:
             writer.write(line["step"], {name: value for name, value in line.items() if name != "step"})
         writer.close()

@@ -11,6 +11,11 @@ from qbheat_jax.errors import UserError
 # Colours that stand for a variable of the style sheet: matplotlib writes them, `_inline` replaces them.
 _INK, _FAINT, _WARM, _COOL, _GREY = "#010203", "#010204", "#010205", "#010206", "#010207"
 _VARIABLES = {_INK: "--ink-2", _FAINT: "--line", _WARM: "--warm", _COOL: "--cool", _GREY: "--grey"}
+# Colours of runs, told apart also where colours are not seen well: each with every kind of dashes.
+_RUNS = [f"#0102{n:02x}" for n in range(8, 16)]
+_VARIABLES |= {colour: f"--run-{n}" for n, colour in enumerate(_RUNS)}
+_DASHES = ((), (6, 2), (2, 1.6))
+RUN_STYLES = [(colour, dashes) for dashes in _DASHES for colour in _RUNS]
 
 DIRECTIONS = {"x+": "A+, to the right", "x-": "A\u2212, to the left", "y+": "B+, down", "y-": "B\u2212, up"}
 
@@ -260,6 +265,29 @@ def recalls(curves):
         axes.set_xlim(0, 1)
         _legend(axes)
         return _inline(axes.figure, "recalls", "recall", "precision")
+
+
+def overlay(curves, name):
+    """Draw one metric of several runs against the step. curves: (index into RUN_STYLES, steps, values) of each run."""
+    with _axes(3.1) as axes:
+        for index, steps, values in curves:
+            colour, dashes = RUN_STYLES[index]
+            style = (0, dashes) if dashes else "-"
+            dot = "o" if len(steps) == 1 else None  # a line of one point is not seen
+            axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.6, marker=dot, markersize=4)
+        drawn = [value for _, _, values in curves for value in values]
+        if min(drawn) > 0 and max(drawn) > 10 * np.median(drawn):
+            axes.set_yscale("log")
+        axes.locator_params(axis="x", integer=True)
+        return _inline(axes.figure, name, "step")
+
+
+def sample(index):
+    """Return a line in the style of a run as an inline SVG, for a legend."""
+    colour, dashes = RUN_STYLES[index]
+    array = f' stroke-dasharray="{" ".join(f"{2 * d:g}" for d in dashes)}"' if dashes else ""
+    line = f'<path d="M1 5H29" fill="none" stroke="var({_VARIABLES[colour]})" stroke-width="2.5"{array}/>'
+    return f'<svg viewBox="0 0 30 10" aria-hidden="true" focusable="false">{line}</svg>'
 
 
 # Light colours of the style sheet, for a chart that stands alone.

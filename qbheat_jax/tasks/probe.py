@@ -18,7 +18,7 @@ from qbheat_jax.probe.encode import TRIVIAL, Encoding
 from qbheat_jax.probe.features import standard
 from qbheat_jax.probe.fields import SEGMENTS
 from qbheat_jax.probe.outputs import line, name, pictures, table, write
-from qbheat_jax.train import lock
+from qbheat_jax.train import lock, loggers
 
 __all__ = ["FeatureCache", "line", "name", "run", "table"]
 
@@ -50,6 +50,7 @@ def run(config, workdir, init, store=None):
         raise UserError(
             f"a probe runs in one process, on all devices of one machine; {jax.process_count()} were started"
         )
+    loggers.check(config.loggers)
     frozen = encoders.open_init(init, config)
     if config.protocol not in TRIVIAL and init in pretrained.NO_ENCODER:
         raise UserError(f"--init {init} has one feature vector an image, which only protocol='lin' and 'knn' can probe")

@@ -2,9 +2,19 @@
 
 from qbheat_jax.config import BELOW_ONE, POSITIVE, Field, at_least, refuse
 from qbheat_jax.errors import UserError
+from qbheat_jax.train import loggers
 
 _AXIS = (lambda v: v >= 1 or v == -1, "a number of devices, or -1 for all that are left")
 
+LOGGERS = {
+    "loggers": Field(
+        "tensorboard",
+        "where metrics go beside metrics.jsonl: tensorboard, csv, wandb, mlflow, or several, separated by commas; empty: "
+        "nowhere else",
+        (loggers.known, f"names of {', '.join(loggers.LOGGERS)}, separated by commas, or nothing"),
+        resumable=True,
+    ),
+}
 LENGTH = {
     "total_steps": Field(
         None,
@@ -56,6 +66,7 @@ LOOP = {
     "bn_groups": Field(
         1, "batch norm groups: parts of a batch with statistics of their own; 1: over the global batch", at_least(1)
     ),
+    **LOGGERS,
     "log_every": Field(50, "steps between lines of metrics", POSITIVE, duration=True, resumable=True),
     "eval_every": Field(0, "steps between evaluations; 0: only at the end", at_least(0), duration=True, resumable=True),
     "images_every": Field(

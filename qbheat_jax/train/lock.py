@@ -14,7 +14,7 @@ import threading
 import time
 
 from qbheat_jax import paths
-from qbheat_jax.errors import RUN_FAILED, UserError, first_line, writing
+from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError, first_line, writing
 from qbheat_jax.train import distributed
 
 try:
@@ -26,23 +26,53 @@ log = logging.getLogger("qbheat")
 
 FILE = ".lock"
 BEAT, MISSED = 10.0, 3
+# Seconds after which a taker tries again: `state` holds the lock for a moment.
+GLANCE = 0.05
 
 
 @contextlib.contextmanager
 def held(workdir):
     """Hold the lock of a workdir for the `with` block, and create the workdir if needed.
 
-    Process 0 holds it for all processes of the run.
+    Process 0 holds it for all processes of the run. On a disk the file then says how the run ended, see `state`.
 
     Raises:
       UserError: in every process, if another run holds the workdir or it cannot be written.
     """
     release = distributed.first(lambda: _take(str(workdir)))
+    ended = {}
     try:
         yield
+        ended = {"ended": "finished"}
+    except BaseException as error:
+        stopped = not isinstance(error, Exception) or getattr(error, "exit_code", None) == PREEMPTED
+        ended = {"ended": "killed" if stopped else "failed", "reason": first_line(error)}
+        raise
     finally:
         if release:
-            release()
+            release(ended)
+
+
+def state(workdir):
+    """Return (state, reason) of the last command that held a workdir on a disk.
+
+    The state is "running", "finished", "failed" or "killed"; "" where there is no lock file. A command counts as killed if
+    it was interrupted or ended without a word. The reason is the first line of its error, else "".
+    """
+    try:
+        with open(os.path.join(workdir, FILE), encoding="utf-8", errors="replace") as file:
+            said = _dict(file.read())
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
+                except BlockingIOError:
+                    return "running", ""
+                except OSError:  # this disk has no locks
+                    pass
+    except OSError:
+        return "", ""
+    ended, reason = said.get("ended"), said.get("reason", "")
+    return (ended, str(reason)) if ended in ("finished", "failed") else ("killed", "")
 
 
 def _take(workdir):
@@ -57,21 +87,42 @@ def _flock(workdir):
     try:
         if fcntl is None:
             raise OSError("this system has no flock")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _exclusive(file)
     except (BlockingIOError, PermissionError):
         with file:
             file.seek(0)
             raise _refusal(workdir, file.read()) from None
     except OSError as error:
         _warn(workdir, error.strerror or error)
+    holder = _holder()
     try:
-        file.truncate(0)
-        file.write(json.dumps(_holder()) + "\n")
-        file.flush()
+        _rewrite(file, holder)
     except OSError:
         file.close()
         raise
-    return file.close
+
+    def release(ended):
+        with contextlib.suppress(OSError), file:  # such as a disk that is full by now
+            _rewrite(file, holder | ended)
+
+    return release
+
+
+def _exclusive(file):
+    """Lock an open file. Raise BlockingIOError where another process holds it."""
+    for last in (False, True):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if last:
+                raise
+            time.sleep(GLANCE)
+
+
+def _rewrite(file, content):
+    file.truncate(0)
+    file.write(json.dumps(content) + "\n")
+    file.flush()
 
 
 def _warn(workdir, reason):
@@ -114,7 +165,7 @@ class _Beating:
         self._thread = threading.Thread(target=self._beat, name="qbheat-lock", daemon=True)
         self._thread.start()
 
-    def release(self):
+    def release(self, ended=None):
         """Stop the thread, and delete the lock if this run still holds it."""
         self._end.set()
         self._thread.join(BEAT)
@@ -174,11 +225,17 @@ def _holder():
 
 def _parsed(text):
     """Parse a lock's text to the dict of `_holder`; {} if it is incomplete."""
+    said, names = _dict(text), ("pid", "host", "since")
+    return {name: said[name] for name in names} if said.keys() >= set(names) else {}
+
+
+def _dict(text):
+    """Parse a dict of JSON; {} for any other text."""
     try:
         said = json.loads(text)
-        return {name: said[name] for name in ("pid", "host", "since")}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, TypeError):
         return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _holder_text(text):

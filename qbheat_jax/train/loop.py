@@ -4,6 +4,7 @@ import collections
 import contextlib
 import logging
 import math
+import sys
 import time
 
 import jax
@@ -15,7 +16,7 @@ from qbheat_jax import config as config_lib
 from qbheat_jax import data as data_lib
 from qbheat_jax.data import device_cache
 from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError, writing
-from qbheat_jax.train import config_tables, distributed, flops, metrics, optim, profile, sharding
+from qbheat_jax.train import config_tables, distributed, flops, loggers, metrics, optim, profile, sharding
 from qbheat_jax.train import state as state_lib
 from qbheat_jax.train.checkpoint import Checkpoints
 
@@ -45,6 +46,7 @@ def train(config, workdir, method, source, evaluators=(), start=None, lr_multipl
     SIGTERM, after the step has finished and been saved (exit code 143).
     """
     workdir, started = epath.Path(workdir), time.perf_counter()
+    loggers.check(config.loggers)
 
     # Mesh
     mesh = device_mesh.make_mesh(config.mesh)
@@ -83,7 +85,8 @@ def train(config, workdir, method, source, evaluators=(), start=None, lr_multipl
     due = _Due(config, steps, examples, begin)
     # Before the writer, since it may bring tensorflow, which TensorBoard needs.
     batches = _device_batches(config, spec, source, mesh, position, bad)
-    writer, progress = metrics.Writer(workdir, step), metrics.Progress(step, steps, config.batch_size)
+    writer = metrics.Writer(workdir, step, config.loggers, config)
+    progress, forecast = metrics.Progress(step, steps, config.batch_size), metrics.Forecast(step, steps, config)
     history, guard, stop = _History(workdir, begin), None, False
     trace = profile.Trace(workdir, traced, begin, steps)
 
@@ -124,6 +127,7 @@ def train(config, workdir, method, source, evaluators=(), start=None, lr_multipl
                 # Before the first step there is nothing to save, and SIGTERM ends the process.
                 guard = guard or distributed.PreemptionGuard()
                 progress.advance(step)
+                forecast.after(step, step_metrics["loss"])
                 trace.end(step, state)
                 stop = guard.should_stop() and step < steps
 
@@ -152,7 +156,7 @@ def train(config, workdir, method, source, evaluators=(), start=None, lr_multipl
     finally:
         batches.close()
         trace.close()
-        writer.close()
+        writer.close(failed=sys.exc_info()[0] is not None)
         progress.close()
         saved.close()
         if guard:

@@ -1,4 +1,4 @@
-"""Write metrics to metrics.jsonl and, if tensorflow is loaded, to TensorBoard; show progress on the terminal."""
+"""Write metrics to metrics.jsonl and to the config's loggers; show progress on the terminal."""
 
 import contextlib
 import json
@@ -11,6 +11,7 @@ from etils import epath
 from tqdm import tqdm
 
 from qbheat_jax import atomic, paths
+from qbheat_jax.train import loggers as loggers_lib
 
 log = logging.getLogger("qbheat")
 
@@ -19,58 +20,54 @@ NOTED = {"online/rankme": "RankMe", "online/lidar": "LiDAR", "online/knn": "k-NN
 
 
 class Writer:
-    """Append {"step": ..., "train/loss": ...} lines to WORKDIR/metrics.jsonl and to TensorBoard.
+    """Append {"step": ..., "train/loss": ...} lines to WORKDIR/metrics.jsonl, and pass them to the config's loggers.
 
-    Only process 0 writes. On resume, lines after `first_step` are dropped, so no step appears twice. TensorBoard
-    (through clu) needs tensorflow. It is used only if the data pipeline has already imported tensorflow, so training also
-    works without it.
+    Only process 0 writes. On resume, lines after `first_step` are dropped, so no step appears twice.
+
+    Args:
+      workdir: Directory of the run.
+      first_step: Step that the run resumes from; 0 of a new run.
+      loggers: Field `loggers` of the config, see `train.loggers`.
+      config: The run's config, for the loggers.
     """
 
-    def __init__(self, workdir, first_step=0):
+    def __init__(self, workdir, first_step=0, loggers="tensorboard", config=None):
         self._path = epath.Path(workdir) / "metrics.jsonl"
         self._active = jax.process_index() == 0
-        self._board = None
         if not self._active:
             return
-        kept = [line for line in read(workdir) if line["step"] <= first_step] if first_step else []
-        self._text = "".join(json.dumps(line) + "\n" for line in kept)
+        before = read(workdir) if first_step else []
+        self._text = "".join(json.dumps(line) + "\n" for line in before if line["step"] <= first_step)
         atomic.write(self._path, self._text)
         # Bucket objects cannot be appended to, only rewritten.
         self._file = None if paths.remote(self._path) else self._path.open("a")
-        if "tensorflow" in sys.modules:
-            from clu import metric_writers
-
-            self._board = metric_writers.SummaryWriter(str(workdir))
-        else:
-            log.info("tensorflow is not loaded: metrics go to %s only, not to TensorBoard", self._path)
+        self._loggers = loggers_lib.Loggers(loggers, workdir, config, before, first_step)
 
     def write(self, step, values):
         """Write {name: number} for a step and flush, so that a killed run loses nothing."""
         if not self._active:
             return
-        values = {name: float(value) for name, value in values.items()}
-        line = json.dumps({"step": int(step), **values}) + "\n"
+        step, values = int(step), {name: float(value) for name, value in values.items()}
+        line = json.dumps({"step": step, **values}) + "\n"
         if self._file:
             self._file.write(line)
             self._file.flush()
         else:
             self._text += line
             self._path.write_text(self._text)
-        if self._board:
-            self._board.write_scalars(int(step), values)
+        self._loggers.write(step, values)
 
     def show(self, step, pictures):
-        """Write images {name: uint8 [H, W, 3]} to TensorBoard only."""
-        if self._active and self._board:
-            self._board.write_images(int(step), {name: picture[None] for name, picture in pictures.items()})
+        """Write images {name: uint8 [H, W, 3]} to the loggers that take them."""
+        if self._active:
+            self._loggers.show(int(step), pictures)
 
-    def close(self):
-        """Close metrics.jsonl and the TensorBoard writer."""
+    def close(self, failed=False):
+        """Close metrics.jsonl and the loggers. failed: whether the run ended by an error."""
         if self._active:
             if self._file:
                 self._file.close()
-            if self._board:
-                self._board.close()
+            self._loggers.close(failed)
 
 
 def figures(workdir, step):
@@ -86,11 +83,13 @@ def read(workdir):
     """Return the lines of WORKDIR/metrics.jsonl as dicts, without lines that a killed process left incomplete."""
     path = epath.Path(workdir) / "metrics.jsonl"
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().decode(errors="replace").splitlines() if path.exists() else ():
         try:
-            lines.append(json.loads(line))
+            said = json.loads(line)
         except ValueError:
             continue
+        if isinstance(said, dict) and isinstance(said.get("step"), int):
+            lines.append(said)
     return lines
 
 
@@ -153,3 +152,38 @@ class Progress:
         """Close the progress bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+class Forecast:
+    """Warn once, early, where a run on CPUs will take more than LONG seconds.
+
+    It waits for the first three steps of the process, and takes the faster of the second and the third. Process 0 warns.
+    Accelerators are left out: days are usual there.
+    """
+
+    LONG = 3600.0
+
+    def __init__(self, start, total, config):
+        self._start, self._total, self._config = start, total, config
+        self._ends = []
+        self._active = jax.process_index() == 0 and jax.default_backend() == "cpu"
+
+    def after(self, step, loss):
+        """Take note of a step that was started. loss: its loss, a jax.Array."""
+        if not self._active:
+            return
+        loss.block_until_ready()
+        self._ends.append(time.perf_counter())
+        if len(self._ends) < 3:
+            return
+        self._active = False
+        first, second, third = self._ends
+        seconds = (self._total - step) * min(second - first, third - second)
+        if seconds <= self.LONG:
+            return
+        length = "total_steps" if self._config.get("total_steps") else "total_epochs"
+        log.warning(
+            "this run will take about %.0f hours on the CPUs of this machine. For minutes, stop it and take "
+            "configs/folder_small.py, or lower image_size=%d and %s=%g, or replace encoder.name=%s by a smaller one",
+            seconds / 3600, self._config.image_size, length, self._config[length], self._config.encoder.name,
+        )  # fmt: skip
