@@ -16,7 +16,7 @@ from PIL import Image
 from qbheat_jax.errors import CLOSED, PREEMPTED, RUN_FAILED
 from qbheat_jax.train import metrics
 from qbheat_jax.train.checkpoint import Checkpoints
-from tests.conftest import SMALL
+from tests.conftest import QUICKLY, SMALL
 
 ROOT = Path(__file__).parent.parent
 
@@ -61,7 +61,7 @@ def start(tmp_path):
                 node = node.setdefault(parent, {})
             node[leaf] = value
         (tmp_path / "config.py").write_text(f"def get_config():\n    return {nested!r}\n")
-        environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "XLA_FLAGS": QUICKLY, "PYTHONPATH": str(ROOT)}
         environment |= {"LARGEST": str(largest)}
         command = [sys.executable, str(tmp_path / "command.py"), "pretrain"]
         arguments = ["--config", str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]

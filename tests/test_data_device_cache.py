@@ -24,6 +24,7 @@ from qbheat_jax.probe import encoders
 from qbheat_jax.probe.encode import Encoding
 from qbheat_jax.probe.fields import PROBE
 from tests.batches import eval_batches, train_batches
+from tests.conftest import QUICKLY
 from tests.test_cli import BLOCKED, CONFIGS, ROOT
 from tests.test_data_pipeline import EVAL, KEYS, TRAIN, bag, joined, take
 
@@ -252,10 +253,8 @@ def test_photos_are_trained_on_without_tensorflow(tmp_path):
         tmp_path,
         *fields,
     ]
-    quickly = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}  # compiled
-    got = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, cwd=ROOT, env=os.environ | quickly
-    )
+    environment = os.environ | {"XLA_FLAGS": QUICKLY}
+    got = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert got.returncode == 0 and "Traceback" not in got.stderr, got.stderr
     summary = json.loads(got.stdout)
     assert summary["step"] == 2 and np.isfinite(summary["val/loss"]) and summary["skipped_files"] == 0

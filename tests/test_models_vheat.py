@@ -329,7 +329,8 @@ def test_layers_are_ordered_from_the_head():
 def test_every_parameter_learns_under_every_method(small_config, monkeypatch, objective, fields):
     entry = registry.Entry(VHeat, {**TWO, "post_norm": True, "layer_scale": True}, {8: {}}, registry._VHEAT)
     monkeypatch.setitem(registry.ENCODERS, "vheat_micro", entry)
-    config = small_config({"encoder.name": "vheat_micro", "objective": objective, "ema": 0.0, **fields})
+    given = {"encoder.name": "vheat_micro", "objective": objective, "ema": 0.0, "decoder.depth": 0}
+    config = small_config({**given, **fields})
     step = compile_lib.build(config, jax.devices()[:1])
     optimizer = optim.optimizer(config, lambda step: 1e-3)
     started, _ = state.create(step.objective, optimizer, step.batch, rng.root(0), step.mesh)

@@ -132,7 +132,7 @@ def cases():
             yield pytest.param(encoder, axes, marks=[pytest.mark.weekly] * (axes not in often[encoder]))
 
 
-@pytest.mark.parametrize("encoder, axes", cases())
+@pytest.mark.parametrize("encoder, axes", list(cases()))
 def test_any_mesh_trains_as_one_device_does(encoder, axes, monkeypatch):
     expected = trained_alone(encoder)
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 16)  # so that even these small nets are split

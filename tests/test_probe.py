@@ -181,7 +181,7 @@ def test_a_trained_heads_number_does_not_depend_on_devices_or_batch(shape, head,
     generator, everything = np.random.default_rng(8), jax.local_devices()
     features = Features.of(generator.normal(size=(41, *shape)).astype(np.float32), generator.integers(0, 4, 41))
     keys = jax.random.split(jax.random.key(0), 2)
-    params = jax.vmap(lambda key: head.init(key, jnp.zeros((1, *shape)))["params"])(keys)
+    params = jax.jit(jax.vmap(lambda key: head.init(key, jnp.zeros((1, *shape)))["params"]))(keys)
     params = jax.tree.map(lambda p: np.asarray(p) + generator.normal(size=p.shape).astype(np.float32), params)
     found = []
     for count, batch in ((8, 16), (1, 41), (4, 7), (8, 1)):

@@ -22,7 +22,7 @@ from qbheat_jax.errors import PREEMPTED, RUN_FAILED, UserError
 from qbheat_jax.tasks import pretrain
 from qbheat_jax.train import config_tables, distributed, metrics, rendezvous
 from qbheat_jax.train.checkpoint import Checkpoints
-from tests.conftest import SMALL
+from tests.conftest import QUICKLY, SMALL
 
 ROOT = Path(__file__).parent.parent
 FIELDS = {
@@ -87,7 +87,7 @@ def processes(tmp_path_factory):
             port = str(free.getsockname()[1])
         environment = {
             **os.environ, "PATH": f"{place}{os.pathsep}{os.environ['PATH']}", "DEVICES": "4",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "XLA_FLAGS": QUICKLY,
             "LOGS": str(place / "logs"), "PORT": port, "HOLD": str(hold), "GO": str(place / "go"),
             "JAX_COMPILATION_CACHE_DIR": str(place / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from qbheat_jax.tools.gpu_check import PARTS, TINY_ENCODER, pool, resume, text, values
+from tests.conftest import QUICKLY
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "launch" / "gpu_check.sh"
 
@@ -18,7 +19,7 @@ SCRIPT = pathlib.Path(__file__).parent.parent / "launch" / "gpu_check.sh"
 def check(*arguments, **environment):
     """Run the script on one CPU device and return (exit code, stdout, stderr)."""
     environment = {
-        "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICKLY,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", **environment,
     }  # fmt: skip
     got = subprocess.run(

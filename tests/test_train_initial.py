@@ -39,7 +39,7 @@ def test_distributions_are_those_of_the_modules(small_config):
     batch = {
         name: jnp.zeros(x.shape, x.dtype) for name, x in methods.batch_spec(config).shapes(config.batch_size).items()
     }
-    own = leaves(objective.init(rng.root(1), batch))
+    own = leaves(jax.jit(objective.init)(rng.root(1), batch))
     ours = leaves(jax.jit(initial.in_one_draw(objective.init))(rng.root(1), batch))
     assert {n: (x.shape, x.dtype) for n, x in own.items()} == {n: (x.shape, x.dtype) for n, x in ours.items()}
     for name, x in own.items():
