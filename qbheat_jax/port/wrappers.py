@@ -41,7 +41,7 @@ _HEADS = (
 )
 METHODS = (
     Method("MoCo", r"encoder_q\..+", "encoder_q.", r"encoder_k\..+|queue|queue_ptr"),
-    Method("MAE", r"decoder_blocks\..+", "", r"mask_token|decoder_.+"),
+    Method("MAE", r"decoder_(blocks|embed)\..+", "", r"mask_token|decoder_.+"),
     Method("the pre-training method", rf"{_HEADS}\..+", "", rf"{_HEADS}\..+"),
 )
 

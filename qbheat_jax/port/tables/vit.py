@@ -33,10 +33,11 @@ def options(shapes):
         found |= {"encoder.position": "rope", "encoder.norm_eps": 1e-5}
     else:
         found["encoder.grid"] = _grid(shapes, found["encoder.class_token"])
-    found["encoder.registers"] = next((shapes[name][1] for name in REGISTERS if name in shapes), 0)
+    if registers := next((shapes[name][1] for name in REGISTERS if name in shapes), 0):
+        found["encoder.registers"] = registers
     if scaled := _has(shapes, "ls1.gamma", "layer_scale1.lambda1"):
         found["encoder.layer_scale"] = 1e-5
-    if not rope and not found["encoder.registers"] and (scaled or POSITIONS[0] not in shapes):
+    if not rope and not registers and (scaled or POSITIONS[0] not in shapes):
         found["encoder.interpolation"] = "bicubic"
     if _has(shapes, "mlp.w3.weight", "mlp.weights_out.weight", "mlp.gate_proj.weight"):
         found["encoder.mlp"] = "swiglu"
