@@ -446,6 +446,7 @@ FAMILIES = (
 )
 _WEEKLY_TPU = (
     "former-finola",
+    "vit-segment",
     "vheat-qbheat",
     "hcnet-supervised",
     "hcnet_a-simmim",
