@@ -494,6 +494,7 @@ _WEEKLY_TPU = (
     "vit_rope-mae",
     "convnext-simmim",
     "former-finola",
+    "vit-segment",
     "vheat-qbheat",
     "hcnet-supervised",
     "hcnet_a-simmim",
