@@ -191,7 +191,8 @@ def of_run(config, objective, source):
 
 def of_encoder(config, frozen, source, split):
     """Return {"rankme", "alpha_req", "lidar"} of a `FrozenEncoder` on a sample of a split, for a probe's config."""
-    views = 0 if frozen.encoder is not None and frozen.encoder.takes_clips else config.monitors.views
+    clips = len(frozen.spec.shapes(1)["image"].shape) > 4
+    views = 0 if clips else config.monitors.views
     mesh, shown = device_mesh.make_mesh({"data": -1}), config.data
     evaluate = Evaluator(
         Online(frozen.features, config.monitors, shown, config.seed, views),

@@ -88,7 +88,7 @@ LOOP = {
 
 MONITORS = {
     "monitors.images": Field(
-        512,
+        256,
         "training images in the sample that label-free monitors and online probes are measured on; 0: none of them",
         at_least(0),
         resumable=True,
