@@ -2,8 +2,7 @@
 
     qbheat pretrain --config configs/folder_small.py --workdir runs/mine --config.data.source folder:PATH
 
-It takes about five minutes on two CPU cores, whatever the number of images (64 or more). More `total_steps` give better
-features.
+It takes about five minutes on two CPU cores, whatever the number of images (64 or more). More steps give better features.
 """
 
 from ml_collections import ConfigDict

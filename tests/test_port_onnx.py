@@ -24,8 +24,8 @@ class Session:
 
     error, function = 0.0, None
 
-    def __init__(self, data, providers):
-        assert data == b"program" and providers == ["CPUExecutionProvider"]
+    def __init__(self, data, options, providers):
+        assert data == b"program" and options.log_severity_level == 3 and providers == ["CPUExecutionProvider"]
 
     def run(self, outputs, inputs):
         assert outputs is None
@@ -47,7 +47,7 @@ def libraries(monkeypatch):
 
     fakes = {
         "jax2onnx": types.SimpleNamespace(to_onnx=to_onnx),
-        "onnxruntime": types.SimpleNamespace(InferenceSession=Session),
+        "onnxruntime": types.SimpleNamespace(InferenceSession=Session, SessionOptions=types.SimpleNamespace),
     }
     for name, module in fakes.items():
         monkeypatch.setitem(sys.modules, name, module)
