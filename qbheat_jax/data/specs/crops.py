@@ -7,7 +7,9 @@ from qbheat_jax.data.specs.views import ViewsSpec
 
 FIELDS = {
     "data.local_crops": Field(
-        8, "small crops of every image besides its two views; 0: none", (lambda v: 0 <= v <= 90, "a number from 0 to 90")
+        8,
+        "small crops of every image besides its two views; 0: none",
+        (lambda v: 0 <= v <= 90, "a number from 0 to 90"),
     ),
     "data.local_size": Field(96, "pixels a side of a small crop, at most image_size", POSITIVE),
     "data.local_scale": Field((0.05, 0.4), "share of the image's area that a small crop keeps", FRACTION_RANGE),
