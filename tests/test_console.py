@@ -1,8 +1,6 @@
 """How real processes end: a closed or full stdout, signals while nothing moves."""
 
-import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -185,12 +183,13 @@ def test_signals_while_a_file_cannot_be_read(start, images, tmp_path):
 
 @pytest.mark.slow
 def test_of_two_runs_in_a_workdir_the_second_ends_and_the_first_goes_on(start, tmp_path):
-    first = start(**{"data.source": "synthetic:64", "total_steps": 3000, "checkpoint_every": 500})
+    first = start(**{"data.source": "synthetic:64"})
     until(lambda: steps(tmp_path), first)
-    shutil.copy(tmp_path / "log", tmp_path / "first")
-    second = start(**{"data.source": "synthetic:64", "total_steps": 3000, "checkpoint_every": 500})
+    second = start(**{"data.source": "synthetic:64"})
     assert second.wait(60) == 2 and str(first.pid) in (tmp_path / "log").read_text()
-    assert first.wait(120) == 0
-    assert steps(tmp_path) == sorted(set(steps(tmp_path))) and steps(tmp_path)[-1] == 3000
-    assert Checkpoints(tmp_path / "run").steps()[-1] == 3000
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["step"] == 3000
+    told = steps(tmp_path)
+    until(lambda: len(steps(tmp_path)) > len(told), first)
+    first.terminate()
+    assert first.wait(60) == PREEMPTED
+    assert steps(tmp_path) == sorted(set(steps(tmp_path)))
+    assert Checkpoints(tmp_path / "run").steps() == steps(tmp_path)[-1:]
