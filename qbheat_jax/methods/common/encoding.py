@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from qbheat_jax.ops import spread
+
 
 def variables(params, state, part="encoder"):
     """Return the variables that `apply` takes for one part of a method's parameters and state."""
@@ -60,6 +62,11 @@ def pooled(features, out):
     if "class_token" in out:
         return out["class_token"].astype(jnp.float32)
     return features.astype(jnp.float32).mean(tuple(range(1, features.ndim - 1)))
+
+
+def spread_of(vectors, batch, train):
+    """Return `spread.figures` of pooled features [B, C]; {} in evaluation, whose figures do not depend on the batch's size."""
+    return spread.figures(vectors, batch["mask"]) if train else {}
 
 
 def l2_normalize(x):
