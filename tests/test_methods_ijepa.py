@@ -46,7 +46,7 @@ def test_loss_against_numpy():
     teacher = jax.tree.map(lambda t, p: 0.996 * t + 0.004 * p, state["teacher_encoder"]["params"], moved["encoder"])
     for a, b in zip(*map(jax.tree.leaves, (teacher, after["teacher_encoder"]["params"]))):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    assert int(after["steps"]) == 1 and set(metrics) == {"feature_std", "participation_ratio"}
+    assert int(after["steps"]) == 1 and {*metrics} == {"feature_std", "participation_ratio"}
 
     @jax.jit
     def parts(params, teacher):

@@ -14,7 +14,6 @@ from qbheat_jax.methods.common import ema, encoding, views
 from qbheat_jax.methods.common.encoding import l2_normalize
 from qbheat_jax.models.layers import Dense, gelu, torch_uniform
 from qbheat_jax.ops import images as images_lib
-from qbheat_jax.ops import spread
 
 PARTS = ("encoder", "projector")
 
@@ -166,7 +165,7 @@ class DINO(base.Method):
 
         batch: image, image2 and local crops image3, ... uint8 [B, H, W, 3], mask bool [B]. In evaluation there is one crop,
         see `views.augmented`. metrics: `teacher_entropy` of its probabilities, log(prototypes) where they are uniform and 0
-        where they are certain; those of `spread.figures` of the first view's features.
+        where they are certain; those of `encoding.spread_of` of the first view's features.
         """
         keys = jax.random.split(jax.random.key(0) if rng is None else rng)
         groups = views.augmented(batch, self.colours, self.pixels, keys[0])
@@ -188,7 +187,7 @@ class DINO(base.Method):
             mean = jnp.where(batch["mask"].any(), mean, state["centre"])
             centre = ema.ema_update(state["centre"], mean, self.centring)
             state = {**state, "centre": centre, "steps": state["steps"] + 1}
-        metrics = {"teacher_entropy": (entropy * weight).sum(), **spread.figures(features[:, 0], batch["mask"])}
+        metrics = {"teacher_entropy": (entropy * weight).sum(), **encoding.spread_of(features[:, 0], batch, train)}
         return (losses * weight).sum(), (state, metrics)
 
     def momentum_at(self, steps):

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from qbheat_jax.config import POSITIVE, Field, at_least, refuse
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
-from qbheat_jax.methods.common.encoding import encode, pooled
+from qbheat_jax.methods.common.encoding import encode, pooled, spread_of
 from qbheat_jax.models.finola import FinolaDecoder
 from qbheat_jax.ops import images as images_lib
-from qbheat_jax.ops import spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Finola(base.Method):
 
         batch: image uint8 [B, H, W, 3], mask bool [B]. metrics: `psnr` of the reconstructions, in dB, the mean over images;
         the same of two trivial predictors, `psnr_mean` of the mean image of the batch and `psnr_colour` of each image's own
-        mean colour; `variance`, the loss of the mean image; those of `spread.figures`.
+        mean colour; `variance`, the loss of the mean image; those of `encoding.spread_of`.
         """
         images = self.pixels.normalise(batch["image"])
         predicted, vectors, state = self._forward(params, state, images, rng, train)
@@ -104,7 +103,7 @@ class Finola(base.Method):
             "psnr_mean": mean(self._psnr(average, images)),
             "psnr_colour": mean(self._psnr(images.mean((1, 2), keepdims=True), images)),
             "variance": error(average),
-            **spread.figures(vectors, batch["mask"]),
+            **spread_of(vectors, batch, train),
         }
         return error(predicted), (state, metrics)
 

@@ -16,7 +16,6 @@ from qbheat_jax.methods import base
 from qbheat_jax.methods.common import decoding, ema, encoding
 from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, remat, sincos_2d
 from qbheat_jax.ops import images as images_lib
-from qbheat_jax.ops import spread
 
 
 class Predictor(nn.Module):
@@ -217,7 +216,7 @@ class IJEPA(base.Method):
         """Return (mean smooth L1 distance of predicted features, (state, metrics)).
 
         batch: image uint8 [B, H, W, 3], mask bool [B]. Masks are drawn by `rng`; None draws the same every time. The teacher's
-        features are normalised over their channels. metrics: those of `spread.figures` of the context's features.
+        features are normalised over their channels. metrics: those of `encoding.spread_of` of the context's features.
         """
         mask_rng, encoder_rng = (None, None) if rng is None else jax.random.split(rng)
         images = self.pixels.normalise(batch["image"])
@@ -234,7 +233,7 @@ class IJEPA(base.Method):
         losses = optax.huber_loss(predicted, wanted).mean((1, 2, 3))
         if train:
             state = {**state, "steps": state["steps"] + 1}
-        return (losses * weight).sum(), (state, spread.figures(encoding.pooled(features, out), batch["mask"]))
+        return (losses * weight).sum(), (state, encoding.spread_of(encoding.pooled(features, out), batch, train))
 
     @property
     def _grid(self):

@@ -11,11 +11,10 @@ from qbheat_jax.config import FRACTION, Field
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common import decoding, masks, targets
-from qbheat_jax.methods.common.encoding import encode, pooled
+from qbheat_jax.methods.common.encoding import encode, pooled, spread_of
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.layers import Dense, LayerNorm, TransformerBlock, remat, sincos_2d
 from qbheat_jax.ops import images as images_lib
-from qbheat_jax.ops import spread
 
 
 class MaskDecoder(nn.Module):
@@ -115,7 +114,7 @@ class MAE(base.Method):
         return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}, "batch_stats": {}}
 
     def loss(self, params, state, batch, rng, train=True):
-        """Return (mean `Target.error` over the cells that count, (state, {"variance", and those of `spread.figures`})).
+        """Return (mean `Target.error` over the cells that count, (state, {"variance", and those of `encoding.spread_of`})).
 
         batch: image uint8 [B, H, W, 3], mask bool [B]. The mask is drawn by `rng`; None draws the same every time.
         `variance` is the loss of predicting the mean cell of the batch.
@@ -129,7 +128,7 @@ class MAE(base.Method):
         cells = (hidden if self.loss_on == "masked" else jnp.ones_like(hidden)) & batch["mask"][:, None, None]
         wanted = self.target(images)
         loss = masks.mean_over(self.target.error(predicted, wanted), cells)
-        figures = spread.figures(pooled(features, out), batch["mask"])
+        figures = spread_of(pooled(features, out), batch, train)
         return loss, (state, {"variance": masks.variance(self.target, wanted, cells), **figures})
 
     def draw(self, rng, shape):

@@ -15,7 +15,6 @@ from qbheat_jax.methods.common.colours import Colours
 from qbheat_jax.methods.common.encoding import encode, l2_normalize, pooled
 from qbheat_jax.models.layers import BatchNorm
 from qbheat_jax.ops import images as images_lib
-from qbheat_jax.ops import spread
 
 
 class Projector(nn.Module):
@@ -165,7 +164,7 @@ class MoCo(base.Method):
         return ema.with_copies(variables, ("encoder", "projector"), "key_")
 
     def loss(self, params, state, batch, rng, train=True):
-        """Return (mean InfoNCE of the examples that count, (state, {"top1", and those of `spread.figures`})).
+        """Return (mean InfoNCE of the examples that count, (state, {"top1", and those of `encoding.spread_of`})).
 
         batch: image, image2 uint8 [B, H, W, 3], mask bool [B]. Without `image2`, as in evaluation, both views are of the same
         crop and differ in colour alone. rng None draws the same colours every time. Only training enqueues keys. `top1` is the
@@ -186,7 +185,7 @@ class MoCo(base.Method):
         if train:
             queue, pointer = enqueue(state["queue"], state["pointer"], key, batch["mask"])
             state = {**state, "queue": queue, "pointer": pointer, "steps": state["steps"] + 1}
-        figures = {"top1": (nearest * weight).sum(), **spread.figures(vectors, batch["mask"])}
+        figures = {"top1": (nearest * weight).sum(), **encoding.spread_of(vectors, batch, train)}
         return (losses * weight).sum(), (state, figures)
 
     def _view(self, images, rng):

@@ -11,10 +11,10 @@ from qbheat_jax.config import Field, at_least, refuse
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common import decoding, targets
-from qbheat_jax.methods.common.encoding import encode, pooled
+from qbheat_jax.methods.common.encoding import encode, pooled, spread_of
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.decoder import HeatDecoder
-from qbheat_jax.ops import heat, poisson, quarters, spread
+from qbheat_jax.ops import heat, poisson, quarters
 from qbheat_jax.ops import images as images_lib
 
 
@@ -143,7 +143,7 @@ class QBHeat(base.Method):
         return {"params": params, "batch_stats": stats}
 
     def loss(self, params, state, batch, rng, train=True):
-        """Return (mean `Target.error` over the cells that count, (state, {"variance", and those of `spread.figures`})).
+        """Return (mean `Target.error` over the cells that count, (state, {"variance", and those of `encoding.spread_of`})).
 
         batch: image uint8 [B, H, W, 3] or clips, quarter int32 [B], mask bool [B]. `variance` is the loss of the trivial
         predictor, which predicts the mean target of the batch.
@@ -159,7 +159,7 @@ class QBHeat(base.Method):
         loss = (self.target.error(predicted, target) * weight).sum()
         mean = (target * weight[..., None]).sum((0, 1, 2))
         variance = (self.target.error(mean, target) * weight).sum()
-        return loss, (state, {"variance": variance, **spread.figures(out["pooled"], batch["mask"])})
+        return loss, (state, {"variance": variance, **spread_of(out["pooled"], batch, train)})
 
     def operator(self, params):
         return (params["decoder"]["heat"], self.decoder.heat) if self.decoder.heat.names else None

@@ -15,11 +15,10 @@ from qbheat_jax.config import POSITIVE, POSITIVE_FRACTION, Field
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common import masks, targets
-from qbheat_jax.methods.common.encoding import encode, pooled
+from qbheat_jax.methods.common.encoding import encode, pooled, spread_of
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.layers import Dense
 from qbheat_jax.ops import images as images_lib
-from qbheat_jax.ops import spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +94,7 @@ class SimMIM(base.Method):
         """Return (mean error over the cells that count, (state, metrics)).
 
         batch: image uint8 [B, H, W, 3], mask bool [B]. The mask is drawn by `rng`; None draws the same every time. metrics:
-        with error "target" `variance`, the loss of predicting the mean cell of the batch; those of `spread.figures`.
+        with error "target" `variance`, the loss of predicting the mean cell of the batch; those of `encoding.spread_of`.
         """
         mask_rng, encoder_rng = (None, None) if rng is None else jax.random.split(rng)
         images = self.pixels.normalise(batch["image"])
@@ -104,7 +103,7 @@ class SimMIM(base.Method):
             self.encoder, params, state, self.replaced(params, images, masked), encoder_rng, train
         )
         predicted = self._predictor.apply({"params": params["predictor"]}, features)
-        figures = spread.figures(pooled(features, out), batch["mask"])
+        figures = spread_of(pooled(features, out), batch, train)
         cells = (masked if self.loss_on == "masked" else jnp.ones_like(masked)) & batch["mask"][:, None, None]
         if self.error == "l1":
             patches = images_lib.to_patches(images, self.encoder.stride)

@@ -9,11 +9,11 @@ import optax
 
 from qbheat_jax.config import BELOW_ONE, FRACTION, Field, at_least, refuse
 from qbheat_jax.methods import base
-from qbheat_jax.methods.common.encoding import pooled
+from qbheat_jax.methods.common.encoding import pooled, spread_of
 from qbheat_jax.methods.common.mixing import CUTMIX, MIXUP, Mixing
 from qbheat_jax.models import registry
 from qbheat_jax.models.ghost_batch_norm import grouped
-from qbheat_jax.ops import colour, spread
+from qbheat_jax.ops import colour
 from qbheat_jax.ops import images as images_lib
 from qbheat_jax.ops.rand_augment import MOST, Erasing, RandAugment
 
@@ -108,7 +108,7 @@ class Supervised(base.Method):
         }
 
     def loss(self, params, state, batch, rng, train=True):
-        """Return (mean cross-entropy over the examples that count, (state, {"top1", and those of `spread.figures`})).
+        """Return (mean cross-entropy over the examples that count, (state, {"top1", and those of `encoding.spread_of`})).
 
         batch: image uint8 [B, H, W, 3], label int32 [B], mask bool [B]. For mixed images `top1` counts the class with the
         larger weight, and both images of a pair must count.
@@ -126,7 +126,7 @@ class Supervised(base.Method):
         weight = counts.astype(jnp.float32) / jnp.maximum(counts.sum(), 1)
         loss = (optax.softmax_cross_entropy(logits, targets) * weight).sum()
         top1 = ((logits.argmax(-1) == targets.argmax(-1)) * weight).sum()
-        return loss, (state, {"top1": top1, **spread.figures(vectors, batch["mask"])})
+        return loss, (state, {"top1": top1, **spread_of(vectors, batch, train)})
 
     def _augment(self, images, rng):
         """Return (normalised float32, the key that is left) of images uint8 [B, H, W, 3]."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qbheat_jax.config import FRACTION_RANGE, POSITIVE, Field, refuse
+from qbheat_jax.config import FRACTION_RANGE, Field, at_least, refuse
 from qbheat_jax.data.specs.views import ViewsSpec
 
 FIELDS = {
@@ -11,7 +11,9 @@ FIELDS = {
         "small crops of every image besides its two views; 0: none",
         (lambda v: 0 <= v <= 90, "a number from 0 to 90"),
     ),
-    "data.local_size": Field(96, "pixels a side of a small crop, at most image_size", POSITIVE),
+    "data.local_size": Field(
+        0, "pixels a side of a small crop; 0: a multiple of 32 near 3/7 of image_size, such as 96 of 224", at_least(0)
+    ),
     "data.local_scale": Field((0.05, 0.4), "share of the image's area that a small crop keeps", FRACTION_RANGE),
 }
 
@@ -21,6 +23,17 @@ def check(values):
     size, local = values["image_size"], values["data.local_size"]
     if values["data.local_crops"] and local > size:
         refuse("data.local_size", local, f"a number that is at most image_size={size}")
+
+
+def local_size(config):
+    """Return the pixels a side of a config's small crops.
+
+    >>> from ml_collections import ConfigDict
+    >>> [local_size(ConfigDict({"image_size": side, "data": {"local_size": 0}})) for side in (32, 64, 128, 224, 256)]
+    [32, 32, 64, 96, 96]
+    """
+    size = config.image_size
+    return config.data.local_size or min(size, max(32, 32 * round(size * 3 / 7 / 32)))
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,7 @@ class CropsSpec(ViewsSpec):
     def of(cls, config, placements=(0,), **fields):
         """Return the spec of a training config with the fields of this module."""
         given = config.data
-        local = {"local_crops": given.local_crops, "local_size": given.local_size}
+        local = {"local_crops": given.local_crops, "local_size": local_size(config)}
         return super().of(config, placements, **local, local_scale=tuple(given.local_scale), **fields)
 
     @property

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from qbheat_jax.models.encoder import pooled as pooled
+from qbheat_jax.ops import spread
 
 
 def variables(params, state, part="encoder"):
@@ -52,6 +53,11 @@ def collections(made):
     return {
         name: {part: tree[name] for part, tree in made.items() if name in tree} for name in ("params", "batch_stats")
     }
+
+
+def spread_of(vectors, batch, train):
+    """Return `spread.figures` of pooled features [B, C]; {} in evaluation, whose figures do not depend on the batch's size."""
+    return spread.figures(vectors, batch["mask"]) if train else {}
 
 
 def l2_normalize(x):

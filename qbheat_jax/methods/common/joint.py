@@ -13,7 +13,6 @@ from qbheat_jax.methods import base
 from qbheat_jax.methods.common import encoding, views
 from qbheat_jax.models.layers import BatchNorm, Dense
 from qbheat_jax.ops import images as images_lib
-from qbheat_jax.ops import spread
 
 
 class Projector(nn.Module):
@@ -71,14 +70,14 @@ class JointEmbedding(base.Method):
         """Return (loss, (state, metrics)), see `compare`.
 
         batch: image, image2 and, if any, local crops image3, ... uint8 [B, H, W, 3], mask bool [B]. rng None draws the same
-        colours every time. metrics: the method's own, and those of `spread.figures` of the first view's features.
+        colours every time. metrics: the method's own, and those of `encoding.spread_of` of the first view's features.
         """
         keys = jax.random.split(jax.random.key(0) if rng is None else rng, 3)
         crops = views.augmented(batch, self.colours, self.pixels, keys[0])
         features, state = views.encode(self.encoder, params, state, crops, keys[1], train)
         z, state = views.project(self.projector, params, state, features, train)
         loss, metrics = self.compare(z, batch["mask"], keys[2])
-        return loss, (state, {**metrics, **spread.figures(features[:, 0], batch["mask"])})
+        return loss, (state, {**metrics, **encoding.spread_of(features[:, 0], batch, train)})
 
     def compare(self, z, mask, rng):
         """Return (loss, metrics) of projections float32 [B, V, D]; mask bool [B], the images that count."""

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from qbheat_jax.config import RANGE, Field, at_least, refuse
+from qbheat_jax.data.specs import crops
 from qbheat_jax.methods.common import encoding
 from qbheat_jax.methods.common.colours import Colours
 from qbheat_jax.ops import colour
@@ -36,7 +37,7 @@ def colours(config, strengths, blur_prob=0.5, solarise_prob=0.0):
 
 def check_local(config, encoder):
     """Raise UserError where the local crops of a config are no whole cells of the encoder."""
-    size = config.data.local_size
+    size = crops.local_size(config)
     if config.data.local_crops and size % encoder.stride:
         refuse("data.local_size", size, f"a multiple of the stride of {config.encoder.name}, {encoder.stride}")
 
@@ -54,15 +55,15 @@ def augmented(batch, colours, pixels, rng):
       rng: Key.
     """
     names = sorted((name for name in batch if name.startswith("image")), key=lambda name: int(name[5:] or 1))
-    crops = [batch[name] for name in (names if len(names) > 1 else names * VIEWS)]
-    views, local = crops[:VIEWS], crops[VIEWS:]
+    given = [batch[name] for name in (names if len(names) > 1 else names * VIEWS)]
+    views, local = given[:VIEWS], given[VIEWS:]
     keys = jax.random.split(rng, 3)
 
     def coloured(colours, images, key):
         return pixels.normalise(colours(images.astype(jnp.float32) / 255.0, key) * 255.0)
 
-    def alike(colours, crops, key):
-        return apart(coloured(colours, join(jnp.stack(crops, 1)), key), len(crops))
+    def alike(colours, images, key):
+        return apart(coloured(colours, join(jnp.stack(images, 1)), key), len(images))
 
     if colours[0] == colours[1]:
         groups = [alike(colours[0], views, keys[0])]
