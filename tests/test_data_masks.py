@@ -166,6 +166,18 @@ def test_bad_masks_are_bad_files(tmp_path, kind):
     assert caught.value.exit_code == RUN_FAILED and "\n" not in str(caught.value)
 
 
+def test_the_pipeline_brings_images_and_masks_in_order(tmp_path):
+    voc(tmp_path)
+    save(tmp_path / "SegmentationClass" / "b.png", bad_mask("size"))
+    source, bad = opened(tmp_path), data.BadFiles(1.0, 3)
+    batches = data.eval_batches(source, MasksSpec(12), split="train", batch_size=2, workers=1, bad=bad)
+    got = [np.concatenate(parts) for parts in zip(*([b["target"], b["mask"][:, None]] for b in batches))]
+    assert got[1][:, 0].tolist() == [True, False, True, False] and bad.count == 1
+    for row, seed in ((0, 0), (2, 2)):
+        np.testing.assert_array_equal(got[0][row, :8], mask(seed))
+        assert (got[0][row, 8:] == IGNORED).all()
+
+
 def spoil(root, what):
     """Makes a folder that cannot be opened, and returns what the error has to name."""
     if what == "nothing":
