@@ -27,7 +27,16 @@ SCREENS = {"phone": PHONE, "desk": DESK}
 SCHEMES = ("light", "dark")
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 # Complete pages, and those of workdirs in which hardly anything is there yet.
-PAGES = ("run", "run-begun", "analysis", "detection", "detection-without-images", "comparison", "comparison-begun")
+PAGES = (
+    "run",
+    "run-begun",
+    "analysis",
+    "detection",
+    "detection-without-images",
+    "comparison",
+    "comparison-begun",
+    "neighbours",
+)
 
 
 # --- The pages and the browser ---------------------------------------------------------------------------------------
@@ -54,6 +63,7 @@ def written(tmp_path_factory):
     failures = {"masked/seed-0": "the loss is nan at step 2"}
     for name, failed in (("comparison", {}), ("comparison-begun", failures)):
         pages[name] = comparison_page.write(table.gather(plan, place[name], failed), place[name])
+    pages["neighbours"] = workdirs.neighbours(place["neighbours"])
     return pages
 
 
