@@ -33,6 +33,9 @@ def get_config():
     config.clip_norm = 1.0
     config.log_every = 25
     config.eval_every = 250
+    config.monitors = ConfigDict()
+    config.monitors.images = 192  # with six views, below 2 % of the run's time
+    config.monitors.views = 6
     config.checkpoint_every = 500
     config.keep = 2
     return config

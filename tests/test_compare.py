@@ -13,7 +13,7 @@ from qbheat_jax.report import charts, comparison_page
 from qbheat_jax.tasks import detect, pretrain, probe
 from qbheat_jax.train import config_tables
 from tests.conftest import leave_one_device
-from tests.workdirs import COMPARISON, comparison_config
+from tests.workdirs import COMPARISON, compared, comparison_config
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "compare"
 
@@ -283,3 +283,18 @@ def test_a_page_before_anything_is_finished(config_file, tmp_path):
 
     context = comparison_page.context(table.gather(compare.read(config_file), tmp_path, {}))
     assert context["done"] == 0 and context["charts"] == [] and context["headlines"] == []
+
+
+def test_monitors_are_correlated_with_the_probes(tmp_path):
+    plan = compare.read(comparison_config(tmp_path))
+    compared(plan, tmp_path)
+    result = table.gather(plan, tmp_path, {})
+    assert set(result["methods"]["masked"]["label_free"]) == {"rankme", "lidar", "alpha_req"}
+    # Two methods and the untrained encoder, of two seeds; not the features without an encoder.
+    for probe in ("linear", "knn"):
+        found = result["rank_correlations"][probe]
+        assert [found[name]["n"] for name in ("rankme", "lidar", "alpha_req")] == [6, 6, 6]
+        assert [found[name]["spearman"] for name in ("rankme", "lidar", "alpha_req")] == [1.0, -1.0, None]
+    assert "| linear | +1.00 | -1.00 | - | 6 |" in table.markdown(result)
+    plan = compare.read(comparison_config(tmp_path, seeds=(0,)))
+    assert table.gather(plan, tmp_path, {})["rank_correlations"] == {}

@@ -29,7 +29,7 @@ WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 # Complete pages, and those of workdirs in which hardly anything is there yet.
 PAGES = (
     "run", "run-begun", "analysis", "detection", "detection-without-images", "segmentation", "comparison",
-    "comparison-begun", "runs",
+    "comparison-begun", "runs", "neighbours",
 )  # fmt: skip
 
 
@@ -62,6 +62,7 @@ def written(tmp_path_factory):
         pages[name] = comparison_page.write(table.gather(plan, place[name], failed), place[name])
     pages["runs"] = workdirs.several(place["runs"]) / "index.html"
     assert cli.main(["runs", str(place["runs"]), "--page", str(pages["runs"])]) == 0
+    pages["neighbours"] = workdirs.neighbours(place["neighbours"])
     return pages
 
 

@@ -4,6 +4,7 @@ import base64
 import html.parser
 import io
 import re
+import sys
 import types
 
 import numpy as np
@@ -15,9 +16,10 @@ from qbheat_jax import methods, report
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.ops import quarters
-from qbheat_jax.report import charts, load_run, sample, tiles
+from qbheat_jax.report import charts, feature_map, load_run, sample, tiles
 from qbheat_jax.report import text as text_lib
 from qbheat_jax.train import config_tables
+from tests.probe_data import Blobs
 from tests.workdirs import (
     CHANNELS,
     SIZE,
@@ -364,3 +366,30 @@ def test_every_field_of_a_method_is_among_its_facts(objective):
     facts = dict(text_lib.facts(make_config(objective=objective), 40, 320, None))
     own = [key for key in fields if key.startswith("heat." if objective == "qbheat" else f"{objective}.")]
     assert own and {key: text_lib.setting(fields[key]) for key in own}.items() <= facts.items()
+
+
+def test_monitors_are_drawn(workdir):
+    page = build(workdir)
+    assert "Last: RankMe 49.0, LiDAR 7.2" in page.text and "Last: \u03b1-ReQ 1.50" in page.text
+    assert f"Last: k-NN {text_lib.percent(0.9)}" in page.text
+
+
+def test_features_are_drawn_by_class(monkeypatch):
+    monkeypatch.setattr(feature_map.data, "open_source", lambda *_, **__: Blobs())
+    config = make_config(image_size=32)
+    model = types.SimpleNamespace(config=config, features=lambda images: images[:, ::8, ::8].astype(np.float32))
+    found = feature_map.draw(config, model)
+    assert (found["n"], found["split"], found["classes"]) == (41, "test", 4)
+    assert found == feature_map.draw(config, model)
+    for name in "abcd":
+        assert f">{name}</text>" in found["svg"]
+    monkeypatch.setattr(feature_map, "CLASSES", 2)
+    assert ">other classes</text>" in feature_map.draw(config, model)["svg"]
+    monkeypatch.setattr(feature_map.data, "open_source", lambda *_, **__: Blobs(labelled=False))
+    assert feature_map.draw(config, model) is None
+
+
+def test_without_scikit_learn_the_features_are_not_drawn(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(UserError, match=r"qbheat_jax\[report\]"):
+        feature_map.embed(np.zeros((5, 2), np.float32), 0)

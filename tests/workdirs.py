@@ -13,6 +13,7 @@ from qbheat_jax.eval import average_precision, miou
 from qbheat_jax.ops import images, quarters
 from qbheat_jax.ops.heat import Heat
 from qbheat_jax.probe.fields import PROBE
+from qbheat_jax.report import neighbours_page
 from qbheat_jax.train import config_tables
 from qbheat_jax.train.checkpoint import Checkpoints
 
@@ -234,12 +235,14 @@ def comparison_config(folder, **fields):
 
 def compared(plan, workdir):
     """Makes the cells of a comparison in its workdir, as if all had been run."""
+    encoders = list(dict.fromkeys(cell.encoder for cell in plan.cells()))
     for n, cell in enumerate(plan.cells()):
         folder = workdir / cell.path
         if cell.probe:
             result = {"top1": 0.4 + n / 50, "top5": 0.9, "n": 100, "chance": 0.1, "seconds": 1.0, "seed": cell.seed}
-            # Rises from encoder to encoder as the top-1 does.
-            result |= {"rankme": 5.0 + n // 3, "lidar": 3.0 - n // 3, "alpha_req": 1.0}
+            # RankMe rises from encoder to encoder as the top-1 does.
+            rank = encoders.index(cell.encoder)
+            result |= {"rankme": 5.0 + rank, "lidar": 30.0 - rank, "alpha_req": 1.0}
             write_json(folder / "result.json", {**result, "protocol": cell.config.protocol})
         else:
             (folder / "checkpoints" / str(cell.method.steps)).mkdir(parents=True)
@@ -277,3 +280,16 @@ def several(folder):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(text)
     return folder
+
+
+# --- Neighbours ------------------------------------------------------------------------------------------------------
+
+
+def neighbours(folder):
+    """Writes a page of two queries -> its path. One neighbour has no picture, and large and oblong ones are among them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8)
+    near = [{"name": f"/a/long/path/of/images/{n}.jpg", "similarity": 1 - n / 10, "class": "cats"} for n in range(9)]
+    queries = [{"query": f"photo {n}.png", "neighbours": near} for n in range(2)]
+    about = {"init": "runs/photos", "among": "all.npz", "n": 1234, "encoder": "pebble", "step": 40, "queries": queries}
+    shown = [(pixels[:32, :32], [pixels, None, *[pixels[:64, :64]] * 7])] * 2
+    return neighbours_page.write(about, shown, folder / "neighbours.html")

@@ -107,6 +107,7 @@ class Evaluator:
         max_bad_fraction=1.0,
         workers=0,
         prefetch=2,
+        keep=False,
     ):
         """Prepare an evaluation; nothing is read or compiled yet.
 
@@ -120,6 +121,7 @@ class Evaluator:
           cache: A `DeviceCache` of the split on the mesh, or None.
           max_bad_fraction: The share of the split that may be unreadable.
           workers, prefetch: As of `data.eval_batches`.
+          keep: Keep the images in memory, so that they are read once for all calls; for a small split.
         """
         self._metric, self._source, self._split, self._mesh, self._cache = metric, source, split, mesh, cache
         self._spec = spec
@@ -128,6 +130,7 @@ class Evaluator:
         self._pipeline = {"workers": workers, "prefetch": prefetch}
         self._max_bad_fraction = max_bad_fraction
         self._step = step(metric, mesh)
+        self._keep, self._kept = keep and cache is None, ()
         self.measured = None
 
     @classmethod
@@ -178,6 +181,24 @@ class Evaluator:
 
     def _sums(self, variables, bad):
         """Yield each batch's sums as numpy arrays, while the devices work on the next batch."""
+        sent, kept = collections.deque(), []
+        with contextlib.closing(self._batches(bad)) as batches:
+            for batch in batches:
+                if self._keep:
+                    kept.append(batch)
+                if self._cache is None:
+                    batch = device_mesh.put_batch(batch, self._mesh, self._batch_size)
+                sent.append(self._step(variables, batch))
+                if len(sent) > 1:
+                    yield jax.device_get(sent.popleft())
+            yield from map(jax.device_get, sent)
+        self._kept = kept
+
+    def _batches(self, bad):
+        """Yield this process's batches, with what the metric reads of them."""
+        if self._kept:
+            yield from self._kept
+            return
         batches = data.eval_batches(
             self._source,
             self._spec,
@@ -188,16 +209,9 @@ class Evaluator:
             cache=self._cache,
             **self._pipeline,
         )
-        sent = collections.deque()
         try:
             for batch in batches:
-                batch = {name: batch[name] for name in self._metric.inputs}
-                if self._cache is None:
-                    batch = device_mesh.put_batch(batch, self._mesh, self._batch_size)
-                sent.append(self._step(variables, batch))
-                if len(sent) > 1:
-                    yield jax.device_get(sent.popleft())
-            yield from map(jax.device_get, sent)
+                yield {name: batch[name] for name in self._metric.inputs}
         finally:
             batches.close()
 

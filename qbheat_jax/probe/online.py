@@ -23,6 +23,9 @@ from qbheat_jax.probe.splits import Subset
 # The split's name, and so the prefix of the figures: "online/rankme".
 SPLIT = "online"
 
+# Most bytes of images that stay in memory between evaluations.
+_KEPT = 1 << 28
+
 # Parts of cross-validation: each is measured by what was learnt from the others.
 FOLDS = 4
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -176,7 +179,8 @@ def of_run(config, objective, source):
     if not settings.images:
         return None
     views = 0 if objective.encoder.takes_clips else settings.views
-    mesh = device_mesh.make_mesh(config.mesh)
+    mesh, kept = device_mesh.make_mesh(config.mesh), settings.images * 3 * config.image_size**2 <= _KEPT
+    shown = sample(source, config.data.split, settings.images, config.seed)
 
     def features(variables, images):
         known = encoding.variables(variables["params"], variables["batch_stats"])
@@ -184,7 +188,7 @@ def of_run(config, objective, source):
 
     return Evaluator.of_run(
         Online(features, settings, config.data, config.seed, views),
-        sample(source, config.data.split, settings.images, config.seed), SPLIT, config, max_bad_fraction=1.0,
+        shown, SPLIT, config, max_bad_fraction=1.0, keep=kept,
         batch_size=batch_size(config.batch_size, views, mesh.shape["data"] * mesh.shape["fsdp"]),
     )  # fmt: skip
 

@@ -215,7 +215,7 @@ def by_step(series, name, label):
     with _axes(3.1) as axes:
         for (title, points), colour in zip(series.items(), (_WARM, _COOL, _GREY)):
             axes.plot(*points, color=colour, marker="o", markersize=4, label=title)
-        axes.set_ylim(0, 1.08 * max(max(values) for _, values in series.values()) or 1.0)
+        axes.set_ylim(0, 1.08 * max((value for _, values in series.values() for value in values), default=0.0) or 1.0)
         axes.locator_params(axis="x", integer=True)
         _legend(axes)
         return _inline(axes.figure, name, "step", label)
