@@ -492,7 +492,9 @@ def max_pool(x):
 
     The gradient goes to the first maximum of a window. The CPU has its own form of it, many times faster than XLA:CPU's.
     """
-    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    # XLA folds the padding into the pooling; jax2onnx loses padding that is the pooling's own.
+    x = _padded(x, ((1, 1), (1, 1)), -jnp.inf)
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 
 
 def _max_pool_forward(x):
@@ -504,7 +506,7 @@ def _max_pool_backward(residuals, gradient):
     x, y = residuals
 
     def scattered(x, y, gradient):
-        return jax.vjp(max_pool.fun, x)[1](gradient)[0]
+        return jax.vjp(lambda x: nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))), x)[1](gradient)[0]
 
     return (jax.lax.platform_dependent(x, y, gradient, cpu=_max_pool_gradient, default=scattered),)
 
