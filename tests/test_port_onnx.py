@@ -87,7 +87,10 @@ def test_missing_libraries_are_named(workdir, tmp_path, monkeypatch):
     assert "qbheat_jax[onnx]" in refused(workdir, tmp_path / "net.onnx")
 
 
-CONVERTED = ("vit_ti", "mobilenet_v2", "mobile_former_tiny")
+# Of each family of encoders of images.
+CONVERTED = (
+    "vit_ti", "mobilenet_v2", "efficientnet_lite0", "resnet18", "mobile_former_tiny", "vheat_nano", "hcnet_nano",
+)  # fmt: skip
 
 
 @pytest.mark.weekly
