@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import qbheat_jax
-from qbheat_jax import port
+from qbheat_jax import config as config_lib
+from qbheat_jax import methods, port
 from qbheat_jax.errors import BAD_INPUT, UserError
+from qbheat_jax.train.checkpoint import Checkpoints
 from tests.test_port_export import IMAGES, run_of
 
 
@@ -87,7 +89,22 @@ def test_missing_libraries_are_named(workdir, tmp_path, monkeypatch):
     assert "qbheat_jax[onnx]" in refused(workdir, tmp_path / "net.onnx")
 
 
-CONVERTED = ("vit_ti", "mobilenet_v2", "mobile_former_tiny")
+# Of each family of encoders of images.
+CONVERTED = (
+    "vit_ti", "mobilenet_v2", "efficientnet_lite0", "resnet18", "mobile_former_tiny", "vheat_nano", "hcnet_nano",
+)  # fmt: skip
+
+
+def new_run(config, directory):
+    """A workdir with the weights that a run starts from."""
+    batch = {"image": np.zeros((1, config.image_size, config.image_size, 3), np.uint8)}
+    variables = jax.device_get(jax.jit(methods.build(config).init)(jax.random.key(0), batch))
+    text = config_lib.to_json(config)
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(1, {"step": np.array(1, np.int32), **variables, "opt_state": {}, "ema": {}}, 1, text)
+    checkpoints.close()
+    (directory / "config.json").write_text(text)
+    return directory
 
 
 @pytest.mark.weekly
@@ -97,7 +114,7 @@ def test_encoders_and_classifiers_are_converted(name, small_config, tmp_path):
     pytest.importorskip("jax2onnx", reason="the extra onnx is not installed")
     onnxruntime = pytest.importorskip("onnxruntime")
     fields = {"encoder.name": name, "objective": "supervised", "head.classes": 5, "image_size": 64}
-    run = run_of(small_config(fields), tmp_path / "run")
+    run = new_run(small_config(fields), tmp_path / "run")
     port.export(run, tmp_path / "net.onnx")
     images = np.random.default_rng(2).integers(0, 256, (2, 64, 64, 3), np.uint8)
     (logits,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"images": images})
