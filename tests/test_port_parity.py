@@ -78,11 +78,11 @@ def test_mobile_former_gives_every_known_activation(small_net, tmp_path):
 torch = pytest.importorskip("torch")
 models = pytest.importorskip("torch_models", reason="needs torch")
 
-NETS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_lite0", "vit_s")
+NETS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_lite0", "vit_ti")
 
 
 def peer(name):
-    learnt = {"class_token": True, "position": "learnt", "grid": 14} if name == "vit_s" else {}
+    learnt = {"class_token": True, "position": "learnt", "grid": 14} if name == "vit_ti" else {}
     return peers.build(registry.encoder(name, **learnt))
 
 
@@ -94,7 +94,7 @@ def test_parity_with_pytorch_and_back(name, tmp_path):
     model = qbheat_jax.load(tmp_path / "in")
     apply = forward(model)
     # A ViT resamples its position code to other sizes. Nets of convolutions do not depend on the size.
-    for size in ((224, 224), (96, 160)) if name == "vit_s" else ((96, 160),):
+    for size in ((224, 224), (96, 160)) if name == "vit_ti" else ((96, 160),):
         images = np.random.default_rng(2).normal(size=(2, *size, 3)).astype(np.float32)
         with torch.no_grad():
             images_of_torch = torch.from_numpy(images.transpose(0, 3, 1, 2))

@@ -284,7 +284,8 @@ def test_sixteen_rates_at_once_agree_with_logistic_regression():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"protocol": "tran-4", "head__drop_path": 0.1},
+        {"protocol": "tran-2", "head__drop_path": 0.1},
+        pytest.param({"protocol": "tran-4", "head__drop_path": 0.1}, marks=pytest.mark.weekly),
         pytest.param({}, marks=pytest.mark.weekly),
         {"data__fraction": 0.5},
     ],
