@@ -286,17 +286,15 @@ def test_a_page_before_anything_is_finished(config_file, tmp_path):
 
 
 def test_monitors_are_correlated_with_the_probes(tmp_path):
-    from qbheat_jax.compare import table
-
     plan = compare.read(comparison_config(tmp_path))
     compared(plan, tmp_path)
-    result = table.gather(plan, tmp_path, {})
+    result = compare.table.gather(plan, tmp_path, {})
     assert set(result["methods"]["masked"]["label_free"]) == {"rankme", "lidar", "alpha_req"}
     # Two methods and the untrained encoder, of two seeds; not the features without an encoder.
     for name in ("linear", "knn"):
         found = result["rank_correlations"][name]
-        assert [found[monitor]["n"] for monitor in ("rankme", "lidar", "alpha_req")] == [6, 6, 6]
-        assert [found[monitor]["spearman"] for monitor in ("rankme", "lidar", "alpha_req")] == [1.0, -1.0, None]
-    assert "| linear | +1.00 | -1.00 | - | 6 |" in table.markdown(result)
+        assert [found[key]["n"] for key in ("rankme", "lidar", "alpha_req")] == [6, 6, 6]
+        assert [found[key]["spearman"] for key in ("rankme", "lidar", "alpha_req")] == [1.0, -1.0, None]
+    assert "| linear | +1.00 | -1.00 | - | 6 |" in compare.table.markdown(result)
     plan = compare.read(comparison_config(tmp_path, seeds=(0,)))
-    assert table.gather(plan, tmp_path, {})["rank_correlations"] == {}
+    assert compare.table.gather(plan, tmp_path, {})["rank_correlations"] == {}

@@ -130,7 +130,7 @@ class Evaluator:
         self._pipeline = {"workers": workers, "prefetch": prefetch}
         self._max_bad_fraction = max_bad_fraction
         self._step = step(metric, mesh)
-        self._keep, self._kept = keep and cache is None, ()
+        self._keep, self._kept = keep and cache is None, []
         self.measured = None
 
     @classmethod

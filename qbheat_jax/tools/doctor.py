@@ -19,8 +19,9 @@ PACKAGES = {
     "tensorflow": "tfds: sources, the others without data.device_cache, TensorBoard",
     "tensorflow-cpu": "the same, without GPU code",
     "tensorflow-datasets": "tfds: sources", "clu": "TensorBoard", "scikit-image": "the photos source",
-    "scikit-learn": "the photos source", "libtpu": "TPUs; preflight of TPUs",
+    "scikit-learn": "the photos source, report", "libtpu": "TPUs; preflight of TPUs",
     "jax-cuda13-pjrt": "NVIDIA GPUs; preflight of GPUs", "matplotlib": "report", "jinja2": "report",
+    "pyarrow": "embed: .parquet",
 }  # fmt: skip
 
 
