@@ -164,7 +164,7 @@ def test_signals_while_a_file_cannot_be_read(start, images, tmp_path):
     until(lambda: len(steps(tmp_path)) > 3, process)
     hang(tmp_path, process)
     process.terminate()
-    assert process.wait(20) == PREEMPTED
+    assert process.wait(60) == PREEMPTED
     (saved,) = Checkpoints(tmp_path / "run").steps()
     assert f"stopped by SIGTERM at step {saved} of" in (tmp_path / "log").read_text()
     assert steps(tmp_path)[-1] == saved, "the last steps are told too"
@@ -176,7 +176,7 @@ def test_signals_while_a_file_cannot_be_read(start, images, tmp_path):
     until(lambda: steps(tmp_path)[-1] > saved, process)
     hang(tmp_path, process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == RUN_FAILED
+    assert process.wait(60) == RUN_FAILED
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert last.startswith("qbheat: error: interrupted")
 
