@@ -305,7 +305,7 @@ def test_interruption_and_lack_of_memory_are_one_line(capsys, monkeypatch):
 def test_the_help_of_every_command_has_an_example(capsys):
     code, out, _ = qbheat(capsys, "--help")
     commands = re.findall(r"^    (\w+)", out, re.MULTILINE)
-    assert code == 0 and {"pretrain", "preflight", "doctor"} <= set(commands) and len(commands) == 13
+    assert code == 0 and {"pretrain", "preflight", "doctor"} <= set(commands) and len(commands) == 15
     for command in commands:
         code, out, _ = qbheat(capsys, command, "--help")
         assert code == 0 and re.search(rf"^Examples?:\n  qbheat {command}\b", out, re.MULTILINE), command
