@@ -34,7 +34,7 @@ def get_config():
     config.log_every = 25
     config.eval_every = 250
     config.monitors = ConfigDict()
-    config.monitors.images = 192  # with six views, below 2 % of the run's time
+    config.monitors.images = 192  # with six views, a few per cent of the run's time
     config.monitors.views = 6
     config.checkpoint_every = 500
     config.keep = 2
