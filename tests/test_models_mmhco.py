@@ -113,7 +113,7 @@ def test_every_known_activation(net, clips, known):
     for n, last in enumerate((0, 1, 0, 0)):
         close(rows(out[f"stage{n + 1}"]), known[f"layers.{n}.{last}"], 2e-4)
     check_embeddings(sown, known)
-    close(out["pooled"], known["pooled"], 1e-4)
+    close(out["frames"], known["pooled"], 1e-4)
     close(logits, known["logits"], 1e-5)
 
 
@@ -124,7 +124,7 @@ def test_the_released_noise_and_draws(net, clips, known, monkeypatch):
     monkeypatch.setattr(mmhco, "route", lambda *_: jax.nn.one_hot(next(routes), 3))
     logits, out, sown, _ = run(net, clips, fve_mode="noise", routing="sampled")
     check_embeddings(sown, known, "noise.")
-    close(out["pooled"], known["noise.pooled"], 1e-4)
+    close(out["frames"], known["noise.pooled"], 1e-4)
     close(logits, known["noise.logits"], 1e-5)
     assert not list(factors) and not list(routes)
 
@@ -196,9 +196,9 @@ def encode(encoder, variables, clips, **options):
 def test_features_are_means_of_the_pooled_vectors(small):
     encoder, variables, clips = small
     features, out = encode(encoder, variables, clips)
-    assert features.shape == (2, 4, 4, 12) and out["pooled"].shape == (2, 6, 12) and encoder.stride == 4
+    assert features.shape == (2, 4, 4, 12) and out["frames"].shape == (2, 6, 12) and encoder.stride == 4
     assert out["stem"].shape == (2, 2, 3, 8, 8, 8) and out["stage2"].shape == (2, 2, 3, 4, 4, 12)
-    close(features.mean((1, 2)), out["pooled"].mean(1), 1e-6)
+    close(features.mean((1, 2)), out["frames"].mean(1), 1e-6)
 
 
 def test_a_clip_does_not_depend_on_its_companions_unless_the_batch_is_pooled(small):

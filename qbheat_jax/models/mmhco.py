@@ -150,7 +150,7 @@ class MMHCO(VHeat):
     """The encoder: clips [B, 2, T, H, W, 3] -> (features [B, H / stride, W / stride, width], out), for any T.
 
     Axis 1 holds the RGB frames and the event frames. Features are the mean over modalities and frames of the last maps, behind
-    the layer norm. `out` holds `stem` and `stage1` ... [B, 2, T, h, w, C], and `pooled` [B, 2 T, width], the mean of each
+    the layer norm. `out` holds `stem` and `stage1` ... [B, 2, T, h, w, C], and `frames` [B, 2 T, width], the mean of each
     normed map. Fields of `VHeat` have its meaning; `grid` is that of `freq_embed_rgb` and `freq_embed_event`.
 
     The frequency embeddings F of a modality are a chain: a learnt table times a factor in the first stage, and BN(conv(F))
@@ -258,7 +258,7 @@ class MMHCO(VHeat):
                 stride = self.last_stride if n == len(self.dims) - 2 else 2
                 x = Downsampling(self.dims[n + 1], NORM, stride, self.dtype, name=f"layers_{n}_{self.depths[n]}")(x)
         x = by_clip(self._norm("norm")(x)).astype(jnp.float32)
-        out["pooled"] = x.mean((3, 4)).reshape(batch, 2 * frames, -1).astype(self.dtype)
+        out["frames"] = x.mean((3, 4)).reshape(batch, 2 * frames, -1).astype(self.dtype)
         return x.mean((1, 2)).astype(self.dtype), out
 
     def _chains(self, chains, n, stride, x, train):
@@ -293,12 +293,12 @@ class MMHCO(VHeat):
 
 
 class ClipHead(nn.Module):
-    """The classifier: `pooled` [B, N, C] of an encoder's outputs -> logits float32 [B, classes], the mean of all N vectors'."""
+    """The classifier: `frames` [B, N, C] of an encoder's outputs -> logits float32 [B, classes], the mean of all N vectors'."""
 
     classes: int
     dropout: float = 0.0
 
     @nn.compact
     def __call__(self, features, out, train=False):
-        x = nn.Dropout(self.dropout)(out["pooled"].astype(jnp.float32), deterministic=not train)
+        x = nn.Dropout(self.dropout)(out["frames"].astype(jnp.float32), deterministic=not train)
         return nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.001), name="classifier")(x).mean(1)
