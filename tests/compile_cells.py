@@ -501,7 +501,13 @@ _WEEKLY_TPU = (
     "mmhco-qbheat",
     "mmhco-supervised",
 )
-_WEEKLY = {"mmhco-classify-h100", "mmhco-probe-h100", "vit_rope-mae-h100", *(f"{cell}-v5e" for cell in _WEEKLY_TPU)}
+_WEEKLY = {
+    "mmhco-classify-h100",
+    "mmhco-probe-h100",
+    "vit_rope-mae-h100",
+    "vit_rope-ijepa-h100",
+    *(f"{cell}-v5e" for cell in _WEEKLY_TPU),
+}
 
 
 def _weekly():
