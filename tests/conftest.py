@@ -5,11 +5,12 @@ import importlib.metadata
 import os
 from typing import Any
 
-# Compilation is twice as fast where LLVM does not optimise. Another quarter is saved by XLA's older way to emit fusions, a
-# fifth by one module of LLVM a program. XLA ends the process at a flag that it does not know, so other versions have neither.
+# Compilation is twice as fast where LLVM does not optimise. Another quarter is saved by XLA's older way to emit fusions. XLA
+# ends the process at a flag that it does not know, so other versions do not have it. One module of LLVM a program would save a
+# fifth, but then programs for one device and for eight round differently.
 QUICKLY = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
-    QUICKLY += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 FLAGS = f"--xla_force_host_platform_device_count=8 {QUICKLY}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ["JAX_PLATFORMS"] = "cpu"

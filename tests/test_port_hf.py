@@ -18,8 +18,17 @@ from qbheat_jax.models.convnext import ConvNeXt
 from qbheat_jax.models.vit import ViT
 from qbheat_jax.port import hf
 from tests import hf_models
+from tests.conftest import TESTS_OWN
 
 pytestmark = pytest.mark.usefixtures("one_device")
+
+
+@pytest.fixture(autouse=True)
+def without_the_tests_own(monkeypatch):
+    """Sizes tell an encoder's name: those that other tests added must not be found first."""
+    for name in TESTS_OWN:
+        monkeypatch.delitem(registry.ENCODERS, name, raising=False)
+
 
 UNUSED = "embeddings.mask_token"  # of masked pre-training
 

@@ -120,7 +120,7 @@ def _voc(spec, root):
     found = {}
     for split in _SPLITS:
         path = files.join(lists, f"{split}.txt")
-        if files.there(path):
+        if files.exists(path):
             lines = files.read(path).decode("utf-8-sig", "replace").splitlines()
             names = dict.fromkeys(line.split()[0] for line in lines if line.strip())
             found[split] = [(images.get(name), masks.get(name)) for name in names]
@@ -139,7 +139,7 @@ def _by_split(spec, root, beside):
         if split in found:
             raise UserError(f"data.source='{spec}' has two folders for the split '{split}' in {images}: keep one")
         folder = files.join(masks, name)
-        known = _stems(spec, folder, mask=True) if files.there(folder) else {}
+        known = _stems(spec, folder, mask=True) if files.exists(folder) else {}
         found[split] = [(path, known.get(stem)) for stem, path in _stems(spec, files.join(images, name)).items()]
     if not found:
         raise UserError(f"data.source='{spec}': {images} has no folder of a split, such as training and validation")
@@ -173,7 +173,7 @@ def _classes(spec, root, voc):
     """Return (names of the classes, int16 [65536]: the class of each value, IGNORED or _UNNAMED)."""
     for name, read in ((CLASSES, _lines), (ADE20K, _ade20k)):
         path = files.join(root, name)
-        if files.there(path):
+        if files.exists(path):
             named = read(spec, path, files.read(path).decode("utf-8-sig", "replace").splitlines())
             break
     else:
