@@ -102,9 +102,9 @@ def test_jitter_of_nothing_changes_nothing():
     np.testing.assert_allclose(colour.Jitter()(images, jax.random.key(1)), images, atol=1e-6)
 
 
-def test_sometimes():
+def test_random_apply():
     images = unit(bytes_of(0, (2000, 4, 1, 3)))
-    made = colour.sometimes(lambda x, _: x + 2, images, jax.random.key(0), 0.8)
+    made = colour.random_apply(lambda x, _: x + 2, images, jax.random.key(0), 0.8)
     changed = np.asarray(made > 1.5).all((1, 2, 3))
     assert abs(changed.mean() - 0.8) < 0.03
     np.testing.assert_array_equal(made[~changed], images[~changed])

@@ -107,7 +107,7 @@ class Jitter:
         return jnp.where(_each(which) == 3, turned, blended)
 
 
-def sometimes(change, images, rng, probability):
+def random_apply(change, images, rng, probability):
     """Apply `change(images, rng)` to each image with the given probability, drawn per image."""
     coin, rng = jax.random.split(rng)
     chosen = jax.random.uniform(coin, images.shape[:1]) < probability

@@ -81,7 +81,7 @@ class Subset(base.Source):
 
     def __init__(self, source, splits):
         self.source, self.random_access = source, source.random_access
-        self.clips, self.plain = source.clips, source.plain
+        self.clips, self.plain, self.mask_names = source.clips, source.plain, source.mask_names
         self._parts = {
             name: [(s, np.arange(source.splits[s]) if rows is None else np.asarray(rows)) for s, rows in parts]
             for name, parts in splits.items()
@@ -99,6 +99,9 @@ class Subset(base.Source):
 
     def clip(self, split, index):
         return self.source.clip(*self._place(split, index))
+
+    def masks(self, split, index):
+        return self.source.masks(*self._place(split, index))
 
     def _place(self, split, index):
         """Return (the other's split, its index) of example `index`."""

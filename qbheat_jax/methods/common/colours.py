@@ -29,12 +29,12 @@ class Colours:
         """Augment float32 [B, H, W, 3] on the 0..1 scale; every image has draws of its own."""
         keys = jax.random.split(rng, 3)
         if self.jitter_prob:
-            images = colour.sometimes(self.jitter, images, keys[0], self.jitter_prob)
-        images = colour.sometimes(_to_grey, images, keys[1], self.grey_prob)
+            images = colour.random_apply(self.jitter, images, keys[0], self.jitter_prob)
+        images = colour.random_apply(_to_grey, images, keys[1], self.grey_prob)
         if self.blur_prob:
-            images = colour.sometimes(self._blur, images, keys[2], self.blur_prob)
+            images = colour.random_apply(self._blur, images, keys[2], self.blur_prob)
         if self.solarise_prob:
-            images = colour.sometimes(_solarised, images, jax.random.fold_in(rng, 3), self.solarise_prob)
+            images = colour.random_apply(_solarised, images, jax.random.fold_in(rng, 3), self.solarise_prob)
         return images
 
     def _blur(self, images, rng):
