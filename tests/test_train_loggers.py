@@ -206,17 +206,20 @@ def test_wandb_offline(tmp_path, monkeypatch, small_config, caplog):
     name = json.loads((tmp_path / "run" / "loggers.json").read_text())["wandb"]
     files = sorted((tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{name}.wandb"))
     assert len(files) == 2, "two parts of one run"
+    deadline = time.monotonic() + 60  # its service writes on behind `finish`
+    while time.monotonic() < deadline and not all(map(ended, files)):
+        time.sleep(0.1)
     content = [history(file) for file in files]
     assert [(line["step"], line.get("train/loss"), line.get("val/loss")) for part in content for line in part] == [
         (1, 2.0, None), (2, 1.0, None), (2, None, 1.5), (3, 0.5, None), (4, 0.25, None),
     ]  # fmt: skip
 
 
-def history(path):
-    """What an offline run of Weights & Biases logged, a dict a call. Its file is a log of LevelDB with another header."""
+def records(path):
+    """What is in the file of an offline run of Weights & Biases, which is a log of LevelDB with another header."""
     from wandb.proto import wandb_internal_pb2
 
-    data, place, whole, lines = path.read_bytes(), 7, b"", []
+    data, place, whole, found = path.read_bytes(), 7, b"", []
     while place < len(data):
         if 32768 - place % 32768 < 7:  # a record never begins in the last bytes of a block
             place += 32768 - place % 32768
@@ -225,8 +228,22 @@ def history(path):
         whole += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (1, 4):  # a whole record, or its last part
-            record, whole = wandb_internal_pb2.Record.FromString(whole), b""
-            items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            if items:
-                lines.append({key: value for key, value in items.items() if not key.startswith("_")})
+            found.append(wandb_internal_pb2.Record.FromString(whole))
+            whole = b""
+    return found
+
+
+def ended(path):
+    """Whether the last record of an offline run says how it ended."""
+    found = records(path)
+    return bool(found) and found[-1].HasField("exit")
+
+
+def history(path):
+    """What an offline run of Weights & Biases logged, a dict a call."""
+    lines = []
+    for record in records(path):
+        items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        if items:
+            lines.append({key: value for key, value in items.items() if not key.startswith("_")})
     return lines
