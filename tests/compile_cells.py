@@ -489,6 +489,7 @@ _OFTEN = ("former_grouped-simclr", "mobilenet-vicreg", "resnet_basic-lejepa", "v
 _WEEKLY_TPU = (
     "mobilenet-simclr",
     "mobilenet-vicreg",
+    "mobilenet-lejepa",
     "vit-ijepa",
     "vit-dino",
     "vit_rope-mae",
@@ -501,13 +502,14 @@ _WEEKLY_TPU = (
     "mmhco-qbheat",
     "mmhco-supervised",
 )
-_WEEKLY = {
-    "mmhco-classify-h100",
-    "mmhco-probe-h100",
-    "vit_rope-mae-h100",
-    "vit_rope-ijepa-h100",
-    *(f"{cell}-v5e" for cell in _WEEKLY_TPU),
-}
+# Besides those that `_weekly` chooses: each has a neighbour in the test command, of the same encoder or the same method.
+_WEEKLY_GPU = (
+    *("former-finola", "former_grouped-finetune", "lite-supervised", "resnet_basic-detr", "resnet_basic-lejepa"),
+    *("mobilenet-vicreg", "convnext-moco", "vheat_scaled-moco", "hcnet-finetune", "vit_rope-mae", "vit_rope-ijepa"),
+    *("mmhco-classify", "mmhco-probe", "resnet_basic-classify", "former_grouped-classify"),
+    *("lite-init", "hcnet-init", "resnet_basic-init"),
+)
+_WEEKLY = {*(f"{cell}-v5e" for cell in _WEEKLY_TPU), *(f"{cell}-h100" for cell in _WEEKLY_GPU)}
 
 
 def _weekly():

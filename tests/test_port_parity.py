@@ -78,7 +78,10 @@ def test_mobile_former_gives_every_known_activation(small_net, tmp_path):
 torch = pytest.importorskip("torch")
 models = pytest.importorskip("torch_models", reason="needs torch")
 
-NETS = ("resnet18", "resnet50", "mobilenet_v2", "efficientnet_lite0", "vit_ti")
+NETS = (
+    *("resnet18", "resnet50", "mobilenet_v2", "vit_ti"),
+    pytest.param("efficientnet_lite0", marks=pytest.mark.weekly),  # test_real_weights.py has it too
+)
 
 
 def peer(name):

@@ -28,7 +28,7 @@ def check(*arguments, **environment):
     return got.returncode, got.stdout, got.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_every_part_runs_and_is_reported(tmp_path):
     pytest.importorskip("torch")
     code, out, log = check("--tiny", "--out", tmp_path)
