@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qbheat_jax import device_mesh, rng
+from qbheat_jax.data import device_cache
 from qbheat_jax.data.sources.synthetic import Synthetic
 from qbheat_jax.eval import monitors
 from qbheat_jax.eval.evaluate import Evaluator, Metric
@@ -198,10 +199,12 @@ def of_encoder(config, frozen, source, split):
     clips = len(frozen.spec.shapes(1)["image"].shape) > 4
     views = 0 if clips else config.monitors.views
     mesh, shown = device_mesh.make_mesh({"data": -1}), config.data
+    sampled = sample(source, split, config.monitors.images, config.seed)
     evaluate = Evaluator(
         Online(frozen.features, config.monitors, shown, config.seed, views),
-        sample(source, split, config.monitors.images, config.seed), SPLIT, mesh, frozen.spec,
+        sampled, SPLIT, mesh, frozen.spec,
         batch_size=batch_size(config.batch_size, views, mesh.shape["data"]),
+        cache=device_cache.of(shown, frozen.image_size, sampled, SPLIT, mesh) if frozen.spec.cacheable else None,
         workers=shown.workers, prefetch=shown.prefetch,
     )  # fmt: skip
     evaluate(frozen.variables)
