@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from qbheat_jax import api, data
+from qbheat_jax.data import device_cache
 from qbheat_jax.data.sources import base
 from qbheat_jax.errors import UserError
 from qbheat_jax.eval import monitors
@@ -90,6 +91,14 @@ def test_the_figures_are_those_of_the_features():
     assert figures["rankme"] == pytest.approx(monitors.rankme(features), rel=1e-4)
     assert figures["alpha_req"] == pytest.approx(monitors.alpha_req(features), rel=1e-3)
     assert 1 < figures["lidar"] <= 7  # of the images 0, 4, ... 28
+
+
+def test_images_come_from_the_device_cache_where_there_is_one(monkeypatch):
+    opened, of = [], device_cache.of
+    monkeypatch.setattr(device_cache, "of", lambda *a: opened.append(of(*a)) or opened[-1])
+    fields = {"monitors__images": 16, "monitors__views": 0, "data__device_cache": True}
+    figures = online.of_encoder(config(**fields), tiny(), Blobs(), "train")
+    assert len(opened) == 1 and opened[0] is not None and figures["rankme"] > 1
 
 
 def test_probes_of_an_encoder_share_the_monitors(tmp_path, monkeypatch):
