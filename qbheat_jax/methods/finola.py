@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from qbheat_jax.config import POSITIVE, Field, at_least, refuse
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
-from qbheat_jax.methods.common.encoding import encode, pooled, spread_of
+from qbheat_jax.methods.common.encoding import collections, encode, pooled, spread_of
 from qbheat_jax.models.finola import FinolaDecoder
 from qbheat_jax.ops import images as images_lib
 
@@ -77,8 +77,7 @@ class Finola(base.Method):
         encoder = self.encoder.init(keys[0], images)
         features, _ = self.encoder.apply(encoder, images)
         decoder = self.decoder.init(keys[1], features)
-        stats = {"encoder": encoder["batch_stats"]} if "batch_stats" in encoder else {}
-        return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}, "batch_stats": stats}
+        return collections({"encoder": encoder, "decoder": decoder})
 
     def loss(self, params, state, batch, rng, train=True):
         """Return (mean squared error of normalised pixels, (state, metrics)).

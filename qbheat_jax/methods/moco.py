@@ -16,6 +16,8 @@ from qbheat_jax.methods.common.encoding import encode, l2_normalize, pooled
 from qbheat_jax.models.layers import BatchNorm
 from qbheat_jax.ops import images as images_lib
 
+PARTS = ("encoder", "projector")
+
 
 class Projector(nn.Module):
     """MoCo-v2's head: two layers, the first as wide as its input. [B, C] -> float32 [B, width] of unit length.
@@ -151,17 +153,14 @@ class MoCo(base.Method):
         images = self.pixels.normalise(batch["image"][:1])
         encoder = self.encoder.init(keys[0], images)
         projector = self.projector.init(keys[1], pooled(*self.encoder.apply(encoder, images)))
-        made = {"encoder": encoder, "projector": projector}
-        params = {part: tree["params"] for part, tree in made.items()}
-        stats = {part: tree["batch_stats"] for part, tree in made.items() if "batch_stats" in tree}
-        follower = self.init_copies({"params": params, "batch_stats": stats})["batch_stats"]
+        variables = self.init_copies(encoding.collections({"encoder": encoder, "projector": projector}))
         queue = l2_normalize(jax.random.normal(keys[2], (self.queue, self.projector.width)))
         counters = {"pointer": jnp.zeros((), jnp.int32), "steps": jnp.zeros((), jnp.int32)}
-        return {"params": params, "batch_stats": {**follower, "queue": queue, **counters}}
+        return {**variables, "batch_stats": {**variables["batch_stats"], "queue": queue, **counters}}
 
     def init_copies(self, variables):
         """As `Method.init_copies`: the key encoder's parts are copies of the given ones."""
-        return ema.with_copies(variables, ("encoder", "projector"), "key_")
+        return ema.with_copies(variables, PARTS, "key_")
 
     def loss(self, params, state, batch, rng, train=True):
         """Return (mean InfoNCE of the examples that count, (state, {"top1", and those of `encoding.spread_of`})).
@@ -175,7 +174,8 @@ class MoCo(base.Method):
         crops = jnp.stack([batch["image"], batch["image2" if "image2" in batch else "image"]])
         first, second = jax.vmap(self._view)(crops, keys[:2])
         if train:
-            state = self._follow(params, state)
+            momentum = jnp.minimum(self.momentum, ema.early(state["steps"].astype(jnp.float32)))
+            state = ema.followed(params, state, PARTS, "key_", momentum)
         key = jax.lax.stop_gradient(self._key(state, second))
         features, out, state = encode(self.encoder, params, state, first, keys[2], train)
         vectors = pooled(features, out)
@@ -192,17 +192,6 @@ class MoCo(base.Method):
         """Augment and normalise uint8 [B, H, W, 3]."""
         coloured = self.colours(images.astype(jnp.float32) / 255.0, rng)
         return self.pixels.normalise(coloured * 255.0)
-
-    def _follow(self, params, state):
-        """Return the state after the key encoder's momentum update."""
-        params = jax.lax.stop_gradient(params)
-        steps = state["steps"].astype(jnp.float32)
-        momentum = jnp.minimum(self.momentum, (1 + steps) / (10 + steps))
-        followed = {
-            f"key_{part}": ema.ema_update(state[f"key_{part}"], encoding.variables(params, state, part), momentum)
-            for part in ("encoder", "projector")
-        }
-        return {**state, **followed}
 
     def _key(self, state, images):
         return self.projector.apply(state["key_projector"], pooled(*self.encoder.apply(state["key_encoder"], images)))

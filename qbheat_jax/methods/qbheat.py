@@ -11,7 +11,7 @@ from qbheat_jax.config import Field, at_least, refuse
 from qbheat_jax.errors import UserError
 from qbheat_jax.methods import base
 from qbheat_jax.methods.common import decoding, targets
-from qbheat_jax.methods.common.encoding import encode, pooled, spread_of
+from qbheat_jax.methods.common.encoding import collections, encode, pooled, spread_of
 from qbheat_jax.methods.common.targets import Target
 from qbheat_jax.models.decoder import HeatDecoder
 from qbheat_jax.ops import heat, poisson, quarters
@@ -138,9 +138,7 @@ class QBHeat(base.Method):
         encoder = self.encoder.init(encoder_rng, visible)
         features, _ = self.encoder.apply(encoder, visible)
         decoder = self.decoder.init(decoder_rng, features, batch["quarter"][:1])
-        params = {"encoder": encoder["params"], "decoder": decoder["params"]}
-        stats = {"encoder": encoder["batch_stats"]} if "batch_stats" in encoder else {}
-        return {"params": params, "batch_stats": stats}
+        return collections({"encoder": encoder, "decoder": decoder})
 
     def loss(self, params, state, batch, rng, train=True):
         """Return (mean `Target.error` over the cells that count, (state, {"variance", and those of `encoding.spread_of`})).

@@ -9,7 +9,7 @@ import optax
 
 from qbheat_jax.config import BELOW_ONE, FRACTION, Field, at_least, refuse
 from qbheat_jax.methods import base
-from qbheat_jax.methods.common.encoding import pooled, spread_of
+from qbheat_jax.methods.common.encoding import collections, pooled, spread_of
 from qbheat_jax.methods.common.mixing import CUTMIX, MIXUP, Mixing
 from qbheat_jax.models import registry
 from qbheat_jax.models.ghost_batch_norm import grouped
@@ -102,10 +102,7 @@ class Supervised(base.Method):
         if self.head is not None:
             features, out = self.encoder.apply(made["encoder"], images)
             made["head"] = self.head.init(head_rng, features, out, False)
-        return {
-            collection: {part: tree[collection] for part, tree in made.items() if collection in tree}
-            for collection in ("params", "batch_stats")
-        }
+        return collections(made)
 
     def loss(self, params, state, batch, rng, train=True):
         """Return (mean cross-entropy over the examples that count, (state, {"top1", and those of `encoding.spread_of`})).

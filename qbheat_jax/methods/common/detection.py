@@ -10,6 +10,7 @@ import optax
 from qbheat_jax.config import POSITIVE, Field
 from qbheat_jax.data.specs import boxes
 from qbheat_jax.methods import base
+from qbheat_jax.methods.common.encoding import collections
 from qbheat_jax.methods.common.encoding import variables as variables_of
 from qbheat_jax.models import pyramid
 from qbheat_jax.ops import images as images_lib
@@ -57,11 +58,7 @@ class Detection(base.Method):
         encoder = self.encoder.init(encoder_rng, images)
         features, out = self.encoder.apply(encoder, images)
         detector = self.detector.init(detector_rng, self._maps(features, out, images))
-        statistics = {"encoder": encoder["batch_stats"]} if "batch_stats" in encoder else {}
-        return {
-            "params": {"encoder": encoder["params"], "detector": detector["params"]},
-            "batch_stats": statistics,
-        }
+        return collections({"encoder": encoder, "detector": detector})
 
     def loss(self, params, state, batch, rng, train=True):
         """Return (loss, (state, metrics)), the same in training and evaluation.
